@@ -1,0 +1,1 @@
+"""The long-tailed data sets: registry, split files, samplers."""

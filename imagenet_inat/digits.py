@@ -1,0 +1,93 @@
+"""The embedded data: a long-tailed split of scikit-learn's handwritten digits.
+
+1,797 real 8×8 images come inside the scikit-learn package. They are written once as
+PNG files beside split lists, and from then on they are read like any other data set.
+The split is fixed: balanced test of 40 a class, validation of 14 a class, and of the
+120 left in each class 120·imbalance^(-c/9) for training, digit 0 most, digit 9 least.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+NUM_CLASSES = 10
+TEST_PER_CLASS, VAL_PER_CLASS, TRAIN_LARGEST = 40, 14, 120
+SPLIT_SEED = 0
+
+
+def train_counts(imbalance: float) -> list[int]:
+    """Training images of each class for a ratio of largest to smallest class (at least 1 image)."""
+    exponents = [c / (NUM_CLASSES - 1) for c in range(NUM_CLASSES)]
+    return [max(1, int(TRAIN_LARGEST * imbalance**-e + 1e-9)) for e in exponents]
+
+
+def split_lines(imbalance: float) -> dict[str, list[str]]:
+    """The lines of the three lists; images are called images/<digit>/<number in the package>.png."""
+    labels = load_digits().target
+    rng = np.random.RandomState(SPLIT_SEED)  # the legacy generator: the same on every NumPy
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for label, count in enumerate(train_counts(imbalance)):
+        shuffled = rng.permutation(np.flatnonzero(labels == label))
+        val_end = TEST_PER_CLASS + VAL_PER_CLASS
+        parts = {
+            "test": shuffled[:TEST_PER_CLASS],
+            "val": shuffled[TEST_PER_CLASS:val_end],
+            "train": shuffled[val_end : val_end + count],
+        }
+        for split, numbers in parts.items():
+            lines[split] += [f"{_image_name(label, number)} {label}" for number in numbers]
+    return lines
+
+
+def prepare(data_root: Path, imbalance: float) -> tuple[Path, Path]:
+    """Write images and lists under data_root unless they are there.
+
+    Each folder is written beside its place and renamed: it is whole or not there, and
+    of two processes that start at once one wins and the other's copy is dropped.
+
+    Returns:
+        The data root of the lists' paths, and the folder of the lists.
+    """
+    root = Path(data_root) / "digits_LT"
+    splits = root / f"imbalance_{imbalance:g}"
+    _write_folder(root / "images", _write_images)
+    _write_folder(splits, lambda folder: _write_lists(folder, imbalance))
+    return root, splits
+
+
+def _image_name(label: int, number: int) -> str:
+    return f"images/{label}/{number:04d}.png"
+
+
+def _write_images(folder: Path) -> None:
+    digits = load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / _image_name(label, number).removeprefix("images/")
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)).save(path)
+
+
+def _write_lists(folder: Path, imbalance: float) -> None:
+    for split, lines in split_lines(imbalance).items():
+        (folder / f"digits_LT_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_folder(place: Path, write) -> None:
+    if place.is_dir():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        write(draft)
+        draft.chmod(0o755)  # mkdtemp's folders are private
+        os.rename(draft, place)
+    except OSError:
+        if not place.is_dir():  # not lost to another process: a real failure
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

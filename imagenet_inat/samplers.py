@@ -1,0 +1,105 @@
+"""Which images make up which batch: functions of (seed, epoch), the same for any number of ranks.
+
+A sampler yields a rank's share of each global batch as (index, draw) pairs; `draw` is
+the number of the draw in the whole run, which seeds that image's random view.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from utils import distributed
+from utils.errors import InputError
+from utils.randomness import Stream, numpy_rng
+
+
+class CountedBatches(Sampler):
+    """Batches of the epoch set by `set_epoch`; subclasses say what `draw(epoch)` returns.
+
+    Args:
+        epoch_size: images in an epoch; an incomplete last batch is dropped.
+        batch_size: of the global batch, split evenly over the ranks. seed: the run's.
+
+    Raises:
+        InputError: the batch is larger than an epoch.
+    """
+
+    def __init__(self, epoch_size: int, batch_size: int, seed: int):
+        self.steps = epoch_size // batch_size
+        if not self.steps:
+            raise InputError(
+                f"--batch-size {batch_size}: an epoch has {epoch_size} training images, expected at most that"
+            )
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def draw(self, epoch: int) -> np.ndarray:
+        """(steps · batch_size,) indices of the epoch, in order."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // distributed.world_size()
+        size = self.steps * self.batch_size
+        indices = self.draw(self.epoch).tolist()
+        for step in range(self.steps):
+            start = step * self.batch_size + distributed.rank() * share
+            yield [(indices[i], self.epoch * size + i) for i in range(start, start + share)]
+
+
+class ShuffledBatches(CountedBatches):
+    """Every image `repeat` times an epoch, in random order (stage 1)."""
+
+    def __init__(self, num_images: int, repeat: int, batch_size: int, seed: int):
+        super().__init__(num_images * repeat, batch_size, seed)
+        self.num_images, self.epoch_size = num_images, num_images * repeat
+
+    def draw(self, epoch: int) -> np.ndarray:
+        order = numpy_rng(self.seed, Stream.ORDER, epoch).permutation(self.epoch_size)
+        return order[: self.steps * self.batch_size] % self.num_images
+
+
+class ClassAwareBatches(CountedBatches):
+    """Balanced over classes (stage 2, classifier-balancing's sampler).
+
+    Cycles over the classes in random order, reshuffled each cycle; a visit to a class
+    draws 4 images from that class's own shuffled cycle. Both cycles go on from epoch to
+    epoch. Any draw t can be named without the ones before it: t is part of class visit
+    t // 4; each cycle visits every class once, so that is the class's visit number
+    (t // 4) // C, and the image has place 4·visit + t % 4 in the class's own sequence.
+    Classes without an image are left out.
+    """
+
+    PER_VISIT = 4
+
+    def __init__(self, labels: np.ndarray, repeat: int, batch_size: int, seed: int):
+        super().__init__(len(labels) * repeat, batch_size, seed)
+        by_class = np.argsort(labels, kind="stable")
+        present, first = np.unique(labels[by_class], return_index=True)
+        self.images = dict(zip(present.tolist(), np.split(by_class, first[1:]), strict=True))
+        self._class_cycle = functools.lru_cache(maxsize=2)(self._shuffle_classes)
+        # A class's cycle is asked for again at the next visit, so all classes' current ones are kept.
+        self._image_cycle = functools.lru_cache(maxsize=2 * len(present))(self._shuffle_images)
+
+    def _shuffle_classes(self, cycle: int) -> np.ndarray:
+        return numpy_rng(self.seed, Stream.CLASS_ORDER, cycle).permutation(list(self.images))
+
+    def _shuffle_images(self, label: int, cycle: int) -> np.ndarray:
+        return numpy_rng(self.seed, Stream.CLASS_IMAGES, label, cycle).permutation(self.images[label])
+
+    def _image(self, draw: int) -> int:
+        visit, part = divmod(draw, self.PER_VISIT)
+        class_cycle, place = divmod(visit, len(self.images))
+        label = int(self._class_cycle(class_cycle)[place])
+        cycle, place = divmod(class_cycle * self.PER_VISIT + part, len(self.images[label]))
+        return int(self._image_cycle(label, cycle)[place])
+
+    def draw(self, epoch: int) -> np.ndarray:
+        size = self.steps * self.batch_size
+        return np.array([self._image(epoch * size + i) for i in range(size)])

@@ -1,0 +1,278 @@
+"""Stage 2: a linear classifier on the frozen encoder of stage 1, on class-balanced batches.
+
+On the embedded digits:
+    python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar --epochs 10 --schedule 5 8 -b 64 --seed 0
+
+On ImageNet-LT, the recipe of the release:
+    python main_lincls_imba.py --data-root IMAGENET --pretrained RUN/last.pth.tar \\
+        --epochs 40 --schedule 20 30 -b 2048 --seed 0
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from imagenet_inat.datasets import LongTailDataset
+from imagenet_inat.loaders import eval_loader, train_loader
+from imagenet_inat.samplers import ClassAwareBatches
+from moco.encoders import get_encoder
+from moco.loader import eval_transform, train_transform
+from utils import arguments, checkpoint, distributed, errors
+from utils.logger import Progress, RunLog, describe, plain_args, say
+from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.report import show_accuracies
+from utils.schedules import learning_rate, set_learning_rate
+
+BEST = "model_best.pth.tar"
+
+
+def get_args_parser() -> arguments.Parser:
+    parser = arguments.Parser(description=__doc__)
+    arguments.add_data_arguments(parser)
+    arguments.add_model_argument(parser)
+    parser.add_argument("--pretrained", metavar="PATH", help="the stage-1 checkpoint whose query encoder is probed")
+    parser.add_argument(
+        "--bn-mode",
+        choices=["train", "eval"],
+        default="train",
+        help="batch-norm of the frozen encoder while the classifier trains: batch statistics, and running ones "
+        "that move on (train, the release), or everything frozen (eval, MoCo)",
+    )
+    arguments.add_optim_arguments(parser, epochs=100, lr=10.0, schedule=[60, 80], weight_decay=0.0)
+    running = arguments.add_running_arguments(parser)
+    running.add_argument(
+        "-e",
+        "--evaluate",
+        action="store_true",
+        help="measure the stage-2 checkpoint given with --resume; train nothing",
+    )
+    arguments.add_distributed_arguments(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    prepare(args)
+    distributed.launch(main_worker, args)
+
+
+def prepare(args) -> None:
+    """Check everything that can be checked before a process group or a file is made."""
+    spec = arguments.resolve(args)
+    if args.evaluate:
+        if not Path(args.resume).is_file():
+            raise errors.InputError(f'--evaluate: --resume "{args.resume}" is no file, expected a stage-2 checkpoint')
+    elif not args.pretrained or not Path(args.pretrained).is_file():
+        raise errors.InputError(
+            f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'
+        )
+    else:
+        args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args))
+        checkpoint.find_resume(args.resume, Path(args.run_dir))
+    build_classifier(args, spec.num_classes)
+    for split in ("train", "val", "test"):
+        data = arguments.open_split(args, split, None)
+        if split == "train":
+            ClassAwareBatches(data.labels, spec.repeat, args.batch_size, seed=0)
+
+
+def run_name(args) -> str:
+    """The release's name of a probe, a folder beside the pre-trained file."""
+    return (
+        f"{args.dataset}_linear_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}_bsz{args.batch_size}_{args.name}"
+    )
+
+
+def build_classifier(args, num_classes: int) -> nn.Module:
+    """The network with the pre-trained encoder frozen and `fc` new: weight N(0, 0.01), bias 0."""
+    model = get_encoder(args.arch, args.image_size)(num_classes=num_classes)
+    if not args.evaluate:  # an evaluated checkpoint brings all weights itself
+        checkpoint.load_query_encoder(model, args.pretrained, args.arch)
+    model.requires_grad_(False)
+    model.fc.requires_grad_(True)
+    nn.init.normal_(model.fc.weight, mean=0.0, std=0.01)
+    nn.init.zeros_(model.fc.bias)
+    return model
+
+
+def main_worker(args) -> None:
+    """The probe, in one of its processes."""
+    resume = args.resume if args.evaluate else checkpoint.find_resume(args.resume, Path(args.run_dir))
+    state = checkpoint.load(resume) if resume else {"epoch": args.start_epoch, "results": {}}
+    args.seed = state.get("seed", args.seed)
+    arguments.resolve_seed(args)
+    torch.manual_seed(args.seed)
+    spec = arguments.REGISTRY[args.dataset]
+
+    model = build_classifier(args, spec.num_classes)
+    if resume:
+        checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+    model.to(args.device)
+
+    train_set = arguments.open_split(args, "train", train_transform(spec, args.image_size))
+    splits = {s: arguments.open_split(args, s, eval_transform(spec, args.image_size)) for s in ("val", "test")}
+    loaders = {s: eval_loader(data, args.batch_size, args.workers, args.device) for s, data in splits.items()}
+    if args.evaluate:
+        for split, loader in loaders.items():
+            show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, train_set.class_counts))
+        return
+    train(args, model, train_set, loaders, state)
+
+
+def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str, DataLoader], state: dict) -> None:
+    """Train `fc`, measure after every epoch, and write results.json."""
+    run_dir, device = Path(args.run_dir), args.device
+    repeat = arguments.REGISTRY[args.dataset].repeat
+    batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
+    loader = train_loader(train_set, batches, args.workers, device)
+    ddp = distributed.wrap(model, device)
+    # No weight decay and no momentum reaches the encoder: only what trains is given.
+    optimizer = torch.optim.SGD(model.fc.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        say(f"resumed after epoch {state['epoch']}")
+
+    log = RunLog(run_dir, args, ("train", "val", "test"), state["epoch"])
+    say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {run_dir}")
+    progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
+    frozen = frozen_weights(model, args.bn_mode)
+    results = state["results"]
+    for epoch in range(state["epoch"], args.epochs):
+        rate = learning_rate(args.lr, epoch, args.epochs, args.schedule, cosine=False)
+        set_learning_rate(optimizer, rate)
+        batches.set_epoch(epoch)
+        title = f"Epoch: [{epoch + 1}/{args.epochs}]"
+        means = train_one_epoch(loader, ddp, optimizer, title, args, progress)
+        if epoch == state["epoch"]:
+            assert_unmoved(model, frozen)
+        distributed.broadcast_buffers(model)
+        measured = {split: validate(part, model, train_set.class_counts) for split, part in loaders.items()}
+        is_best = choose(results, epoch + 1, measured)
+        save_epoch(run_dir, args, epoch + 1, model, optimizer, results, is_best)
+        log_epoch(log, title, epoch + 1, rate, means, measured, progress)
+    progress.close()
+    finish(args, run_dir, results, train_set.class_counts)
+
+
+def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
+    """Copies of what must not change; with bn_mode train the batch-norm statistics may."""
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
+    tensors = model.state_dict() if bn_mode == "eval" else dict(model.named_parameters())
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if not name.startswith("fc.")}
+
+
+def assert_unmoved(model: nn.Module, frozen: dict[str, Tensor]) -> None:
+    """Fail if training the classifier has changed the encoder by a single bit."""
+    now = model.state_dict()
+    moved = [name for name, before in frozen.items() if not torch.equal(now[name], before)]
+    assert not moved, f"frozen weights have moved: {moved[:3]}"
+
+
+def train_one_epoch(loader, model, optimizer, title: str, args, progress: Progress) -> dict:
+    """One epoch of class-balanced batches; returns its means over all ranks."""
+    model.train(args.bn_mode == "train")
+    means = Means(title, args.device)
+    for images, labels in progress.epoch(loader, title):
+        images = images.to(args.device, non_blocking=True)
+        labels = labels.to(args.device, non_blocking=True)
+
+        logits = model(images)  # (N, C)
+        loss = cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        rank = rank_of_label(logits.detach(), labels)
+        means.add(len(labels), loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
+        progress.step(means)
+    return means.read(over_ranks=True)
+
+
+@torch.no_grad()
+def validate(loader: DataLoader, model: nn.Module, class_counts: np.ndarray) -> dict:
+    """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class."""
+    model.eval()
+    device = next(model.parameters()).device
+    accuracy = ClassAccuracy(len(class_counts), device)
+    loss = torch.zeros((), device=device)
+    for images, labels in loader:
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        logits = model(images)
+        accuracy.add(logits, labels)
+        loss += cross_entropy(logits, labels, reduction="sum")
+    return {
+        "loss": float(distributed.sum_over_ranks(loss)) / len(loader.dataset),
+        **accuracy.summary(class_counts),
+    }
+
+
+def choose(results: dict, epoch: int, measured: dict[str, dict]) -> bool:
+    """Note this epoch's test accuracies under each name it earns; True when validation chose it.
+
+    selected: best top-1 on validation. last. best_on_test: the release's own number,
+    which picks the epoch by the test split and so flatters it.
+    """
+    entry = {"epoch": epoch, **measured["test"], "val_acc1": measured["val"]["acc1"]}
+    results["last"] = entry
+    if "best_on_test" not in results or entry["acc1"] > results["best_on_test"]["acc1"]:
+        results["best_on_test"] = entry
+    if "selected" in results and entry["val_acc1"] <= results["selected"]["val_acc1"]:
+        return False
+    results["selected"] = entry
+    return True
+
+
+def save_epoch(run_dir: Path, args, epochs_done: int, model, optimizer, results: dict, is_best: bool) -> None:
+    """last.pth.tar every epoch; model_best.pth.tar when validation improved."""
+    if not distributed.is_main():
+        return
+    state = {
+        "epoch": epochs_done,
+        "arch": args.arch,
+        "state_dict": checkpoint.packed(model),
+        "best_acc1": results["best_on_test"]["acc1"],
+        "optimizer": optimizer.state_dict(),
+        "results": results,
+        "seed": args.seed,
+        "args": plain_args(args),
+    }
+    checkpoint.save(run_dir / checkpoint.LAST, state)
+    if is_best:
+        checkpoint.save(run_dir / BEST, state)
+
+
+def log_epoch(log: RunLog, title: str, epoch: int, rate: float, means: dict, measured: dict, progress) -> None:
+    rows = {"train": means}
+    for split, values in measured.items():
+        rows[split] = {"loss": values["loss"], "top1": values["acc1"], "top5": values["acc5"]}
+    for split, values in rows.items():
+        log.scalars(split, values, epoch)
+    log.record(epoch=epoch, lr=rate, **rows, seconds=progress.seconds(), images_per_s=progress.speed())
+    accuracies = f"val {measured['val']['acc1']:.2f}  test {measured['test']['acc1']:.2f}"
+    say(f"{title}  {describe(means)}  {accuracies}  lr {rate:.4g}  ETA {progress.eta()}")
+
+
+def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None:
+    """Write results.json, show the table and say what there is."""
+    record = {
+        "dataset": args.dataset,
+        "arch": args.arch,
+        "seed": args.seed,
+        "pretrained": str(args.pretrained),
+    }
+    record |= {name: results[name] for name in ("selected", "last", "best_on_test")}
+    record["train_counts"] = class_counts.tolist()
+    if distributed.is_main():
+        (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    for name in ("selected", "last", "best_on_test"):
+        show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
+    say(f"wrote {run_dir}: args.json, log.jsonl, train/ val/ test/ (TensorBoard), last.pth.tar, {BEST}, results.json")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,295 @@
+"""Stage 1: contrastive pre-training with KCL or TSC on long-tailed data.
+
+Five minutes on a laptop, no download (see also `make demo`):
+    python main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs 20 -b 64 --lr 0.1 --moco-k 1024 --moco-m 0.99
+
+KCL and TSC on ImageNet-LT, one process per GPU of this machine:
+    torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 200
+    torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 400 \\
+        --targeted --sep_t --tw 0.2
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from imagenet_inat.datasets import DatasetSpec
+from imagenet_inat.loaders import train_loader
+from imagenet_inat.samplers import ShuffledBatches
+from moco.builder import KCL
+from moco.encoders import get_encoder
+from moco.loader import TwoCropsTransform, train_transform
+from moco.targets import load_targets, target_file_name
+from target_generation import generate_file
+from utils import arguments, checkpoint, distributed, errors
+from utils.logger import Progress, RunLog, describe, plain_args, say
+from utils.metrics import Means, in_top_k
+from utils.schedules import learning_rate, set_learning_rate
+
+
+def get_args_parser() -> arguments.Parser:
+    parser = arguments.Parser(description=__doc__)
+    arguments.add_data_arguments(parser)
+    add_model_arguments(parser)
+    add_loss_arguments(parser)
+    optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
+    optim.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
+    running = arguments.add_running_arguments(parser)
+    running.add_argument("--save-folder", default="runs", metavar="DIR", help="where run folders go without --run-dir")
+    running.add_argument(
+        "-s",
+        "--save_freq",
+        type=arguments.positive_int,
+        default=20,
+        help="epochs between checkpoints that are kept",
+    )
+    arguments.add_distributed_arguments(parser)
+    return parser
+
+
+def add_model_arguments(parser: arguments.Parser) -> None:
+    arguments.add_model_argument(parser)
+    group = parser.add_argument_group("Model")
+    group.add_argument("--moco-dim", type=arguments.positive_int, default=128, help="D, dimension of the features")
+    group.add_argument(
+        "--moco-k",
+        type=arguments.positive_int,
+        default=65536,
+        help="Q, length of the queue, a multiple of the batch; on small data a few times the training set is enough",
+    )
+    group.add_argument(
+        "--moco-m",
+        type=arguments.fraction,
+        default=0.999,
+        help="momentum of the key encoder; 0.99 when a run has only some thousand steps",
+    )
+    group.add_argument("--moco-t", type=arguments.positive_float, default=0.07, help="softmax temperature, 0.05 to 0.2")
+    group.add_argument("--mlp", action="store_true", help="two-layer projection head (both recipes use it)")
+
+
+def add_loss_arguments(parser: arguments.Parser) -> None:
+    group = parser.add_argument_group("Loss")
+    group.add_argument(
+        "--loss",
+        choices=["SupCon", "MoCo"],
+        default="SupCon",
+        help="SupCon: KCL and TSC; MoCo: the own key is the only positive, labels are not used",
+    )
+    group.add_argument(
+        "--K",
+        type=arguments.natural,
+        default=6,
+        help="positives drawn per anchor; 0: all of its class in the queue",
+    )
+    group.add_argument(
+        "--targeted", action="store_true", help="TSC: half of the epochs KCL, then targets join the loss"
+    )
+    group.add_argument("--tr", type=arguments.positive_int, default=1, help="copies of each target (TSC)")
+    group.add_argument(
+        "--sep_t",
+        action="store_true",
+        help="the target is always a positive, besides the K drawn ones (TSC's recipe)",
+    )
+    group.add_argument(
+        "--tw",
+        "--target-weight",
+        type=arguments.unsigned_float,
+        default=1.0,
+        help="weight of the target term (TSC's recipe: 0.2)",
+    )
+    group.add_argument(
+        "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here; made if missing)"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    prepare(args)
+    distributed.launch(main_worker, args)
+
+
+def prepare(args) -> None:
+    """Check everything that can be checked before a process group, a model or a file is made."""
+    spec = arguments.resolve(args)
+    if args.moco_k % args.batch_size:
+        raise errors.InputError(
+            f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}"
+        )
+    if args.loss == "MoCo" and args.targeted:
+        raise errors.InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
+    get_encoder(args.arch, args.image_size)
+    args.targets = args.targets or target_file_name(spec.num_classes, args.moco_dim)
+    if args.targeted and Path(args.targets).exists():
+        load_targets(args.targets, spec.num_classes, args.moco_dim)
+    args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
+    checkpoint.find_resume(args.resume, Path(args.run_dir))
+    train_set = arguments.open_split(args, "train", None)
+    ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
+
+
+def run_name(args) -> str:
+    """The release's name of a run."""
+    return (
+        f"{args.dataset}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}_mlp_{args.mlp}"
+        f"_t_{args.moco_t}_{args.moco_k}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
+        f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
+    )
+
+
+class Phase(NamedTuple):
+    """A stretch of epochs with its own optimiser and schedule."""
+
+    name: str
+    start: int
+    epochs: int
+
+
+def get_phases(epochs: int, targeted: bool) -> list[Phase]:
+    """KCL alone, or KCL for the first half (rounded down) and TSC for the rest."""
+    if not targeted:
+        return [Phase("KCL", 0, epochs)]
+    warm_up = epochs // 2
+    return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, epochs - warm_up)]
+
+
+def main_worker(args) -> None:
+    """The run, in one of its processes."""
+    device, run_dir = args.device, Path(args.run_dir)
+    resume = checkpoint.find_resume(args.resume, run_dir)
+    state = checkpoint.load(resume) if resume else {"epoch": args.start_epoch}
+    args.seed = state.get("seed", args.seed)
+    arguments.resolve_seed(args)
+    spec = arguments.REGISTRY[args.dataset]
+
+    view = train_transform(spec, args.image_size)
+    train_set = arguments.open_split(args, "train", TwoCropsTransform(view))
+    batches = ShuffledBatches(len(train_set), spec.repeat, args.batch_size, args.seed)
+    loader = train_loader(train_set, batches, args.workers, device)
+
+    model = build_model(args, spec).to(device)
+    if resume:
+        checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+        say(f"resumed {resume} after epoch {state['epoch']}")
+    ddp = distributed.wrap(model, device)
+
+    log = RunLog(run_dir, args, ("train",), state["epoch"])
+    say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {run_dir}")
+    progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
+    for phase in get_phases(args.epochs, args.targeted):
+        model.targeted = phase.name == "TSC"
+        # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
+        optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+        if resume and phase.start < state["epoch"] < phase.start + phase.epochs:
+            optimizer.load_state_dict(state["optimizer"])
+        for epoch in range(max(phase.start, state["epoch"]), phase.start + phase.epochs):
+            rate = learning_rate(args.lr, epoch - phase.start, phase.epochs, args.schedule, args.cos)
+            set_learning_rate(optimizer, rate)
+            batches.set_epoch(epoch)
+            model.step = epoch * len(loader)
+            title = f"Epoch: [{epoch + 1}/{args.epochs}] {phase.name}"
+            means = train_one_epoch(loader, ddp, optimizer, title, device, progress)
+            save_epoch(run_dir, args, epoch + 1, model, optimizer)
+            log_epoch(log, title, epoch + 1, phase, rate, means, progress)
+    progress.close()
+    finish(args, run_dir)
+
+
+def build_model(args, spec: DatasetSpec) -> KCL:
+    """The model of these arguments; all ranks start from the same weights, queue and centroids."""
+    targets = None
+    if args.targeted:
+        with distributed.main_process_first():
+            if not Path(args.targets).exists():
+                say(f"{args.targets}: not there yet, making it")
+                generate_file(Path(args.targets), spec.num_classes, args.moco_dim)
+        targets = load_targets(args.targets, spec.num_classes, args.moco_dim)
+    torch.manual_seed(args.seed)
+    model = KCL(
+        get_encoder(args.arch, args.image_size),
+        args.moco_dim,
+        args.moco_k,
+        args.moco_m,
+        args.moco_t,
+        args.mlp,
+        args.K,
+        args.targeted,
+        args.tr,
+        args.sep_t,
+        args.tw,
+        num_classes=spec.num_classes,
+        targets=targets,
+        supervised=args.loss == "SupCon",
+    )
+    model.seed = args.seed
+    return model
+
+
+def train_one_epoch(loader, model, optimizer, title: str, device: torch.device, progress: Progress) -> dict:
+    """One pass over the loader; returns the epoch's means over all ranks."""
+    model.train()
+    means = Means(title, device)
+    for (im_q, im_k), labels in progress.epoch(loader, title):
+        im_q, im_k = im_q.to(device, non_blocking=True), im_k.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+
+        try:
+            out = model(im_q, im_k, labels)
+        except FloatingPointError as error:
+            raise means.diverged(str(error)) from None
+        optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        optimizer.step()
+
+        means.add(
+            len(labels),
+            loss=out.loss,
+            loss_class=out.loss_class,
+            loss_target=out.loss_target,
+            top1=in_top_k(out.key_rank, 1),
+            top5=in_top_k(out.key_rank, 5),
+        )
+        progress.step(means)
+    return means.read(over_ranks=True)
+
+
+def save_epoch(run_dir: Path, args, epochs_done: int, model: KCL, optimizer: torch.optim.Optimizer) -> None:
+    """last.pth.tar every epoch, checkpoint_<epoch>.pth.tar every --save_freq epochs."""
+    if not distributed.is_main():
+        return
+    state = {
+        "epoch": epochs_done,
+        "arch": args.arch,
+        "state_dict": checkpoint.packed(model),
+        "optimizer": optimizer.state_dict(),
+        "seed": args.seed,
+        "args": plain_args(args),
+    }
+    checkpoint.save(run_dir / checkpoint.LAST, state)
+    if epochs_done % args.save_freq == 0:
+        checkpoint.save(run_dir / f"checkpoint_{epochs_done:04d}.pth.tar", state)
+
+
+def log_epoch(log: RunLog, title: str, epoch: int, phase: Phase, rate: float, means: dict, progress: Progress) -> None:
+    log.scalars("train", means, epoch)
+    log.record(
+        epoch=epoch,
+        phase=phase.name,
+        lr=rate,
+        **means,
+        seconds=progress.seconds(),
+        images_per_s=progress.speed(),
+    )
+    say(f"{title}  {describe(means)}  lr {rate:.4g}  {progress.speed():.0f} img/s  ETA {progress.eta()}")
+
+
+def finish(args, run_dir: Path) -> None:
+    say(f"wrote {run_dir}: args.json, log.jsonl, train/ (TensorBoard), {checkpoint.LAST}")
+    probe = arguments.command_line(
+        "main_lincls_imba.py", dataset=args.dataset, arch=args.arch, pretrained=run_dir / checkpoint.LAST
+    )
+    say(f"next, the linear probe: {probe}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

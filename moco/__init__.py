@@ -1,0 +1,1 @@
+"""KCL and TSC: the model, its losses, its targets, its views."""

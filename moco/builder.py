@@ -1,0 +1,193 @@
+"""KCL and TSC on a momentum queue: `KCL.forward` is one training step of the paper."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from moco.losses import PositiveSum, all_positives, contrastive_loss, sample_positives
+from moco.targets import assign_targets, check_targets, update_centroids
+from utils import distributed
+from utils.randomness import Stream, torch_rng
+
+# In the release's state dict, but a function of other entries: not stored here.
+DERIVABLE = ("optimal_target_unique", "target_labels")
+LARGEST_DRAW = 2**62
+
+
+class StepOutput(NamedTuple):
+    """What one step gives back.
+
+    loss, loss_class, loss_target: scalars; loss carries the gradient.
+    q: (N, D) unit queries of this rank. key_rank: (N,) int64, how many other
+    logits exceed the own key's (0 = top-1).
+    """
+
+    loss: Tensor
+    loss_class: Tensor
+    loss_target: Tensor
+    q: Tensor
+    key_rank: Tensor
+
+
+class KCL(nn.Module):
+    """Query and key encoder, queue, centroids and targets.
+
+    Args (the release's names and order):
+        base_encoder: `base_encoder(num_classes=dim)` returns a network called with
+            images alone, whose last layer is a Linear named `fc`.
+        dim: D, feature dimension. K: Q, queue length, a multiple of the global batch.
+        m: momentum of the key encoder. T: temperature.
+        mlp: put Linear(d, d) and ReLU before `fc`.
+        num_positive: k positives drawn from the queue; 0 takes the whole class.
+        targeted: start in the TSC phase. `model.targeted` may be set at any time.
+        tr: r, copies of each target. sep_t: the target is always a positive, the k
+            are drawn from the queue alone. tw: lambda, weight of the target term.
+        num_classes: C. targets: (C, D) unit vectors, needed for TSC only.
+        supervised: False makes the own key the only positive (MoCo).
+
+    `seed` and `step` are plain attributes: the random draws of a step are a function
+    of the two and of the rank. `step` counts by itself; set it to go on elsewhere.
+    After a TSC step `assignment` (C,) holds the row of each class's target.
+
+    Raises:
+        InputError: targets that do not fit, or are not unit vectors.
+    """
+
+    def __init__(
+        self,
+        base_encoder: Callable[..., nn.Module],
+        dim: int = 128,
+        K: int = 65536,
+        m: float = 0.999,
+        T: float = 0.07,
+        mlp: bool = False,
+        num_positive: int = 6,
+        targeted: bool = False,
+        tr: int = 1,
+        sep_t: bool = False,
+        tw: float = 1.0,
+        *,
+        num_classes: int = 1000,
+        targets: Tensor | None = None,
+        supervised: bool = True,
+    ):
+        super().__init__()
+        self.K, self.m, self.T = K, m, T
+        self.num_positive, self.supervised = num_positive, supervised
+        self.targeted, self.tr, self.sep_t, self.tw = targeted, tr, sep_t, tw
+        self.seed, self.step = 0, 0
+        self.assignment: Tensor | None = None
+
+        self.encoder_q = base_encoder(num_classes=dim)
+        self.encoder_k = base_encoder(num_classes=dim)
+        if mlp:
+            for encoder in (self.encoder_q, self.encoder_k):
+                width = encoder.fc.in_features
+                encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), encoder.fc)
+        self.encoder_k.load_state_dict(self.encoder_q.state_dict())
+        self.encoder_k.requires_grad_(False)  # moved by momentum, never by gradient
+
+        self.register_buffer("queue", normalize(torch.randn(dim, K), dim=0))  # (D, Q)
+        self.register_buffer("queue_labels", torch.full((1, K), -1))  # (1, Q), -1 = empty
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))  # next column to fill
+        self.register_buffer("class_centroid", normalize(torch.randn(num_classes, dim), dim=1))
+        if targets is not None:
+            check_targets(targets, num_classes, dim)
+            targets = targets.repeat_interleave(tr, dim=0)  # row y·r … y·r + r − 1: copies of target y
+        self.register_buffer("optimal_target", targets)  # (C·r, D)
+
+    def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:
+        """One step: loss of this rank's N images, then the queue takes all ranks' keys.
+
+        Args:
+            im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
+        """
+        q = normalize(self.encoder_q(im_q), dim=1)  # queries: (N, D)
+        all_labels = distributed.gather(labels)  # (B,) of the global batch
+
+        with torch.no_grad():
+            self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q, before the keys
+            all_k = self._encode_keys(im_k)  # keys of the global batch: (B, D)
+            k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
+            target = self._assign_targets(q, labels, all_labels) if self.targeted else None  # (N, D)
+            drawn, assigned = self._choose_positives(labels, target)
+
+        loss = contrastive_loss(
+            q,
+            k,
+            self.queue.clone(),  # backward needs the queue as it was; the enqueue below changes it
+            drawn,
+            self.T,
+            targets=self.optimal_target if self.targeted else None,
+            assigned=assigned,
+            target_weight=self.tw,
+        )
+        self._enqueue(all_k, all_labels)
+        self.step += 1
+        return StepOutput(loss.loss, loss.loss_class, loss.loss_target, q, loss.key_rank)
+
+    def _update_key_encoder(self) -> None:
+        keys, queries = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+        torch._foreach_lerp_(keys, [p.detach() for p in queries], 1 - self.m)
+
+    def _encode_keys(self, im_k: Tensor) -> Tensor:
+        """Unit keys of the global batch, (B, D), in the ranks' order.
+
+        Shuffle-BN: each rank encodes a random share of the global batch, so that a
+        query and its key meet different batch-norm statistics. With one process the
+        share is the whole batch, and shuffling would change nothing but the order.
+        """
+        world, rank = distributed.world_size(), distributed.rank()
+        if world == 1:
+            return normalize(self.encoder_k(im_k), dim=1)
+        images = distributed.gather(im_k)  # (B, 3, H, W)
+        rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # the same on all ranks
+        order = torch.randperm(len(images), generator=rng).to(images.device)  # (B,)
+        share = images[order.chunk(world)[rank]]  # (N, 3, H, W)
+        shuffled = distributed.gather(normalize(self.encoder_k(share), dim=1))  # (B, D)
+        return shuffled[order.argsort()]
+
+    def _assign_targets(self, q: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+        """Update the centroids, solve the assignment, return each anchor's target (N, D)."""
+        if self.optimal_target is None:
+            raise ValueError("targeted needs targets: KCL(..., targets=...) of shape (num_classes, dim)")
+        all_q = distributed.gather(q.detach())  # (B, D)
+        self.class_centroid.copy_(update_centroids(self.class_centroid, all_q, all_labels))
+        self.assignment = assign_targets(self.class_centroid, self.optimal_target[:: self.tr])  # (C,)
+        return self.optimal_target[self.assignment[labels] * self.tr]
+
+    def _choose_positives(self, labels: Tensor, target: Tensor | None) -> tuple[PositiveSum, PositiveSum | None]:
+        """The anchors' positives from the queue, and from the targets in TSC."""
+        queue, queue_labels = self.queue, self.queue_labels[0]
+        always = target is not None and (self.sep_t or self.num_positive == 0)
+        if self.supervised and self.num_positive == 0:
+            drawn, assigned = all_positives(queue, queue_labels, labels), None
+        else:
+            rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
+            shape = (len(labels), self.num_positive if self.supervised else 0)
+            draws = torch.randint(LARGEST_DRAW, shape, generator=rng).to(labels.device)  # (N, k)
+            copies = 0 if target is None or always else self.tr
+            drawn, assigned = sample_positives(queue, queue_labels, labels, draws, target, copies)
+        if always:  # all r copies, whatever was drawn
+            assigned = PositiveSum(self.tr * target, target.new_full((len(labels),), self.tr))
+        return drawn, assigned if target is not None else None
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor, labels: Tensor) -> None:
+        """Replace the oldest B keys. The pointer stays on the device: no synchronisation."""
+        if self.K % len(keys):
+            raise ValueError(f"queue length {self.K} is not a multiple of the global batch {len(keys)}")
+        columns = self.queue_ptr + torch.arange(len(keys), device=keys.device)  # (B,)
+        self.queue[:, columns] = keys.T.to(self.queue.dtype)
+        self.queue_labels[0, columns] = labels
+        self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Accept the release's derivable buffers, and a TSC model's targets where none are used."""
+        ignored = DERIVABLE if self.optimal_target is not None else (*DERIVABLE, "optimal_target")
+        for name in ignored:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,94 @@
+"""Encoders by name: torchvision's with an `fc` head, and the CIFAR ResNets of the field."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu
+
+from utils.errors import InputError
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut without parameters (option A of ResNet's section 4.2)."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.stride, self.extra = stride, width_out - width_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:  # new channels start at zero, half on each side
+            shortcut = pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return relu(out + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """He et al.'s ResNet for small images: stages of 16, 32 and 64 channels, pooling, `fc`."""
+
+    def __init__(self, blocks: int, num_classes: int = 1000):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, stride=1)
+        self.layer2 = self._stage(16, 32, blocks, stride=2)
+        self.layer3 = self._stage(32, 64, blocks, stride=2)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(width_in: int, width_out: int, blocks: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(width_in, width_out, stride)
+        return nn.Sequential(first, *(BasicBlock(width_out, width_out, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
+        x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H/4, W/4)
+        return self.fc(x.mean(dim=(2, 3)))  # (N, num_classes)
+
+
+CIFAR_RESNETS = {
+    "resnet20": functools.partial(CifarResNet, 3),
+    "resnet32": functools.partial(CifarResNet, 5),
+}
+
+
+def get_encoder(arch: str, image_size: int) -> Callable[..., nn.Module]:
+    """The constructor of an architecture, tried out once (without memory or weights).
+
+    Raises:
+        InputError: an unknown name, no Linear named `fc` at the end, or a network
+            that does not map images of this size to one vector each.
+    """
+    if arch in CIFAR_RESNETS:
+        build = CIFAR_RESNETS[arch]
+    elif arch in torchvision.models.list_models(module=torchvision.models):
+        build = functools.partial(torchvision.models.get_model, arch, weights=None)
+    else:
+        known = ", ".join([*CIFAR_RESNETS, "resnet18", "resnet50", "resnext50_32x4d"])
+        raise InputError(f"--arch {arch}: unknown; expected {known} or another torchvision model with an fc head")
+    with torch.device("meta"):
+        network = build(num_classes=2)
+        if not isinstance(getattr(network, "fc", None), nn.Linear):
+            raise InputError(
+                f"--arch {arch}: its last layer is not a Linear named fc; "
+                "expected a ResNet-like network (resnet20, resnet32, resnet18, resnet50, ...)"
+            )
+        try:
+            out = network(torch.empty(2, 3, image_size, image_size))
+        except (RuntimeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise InputError(f"--arch {arch}: cannot take {image_size} px images ({first})") from None
+    if not isinstance(out, Tensor) or out.shape != (2, 2):
+        raise InputError(f"--arch {arch}: gives more than one vector an image; expected a network with fc alone")
+    return build

@@ -1,0 +1,169 @@
+"""The KCL and TSC losses: pure functions of tensors.
+
+Nothing here knows of argument namespaces, process groups, devices or state.
+Letters: N anchors, D feature dimension, Q queue length, C classes, r copies
+of each target, k drawn positives.  All features are unit vectors.
+
+A positive enters the loss through its logit, and a logit is linear in the
+positive: the sum of an anchor's positive logits is q·(sum of its positives).
+So positives travel as a `PositiveSum` (their vector sum and their number), and
+no (N, Q) mask is ever built to say which column is whose positive.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PositiveSum(NamedTuple):
+    """The positives of each anchor, summed.
+
+    vector: (N, D) sum of the unit vectors of the anchor's positives.
+    count: (N,) float, how many there are; 0 is allowed.
+    """
+
+    vector: Tensor
+    count: Tensor
+
+
+class LossOutput(NamedTuple):
+    """What `contrastive_loss` returns.
+
+    loss, loss_class, loss_target: scalars; loss = loss_class + loss_target.
+    key_rank: (N,) int64, how many other logits exceed the own key's (0 = top-1).
+    """
+
+    loss: Tensor
+    loss_class: Tensor
+    loss_target: Tensor
+    key_rank: Tensor
+
+
+def draw_offsets(size: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw k distinct offsets out of range(size_i) for every anchor i, uniformly.
+
+    Floyd's sampling (Bentley and Floyd 1987, "A sample of brilliance"): k rounds,
+    one random number each, no rejection, so every anchor does the same work
+    whatever the size of its class.
+
+    Args:
+        size: (N,) int64, how many entries each anchor may draw from; may be 0.
+        draws: (N, k) int64, random non-negative integers far larger than any size.
+
+    Returns:
+        offset: (N, k) int64; valid: (N, k) bool. Anchors with fewer than k
+        entries draw all of them, and the slots left over are not valid.
+    """
+    k = draws.shape[1]
+    taken = size.clamp(max=k)  # (N,) how many this anchor draws
+    offset = torch.full_like(draws, -1)  # (N, k)
+    for slot in range(k):
+        last = (size - taken + slot).clamp(min=0)  # (N,) the range grows by one each round
+        pick = draws[:, slot] % (last + 1)  # (N,)
+        seen = (offset[:, :slot] == pick[:, None]).any(dim=1)  # (N,)
+        offset[:, slot] = torch.where(seen, last, pick)
+    valid = torch.arange(k, device=size.device) < taken[:, None]  # (N, k)
+    return offset, valid
+
+
+def sample_positives(
+    queue: Tensor,
+    queue_labels: Tensor,
+    labels: Tensor,
+    draws: Tensor,
+    target: Tensor | None = None,
+    copies: int = 0,
+) -> tuple[PositiveSum, PositiveSum]:
+    """Draw k positives per anchor, without replacement, from its pool.
+
+    The pool is the queue's entries of the anchor's class and, when `copies` > 0,
+    that many copies of the anchor's target (TSC without ``--sep_t``). If the pool
+    holds fewer than k, all of it is taken (KCL, ICLR 2021, section 3.3).
+
+    Args:
+        queue: (D, Q) past keys. queue_labels: (Q,) int64, -1 where still empty.
+        labels: (N,) int64, the anchors' classes, all >= 0.
+        draws: (N, k) int64 random numbers, see `draw_offsets`.
+        target: (N, D) the target assigned to each anchor's class.
+        copies: how many times that target lies in the pool.
+
+    Returns:
+        The positives drawn from the queue and those drawn from the targets.
+    """
+    order = queue_labels.argsort(stable=True)  # (Q,) columns, equal labels side by side
+    sorted_labels = queue_labels[order]  # (Q,)
+    start = torch.searchsorted(sorted_labels, labels)  # (N,)
+    in_queue = torch.searchsorted(sorted_labels, labels, right=True) - start  # (N,)
+
+    offset, valid = draw_offsets(in_queue + copies, draws)  # (N, k)
+    is_key = offset < in_queue[:, None]  # offsets past the queue's entries are target copies
+    columns = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (N, k)
+    weight = (valid & is_key).to(queue.dtype)  # (N, k)
+    keys = torch.einsum("dnk,nk->nd", queue[:, columns], weight)  # (N, D)
+    from_queue = PositiveSum(keys, weight.sum(1))
+
+    num_target = (valid & ~is_key).sum(1).to(queue.dtype)  # (N,)
+    if target is None:
+        target = torch.zeros_like(keys)
+    return from_queue, PositiveSum(num_target[:, None] * target, num_target)
+
+
+def all_positives(queue: Tensor, queue_labels: Tensor, labels: Tensor) -> PositiveSum:
+    """Every queue entry of the anchor's class (``num_positive = 0``).
+
+    Args and shapes as in `sample_positives`. This one is dense: (N, Q) in memory.
+    """
+    same = (labels[:, None] == queue_labels[None, :]).to(queue.dtype)  # (N, Q)
+    return PositiveSum(same @ queue.T, same.sum(1))
+
+
+def contrastive_loss(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    drawn: PositiveSum,
+    temperature: float,
+    targets: Tensor | None = None,
+    assigned: PositiveSum | None = None,
+    target_weight: float = 1.0,
+) -> LossOutput:
+    """KCL's loss, and TSC's when `targets` are given (CVPR 2022, equations 2 and 4).
+
+    With n_i = 1 + drawn + assigned positives of anchor i and log p taken under the
+    softmax over own key, queue and targets::
+
+        loss_class  = - 1/N sum_i 1/n_i sum_{own key, drawn} log p
+        loss_target = - target_weight 1/N sum_i 1/n_i sum_{assigned} log p
+
+    Dividing both by n_i is the release's form; the paper's differs (README).
+
+    Args:
+        q: (N, D) queries, with gradient. k: (N, D) their own keys.
+        queue: (D, Q) as it was before this step's keys.
+        drawn: the positives besides the own key, from the queue.
+        temperature: the softmax temperature, > 0.
+        targets: (C·r, D) or None. assigned: the target positives; needs `targets`.
+        target_weight: lambda.
+    """
+    scaled = q / temperature  # (N, D)
+    own = (scaled * k).sum(1)  # (N,) logit of the own key
+    others = [scaled @ queue]  # (N, Q)
+    if targets is not None:
+        others.append(scaled @ targets.T)  # (N, C·r)
+    log_z = torch.stack([own] + [logits.logsumexp(1) for logits in others]).logsumexp(0)  # (N,)
+
+    positives = 1 + drawn.count  # (N,) own key and drawn
+    log_p = own + (scaled * drawn.vector).sum(1) - positives * log_z  # (N,) summed over positives
+    if assigned is None:
+        loss_class = -(log_p / positives).mean()
+        loss_target = torch.zeros_like(loss_class)
+    else:
+        n = positives + assigned.count  # (N,)
+        log_p_target = (scaled * assigned.vector).sum(1) - assigned.count * log_z  # (N,)
+        loss_class = -(log_p / n).mean()
+        loss_target = -target_weight * (log_p_target / n).mean()
+
+    with torch.no_grad():
+        key_rank = sum((logits > own[:, None]).sum(1) for logits in others)  # (N,)
+    return LossOutput(loss_class + loss_target, loss_class, loss_target, key_rank)

@@ -1,0 +1,100 @@
+"""Class targets: read them, keep the class centroids, assign one to the other.
+
+Pure functions of tensors; what several processes saw is gathered by the caller.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from utils.errors import InputError
+
+CENTROID_MOMENTUM = 0.9
+UNIT_NORM_TOLERANCE = 1e-4
+
+
+def target_file_name(num_classes: int, dim: int) -> str:
+    """The release's file name of a target set."""
+    return f"optimal_{num_classes}_{dim}.npy"
+
+
+def load_targets(path: str | Path, num_classes: int, dim: int) -> Tensor:
+    """Read a target file and check it; returns a (num_classes, dim) float32 tensor.
+
+    Raises:
+        InputError: no such file, not a .npy array, or not what `check_targets` asks.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+        targets = torch.from_numpy(np.asarray(array, dtype=np.float32))
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise InputError(f"targets {path}: not a readable .npy array of numbers ({error})") from None
+    check_targets(targets, num_classes, dim, source=f"targets {path}")
+    return targets
+
+
+def check_targets(targets: Tensor, num_classes: int, dim: int, source: str = "targets") -> None:
+    """Check that `targets` are num_classes finite unit vectors of dimension dim.
+
+    Raises:
+        InputError: says which of shape, finiteness and norm fails, and in which row.
+    """
+    if tuple(targets.shape) != (num_classes, dim):
+        raise InputError(
+            f"{source}: shape {tuple(targets.shape)}, expected {(num_classes, dim)} (classes, dim); "
+            f"make them with: python target_generation.py --num-classes {num_classes} --dim {dim}"
+        )
+    finite = targets.isfinite().all(dim=1)
+    if not finite.all():
+        raise InputError(f"{source}: row {int((~finite).nonzero()[0])} holds a value that is not finite")
+    error = (targets.double().norm(dim=1) - 1).abs()
+    if error.max() > UNIT_NORM_TOLERANCE:
+        row = int(error.argmax())
+        raise InputError(
+            f"{source}: row {row} has norm {float(targets[row].norm()):.6f}, "
+            f"expected 1 to {UNIT_NORM_TOLERANCE:g}: targets are unit vectors"
+        )
+
+
+def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
+    """Move the centroids of the classes in this batch towards the batch's means.
+
+    ``c_y <- normalise(0.9 c_y + 0.1 normalise(mean of q with label y))``; classes
+    that are not in the batch keep theirs, bit for bit.
+
+    Args:
+        centroids: (C, D) unit vectors. q: (B, D) queries of the global batch.
+        labels: (B,) int64 in [0, C).
+
+    Returns:
+        (C, D) the new centroids.
+    """
+    total = torch.zeros_like(centroids).index_add_(0, labels, q.to(centroids.dtype))  # (C, D)
+    mean = normalize(total, dim=1)  # normalising the sum is normalising the mean
+    moved = normalize(CENTROID_MOMENTUM * centroids + (1 - CENTROID_MOMENTUM) * mean, dim=1)
+    present = torch.zeros(len(centroids), dtype=torch.bool, device=labels.device)
+    present[labels] = True
+    return torch.where(present[:, None], moved, centroids)
+
+
+def assign_targets(centroids: Tensor, targets: Tensor) -> Tensor:
+    """The permutation sigma that maximises sum_y c_y · t_sigma(y), exactly.
+
+    Args:
+        centroids: (C, D). targets: (C, D).
+
+    Returns:
+        (C,) int64 on the centroids' device: sigma(y), the row of class y's target.
+
+    Raises:
+        FloatingPointError: a centroid is not finite: the features have diverged.
+    """
+    similarity = (centroids @ targets.T).double().cpu().numpy()  # (C, C)
+    if not np.isfinite(similarity).all():
+        raise FloatingPointError("a class centroid is not finite")
+    _, column = linear_sum_assignment(similarity, maximize=True)
+    return torch.from_numpy(column).to(centroids.device)

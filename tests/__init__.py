@@ -1,0 +1,1 @@
+"""One file per idea, named after it; the oracle is oracle.py."""

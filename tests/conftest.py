@@ -1,0 +1,58 @@
+"""Fixtures of all tests."""
+
+import os
+
+# Two test processes' worth of threads on two cores: spinning threads only take each other's time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory) -> Path:
+    """A data root; the first script that uses it writes the digits there."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def flags(digits_root, tmp_path_factory) -> list[str]:
+    """Flags of a stage-1 run that takes seconds: resnet20 at 8 px, 5 steps an epoch."""
+    targets = tmp_path_factory.mktemp("targets") / "optimal_10_16.npy"
+    text = f"""--dataset digits --data-root {digits_root} --image-size 8 -b 512 --moco-k 1024 --moco-dim 16 --mlp --cos
+        --lr 0.1 --seed 1 -j 0 -p 2 --device cpu --targets {targets}"""
+    return text.split()
+
+
+@pytest.fixture(scope="session")
+def probe_flags(digits_root) -> list[str]:
+    """Flags of a stage-2 run to go with `flags`."""
+    text = f"--dataset digits --data-root {digits_root} --image-size 8 -b 512 --lr 1 --seed 1 -j 0 -p 0 --device cpu"
+    return text.split()
+
+
+@pytest.fixture(scope="session")
+def tsc_run(flags, tmp_path_factory) -> Path:
+    """The folder of a TSC run of two epochs, one in each phase."""
+    run = tmp_path_factory.mktemp("tsc") / "run"
+    stage1.main([*flags, "--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(run), "-s", "1"])
+    return run
+
+
+@pytest.fixture(scope="session")
+def probe_run(tsc_run, probe_flags) -> Path:
+    """The folder of a linear probe of `tsc_run`."""
+    run = tsc_run / "probe"
+    checkpoint = str(tsc_run / "last.pth.tar")
+    stage2.main([*probe_flags, "--epochs", "2", "--pretrained", checkpoint, "--run-dir", str(run)])
+    return run

@@ -1,0 +1,83 @@
+"""The equations of the method, written with loops over anchors, columns and classes.
+
+Slow on purpose and without a line of the project's code: what the tests compare with.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+
+def draw(size: int, draws: list[int]) -> list[int]:
+    """Floyd's algorithm for one anchor: min(len(draws), size) distinct numbers below size."""
+    taken = min(len(draws), size)
+    chosen: list[int] = []
+    for slot in range(taken):
+        last = size - taken + slot
+        pick = draws[slot] % (last + 1)
+        chosen.append(last if pick in chosen else pick)
+    return chosen
+
+
+def positives(
+    labels: list[int], queue_labels: list[int], draws: list[list[int]] | None, copies: int, always: int
+) -> list[tuple[list[int], int]]:
+    """For each anchor: the queue columns that are its positives, and how many target positives it has.
+
+    draws None takes the whole class. copies: of the target in the pool; always: target
+    positives besides the pool.
+    """
+    out = []
+    for i, label in enumerate(labels):
+        entries = [column for column, other in enumerate(queue_labels) if other == label]
+        pool = entries + ["target"] * copies
+        chosen = pool if draws is None else [pool[o] for o in draw(len(pool), draws[i])]
+        out.append(([c for c in chosen if c != "target"], chosen.count("target") + always))
+    return out
+
+
+def loss(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: list[int],
+    chosen: list[tuple[list[int], int]],
+    temperature: float,
+    targets: Tensor | None = None,
+    target_row: list[int] | None = None,
+    target_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """loss_class and loss_target of SPEC's section 1, for q, k (N, D), queue (D, Q), targets (C·r, D).
+
+    target_row: for each class a row of `targets` that holds its target.
+    """
+    loss_class = loss_target = torch.zeros((), dtype=q.dtype)
+    for i, (columns, num_targets) in enumerate(chosen):
+        own = q[i] @ k[i] / temperature
+        in_queue = [q[i] @ queue[:, j] / temperature for j in range(queue.shape[1])]
+        in_targets = [] if targets is None else [q[i] @ t / temperature for t in targets]
+        denominator = sum(torch.exp(logit) for logit in [own, *in_queue, *in_targets])
+        n = 1 + len(columns) + num_targets
+        for logit in [own, *(in_queue[j] for j in columns)]:
+            loss_class = loss_class - torch.log(torch.exp(logit) / denominator) / n / len(q)
+        for _ in range(num_targets):
+            logit = in_targets[target_row[labels[i]]]
+            loss_target = loss_target - target_weight * torch.log(torch.exp(logit) / denominator) / n / len(q)
+    return loss_class, loss_target
+
+
+def centroids(before: Tensor, q: Tensor, labels: list[int]) -> Tensor:
+    """c_y <- normalise(0.9 c_y + 0.1 normalise(mean of q with label y)) for the classes present."""
+    after = before.clone()
+    for y in set(labels):
+        mean = sum(q[i] for i in range(len(q)) if labels[i] == y) / labels.count(y)
+        moved = 0.9 * before[y] + 0.1 * mean / mean.norm()
+        after[y] = moved / moved.norm()
+    return after
+
+
+def assignment(similarity: Tensor) -> list[int]:
+    """sigma: the row of each class's target that maximises the sum of similarities, by trying all."""
+    n = len(similarity)
+    return list(max(itertools.permutations(range(n)), key=lambda s: sum(similarity[y, s[y]] for y in range(n))))

@@ -1,0 +1,137 @@
+"""Checkpoints are whole, safe to read, interchangeable with the release's, and refused when they do not fit."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from moco.encoders import get_encoder
+from tests.tiny import tiny_model, unit
+from utils import checkpoint
+from utils.errors import InputError
+
+
+def release_style(model, prefix: str = "module.") -> dict:
+    """A checkpoint as the release writes it, with its derivable buffers."""
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    state[prefix + "optimal_target_unique"] = model.optimal_target[:: model.tr].T
+    state[prefix + "target_labels"] = torch.arange(3).repeat_interleave(model.tr)[:, None]
+    return {"epoch": 3, "arch": "resnet20", "state_dict": state, "optimizer": {}}
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_a_release_style_checkpoint_loads_into_the_model(prefix):
+    theirs, ours = tiny_model(tr=2), tiny_model(tr=2)
+    checkpoint.load_into(ours, checkpoint.unpacked(release_style(theirs, prefix)), "file")
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+def test_a_kcl_model_does_without_the_checkpoints_targets():
+    theirs, ours = tiny_model(), tiny_model(targets=None)
+    checkpoint.load_into(ours, checkpoint.unpacked(release_style(theirs)), "file")
+    assert torch.equal(ours.queue, theirs.queue) and ours.optimal_target is None
+
+
+def test_stored_keys_carry_the_releases_prefix():
+    assert all(name.startswith("module.") for name in checkpoint.packed(tiny_model()))
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_the_query_encoder_moves_into_a_classifier(mlp, tmp_path):
+    from moco.builder import KCL
+
+    build = get_encoder("resnet20", 8)
+    model = KCL(build, 16, 8, mlp=mlp, num_classes=3, targets=unit(3, 16).float())
+    torch.save(release_style(model), tmp_path / "stage1.pth.tar")
+    network = build(num_classes=3)
+    head = network.fc.weight.clone()
+    checkpoint.load_query_encoder(network, tmp_path / "stage1.pth.tar", "resnet20")
+    for name, tensor in network.state_dict().items():
+        expected = head if name == "fc.weight" else network.state_dict()[name]
+        if not name.startswith("fc."):
+            expected = model.encoder_q.state_dict()[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_another_architecture_is_refused(tmp_path):
+    torch.save(release_style(tiny_model()), tmp_path / "f")
+    with pytest.raises(InputError, match="trained with --arch resnet20, found --arch resnet18"):
+        checkpoint.load_query_encoder(get_encoder("resnet18", 32)(num_classes=3), tmp_path / "f", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("queue"), "lacks queue and has nothing besides"),
+        (lambda s: s.update(stranger=torch.zeros(1)), "lacks nothing and has stranger besides"),
+        (lambda s: s.update(queue=torch.zeros(4, 6)), r"size mismatch for queue: .*\[4, 6\].*\[4, 12\]"),
+        (lambda s: [s.pop(k) for k in list(s) if "encoder" in k], "encoder_q.fc.bias and 1 more"),
+    ],
+)
+def test_keys_that_differ_are_named(change, message):
+    model = tiny_model()
+    weights = checkpoint.unpacked(release_style(model))
+    change(weights)
+    with pytest.raises(InputError, match=message):
+        checkpoint.load_into(model, weights, "file")
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was here"),)
+
+    (tmp_path / "evil.pth.tar").write_bytes(pickle.dumps({"state_dict": Attack()}))
+    torch.save({"state_dict": Attack()}, tmp_path / "evil2.pth.tar")
+    for name in ("evil.pth.tar", "evil2.pth.tar"):
+        with pytest.raises(InputError, match="not a checkpoint of tensors and plain data"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "was here").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and half a zip"])
+def test_what_is_no_checkpoint_is_refused(content, tmp_path):
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(InputError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / "f")
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "f", release_style(tiny_model()))
+    whole = (tmp_path / "f").read_bytes()
+    (tmp_path / "f").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / "f")
+
+
+def test_missing_file_and_missing_weights_are_said(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.load(tmp_path / "absent")
+    torch.save({"epoch": 1}, tmp_path / "f")
+    with pytest.raises(InputError, match="has no 'state_dict'"):
+        checkpoint.load(tmp_path / "f")
+    torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "f")
+    with pytest.raises(InputError, match="no encoder_q"):
+        checkpoint.load_query_encoder(tiny_model(), tmp_path / "f", "resnet20")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
+    checkpoint.save(tmp_path / "f", {"state_dict": {}, "epoch": 1})
+    with pytest.raises(AttributeError, match="local object"):
+        checkpoint.save(tmp_path / "f", {"state_dict": {}, "bad": lambda: None})
+    assert checkpoint.load(tmp_path / "f")["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
+    assert checkpoint.find_resume("auto", tmp_path) is None
+    assert checkpoint.find_resume("", tmp_path) is None
+    (tmp_path / "last.pth.tar").touch()
+    assert checkpoint.find_resume("auto", tmp_path) == tmp_path / "last.pth.tar"
+    assert checkpoint.find_resume(str(tmp_path / "last.pth.tar"), Path("x")) == tmp_path / "last.pth.tar"
+    with pytest.raises(InputError, match="holds a run already"):
+        checkpoint.find_resume("", tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        checkpoint.find_resume(str(tmp_path / "absent"), tmp_path)

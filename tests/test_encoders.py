@@ -1,0 +1,44 @@
+"""Encoders by name: which there are, what they look like, which are refused."""
+
+import pytest
+import torch
+
+from moco.encoders import get_encoder
+from utils.errors import InputError
+
+# googlenet and inception_v3 announce a change of their initialisation, which is no matter here
+pytestmark = pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+
+
+@pytest.mark.parametrize(("arch", "parameters"), [("resnet20", 269_722), ("resnet32", 464_154)])
+def test_cifar_resnets_have_the_published_size(arch, parameters):
+    """0.27 M and 0.46 M parameters for 10 classes (He et al., table 6), option A: none in the shortcuts."""
+    network = get_encoder(arch, 32)(num_classes=10)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_torchvisions_resnets_are_taken(arch):
+    with torch.device("meta"):
+        assert get_encoder(arch, 64)(num_classes=7).fc.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("resnet51", "unknown"),
+        ("vgg16", "its last layer is not a Linear named fc"),
+        ("vit_b_16", "its last layer is not a Linear named fc"),
+        ("googlenet", "more than one vector an image"),
+    ],
+)
+def test_others_are_refused(arch, message):
+    with pytest.raises(InputError, match=message):
+        get_encoder(arch, 224)
+
+
+def test_an_image_too_small_for_the_network_is_refused():
+    with pytest.raises(InputError, match="cannot take 8 px images"):
+        get_encoder("inception_v3", 8)

@@ -1,0 +1,177 @@
+"""Both scripts end to end on the digits, in a few steps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from utils import checkpoint
+
+
+def log_of(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def scalars(folder) -> dict[str, list]:
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_stage_1_leaves_a_complete_run_folder(tsc_run):
+    expected = {"args.json", "log.jsonl", "train", "last.pth.tar", "checkpoint_0001.pth.tar", "checkpoint_0002.pth.tar"}
+    assert {path.name for path in tsc_run.iterdir()} - {"probe"} == expected
+
+    record = json.loads((tsc_run / "args.json").read_text())
+    assert record["args"]["seed"] == 1 and record["args"]["tw"] == 0.2
+    assert record["args"]["arch"] == "resnet20"  # resolved from the data set's row
+    assert set(record) == {"command", "args", "processes", "versions", "git", "machine"}
+
+    epochs = log_of(tsc_run)
+    assert [(e["epoch"], e["phase"]) for e in epochs] == [(1, "KCL"), (2, "TSC")]
+    assert epochs[0]["loss_target"] == 0 < epochs[1]["loss_target"]
+    assert epochs[0]["lr"] == epochs[1]["lr"] == 0.1  # the schedule starts again with the phase
+
+    state = checkpoint.load(tsc_run / "last.pth.tar")
+    assert (state["epoch"], state["arch"], state["seed"]) == (2, "resnet20", 1)
+    weights = state["state_dict"]
+    assert weights["module.queue_ptr"].item() == 2 * 5 * 512 % 1024
+    assert weights["module.queue"].shape == (16, 1024)
+    assert "module.encoder_q.fc.2.weight" in weights
+
+
+def test_stage_1_writes_the_releases_scalars(tsc_run):
+    board = scalars(tsc_run / "train")
+    assert set(board) == {"loss", "loss_class", "loss_target", "top1", "top5"}
+    assert board["loss"] == [(e["epoch"], pytest.approx(e["loss"], rel=1e-6)) for e in log_of(tsc_run)]
+
+
+def test_the_optimiser_is_made_anew_at_the_switch(tsc_run):
+    """After 5 steps of TSC from zero momentum, the buffers cannot hold KCL's gradients as well."""
+    before = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")["optimizer"]
+    after = checkpoint.load(tsc_run / "last.pth.tar")["optimizer"]
+    assert before["param_groups"][0]["momentum"] == 0.9
+    assert not torch.equal(before["state"][0]["momentum_buffer"], after["state"][0]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_stage_1_goes_on_as_if_it_had_never_stopped(stop_at, flags, tmp_path):
+    """Within KCL, at the switch, within TSC: resumed and undisturbed weights are equal bit for bit."""
+    options = [*flags, "--epochs", "4", "--targeted", "--sep_t", "-s", "1"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    stage1.main([*options, "--run-dir", str(whole)])
+    stage1.main([*options, "--run-dir", str(resumed), "--resume", str(whole / f"checkpoint_{stop_at:04d}.pth.tar")])
+    ours, theirs = (checkpoint.load(run / "last.pth.tar") for run in (resumed, whole))
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+    assert [e["epoch"] for e in log_of(resumed)] == list(range(stop_at + 1, 5))
+
+
+def test_resume_auto_starts_and_then_continues(flags, tmp_path, capsys):
+    run = ["--run-dir", str(tmp_path / "run"), "--resume", "auto", "--cos"]
+    stage1.main([*flags, *run, "--epochs", "1"])
+    assert "resumed" not in capsys.readouterr().out
+    stage1.main([*flags, *run, "--epochs", "2"])
+    assert "after epoch 1" in capsys.readouterr().out
+    assert [e["epoch"] for e in log_of(tmp_path / "run")] == [1, 2]
+
+
+def test_a_run_without_seed_draws_one_and_records_it(flags, tmp_path):
+    flags = [flag for flag in flags if flag not in ("--seed", "1")]
+    stage1.main([*flags, "--epochs", "1", "--run-dir", str(tmp_path / "a")])
+    seed = json.loads((tmp_path / "a" / "args.json").read_text())["args"]["seed"]
+    stage1.main([*flags, "--epochs", "1", "--run-dir", str(tmp_path / "b"), "--seed", str(seed)])
+    a, b = (checkpoint.load(tmp_path / run / "last.pth.tar")["state_dict"] for run in "ab")
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker:UserWarning")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_does_not_change_the_weights(workers, flags, tsc_run, tmp_path):
+    options = ["--targeted", "--sep_t", "--tw", "0.2", "--epochs", "2", "-j", str(workers)]
+    stage1.main([*flags, *options, "--run-dir", str(tmp_path / "run")])
+    ours, theirs = (checkpoint.load(run / "last.pth.tar")["state_dict"] for run in (tmp_path / "run", tsc_run))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_moco_takes_the_own_key_as_the_only_positive(flags, tmp_path):
+    stage1.main([*flags, "--epochs", "1", "--loss", "MoCo", "--run-dir", str(tmp_path / "moco")])
+    stage1.main([*flags, "--epochs", "1", "--run-dir", str(tmp_path / "kcl")])
+    moco, kcl = (log_of(tmp_path / run)[0]["loss"] for run in ("moco", "kcl"))
+    assert moco != kcl
+
+
+def test_a_finished_run_is_named_like_the_releases(flags, tmp_path, capsys):
+    folder = ["--save-folder", str(tmp_path), "--name", "mine", "--epochs", "1", "-j", "0"]
+    stage1.main([*flags, *folder])
+    (run,) = tmp_path.iterdir()
+    assert run.name == (
+        "digitsLT_resnet20_lr_0.1_bsz_512_wd_0.0001_mlp_True_t_0.07_1024_seed_1_k_6_dim_16"
+        "_tgted_False_tr_1_tw_1.0_ep_1_mine"
+    )
+    assert f"main_lincls_imba.py --dataset digits --arch resnet20 --pretrained {run}" in capsys.readouterr().out
+
+
+def test_stage_2_reports_each_choice_of_the_epoch(probe_run):
+    results = json.loads((probe_run / "results.json").read_text())
+    assert {"dataset", "arch", "seed", "pretrained", "selected", "last", "best_on_test"} <= set(results)
+    for name in ("selected", "last", "best_on_test"):
+        entry = results[name]
+        assert {"epoch", "acc1", "acc5", "many", "medium", "few", "per_class"} <= set(entry)
+        assert len(entry["per_class"]) == 10
+        assert np.mean(entry["per_class"]) == pytest.approx(entry["acc1"])  # the test split is balanced
+        assert entry["many"] == pytest.approx(entry["per_class"][0])  # digit 0 alone has > 100 images
+        assert entry["medium"] == pytest.approx(np.mean(entry["per_class"][1:5]))
+        assert entry["few"] == pytest.approx(np.mean(entry["per_class"][5:]))
+    assert results["last"]["epoch"] == 2
+    epochs = log_of(probe_run)
+    best = max(epochs, key=lambda e: e["val"]["top1"])
+    assert results["selected"]["epoch"] == best["epoch"]
+    assert results["selected"]["acc1"] == best["test"]["top1"]
+    assert results["best_on_test"]["acc1"] == max(e["test"]["top1"] for e in epochs)
+
+
+def test_stage_2_writes_its_files(probe_run):
+    expected = {"args.json", "log.jsonl", "train", "val", "test", "last.pth.tar", "model_best.pth.tar", "results.json"}
+    assert {path.name for path in probe_run.iterdir()} == expected
+    assert all(set(scalars(probe_run / split)) == {"loss", "top1", "top5"} for split in ("train", "test"))
+
+
+@pytest.mark.parametrize("bn_mode", ["train", "eval"])
+def test_stage_2_trains_the_classifier_and_nothing_else(bn_mode, tsc_run, probe_flags, tmp_path):
+    pretrained = tsc_run / "last.pth.tar"
+    options = ["--epochs", "1", "--pretrained", str(pretrained), "--bn-mode", bn_mode]
+    stage2.main([*probe_flags, *options, "--run-dir", str(tmp_path / "p")])
+    before = {
+        name.removeprefix("encoder_q."): tensor
+        for name, tensor in checkpoint.unpacked(checkpoint.load(pretrained)).items()
+        if name.startswith("encoder_q.") and ".fc." not in name
+    }
+    after = checkpoint.unpacked(checkpoint.load(tmp_path / "p" / "last.pth.tar"))
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    statistics = {name for name in before if "running_" in name or "num_batches" in name}
+    assert moved == (statistics if bn_mode == "train" else set())
+    assert after["fc.weight"].abs().max() > 0.05  # began at N(0, 0.01)
+
+
+def test_stage_2_goes_on_as_if_it_had_never_stopped(tsc_run, probe_run, probe_flags, tmp_path):
+    """One epoch and another, against two in one go; the milestones make the schedule the same."""
+    options = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path / "p")]
+    stage2.main([*options, "--epochs", "1"])
+    stage2.main([*options, "--epochs", "2", "--resume", "auto"])
+    ours, theirs = (checkpoint.load(run / "last.pth.tar")["state_dict"] for run in (tmp_path / "p", probe_run))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert (tmp_path / "p" / "results.json").read_text() == (probe_run / "results.json").read_text()
+
+
+def test_evaluate_repeats_the_numbers_and_writes_nothing(probe_run, probe_flags, capsys):
+    before = {path: path.stat().st_mtime_ns for path in probe_run.rglob("*")}
+    stage2.main([*probe_flags, "--evaluate", "--resume", str(probe_run / "model_best.pth.tar")])
+    selected = json.loads((probe_run / "results.json").read_text())["selected"]
+    out = capsys.readouterr().out
+    assert f"test, epoch {selected['epoch']}: top-1 {selected['acc1']:.2f}" in out
+    assert {path: path.stat().st_mtime_ns for path in probe_run.rglob("*")} == before

@@ -1,0 +1,171 @@
+"""One call of KCL: the oracle's numbers, the order inside a step, and what it leaves behind."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from moco.builder import KCL, LARGEST_DRAW
+from tests import oracle
+from tests.tiny import TinyEncoder, tiny_batch, tiny_model, unit
+from utils.errors import InputError
+from utils.randomness import Stream, torch_rng
+
+METHODS = [
+    {"num_positive": 2},
+    {"num_positive": 0},
+    {"targeted": True, "sep_t": True, "tw": 0.2},
+    {"targeted": True, "sep_t": False, "tw": 0.2},
+    {"targeted": True, "sep_t": True, "tr": 3},
+    {"targeted": True, "sep_t": False, "tr": 3},
+    {"targeted": True, "sep_t": False, "num_positive": 0, "tr": 3},
+    {"supervised": False},
+]
+
+
+def expected_step(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> tuple[tuple, dict[str, Tensor]]:
+    """The oracle's losses, and its state after the step, from the state before it."""
+    q = normalize(model.encoder_q(im_q), dim=1)
+    before = model.state_dict()
+    after = {
+        f"encoder_k.{name}": model.m * before[f"encoder_k.{name}"] + (1 - model.m) * before[f"encoder_q.{name}"]
+        for name in ("fc.weight", "fc.bias")
+    }
+    k = normalize(im_k.flatten(1) @ after["encoder_k.fc.weight"].T + after["encoder_k.fc.bias"], dim=1)
+
+    y, tsc, copies, always, draws = labels.tolist(), {}, 0, 0, None
+    if model.num_positive or not model.supervised:
+        rng = torch_rng(model.seed, Stream.POSITIVES, model.step, 0)
+        shape = (len(y), model.num_positive if model.supervised else 0)
+        draws = torch.randint(LARGEST_DRAW, shape, generator=rng).tolist()
+    after["class_centroid"] = before["class_centroid"]
+    if model.targeted:
+        always, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
+        after["class_centroid"] = oracle.centroids(before["class_centroid"], q.detach(), y)
+        sigma = oracle.assignment(after["class_centroid"] @ before["optimal_target"][:: model.tr].T)
+        tsc = {"targets": before["optimal_target"], "target_row": [model.tr * row for row in sigma]}
+    chosen = oracle.positives(y, before["queue_labels"][0].tolist(), draws, copies, always)
+    losses = oracle.loss(q, k, before["queue"].clone(), y, chosen, model.T, target_weight=model.tw, **tsc)
+
+    start, size = int(before["queue_ptr"]), len(y)
+    after |= {name: before[name].clone() for name in ("queue", "queue_labels")}
+    for i in range(size):
+        after["queue"][:, start + i], after["queue_labels"][0, start + i] = k[i].detach(), y[i]
+    after["queue_ptr"] = torch.tensor([(start + size) % model.K])
+    return losses, after
+
+
+@pytest.mark.parametrize("options", METHODS, ids=str)
+def test_four_steps_equal_the_oracle(options):
+    """Loss, gradient and every buffer, through a wrap-around of the queue of 12 (4 images a step)."""
+    model = tiny_model(**options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(4):
+        batch = tiny_batch()
+        losses, state = expected_step(model, *batch)
+        expected = torch.autograd.grad(sum(losses), list(model.encoder_q.parameters()))
+
+        out = model(*batch)
+        optimizer.zero_grad()
+        out.loss.backward()
+        torch.testing.assert_close((out.loss_class, out.loss_target), losses, rtol=1e-10, atol=1e-12)
+        for parameter, gradient in zip(model.encoder_q.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+        actual = {name: tensor for name, tensor in model.state_dict().items() if name in state}
+        torch.testing.assert_close(actual, state, rtol=1e-12, atol=1e-12)
+        optimizer.step()
+
+
+def test_the_queue_is_used_before_it_is_updated():
+    """Were the new keys in the denominator, a queue of the batch's size would hold nothing else."""
+    model = tiny_model(K=4, num_positive=0, m=1.0)
+    im_q, im_k, labels = tiny_batch()
+    model.queue_labels.fill_(-1)
+    out = model(im_q, im_k, labels)
+    assert model.queue_labels[0].tolist() == labels.tolist()  # the keys are there now …
+    own_only = oracle.loss(  # … and no anchor had one of them as positive
+        out.q, normalize(model.encoder_k(im_k), dim=1), model.queue * 0, labels.tolist(), [([], 0)] * 4, model.T
+    )
+    assert out.loss.item() != pytest.approx(own_only[0].item())
+    again = model(im_q, im_k, labels)  # now every anchor has same-class keys
+    assert again.loss.item() != pytest.approx(out.loss.item())
+
+
+def test_momentum_update_comes_before_the_keys():
+    """With m = 0 the key encoder is the query encoder, already for this step's keys."""
+    model = tiny_model(m=0.0)
+    im_q, _, labels = tiny_batch()
+    out = model(im_q, im_q, labels)
+    assert torch.equal(model.encoder_k.fc.weight, model.encoder_q.fc.weight)
+    torch.testing.assert_close(model.queue[:, :4].T, out.q.detach())
+
+
+def test_gradients_reach_the_query_encoder_only():
+    model = tiny_model(targeted=True, sep_t=True)
+    model(*tiny_batch()).loss.backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"encoder_q.fc.weight", "encoder_q.fc.bias"}
+
+
+def test_positives_are_a_function_of_seed_and_step():
+    batch = tiny_batch(12)
+
+    def loss(seed: int, step: int) -> float:
+        torch.manual_seed(7)
+        model = tiny_model(K=120)
+        torch.rand(seed * 3 + step)  # whatever else was drawn
+        model.seed, model.step = seed, step
+        return model(*batch).loss.item()
+
+    assert loss(1, 5) == loss(1, 5)
+    assert len({loss(1, 5), loss(1, 6), loss(2, 5)}) == 3
+
+
+def test_queue_wraps_around():
+    model = tiny_model()
+    labels_seen = []
+    for _ in range(5):
+        im_q, im_k, labels = tiny_batch()
+        model(im_q, im_k, labels)
+        labels_seen += labels.tolist()
+    assert int(model.queue_ptr) == 8  # 20 keys through a queue of 12
+    assert model.queue_labels[0].tolist() == labels_seen[12:20] + labels_seen[8:12]
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(12, dtype=torch.float64))
+
+
+def test_queue_must_be_a_multiple_of_the_batch():
+    with pytest.raises(ValueError, match="12 is not a multiple of the global batch 5"):
+        tiny_model()(*tiny_batch(5))
+
+
+def test_targeted_without_targets_says_so():
+    model = tiny_model(targets=None)
+    model(*tiny_batch())  # KCL needs none
+    model.targeted = True
+    with pytest.raises(ValueError, match="needs targets"):
+        model(*tiny_batch())
+
+
+def test_targets_must_be_unit_vectors():
+    with pytest.raises(InputError, match="row 1 has norm 2"):
+        KCL(TinyEncoder, 4, 12, num_classes=3, targets=unit(3, 4) * torch.tensor([[1.0], [2.0], [1.0]]))
+
+
+def test_state_dict_has_the_releases_keys_and_shapes():
+    model = tiny_model(mlp=True, tr=2)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    heads = {"fc.0.weight": (12, 12), "fc.0.bias": (12,), "fc.2.weight": (4, 12), "fc.2.bias": (4,)}
+    assert shapes == {f"encoder_{e}.{name}": shape for e in "qk" for name, shape in heads.items()} | {
+        "queue": (4, 12),
+        "queue_labels": (1, 12),
+        "queue_ptr": (1,),
+        "class_centroid": (3, 4),
+        "optimal_target": (6, 4),
+    }
+    assert model.queue_labels.dtype == model.queue_ptr.dtype == torch.int64
+
+
+def test_copies_of_a_target_lie_side_by_side():
+    targets = unit(3, 4)
+    model = KCL(TinyEncoder, 4, 12, tr=2, num_classes=3, targets=targets)
+    assert torch.equal(model.optimal_target[0::2], targets) and torch.equal(model.optimal_target[1::2], targets)

@@ -1,0 +1,80 @@
+"""Reading targets, moving centroids, assigning one to the other."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from moco.targets import assign_targets, check_targets, load_targets, update_centroids
+from tests import oracle
+from tests.tiny import unit
+from utils.errors import InputError
+
+
+def test_centroid_update_by_hand():
+    centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    q = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
+    after = update_centroids(centroids, q, torch.tensor([0, 0, 1]))
+    norm = (0.9**2 + 0.1**2) ** 0.5  # class 0: 0.9·(1, 0) + 0.1·(0, 1)
+    assert after[0].tolist() == pytest.approx([0.9 / norm, 0.1 / norm])
+    assert after[1].tolist() == pytest.approx(normalize(torch.tensor([0.06, 0.98]), dim=0).tolist(), rel=1e-6)
+    assert torch.equal(after[2], centroids[2])  # not in the batch: kept bit for bit
+
+
+def test_centroid_update_equals_the_oracle():
+    centroids, q, labels = unit(7, 5), unit(30, 5), torch.randint(0, 6, (30,))
+    torch.testing.assert_close(
+        update_centroids(centroids, q, labels), oracle.centroids(centroids, q, labels.tolist()), rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_assignment_is_the_best_of_all_permutations(seed):
+    torch.manual_seed(seed)
+    centroids, targets = unit(6, 4), unit(6, 4)
+    sigma = assign_targets(centroids, targets)
+    assert sorted(sigma.tolist()) == list(range(6))
+    assert sigma.tolist() == oracle.assignment(centroids @ targets.T)
+
+
+def test_assignment_finds_a_hidden_permutation():
+    targets = unit(300, 64)
+    hidden = torch.randperm(300)
+    assert torch.equal(assign_targets(targets[hidden], targets), hidden)
+
+
+def broken(row: int, value: float) -> np.ndarray:
+    targets = np.eye(3, 4, dtype=np.float32)
+    targets[row] *= value
+    return targets
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.eye(4, dtype=np.float32), r"shape \(4, 4\), expected \(3, 4\)"),
+        (broken(1, np.nan), "row 1 holds a value that is not finite"),
+        (broken(2, 1.01), "row 2 has norm 1.01"),
+        (broken(0, 0.0), "row 0 has norm 0.0"),
+        (np.array(["a"]), "not a readable .npy array of numbers"),
+    ],
+)
+def test_bad_target_files_are_named(array, message, tmp_path):
+    path = tmp_path / "targets.npy"
+    np.save(path, array)
+    with pytest.raises(InputError, match=message) as error:
+        load_targets(path, 3, 4)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_no_array_is_refused(tmp_path):
+    (tmp_path / "targets.npy").write_text("hello")
+    with pytest.raises(InputError, match="not a readable"):
+        load_targets(tmp_path / "targets.npy", 3, 4)
+
+
+def test_float64_targets_are_read_as_float32(tmp_path):
+    np.save(tmp_path / "t.npy", np.eye(3, 4))
+    targets = load_targets(tmp_path / "t.npy", 3, 4)
+    assert targets.dtype == torch.float32
+    check_targets(targets, 3, 4)

@@ -1,0 +1,1 @@
+"""What both scripts share: arguments, processes, checkpoints, logs, measures, figures."""

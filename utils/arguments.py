@@ -1,0 +1,251 @@
+"""The command line the two scripts share: groups of flags, and what is checked of them."""
+
+import argparse
+import secrets
+import sys
+from pathlib import Path
+
+import torch
+
+from imagenet_inat import digits
+from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset, default_splits_folder
+from utils import distributed
+from utils.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults in --help and answers a wrong flag in one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is typed; defaults behind the help, but not where there is none."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, "", False):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 0 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return value
+
+
+def unsigned_float(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number, 0 or above")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 0 to 1")
+    return value
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Data")
+    group.add_argument(
+        "--dataset", choices=sorted(REGISTRY), default="imagenet", help="a row of imagenet_inat/datasets.py"
+    )
+    group.add_argument(
+        "--data-root",
+        default="data",
+        metavar="DIR",
+        help="folder that the split lists' paths start from; digits are written there",
+    )
+    group.add_argument(
+        "--splits",
+        metavar="DIR",
+        help="folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>)",
+    )
+    group.add_argument(
+        "--imbalance",
+        type=positive_float,
+        default=50.0,
+        help="digits only: largest class ÷ smallest, 1 (balanced) to 120",
+    )
+    group.add_argument(
+        "--image-size",
+        type=positive_int,
+        metavar="PX",
+        help="side of the network's input (default: the data set's, 224 or 16)",
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=natural,
+        help="loader processes over all training processes of a machine; 0: none, load in between steps "
+        "(default: the cores this job may use, at most the release's 32; on the CPU half of them)",
+    )
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-a",
+        "--arch",
+        help="a torchvision network with an fc head, or resnet20, resnet32 for small images "
+        "(default: the data set's, resnet50 or resnet20)",
+    )
+
+
+def add_optim_arguments(
+    parser: argparse.ArgumentParser, *, epochs: int, lr: float, schedule: list[int], weight_decay: float
+) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("Optimisation")
+    group.add_argument(
+        "--epochs",
+        type=positive_int,
+        default=epochs,
+        help="in all; a --targeted run spends the first half on KCL",
+    )
+    group.add_argument(
+        "--start-epoch", type=natural, default=0, help="count epochs from here (a resumed run knows its own)"
+    )
+    group.add_argument("-b", "--batch-size", type=positive_int, default=256, help="global: the sum over all processes")
+    group.add_argument(
+        "--lr",
+        "--learning-rate",
+        type=positive_float,
+        default=lr,
+        help="at the start of each phase; scale it with the batch",
+    )
+    group.add_argument(
+        "--schedule",
+        type=int,
+        nargs="*",
+        default=schedule,
+        help="epochs at which the learning rate drops to a tenth",
+    )
+    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
+    group.add_argument(
+        "--wd",
+        "--weight-decay",
+        dest="weight_decay",
+        type=unsigned_float,
+        default=weight_decay,
+        help="of SGD",
+    )
+    return group
+
+
+def add_running_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("Running")
+    group.add_argument("--name", default="", help="end of the run folder's name")
+    group.add_argument("--run-dir", metavar="DIR", help="the run folder outright (default: named after the flags)")
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="PATH",
+        help="go on from this checkpoint; 'auto': from the run folder if it holds one",
+    )
+    group.add_argument(
+        "--seed",
+        type=natural,
+        help="of every random draw; without it one is drawn and written into args.json",
+    )
+    group.add_argument(
+        "-p",
+        "--print-freq",
+        type=natural,
+        default=10,
+        help="steps between console lines; 0: only one line an epoch",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    group.add_argument("--gpu", type=natural, help="this GPU and no other (the release's spelling of --device cuda:N)")
+    return group
+
+
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Distributed", "torchrun needs none of these")
+    group.add_argument(
+        "--multiprocessing-distributed",
+        action="store_true",
+        help="start one process per GPU of this machine (two processes where there is none)",
+    )
+    group.add_argument("--world-size", type=int, default=-1, help="machines in the job")
+    group.add_argument("--rank", type=int, default=-1, help="number of this machine, from 0")
+    group.add_argument("--dist-url", default="tcp://localhost:10000", help="address and free port of machine 0")
+    group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="(default: nccl with GPUs, gloo without)")
+
+
+def resolve(args: argparse.Namespace) -> DatasetSpec:
+    """Fill in what depends on the data set, and check what can be checked without reading data.
+
+    Raises:
+        InputError: a batch that does not divide over the processes, a device that is not there.
+    """
+    spec = REGISTRY[args.dataset]
+    args.arch = args.arch or spec.arch
+    args.image_size = args.image_size or spec.image_size
+    world = distributed.world_size_from(args)
+    if args.batch_size % world:
+        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
+    device = f"cuda:{args.gpu}" if args.gpu is not None else args.device
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+    if not 1 <= args.imbalance <= digits.TRAIN_LARGEST:
+        raise InputError(f"--imbalance {args.imbalance:g}: expected 1 to {digits.TRAIN_LARGEST}")
+    return spec
+
+
+def resolve_seed(args: argparse.Namespace) -> None:
+    """Draw a seed for a run that was given none, the same on all ranks."""
+    if args.seed is None:
+        args.seed = distributed.same_on_all_ranks(secrets.randbelow(2**31))
+
+
+def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDataset:
+    """The data set of a split, train, val or test; digits are written at first use.
+
+    Raises:
+        InputError: root or list is missing (what belongs where), or see LongTailDataset.
+    """
+    spec = REGISTRY[args.dataset]
+    if spec.name == "digits":
+        root, splits = digits.prepare(Path(args.data_root), args.imbalance)
+    else:
+        root, splits = Path(args.data_root), default_splits_folder(spec)
+    splits = Path(args.splits) if args.splits else splits
+    list_file = splits / f"{spec.set_name}_{spec.test_split if split == 'test' else split}.txt"
+    if not root.is_dir():
+        raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
+    if not list_file.is_file():
+        raise InputError(
+            f"{list_file}: no such list; put {spec.set_name}'s lists there or name their folder with --splits"
+        )
+    return LongTailDataset(root, list_file, spec.num_classes, transform, args.seed or 0)
+
+
+def command_line(script: str, **flags) -> str:
+    """A command to type next, in the words of this process: python, script, flags."""
+    python = Path(sys.executable).name if not sys.prefix.endswith(".venv") else ".venv/bin/python"
+    parts = [f"--{name.replace('_', '-')} {value}" for name, value in flags.items()]
+    return " ".join([python, script, *parts])

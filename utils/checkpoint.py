@@ -1,0 +1,129 @@
+"""Checkpoints: written whole or not at all, read without running code, matched key by key.
+
+On disk a model's keys carry DistributedDataParallel's `module.` prefix, as the
+release's and MoCo's do, so that their scripts read ours; in memory they do not.
+"""
+
+import os
+import pickle
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+PREFIX = "module."
+LAST = "last.pth.tar"
+
+
+def save(path: Path, state: dict) -> None:
+    """Write `state` (plain dicts, numbers, strings, tensors) beside `path`, then rename."""
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(draft, 0o644)  # mkstemp's files are private
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def load(path: str | Path) -> dict:
+    """Read a checkpoint on the CPU; it may hold data only, never code.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one that would run code.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of old pickles; if they fail, the error says so
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({first})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+        raise InputError(f"checkpoint {path}: has no 'state_dict', expected a file of either stage")
+    return state
+
+
+def packed(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as it is stored, with the prefix."""
+    model = getattr(model, "module", model)
+    return {PREFIX + key: value for key, value in model.state_dict().items()}
+
+
+def unpacked(state: dict) -> dict[str, Tensor]:
+    """The state dict of a checkpoint without the prefix, whether it has one or not."""
+    return {key.removeprefix(PREFIX): value for key, value in state["state_dict"].items()}
+
+
+def load_into(
+    model: nn.Module, weights: dict[str, Tensor], source: str | Path, missing: set[str] = frozenset()
+) -> None:
+    """Load weights whose keys and shapes match, but for exactly the `missing` ones.
+
+    Raises:
+        InputError: names the first keys that differ, on both sides.
+    """
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # sizes differ; the first line says only that
+        detail = str(error).splitlines()[1].strip()
+        raise InputError(f"checkpoint {source}: does not fit the model: {detail}") from None
+    lacking, extra = set(result.missing_keys) - missing, result.unexpected_keys
+    if lacking or extra or not missing <= set(result.missing_keys):
+        raise InputError(
+            f"checkpoint {source}: does not fit the model: it lacks {_some(lacking)} and has {_some(extra)} "
+            "besides; check -a, --mlp and --targeted"
+        )
+
+
+def _some(keys) -> str:
+    keys = sorted(keys)
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return (", ".join(keys[:3]) + more) or "nothing"
+
+
+def load_query_encoder(model: nn.Module, path: str | Path, arch: str) -> None:
+    """Load a stage-1 checkpoint's query encoder, all but its head, into a network with a new `fc`.
+
+    Raises:
+        InputError: as `load` and `load_into`; another architecture; no query encoder inside.
+    """
+    state = load(path)
+    if state.get("arch", arch) != arch:
+        raise InputError(f"checkpoint {path}: trained with --arch {state['arch']}, found --arch {arch}")
+    head = "encoder_q."
+    weights = {key.removeprefix(head): value for key, value in unpacked(state).items() if key.startswith(head)}
+    if not weights:
+        raise InputError(f"checkpoint {path}: has no encoder_q.* keys, expected a stage-1 checkpoint")
+    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    load_into(model, weights, path, missing={"fc.weight", "fc.bias"})
+
+
+def find_resume(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        InputError: the file named is not there; or a new run would overwrite another.
+    """
+    last = run_dir / LAST
+    if resume == "auto":
+        return last if last.exists() else None
+    if resume:
+        if not Path(resume).is_file():
+            raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
+        return Path(resume)
+    if last.exists():
+        raise InputError(
+            f"{run_dir}: holds a run already; --resume auto continues it, --run-dir or --name starts another"
+        )
+    return None

@@ -1,0 +1,180 @@
+"""Processes: how they start, who they are, what they gather.
+
+With one process there is no group: every function here is then the identity, and
+nothing else in the project asks how many processes there are.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from utils import errors
+
+MAX_WORKERS = 32  # the release's default
+PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
+
+
+def launch(worker: Callable, args) -> None:
+    """Run worker(args) in this process, in torchrun's, or in one process per GPU.
+
+    `--multiprocessing-distributed` is the release's way: --world-size counts
+    machines, --rank is this machine's number, --dist-url says where machine 0 is.
+    """
+    if "LOCAL_RANK" in os.environ:  # torchrun has started us, once per process
+        _work(int(os.environ["LOCAL_RANK"]), worker, args, "env://", None)
+    elif args.multiprocessing_distributed:
+        per_node = torch.cuda.device_count() or PROCESSES_WITHOUT_GPU
+        try:
+            mp.spawn(_work, (worker, args, args.dist_url, per_node), nprocs=per_node)
+        except mp.ProcessExitedException as error:
+            sys.exit(error.exit_code)  # the process has said why
+    else:
+        args.device = _device(args, 0)
+        _share_cores(args, processes=1)
+        worker(args)
+
+
+def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | None) -> None:
+    """One process of a group: join, work, leave."""
+    args.device = _device(args, local_rank)
+    _share_cores(args, processes=per_node or int(os.environ["LOCAL_WORLD_SIZE"]))
+    group = {} if per_node is None else _release_group(args, local_rank, per_node)
+    on_gpu = args.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(args.device)
+    backend = args.dist_backend or ("nccl" if on_gpu else "gloo")
+    dist.init_process_group(backend, init_method=url, timeout=timedelta(minutes=30), **group)
+    try:
+        if per_node is None:
+            worker(args)
+        else:
+            errors.run(lambda: worker(args))  # a spawned process reports for itself
+    finally:
+        dist.destroy_process_group()
+
+
+def _release_group(args, local_rank: int, per_node: int) -> dict[str, int]:
+    nodes, node = max(args.world_size, 1), max(args.rank, 0)
+    return {"world_size": nodes * per_node, "rank": node * per_node + local_rank}
+
+
+def _device(args, local_rank: int) -> torch.device:
+    if args.gpu is not None:
+        return torch.device("cuda", args.gpu)
+    if args.device == "auto":
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(args.device)
+
+
+def _share_cores(args, processes: int) -> None:
+    """Give this process its part of the machine's loader workers; on the CPU also of its threads.
+
+    Without a GPU, workers and training compete for the cores, and threads that spin
+    while a worker holds their core cost more than they bring: each core gets one job.
+    """
+    cores = max(1, usable_cores() // processes)
+    on_cpu = args.device.type == "cpu"
+    if args.workers is None:
+        args.workers = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
+    else:
+        args.workers = math.ceil(args.workers / processes)
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores - args.workers))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which on a cluster can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def world_size_from(args) -> int:
+    """How many processes `launch` will make of these arguments, before it has."""
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if args.multiprocessing_distributed:
+        return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
+    return 1
+
+
+def active() -> bool:
+    """Whether there is a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if active() else 1
+
+
+def rank() -> int:
+    """The global rank."""
+    return dist.get_rank() if active() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the one process that writes files and prints."""
+    return rank() == 0
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model under DistributedDataParallel, or itself when there is one process.
+
+    Buffers are not broadcast: all ranks compute the same queue and centroids, and the
+    queue is 33 MB a step at the release's size.
+    """
+    if not active():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+@torch.no_grad()
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the ranks' tensors along the first axis, in rank order, without gradient."""
+    if not active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of the ranks' tensors, on every rank."""
+    if not active():
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def same_on_all_ranks(value):
+    """Rank 0's value, on every rank."""
+    if not active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank rank 0's buffers: batch-norm statistics differ between ranks."""
+    if active():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Rank 0 does the block before the others: it makes a file, they find it."""
+    if active() and not is_main():
+        dist.barrier()
+    yield
+    if active() and is_main():
+        dist.barrier()

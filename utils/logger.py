@@ -1,0 +1,170 @@
+"""What a run says and writes: console lines, a bar with the ETA, log.jsonl, TensorBoard, args.json."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from tqdm import tqdm
+
+from utils import distributed
+from utils.metrics import Means
+
+# tensorboard-logger 0.1.0 ships protobuf code of an old generator, which protobuf >= 4
+# refuses unless it runs in pure Python; that must be said before its first import.
+# Scalars and histograms then work; its log_images does not. Its import warns of what
+# it uses (old protobuf calls, scipy.misc), which is nothing to anybody here.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import tensorboard_logger
+
+
+def say(text: str = "") -> None:
+    """Print a line once in the whole job, above the bar if there is one."""
+    if distributed.is_main():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """The log files of a run folder; only the main process writes.
+
+    Args:
+        run_dir: the run folder, made here. args: the resolved arguments.
+        splits: one TensorBoard folder each. epochs_done: a resumed run's; records of
+            later epochs are dropped, for they are run again.
+    """
+
+    def __init__(self, run_dir: Path, args, splits: tuple[str, ...], epochs_done: int):
+        self.path = run_dir / "log.jsonl"
+        self.boards = {}
+        if distributed.is_main():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "args.json").write_text(json.dumps(describe_run(args), indent=2) + "\n")
+            self._drop_records_after(epochs_done)
+            self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
+
+    def _drop_records_after(self, epochs_done: int) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line + "\n" for line in lines if json.loads(line)["epoch"] <= epochs_done]
+        self.path.write_text("".join(kept))
+
+    def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
+        """TensorBoard scalars of an epoch."""
+        for name, value in values.items():
+            if split in self.boards:
+                self.boards[split].log_value(name, value, epoch)
+
+    def record(self, **values) -> None:
+        """One JSON object, one line: an epoch."""
+        if distributed.is_main():
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def plain_args(args) -> dict:
+    """The arguments as JSON and safe checkpoints can hold them."""
+    keep = (str, int, float, bool, list, type(None))
+    return {k: v if isinstance(v, keep) else str(v) for k, v in sorted(vars(args).items())}
+
+
+def describe_run(args) -> dict:
+    """What is needed to repeat a run: command, arguments, versions, commit, machine."""
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "args": plain_args(args),
+        "processes": distributed.world_size(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+        },
+        "git": _git_state(),
+        "machine": platform.platform(),
+    }
+
+
+def _git_state() -> str:
+    """Commit, and 'dirty' when files differ from it; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Progress:
+    """Lines in MoCo's style every `print_freq` steps; on a terminal also a bar over the whole run.
+
+    Args:
+        total: steps of the run. done: steps that a resumed run has behind it.
+        batch_size: of the global batch.
+    """
+
+    def __init__(self, total: int, done: int, batch_size: int, print_freq: int):
+        self.total, self.done, self.before = total, done, done
+        self.batch_size, self.print_freq = batch_size, print_freq
+        self.started = time.perf_counter()
+        hidden = not (distributed.is_main() and sys.stderr.isatty())
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
+
+    def epoch(self, loader: Iterable, title: str) -> Iterator:
+        """The batches of an epoch, timed. `step` is to be called once for each."""
+        self.title, self.steps, self.step_number, self.data_seconds = title, len(loader), 0, 0.0
+        self.bar.set_description(title)
+        self.epoch_started = waiting = time.perf_counter()
+        for batch in loader:
+            self.data_seconds += time.perf_counter() - waiting
+            yield batch
+            waiting = time.perf_counter()
+
+    def step(self, means: Means) -> None:
+        """Count a step; print a line when one is due."""
+        self.done += 1
+        self.step_number += 1
+        self.bar.update()
+        if self.print_freq and self.step_number % self.print_freq == 0:
+            values = means.read()
+            seconds = self.seconds() / self.step_number
+            say(
+                f"{self.title}[{self.step_number:>4}/{self.steps}]  "
+                f"Time {seconds:.3f}  Data {self.data_seconds / self.step_number:.3f}  "
+                f"{describe(values)}  {self.speed():.0f} img/s  ETA {self.eta()}"
+            )
+
+    def seconds(self) -> float:
+        """Since the epoch began."""
+        return time.perf_counter() - self.epoch_started
+
+    def speed(self) -> float:
+        """Images a second in this epoch, over all ranks."""
+        return self.step_number * self.batch_size / self.seconds()
+
+    def eta(self) -> timedelta:
+        """Time to the end of the run, at the mean pace of this start."""
+        pace = (time.perf_counter() - self.started) / max(self.done - self.before, 1)
+        return timedelta(seconds=round(pace * (self.total - self.done)))
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+LABELS = {"loss": "Loss", "loss_class": "class", "loss_target": "target", "top1": "Acc@1", "top5": "Acc@5"}
+
+
+def describe(values: dict[str, float]) -> str:
+    """Means as MoCo's console shows them: `Loss 3.2101  Acc@1 45.31`."""
+    digits = {name: 4 if name.startswith("loss") else 2 for name in values}
+    return "  ".join(f"{LABELS.get(name, name)} {value:.{digits[name]}f}" for name, value in values.items())

@@ -1,0 +1,93 @@
+"""Measures: running means, top-k, accuracy over classes and shots."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagenet_inat.datasets import shots
+from utils import distributed
+from utils.errors import InputError
+
+
+class Means:
+    """Running means of a training epoch, kept on the device and read only when shown.
+
+    Args:
+        where: what the epoch is called in messages. device: where the values live.
+    """
+
+    def __init__(self, where: str, device: torch.device):
+        self.where, self.steps = where, 0
+        self.count = torch.zeros((), device=device)
+        self.sums: dict[str, Tensor] = {}
+        self.first_bad = torch.zeros((), dtype=torch.long, device=device)  # 0: none yet
+
+    def add(self, count: int, **values: Tensor) -> None:
+        """Add the batch means of `count` images; `loss` must be among them."""
+        self.steps += 1
+        self.count += count
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float() * count
+        bad = ~values["loss"].detach().isfinite() & (self.first_bad == 0)
+        self.first_bad += bad * self.steps
+
+    def read(self, over_ranks: bool = False) -> dict[str, float]:
+        """The means so far, of this rank or over all of them.
+
+        Raises:
+            InputError: a loss was not finite; says in which step.
+        """
+        if step := int(self.first_bad):
+            raise self.diverged("the loss is not finite", step)
+        totals = torch.stack([self.count, *self.sums.values()])
+        if over_ranks:
+            totals = distributed.sum_over_ranks(totals)
+        count, *sums = totals.tolist()
+        return {name: value / count for name, value in zip(self.sums, sums, strict=True)}
+
+    def diverged(self, what: str, step: int | None = None) -> InputError:
+        """The error to raise for numbers that are not finite in a step (default: the one begun now)."""
+        step = step or self.steps + 1
+        return InputError(f"{self.where}, step {step}: {what}; try a smaller --lr; the last checkpoint stays as it was")
+
+
+def in_top_k(rank: Tensor, k: int) -> Tensor:
+    """Percent of (N,) ranks (0 = first) that are among the first k; a scalar."""
+    return (rank < k).float().mean() * 100
+
+
+def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) int64: how many of the (N, C) logits exceed the label's own."""
+    return (logits > logits.gather(1, labels[:, None])).sum(1)
+
+
+class ClassAccuracy:
+    """Top-1 and top-5 hits counted class by class, summed over ranks."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self.hits = torch.zeros(3, num_classes, device=device)  # top-1, top-5, images
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (N, C), labels (N,)."""
+        rank = rank_of_label(logits, labels)
+        ones = torch.stack([rank < 1, rank < 5, torch.ones_like(rank, dtype=torch.bool)])
+        self.hits.index_add_(1, labels, ones.float())
+
+    def summary(self, class_counts: np.ndarray) -> dict:
+        """Percent: acc1 and acc5 over images; many, medium, few as means over classes; per_class.
+
+        Args:
+            class_counts: (C,) training images a class, which make the shots. A shot
+                without a class, and a class without a test image, gets None.
+        """
+        top1, top5, images = distributed.sum_over_ranks(self.hits).double().cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            per_class = 100 * top1 / images  # (C,), nan where there is no image
+        out = {"acc1": 100 * top1.sum() / images.sum(), "acc5": 100 * top5.sum() / images.sum()}
+        for shot, mask in shots(class_counts).items():
+            tested = mask & (images > 0)
+            out[shot] = float(per_class[tested].mean()) if tested.any() else None
+        out["per_class"] = [None if math.isnan(value) else value for value in per_class.tolist()]
+        return {key: float(v) if isinstance(v, np.floating) else v for key, v in out.items()}
