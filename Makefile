@@ -9,9 +9,10 @@ STAMP := $(VENV)/.installed
 venv: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --progress-bar off -r requirements-dev.txt
-	touch $@
+	@echo "installing into $(VENV): about 5 GB, some minutes"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
 
 demo: venv
 	$(PY) -m examples.demo

@@ -34,9 +34,9 @@ BEST = "model_best.pth.tar"
 def get_args_parser() -> arguments.Parser:
     parser = arguments.Parser(description=__doc__)
     arguments.add_data_arguments(parser)
-    arguments.add_model_argument(parser)
-    parser.add_argument("--pretrained", metavar="PATH", help="the stage-1 checkpoint whose query encoder is probed")
-    parser.add_argument(
+    model = arguments.add_model_group(parser)
+    model.add_argument("--pretrained", metavar="PATH", help="the stage-1 checkpoint whose query encoder is probed")
+    model.add_argument(
         "--bn-mode",
         choices=["train", "eval"],
         default="train",
@@ -103,7 +103,7 @@ def build_classifier(args, num_classes: int) -> nn.Module:
 def main_worker(args) -> None:
     """The probe, in one of its processes."""
     resume = args.resume if args.evaluate else checkpoint.find_resume(args.resume, Path(args.run_dir))
-    state = checkpoint.load(resume) if resume else {"epoch": args.start_epoch, "results": {}}
+    state = checkpoint.load_run(resume, args.start_epoch)
     args.seed = state.get("seed", args.seed)
     arguments.resolve_seed(args)
     torch.manual_seed(args.seed)
@@ -134,14 +134,14 @@ def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str,
     # No weight decay and no momentum reaches the encoder: only what trains is given.
     optimizer = torch.optim.SGD(model.fc.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     if "optimizer" in state:
-        optimizer.load_state_dict(state["optimizer"])
+        checkpoint.load_optimizer(optimizer, state, args.resume)
         say(f"resumed after epoch {state['epoch']}")
 
     log = RunLog(run_dir, args, ("train", "val", "test"), state["epoch"])
     say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {run_dir}")
     progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
     frozen = frozen_weights(model, args.bn_mode)
-    results = state["results"]
+    results = state.get("results", {})  # a checkpoint of the release has none
     for epoch in range(state["epoch"], args.epochs):
         rate = learning_rate(args.lr, epoch, args.epochs, args.schedule, cosine=False)
         set_learning_rate(optimizer, rate)

@@ -1,7 +1,7 @@
 """Stage 1: contrastive pre-training with KCL or TSC on long-tailed data.
 
 Five minutes on a laptop, no download (see also `make demo`):
-    python main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs 20 -b 64 --lr 0.1 --moco-k 1024 --moco-m 0.99
+    python main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs 20 -b 64 --lr 0.03 --moco-k 1024 --moco-m 0.99
 
 KCL and TSC on ImageNet-LT, one process per GPU of this machine:
     torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 200
@@ -31,7 +31,7 @@ from utils.schedules import learning_rate, set_learning_rate
 def get_args_parser() -> arguments.Parser:
     parser = arguments.Parser(description=__doc__)
     arguments.add_data_arguments(parser)
-    add_model_arguments(parser)
+    add_model_arguments(arguments.add_model_group(parser))
     add_loss_arguments(parser)
     optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
     optim.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
@@ -48,9 +48,7 @@ def get_args_parser() -> arguments.Parser:
     return parser
 
 
-def add_model_arguments(parser: arguments.Parser) -> None:
-    arguments.add_model_argument(parser)
-    group = parser.add_argument_group("Model")
+def add_model_arguments(group: arguments.Group) -> None:
     group.add_argument("--moco-dim", type=arguments.positive_int, default=128, help="D, dimension of the features")
     group.add_argument(
         "--moco-k",
@@ -157,7 +155,7 @@ def main_worker(args) -> None:
     """The run, in one of its processes."""
     device, run_dir = args.device, Path(args.run_dir)
     resume = checkpoint.find_resume(args.resume, run_dir)
-    state = checkpoint.load(resume) if resume else {"epoch": args.start_epoch}
+    state = checkpoint.load_run(resume, args.start_epoch)
     args.seed = state.get("seed", args.seed)
     arguments.resolve_seed(args)
     spec = arguments.REGISTRY[args.dataset]
@@ -181,7 +179,7 @@ def main_worker(args) -> None:
         # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
         optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
         if resume and phase.start < state["epoch"] < phase.start + phase.epochs:
-            optimizer.load_state_dict(state["optimizer"])
+            checkpoint.load_optimizer(optimizer, state, resume)
         for epoch in range(max(phase.start, state["epoch"]), phase.start + phase.epochs):
             rate = learning_rate(args.lr, epoch - phase.start, phase.epochs, args.schedule, args.cos)
             set_learning_rate(optimizer, rate)
@@ -285,9 +283,7 @@ def log_epoch(log: RunLog, title: str, epoch: int, phase: Phase, rate: float, me
 
 def finish(args, run_dir: Path) -> None:
     say(f"wrote {run_dir}: args.json, log.jsonl, train/ (TensorBoard), {checkpoint.LAST}")
-    probe = arguments.command_line(
-        "main_lincls_imba.py", dataset=args.dataset, arch=args.arch, pretrained=run_dir / checkpoint.LAST
-    )
+    probe = arguments.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
     say(f"next, the linear probe: {probe}")
 
 

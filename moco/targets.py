@@ -93,7 +93,7 @@ def assign_targets(centroids: Tensor, targets: Tensor) -> Tensor:
     Raises:
         FloatingPointError: a centroid is not finite: the features have diverged.
     """
-    similarity = (centroids @ targets.T).double().cpu().numpy()  # (C, C)
+    similarity = (centroids @ targets.T).cpu().double().numpy()  # (C, C)
     if not np.isfinite(similarity).all():
         raise FloatingPointError("a class centroid is not finite")
     _, column = linear_sum_assignment(similarity, maximize=True)

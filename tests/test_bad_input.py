@@ -12,7 +12,7 @@ from PIL import Image
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from utils import arguments, checkpoint
-from utils.errors import InputError, one_line
+from utils.errors import InputError, one_line, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +23,14 @@ def test_the_command_line_gives_one_line_and_exit_code_2(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: --moco-k 65536: not a multiple of the global batch, --batch-size 48\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(flags, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        run(lambda: stage1.main([*flags, "--run-dir", str(tmp_path / "file" / "run")]))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/run: Not a directory\n"
 
 
 @pytest.mark.parametrize(

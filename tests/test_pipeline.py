@@ -113,7 +113,11 @@ def test_a_finished_run_is_named_like_the_releases(flags, tmp_path, capsys):
         "digitsLT_resnet20_lr_0.1_bsz_512_wd_0.0001_mlp_True_t_0.07_1024_seed_1_k_6_dim_16"
         "_tgted_False_tr_1_tw_1.0_ep_1_mine"
     )
-    assert f"main_lincls_imba.py --dataset digits --arch resnet20 --pretrained {run}" in capsys.readouterr().out
+    next_command = capsys.readouterr().out.split("main_lincls_imba.py ")[1].split()
+    probe = stage2.get_args_parser().parse_args(next_command)  # it says where the same data are
+    assert probe.pretrained == str(run / "last.pth.tar")
+    assert (probe.dataset, probe.arch, probe.image_size) == ("digits", "resnet20", 8)
+    assert probe.data_root == flags[flags.index("--data-root") + 1]
 
 
 def test_stage_2_reports_each_choice_of_the_epoch(probe_run):

@@ -12,6 +12,8 @@ from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset, defau
 from utils import distributed
 from utils.errors import InputError
 
+Group = argparse._ArgumentGroup  # argparse has no public name for it
+
 
 class Parser(argparse.ArgumentParser):
     """Shows defaults in --help and answers a wrong flag in one line."""
@@ -104,18 +106,20 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_model_group(parser: argparse.ArgumentParser) -> Group:
+    group = parser.add_argument_group("Model")
+    group.add_argument(
         "-a",
         "--arch",
         help="a torchvision network with an fc head, or resnet20, resnet32 for small images "
         "(default: the data set's, resnet50 or resnet20)",
     )
+    return group
 
 
 def add_optim_arguments(
     parser: argparse.ArgumentParser, *, epochs: int, lr: float, schedule: list[int], weight_decay: float
-) -> argparse._ArgumentGroup:
+) -> Group:
     group = parser.add_argument_group("Optimisation")
     group.add_argument(
         "--epochs",
@@ -153,7 +157,7 @@ def add_optim_arguments(
     return group
 
 
-def add_running_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
     group = parser.add_argument_group("Running")
     group.add_argument("--name", default="", help="end of the run folder's name")
     group.add_argument("--run-dir", metavar="DIR", help="the run folder outright (default: named after the flags)")
@@ -244,8 +248,11 @@ def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDatas
     return LongTailDataset(root, list_file, spec.num_classes, transform, args.seed or 0)
 
 
-def command_line(script: str, **flags) -> str:
-    """A command to type next, in the words of this process: python, script, flags."""
-    python = Path(sys.executable).name if not sys.prefix.endswith(".venv") else ".venv/bin/python"
-    parts = [f"--{name.replace('_', '-')} {value}" for name, value in flags.items()]
-    return " ".join([python, script, *parts])
+def command_line(script: str, args: argparse.Namespace, **flags) -> str:
+    """A command to type next on the same data as these arguments."""
+    same = [("dataset", "imagenet"), ("arch", None), ("data_root", "data"), ("splits", None), ("imbalance", 50.0)]
+    same.append(("image_size", REGISTRY[args.dataset].image_size))
+    flags = {name: getattr(args, name) for name, default in same if getattr(args, name) != default} | flags
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name
+    return " ".join([str(python), script, *(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())])

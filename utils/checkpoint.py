@@ -34,11 +34,12 @@ def save(path: Path, state: dict) -> None:
         raise
 
 
-def load(path: str | Path) -> dict:
+def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
     """Read a checkpoint on the CPU; it may hold data only, never code.
 
     Raises:
-        InputError: no such file, not a checkpoint, or one that would run code.
+        InputError: no such file, not a checkpoint, one that would run code, or one
+            without the entries it `needs`.
     """
     try:
         with warnings.catch_warnings():
@@ -49,9 +50,27 @@ def load(path: str | Path) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({first})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
-        raise InputError(f"checkpoint {path}: has no 'state_dict', expected a file of either stage")
+    for entry in needs:
+        if not isinstance(state, dict) or entry not in state:
+            raise InputError(f"checkpoint {path}: has no '{entry}', expected a file that one of the stages wrote")
     return state
+
+
+def load_run(path: Path | None, start_epoch: int) -> dict:
+    """The state a run goes on from; without a path, that of a run which starts at `start_epoch`."""
+    return load(path, needs=("state_dict", "epoch", "optimizer")) if path else {"epoch": start_epoch}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
+    """Load the optimiser of a checkpoint.
+
+    Raises:
+        InputError: it was made for other parameters.
+    """
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise InputError(f"checkpoint {source}: its optimiser does not fit the model ({error})") from None
 
 
 def packed(model: nn.Module) -> dict[str, Tensor]:

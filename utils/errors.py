@@ -23,6 +23,11 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted: the last checkpoint stays; --resume auto continues from it", file=sys.stderr)
         sys.exit(130)

@@ -165,6 +165,8 @@ LABELS = {"loss": "Loss", "loss_class": "class", "loss_target": "target", "top1"
 
 
 def describe(values: dict[str, float]) -> str:
-    """Means as MoCo's console shows them: `Loss 3.2101  Acc@1 45.31`."""
+    """Means as MoCo's console shows them: `Loss 3.2101  Acc@1 45.31`; KCL has one loss, not three."""
+    if values.get("loss_target") == 0:
+        values = {name: value for name, value in values.items() if name not in ("loss_class", "loss_target")}
     digits = {name: 4 if name.startswith("loss") else 2 for name in values}
     return "  ".join(f"{LABELS.get(name, name)} {value:.{digits[name]}f}" for name, value in values.items())

@@ -82,7 +82,7 @@ class ClassAccuracy:
             class_counts: (C,) training images a class, which make the shots. A shot
                 without a class, and a class without a test image, gets None.
         """
-        top1, top5, images = distributed.sum_over_ranks(self.hits).double().cpu().numpy()
+        top1, top5, images = distributed.sum_over_ranks(self.hits).cpu().double().numpy()
         with np.errstate(invalid="ignore"):
             per_class = 100 * top1 / images  # (C,), nan where there is no image
         out = {"acc1": 100 * top1.sum() / images.sum(), "acc5": 100 * top5.sum() / images.sum()}

@@ -1,0 +1,62 @@
+"""Console lines, log files and what describes a run."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.logger import Progress, RunLog, describe, plain_args
+from utils.metrics import Means
+
+
+def test_lines_in_mocos_style_when_due(capsys):
+    progress = Progress(total=6, done=2, batch_size=32, print_freq=2)
+    means = Means("Epoch: [2/2]", torch.device("cpu"))
+    for _ in progress.epoch(range(4), "Epoch: [2/2]"):
+        means.add(32, loss=torch.tensor(2.5), top1=torch.tensor(12.5))
+        progress.step(means)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Epoch: [2/2][   2/4]  Time ")
+    for part in ("  Data ", "  Loss 2.5000  Acc@1 12.50  ", " img/s  ETA 0:00:00"):
+        assert part in lines[1]
+
+
+def test_print_freq_0_prints_no_step(capsys):
+    progress = Progress(total=2, done=0, batch_size=32, print_freq=0)
+    means = Means("e", torch.device("cpu"))
+    for _ in progress.epoch(range(2), "e"):
+        means.add(32, loss=torch.tensor(2.5))
+        progress.step(means)
+    assert capsys.readouterr().out == ""
+
+
+def test_describe():
+    assert describe({"loss": 1.0, "loss_class": 1.0, "loss_target": 0.0, "top1": 3.0}) == "Loss 1.0000  Acc@1 3.00"
+    assert describe({"loss": 1.0, "loss_target": 0.25, "top1": 3.0}) == "Loss 1.0000  target 0.2500  Acc@1 3.00"
+
+
+def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
+    args = argparse.Namespace(seed=1)
+    log = RunLog(tmp_path, args, ("train",), epochs_done=0)
+    for epoch in (1, 2, 3):
+        log.record(epoch=epoch)
+    RunLog(tmp_path, args, ("train",), epochs_done=2).record(epoch=3, again=True)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
+
+
+def test_arguments_become_plain_data():
+    args = argparse.Namespace(b=Path("x"), a=[1], device=torch.device("cpu"), none=None)
+    assert plain_args(args) == {"a": [1], "b": "x", "device": "cpu", "none": None}
+
+
+def test_tensorboard_logger_imports_without_any_setting():
+    """Its protobuf code is of an old generator: utils/logger.py knows how to import it."""
+    root = Path(__file__).parent.parent
+    code = "import utils.logger"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,62 @@
+"""Every command line that README and the scripts' docstrings show is accepted as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import main_lincls_imba
+import main_moco_supcon_imba
+import target_generation
+from examples import demo
+
+ROOT = Path(__file__).parent.parent
+PARSERS = {
+    "main_moco_supcon_imba.py": main_moco_supcon_imba.get_args_parser,
+    "main_lincls_imba.py": main_lincls_imba.get_args_parser,
+    "target_generation.py": target_generation.get_args_parser,
+    "examples.demo": demo.get_args_parser,
+}
+
+
+def commands() -> list[str]:
+    """Lines of README and of docstrings that call one of our scripts, continuation lines joined."""
+    texts = [(ROOT / "README.md").read_text()]
+    texts += [module.__doc__ for module in (main_lincls_imba, main_moco_supcon_imba, target_generation, demo)]
+    lines = "\n".join(texts).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if re.match(r"\s*(python|torchrun) ", line)]
+
+
+def test_the_commands_are_found():
+    assert len(commands()) > 12
+    assert {name for name in PARSERS for line in commands() if name in line} == set(PARSERS)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_shown_command_parses(command):
+    words = shlex.split(command, comments=True)
+    script = next(word for word in words if word in PARSERS)
+    PARSERS[script]().parse_args(words[words.index(script) + 1 :])
+
+
+def test_the_demos_own_commands_parse():
+    stage_1 = demo.STAGE_1.format(epochs=1, seed=0) + demo.METHODS["TSC"].format(folder="f")
+    for command in (stage_1, demo.STAGE_2.format(seed=0)):
+        script, *flags = shlex.split(command)
+        PARSERS[script]().parse_args(flags)
+
+
+def test_make_targets_that_readme_names_exist():
+    named = set(re.findall(r"\bmake (venv|demo|test|lint)\b", (ROOT / "README.md").read_text()))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= named
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+def test_paths_that_readme_names_exist():
+    layout = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    paths = re.findall(r"[\w/]+\.py|\w+/(?=\s)", layout)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
