@@ -104,8 +104,7 @@ def main_worker(args) -> None:
     """The probe, in one of its processes."""
     resume = args.resume if args.evaluate else checkpoint.find_resume(args.resume, Path(args.run_dir))
     state = checkpoint.load_run(resume, args.start_epoch)
-    args.seed = state.get("seed", args.seed)
-    arguments.resolve_seed(args)
+    arguments.resolve_seed(args, state)
     torch.manual_seed(args.seed)
     spec = arguments.REGISTRY[args.dataset]
 
@@ -127,6 +126,9 @@ def main_worker(args) -> None:
 def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str, DataLoader], state: dict) -> None:
     """Train `fc`, measure after every epoch, and write results.json."""
     run_dir, device = Path(args.run_dir), args.device
+    results = state.get("results", {})  # a checkpoint of the release has none
+    if state["epoch"] >= args.epochs and not results:
+        raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
     repeat = arguments.REGISTRY[args.dataset].repeat
     batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, device)
@@ -141,7 +143,6 @@ def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str,
     say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {run_dir}")
     progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
     frozen = frozen_weights(model, args.bn_mode)
-    results = state.get("results", {})  # a checkpoint of the release has none
     for epoch in range(state["epoch"], args.epochs):
         rate = learning_rate(args.lr, epoch, args.epochs, args.schedule, cosine=False)
         set_learning_rate(optimizer, rate)

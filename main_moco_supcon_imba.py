@@ -156,8 +156,7 @@ def main_worker(args) -> None:
     device, run_dir = args.device, Path(args.run_dir)
     resume = checkpoint.find_resume(args.resume, run_dir)
     state = checkpoint.load_run(resume, args.start_epoch)
-    args.seed = state.get("seed", args.seed)
-    arguments.resolve_seed(args)
+    arguments.resolve_seed(args, state)
     spec = arguments.REGISTRY[args.dataset]
 
     view = train_transform(spec, args.image_size)

@@ -8,20 +8,15 @@ from imagenet_inat.samplers import CountedBatches
 from utils import distributed
 
 
-def _options(workers: int, device: torch.device) -> dict:
-    return {
-        "num_workers": workers,
-        "pin_memory": device.type == "cuda",
-        "persistent_workers": workers > 0,
-    }
-
-
 def train_loader(dataset: LongTailDataset, batches: CountedBatches, workers: int, device: torch.device) -> DataLoader:
     """This rank's share of the sampler's batches."""
-    return DataLoader(dataset, batch_sampler=batches, **_options(workers, device))
+    pinned = device.type == "cuda"
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, pin_memory=pinned, persistent_workers=workers > 0
+    )
 
 
 def eval_loader(dataset: LongTailDataset, batch_size: int, workers: int, device: torch.device) -> DataLoader:
     """This rank's share of the split, in order; over all ranks every image exactly once."""
     share = range(distributed.rank(), len(dataset), distributed.world_size())
-    return DataLoader(dataset, batch_size, sampler=share, **_options(workers, device))
+    return DataLoader(dataset, batch_size, sampler=share, num_workers=workers, pin_memory=device.type == "cuda")

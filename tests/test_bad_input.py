@@ -123,6 +123,13 @@ def test_a_checkpoint_of_another_model_is_refused(tsc_run, flags, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_another_seed_than_the_checkpoints_is_refused(tsc_run, flags, tmp_path):
+    resume = ["--resume", str(tsc_run / "last.pth.tar"), "--seed", "2", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="--seed 2: the checkpoint was made with seed 1"):
+        stage1.main([*flags, *resume])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(workers, flags, tsc_run, tmp_path):
     run = tmp_path / "run"
@@ -160,6 +167,7 @@ def test_a_broken_image_stops_the_run_in_one_line(workers, flags, tmp_path):
         ("--pretrained {run}/log.jsonl", "not a checkpoint"),
         ("--pretrained {run}/probe/last.pth.tar", "has no encoder_q.* keys"),
         ("--evaluate --resume {run}/last.pth.tar", "does not fit the model"),
+        ("--pretrained {run}/last.pth.tar --epochs 2 --start-epoch 2", "--epochs 2: 2 are done, none is left to train"),
     ],
 )
 def test_stage_2_refuses(given, message, tsc_run, probe_run, probe_flags, tmp_path):

@@ -220,10 +220,16 @@ def resolve(args: argparse.Namespace) -> DatasetSpec:
     return spec
 
 
-def resolve_seed(args: argparse.Namespace) -> None:
-    """Draw a seed for a run that was given none, the same on all ranks."""
-    if args.seed is None:
-        args.seed = distributed.same_on_all_ranks(secrets.randbelow(2**31))
+def resolve_seed(args: argparse.Namespace, state: dict) -> None:
+    """Take the seed of the checkpoint that a run goes on from, or draw one, the same on all ranks.
+
+    Raises:
+        InputError: --seed is given and is not the checkpoint's.
+    """
+    seed = state.get("seed", args.seed)
+    if args.seed not in (None, seed):
+        raise InputError(f"--seed {args.seed}: the checkpoint was made with seed {seed}; leave --seed out to go on")
+    args.seed = distributed.same_on_all_ranks(secrets.randbelow(2**31)) if seed is None else seed
 
 
 def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDataset:
