@@ -40,7 +40,7 @@ class LossOutput(NamedTuple):
     key_rank: Tensor
 
 
-def draw_offsets(size: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def draw_offsets(size: Tensor, draws: Tensor) -> Tensor:
     """Draw k distinct offsets out of range(size_i) for every anchor i, uniformly.
 
     Floyd's sampling (Bentley and Floyd 1987, "A sample of brilliance"): k rounds,
@@ -52,19 +52,18 @@ def draw_offsets(size: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         draws: (N, k) int64, random non-negative integers far larger than any size.
 
     Returns:
-        offset: (N, k) int64; valid: (N, k) bool. Anchors with fewer than k
-        entries draw all of them, and the slots left over are not valid.
+        (N, k) int64. An anchor with fewer than k entries draws all of them, and
+        the slots left over hold offsets >= size_i, which are nobody's.
     """
     k = draws.shape[1]
-    taken = size.clamp(max=k)  # (N,) how many this anchor draws
+    first = (size - k).clamp(min=0)  # (N,) the last offset of the first round's range
     offset = torch.full_like(draws, -1)  # (N, k)
     for slot in range(k):
-        last = (size - taken + slot).clamp(min=0)  # (N,) the range grows by one each round
+        last = first + slot  # (N,) the range grows by one each round
         pick = draws[:, slot] % (last + 1)  # (N,)
         seen = (offset[:, :slot] == pick[:, None]).any(dim=1)  # (N,)
         offset[:, slot] = torch.where(seen, last, pick)
-    valid = torch.arange(k, device=size.device) < taken[:, None]  # (N, k)
-    return offset, valid
+    return offset
 
 
 def sample_positives(
@@ -96,14 +95,16 @@ def sample_positives(
     start = torch.searchsorted(sorted_labels, labels)  # (N,)
     in_queue = torch.searchsorted(sorted_labels, labels, right=True) - start  # (N,)
 
-    offset, valid = draw_offsets(in_queue + copies, draws)  # (N, k)
-    is_key = offset < in_queue[:, None]  # offsets past the queue's entries are target copies
+    offset = draw_offsets(in_queue + copies, draws)  # (N, k): the queue's entries, then the target copies
+    is_key = offset < in_queue[:, None]  # (N, k)
+    is_target = ~is_key & (offset < (in_queue + copies)[:, None])  # (N, k)
+
     columns = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (N, k)
-    weight = (valid & is_key).to(queue.dtype)  # (N, k)
+    weight = is_key.to(queue.dtype)  # (N, k)
     keys = torch.einsum("dnk,nk->nd", queue[:, columns], weight)  # (N, D)
     from_queue = PositiveSum(keys, weight.sum(1))
 
-    num_target = (valid & ~is_key).sum(1).to(queue.dtype)  # (N,)
+    num_target = is_target.sum(1).to(queue.dtype)  # (N,)
     if target is None:
         target = torch.zeros_like(keys)
     return from_queue, PositiveSum(num_target[:, None] * target, num_target)
