@@ -18,7 +18,13 @@ def test_centroid_update_by_hand():
     norm = (0.9**2 + 0.1**2) ** 0.5  # class 0: 0.9·(1, 0) + 0.1·(0, 1)
     assert after[0].tolist() == pytest.approx([0.9 / norm, 0.1 / norm])
     assert after[1].tolist() == pytest.approx(normalize(torch.tensor([0.06, 0.98]), dim=0).tolist(), rel=1e-6)
-    assert torch.equal(after[2], centroids[2])  # not in the batch: kept bit for bit
+
+
+def test_centroids_of_absent_classes_stay_bit_for_bit():
+    centroids = unit(50, 5)
+    after = update_centroids(centroids, unit(3, 5), torch.tensor([0, 0, 1]))
+    assert torch.equal(after[2:], centroids[2:])
+    assert not torch.equal(after[:2], centroids[:2])
 
 
 def test_centroid_update_equals_the_oracle():
