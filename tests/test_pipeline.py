@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from imagenet_inat.datasets import LongTailDataset
 from utils import checkpoint
 
 
@@ -56,6 +57,24 @@ def test_the_optimiser_is_made_anew_at_the_switch(tsc_run):
     after = checkpoint.load(tsc_run / "last.pth.tar")["optimizer"]
     assert before["param_groups"][0]["momentum"] == 0.9
     assert not torch.equal(before["state"][0]["momentum_buffer"], after["state"][0]["momentum_buffer"])
+
+
+def test_every_epoch_shows_other_images_and_views(flags, probe_flags, tmp_path, monkeypatch):
+    """The numbers of the draws, which seed order and views, count on from epoch to epoch in both stages."""
+    draws, read = [], LongTailDataset.__getitem__
+
+    def noting(self, item):
+        if isinstance(item, tuple):
+            draws.append(item[1])
+        return read(self, item)
+
+    monkeypatch.setattr(LongTailDataset, "__getitem__", noting)
+    stage1.main([*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
+    assert draws == list(range(2 * 5 * 512))
+    draws.clear()
+    pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--run-dir", str(tmp_path / "probe")]
+    stage2.main([*probe_flags, *pretrained, "--epochs", "2"])
+    assert draws == list(range(2 * 5 * 512))
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
