@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from imagenet_inat.datasets import LongTailDataset
+from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset
 from imagenet_inat.loaders import eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
 from moco.loader import eval_transform, train_transform
-from utils import arguments, checkpoint, distributed, errors
-from utils.logger import Progress, RunLog, describe, plain_args, say
+from utils import arguments, checkpoint, distributed, errors, resolve
+from utils.files import write_text
+from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.report import show_accuracies
 from utils.schedules import learning_rate, set_learning_rate
@@ -63,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(args) -> None:
     """Check everything that can be checked before a process group or a file is made."""
-    spec = arguments.resolve(args)
+    spec = resolve.resolve(args)
+    if args.evaluate and args.pretrained:
+        raise errors.InputError("--evaluate measures the checkpoint given with --resume: leave --pretrained out")
     if args.evaluate:
         if not Path(args.resume).is_file():
             raise errors.InputError(f'--evaluate: --resume "{args.resume}" is no file, expected a stage-2 checkpoint')
@@ -76,7 +79,7 @@ def prepare(args) -> None:
         checkpoint.find_resume(args.resume, Path(args.run_dir))
     build_classifier(args, spec.num_classes)
     for split in ("train", "val", "test"):
-        data = arguments.open_split(args, split, None)
+        data = resolve.open_split(args, split, None)
         if split == "train":
             ClassAwareBatches(data.labels, spec.repeat, args.batch_size, seed=0)
 
@@ -90,7 +93,8 @@ def run_name(args) -> str:
 
 def build_classifier(args, num_classes: int) -> nn.Module:
     """The network with the pre-trained encoder frozen and `fc` new: weight N(0, 0.01), bias 0."""
-    model = get_encoder(args.arch, args.image_size)(num_classes=num_classes)
+    share = args.batch_size // distributed.world_size_from(args)
+    model = get_encoder(args.arch, args.image_size, share)(num_classes=num_classes)
     if not args.evaluate:  # an evaluated checkpoint brings all weights itself
         checkpoint.load_query_encoder(model, args.pretrained, args.arch)
     model.requires_grad_(False)
@@ -102,25 +106,41 @@ def build_classifier(args, num_classes: int) -> nn.Module:
 
 def main_worker(args) -> None:
     """The probe, in one of its processes."""
-    resume = args.resume if args.evaluate else checkpoint.find_resume(args.resume, Path(args.run_dir))
-    state = checkpoint.load_run(resume, args.start_epoch)
-    arguments.resolve_seed(args, state)
+    spec = REGISTRY[args.dataset]
+    if args.evaluate:
+        evaluate(args, spec)
+        return
+    resume = checkpoint.find_resume(args.resume, Path(args.run_dir))
+    state = checkpoint.load_run(resume, args)
+    resolve.resolve_seed(args, state)
     torch.manual_seed(args.seed)
-    spec = arguments.REGISTRY[args.dataset]
 
     model = build_classifier(args, spec.num_classes)
     if resume:
+        encoder = frozen_weights(model, "train")
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
-    model.to(args.device)
+        if moved(model, encoder):
+            raise errors.InputError(f"checkpoint {resume}: is a probe of another encoder than {args.pretrained}")
+    train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size))
+    train(args, model.to(args.device), train_set, open_eval_loaders(args, spec), state)
 
-    train_set = arguments.open_split(args, "train", train_transform(spec, args.image_size))
-    splits = {s: arguments.open_split(args, s, eval_transform(spec, args.image_size)) for s in ("val", "test")}
-    loaders = {s: eval_loader(data, args.batch_size, args.workers, args.device) for s, data in splits.items()}
-    if args.evaluate:
-        for split, loader in loaders.items():
-            show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, train_set.class_counts))
-        return
-    train(args, model, train_set, loaders, state)
+
+def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DataLoader]:
+    """Validation and test; one loader where the data set has no test split of its own."""
+    names = ("val",) if spec.test_split == "val" else ("val", "test")
+    splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
+    return {name: eval_loader(data, args.batch_size, args.workers, args.device) for name, data in splits.items()}
+
+
+def evaluate(args, spec: DatasetSpec) -> None:
+    """Show the accuracies of the checkpoint given with --resume; write nothing."""
+    state = checkpoint.load(args.resume, needs=("state_dict", "epoch"))
+    model = build_classifier(args, spec.num_classes)
+    checkpoint.load_into(model, checkpoint.unpacked(state), args.resume)
+    model.to(args.device)
+    class_counts = resolve.open_split(args, "train", None).class_counts
+    for split, loader in open_eval_loaders(args, spec).items():
+        show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, class_counts))
 
 
 def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str, DataLoader], state: dict) -> None:
@@ -129,7 +149,7 @@ def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str,
     results = state.get("results", {})  # a checkpoint of the release has none
     if state["epoch"] >= args.epochs and not results:
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
-    repeat = arguments.REGISTRY[args.dataset].repeat
+    repeat = REGISTRY[args.dataset].repeat
     batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, device)
     ddp = distributed.wrap(model, device)
@@ -150,9 +170,10 @@ def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str,
         title = f"Epoch: [{epoch + 1}/{args.epochs}]"
         means = train_one_epoch(loader, ddp, optimizer, title, args, progress)
         if epoch == state["epoch"]:
-            assert_unmoved(model, frozen)
+            assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
         distributed.broadcast_buffers(model)
         measured = {split: validate(part, model, train_set.class_counts) for split, part in loaders.items()}
+        measured.setdefault("test", measured["val"])
         is_best = choose(results, epoch + 1, measured)
         save_epoch(run_dir, args, epoch + 1, model, optimizer, results, is_best)
         log_epoch(log, title, epoch + 1, rate, means, measured, progress)
@@ -167,11 +188,10 @@ def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items() if not name.startswith("fc.")}
 
 
-def assert_unmoved(model: nn.Module, frozen: dict[str, Tensor]) -> None:
-    """Fail if training the classifier has changed the encoder by a single bit."""
+def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
+    """The names of frozen weights that are not what they were, to the bit."""
     now = model.state_dict()
-    moved = [name for name, before in frozen.items() if not torch.equal(now[name], before)]
-    assert not moved, f"frozen weights have moved: {moved[:3]}"
+    return [name for name, before in frozen.items() if not torch.equal(now[name], before)]
 
 
 def train_one_epoch(loader, model, optimizer, title: str, args, progress: Progress) -> dict:
@@ -240,7 +260,7 @@ def save_epoch(run_dir: Path, args, epochs_done: int, model, optimizer, results:
         "optimizer": optimizer.state_dict(),
         "results": results,
         "seed": args.seed,
-        "args": plain_args(args),
+        "args": resolve.plain_args(args),
     }
     checkpoint.save(run_dir / checkpoint.LAST, state)
     if is_best:
@@ -269,11 +289,11 @@ def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None
     record |= {name: results[name] for name in ("selected", "last", "best_on_test")}
     record["train_counts"] = class_counts.tolist()
     if distributed.is_main():
-        (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_text(run_dir / "results.json", json.dumps(record, indent=2) + "\n")
     for name in ("selected", "last", "best_on_test"):
         show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
     say(f"wrote {run_dir}: args.json, log.jsonl, train/ val/ test/ (TensorBoard), last.pth.tar, {BEST}, results.json")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, "the last checkpoint stays; --resume auto continues from it")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from imagenet_inat.datasets import DatasetSpec
+from imagenet_inat.datasets import REGISTRY, DatasetSpec
 from imagenet_inat.loaders import train_loader
 from imagenet_inat.samplers import ShuffledBatches
 from moco.builder import KCL
@@ -22,8 +22,8 @@ from moco.encoders import get_encoder
 from moco.loader import TwoCropsTransform, train_transform
 from moco.targets import load_targets, target_file_name
 from target_generation import generate_file
-from utils import arguments, checkpoint, distributed, errors
-from utils.logger import Progress, RunLog, describe, plain_args, say
+from utils import arguments, checkpoint, distributed, errors, resolve
+from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import Means, in_top_k
 from utils.schedules import learning_rate, set_learning_rate
 
@@ -97,7 +97,7 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
         help="weight of the target term (TSC's recipe: 0.2)",
     )
     group.add_argument(
-        "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here; made if missing)"
+        "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here, made if missing)"
     )
 
 
@@ -109,20 +109,21 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(args) -> None:
     """Check everything that can be checked before a process group, a model or a file is made."""
-    spec = arguments.resolve(args)
+    spec = resolve.resolve(args)
     if args.moco_k % args.batch_size:
         raise errors.InputError(
             f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}"
         )
     if args.loss == "MoCo" and args.targeted:
         raise errors.InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
-    get_encoder(args.arch, args.image_size)
-    args.targets = args.targets or target_file_name(spec.num_classes, args.moco_dim)
-    if args.targeted and Path(args.targets).exists():
-        load_targets(args.targets, spec.num_classes, args.moco_dim)
+    get_encoder(args.arch, args.image_size, args.batch_size // distributed.world_size_from(args))
+    default = target_file_name(spec.num_classes, args.moco_dim)
+    if args.targeted and (args.targets or Path(default).exists()):
+        load_targets(args.targets or default, spec.num_classes, args.moco_dim)
+    args.targets = args.targets or default
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     checkpoint.find_resume(args.resume, Path(args.run_dir))
-    train_set = arguments.open_split(args, "train", None)
+    train_set = resolve.open_split(args, "train", None)
     ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
 
 
@@ -155,12 +156,14 @@ def main_worker(args) -> None:
     """The run, in one of its processes."""
     device, run_dir = args.device, Path(args.run_dir)
     resume = checkpoint.find_resume(args.resume, run_dir)
-    state = checkpoint.load_run(resume, args.start_epoch)
-    arguments.resolve_seed(args, state)
-    spec = arguments.REGISTRY[args.dataset]
+    state = checkpoint.load_run(resume, args)
+    if state["epoch"] >= args.epochs and not (run_dir / checkpoint.LAST).exists():
+        raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
+    resolve.resolve_seed(args, state)
+    spec = REGISTRY[args.dataset]
 
     view = train_transform(spec, args.image_size)
-    train_set = arguments.open_split(args, "train", TwoCropsTransform(view))
+    train_set = resolve.open_split(args, "train", TwoCropsTransform(view))
     batches = ShuffledBatches(len(train_set), spec.repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, device)
 
@@ -260,7 +263,7 @@ def save_epoch(run_dir: Path, args, epochs_done: int, model: KCL, optimizer: tor
         "state_dict": checkpoint.packed(model),
         "optimizer": optimizer.state_dict(),
         "seed": args.seed,
-        "args": plain_args(args),
+        "args": resolve.plain_args(args),
     }
     checkpoint.save(run_dir / checkpoint.LAST, state)
     if epochs_done % args.save_freq == 0:
@@ -282,9 +285,9 @@ def log_epoch(log: RunLog, title: str, epoch: int, phase: Phase, rate: float, me
 
 def finish(args, run_dir: Path) -> None:
     say(f"wrote {run_dir}: args.json, log.jsonl, train/ (TensorBoard), {checkpoint.LAST}")
-    probe = arguments.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
+    probe = resolve.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
     say(f"next, the linear probe: {probe}")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, "the last checkpoint stays; --resume auto continues from it")

@@ -8,8 +8,6 @@ For a data set of the registry, or any other numbers:
     python target_generation.py --num-classes 10 --dim 128 --output runs/optimal_10_128.npy
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,8 @@ from tqdm import tqdm
 from imagenet_inat.datasets import REGISTRY
 from moco.targets import check_targets, target_file_name
 from utils import errors
-from utils.arguments import Parser, natural, positive_float, positive_int
+from utils.arguments import Parser, positive_float, positive_int, seed_number
+from utils.files import write_whole
 
 TEMPERATURE = 0.07
 EVALUATIONS = 320  # of the L-BFGS; where 1000 points in R^128 have all but settled
@@ -39,7 +38,7 @@ def get_args_parser() -> Parser:
         default=TEMPERATURE,
         help="of the energy: smaller looks only at the nearest neighbours; without effect when C ≤ D + 1",
     )
-    parser.add_argument("--seed", type=natural, default=0, help="another seed, another rotation or local optimum")
+    parser.add_argument("--seed", type=seed_number, default=0, help="another seed, another rotation or local optimum")
     parser.add_argument("--output", metavar="FILE", help="(default: optimal_<C>_<D>.npy here)")
     return parser
 
@@ -50,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError("--dataset and --num-classes: both say the number of classes, give one of them")
     num_classes = REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes or 1000
     output = Path(args.output or target_file_name(num_classes, args.dim))
-    if not output.parent.is_dir():
-        raise errors.InputError(f"--output {output}: no folder {output.parent}, expected one that is there")
+    if output.is_dir() or not output.parent.is_dir():
+        raise errors.InputError(f"--output {output}: expected the name of a file in a folder that is there")
     generate_file(output, num_classes, args.dim, args.temperature, args.seed)
 
 
@@ -60,7 +59,7 @@ def generate_file(output: Path, num_classes: int, dim: int, temperature: float =
     with tqdm(total=EVALUATIONS, desc=f"targets {num_classes}×{dim}", unit="eval", leave=False, disable=None) as bar:
         targets = generate(num_classes, dim, temperature, seed, lambda energy: _advance(bar, energy))
     check_targets(targets, num_classes, dim)
-    _write(output, targets.numpy())
+    write_whole(output, lambda file: np.save(file, targets.numpy()))
     print(
         f"wrote {output}: {num_classes} targets in R^{dim}, energy ratio {energy_ratio(targets):.4f}",
         flush=True,
@@ -145,14 +144,5 @@ def _advance(bar: tqdm, value: float) -> None:
     bar.update()
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-    """Write beside the file and rename, so that no run ever reads half of it."""
-    handle, draft = tempfile.mkstemp(suffix=".npy", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        np.save(file, array)
-    os.chmod(draft, 0o644)
-    os.replace(draft, path)
-
-
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, "no file was written")

@@ -24,7 +24,7 @@ STAGE_1 = (
     "--moco-k 1024 --moco-m 0.99 --seed {seed} -p 0 --resume auto"
 )
 STAGE_2 = "main_lincls_imba.py --dataset digits --epochs 8 --schedule 4 6 -b 64 --lr 1 --seed {seed} -p 0 --resume auto"
-METHODS = {"KCL": "", "TSC": " --targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
+METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -39,24 +39,24 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     folder, started = Path(args.folder), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    run(f"target_generation.py --dataset digits --output {folder}/optimal_10_128.npy")
+    run("target_generation.py --dataset digits --output {folder}/optimal_10_128.npy", folder=folder)
     results = {}
     for method, flags in METHODS.items():
         run_dir = folder / method.lower()
-        stage_1 = STAGE_1 + flags + " --run-dir {run_dir}"
-        run(stage_1.format(epochs=args.epochs, seed=args.seed, folder=folder, run_dir=run_dir))
-        stage_2 = STAGE_2 + " --pretrained {run_dir}/last.pth.tar --run-dir {run_dir}/probe"
-        run(stage_2.format(seed=args.seed, run_dir=run_dir))
+        values = {"epochs": args.epochs, "seed": args.seed, "folder": folder, "run_dir": run_dir}
+        run(f"{STAGE_1} {flags} --run-dir {{run_dir}}", **values)
+        run(f"{STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe", **values)
         results[method] = json.loads((run_dir / "probe" / "results.json").read_text())
     show(results, folder)
     print(f"\nwrote {folder}/results.md and per_class.png in {time.monotonic() - started:.0f} s")
     print(f"curves: tensorboard --logdir {folder}; to start over, delete {folder}")
 
 
-def run(command: str) -> None:
-    """Show a command of this repository and run it; leave with its exit code if it fails."""
-    print(f"\n$ python {command}", flush=True)
-    code = subprocess.run([sys.executable, *shlex.split(command)]).returncode
+def run(command: str, **values) -> None:
+    """Fill in a command of this repository, show it and run it; leave with its exit code if it fails."""
+    words = [word.format(**values) for word in shlex.split(command)]
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, *words]).returncode
     if code == 130:  # Ctrl-C reached the command as well, and it has said what stays
         raise KeyboardInterrupt
     if code:
@@ -78,4 +78,4 @@ def show(results: dict[str, dict], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, "the same command goes on from here")

@@ -167,9 +167,9 @@ class KCL(nn.Module):
             drawn, assigned = all_positives(queue, queue_labels, labels), None
         else:
             rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
-            shape = (len(labels), self.num_positive if self.supervised else 0)
-            draws = torch.randint(LARGEST_DRAW, shape, generator=rng).to(labels.device)  # (N, k)
             copies = 0 if target is None or always else self.tr
+            k = min(self.num_positive, self.K + copies) if self.supervised else 0
+            draws = torch.randint(LARGEST_DRAW, (len(labels), k), generator=rng).to(labels.device)  # (N, k)
             drawn, assigned = sample_positives(queue, queue_labels, labels, draws, target, copies)
         if always:  # all r copies, whatever was drawn
             assigned = PositiveSum(self.tr * target, target.new_full((len(labels),), self.tr))
@@ -180,14 +180,15 @@ class KCL(nn.Module):
         """Replace the oldest B keys. The pointer stays on the device: no synchronisation."""
         if self.K % len(keys):
             raise ValueError(f"queue length {self.K} is not a multiple of the global batch {len(keys)}")
-        columns = self.queue_ptr + torch.arange(len(keys), device=keys.device)  # (B,)
+        columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K  # (B,)
         self.queue[:, columns] = keys.T.to(self.queue.dtype)
         self.queue_labels[0, columns] = labels
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Accept the release's derivable buffers, and a TSC model's targets where none are used."""
-        ignored = DERIVABLE if self.optimal_target is not None else (*DERIVABLE, "optimal_target")
-        for name in ignored:
+        """Accept the release's derivable buffers, and targets that only one side has: KCL needs none."""
+        for name in DERIVABLE if self.optimal_target is not None else (*DERIVABLE, "optimal_target"):
             state_dict.pop(prefix + name, None)
+        if self.optimal_target is not None:
+            state_dict.setdefault(prefix + "optimal_target", self.optimal_target)
         super()._load_from_state_dict(state_dict, prefix, *args)

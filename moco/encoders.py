@@ -63,12 +63,12 @@ CIFAR_RESNETS = {
 }
 
 
-def get_encoder(arch: str, image_size: int) -> Callable[..., nn.Module]:
+def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.Module]:
     """The constructor of an architecture, tried out once (without memory or weights).
 
     Raises:
         InputError: an unknown name, no Linear named `fc` at the end, or a network
-            that does not map images of this size to one vector each.
+            that does not map `batch` images of this size to one vector each.
     """
     if arch in CIFAR_RESNETS:
         build = CIFAR_RESNETS[arch]
@@ -85,10 +85,12 @@ def get_encoder(arch: str, image_size: int) -> Callable[..., nn.Module]:
                 "expected a ResNet-like network (resnet20, resnet32, resnet18, resnet50, ...)"
             )
         try:
-            out = network(torch.empty(2, 3, image_size, image_size))
+            out = network(torch.empty(batch, 3, image_size, image_size))
         except (RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]
-            raise InputError(f"--arch {arch}: cannot take {image_size} px images ({first})") from None
-    if not isinstance(out, Tensor) or out.shape != (2, 2):
+            raise InputError(
+                f"--arch {arch}: cannot train on {batch} {image_size}-px images a process ({first})"
+            ) from None
+    if not isinstance(out, Tensor) or out.shape != (batch, 2):
         raise InputError(f"--arch {arch}: gives more than one vector an image; expected a network with fc alone")
     return build

@@ -28,10 +28,15 @@ def load_targets(path: str | Path, num_classes: int, dim: int) -> Tensor:
     Raises:
         InputError: no such file, not a .npy array, or not what `check_targets` asks.
     """
+    if not Path(path).is_file():
+        raise InputError(
+            f"targets {path}: no such file; make it with: "
+            f"python target_generation.py --num-classes {num_classes} --dim {dim} --output {path}"
+        )
     try:
-        array = np.load(path, allow_pickle=False)
-        targets = torch.from_numpy(np.asarray(array, dtype=np.float32))
-    except (OSError, ValueError, EOFError, TypeError) as error:
+        with Path(path).open("rb") as file:
+            targets = torch.from_numpy(np.asarray(np.load(file, allow_pickle=False), dtype=np.float32))
+    except Exception as error:  # NumPy's reader meets anything in a file that is none of ours
         raise InputError(f"targets {path}: not a readable .npy array of numbers ({error})") from None
     check_targets(targets, num_classes, dim, source=f"targets {path}")
     return targets
@@ -73,12 +78,13 @@ def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (C, D) the new centroids.
     """
-    total = torch.zeros_like(centroids).index_add_(0, labels, q.to(centroids.dtype))  # (C, D)
+    # A product with the one-hot labels, not index_add_, whose order of summation on a GPU is
+    # left to chance: all ranks must come to the same bits, for each solves the assignment.
+    member = torch.arange(len(centroids), device=labels.device)[:, None] == labels  # (C, B)
+    total = member.to(centroids.dtype) @ q.to(centroids.dtype)  # (C, D)
     mean = normalize(total, dim=1)  # normalising the sum is normalising the mean
     moved = normalize(CENTROID_MOMENTUM * centroids + (1 - CENTROID_MOMENTUM) * mean, dim=1)
-    present = torch.zeros(len(centroids), dtype=torch.bool, device=labels.device)
-    present[labels] = True
-    return torch.where(present[:, None], moved, centroids)
+    return torch.where(member.any(dim=1, keepdim=True), moved, centroids)
 
 
 def assign_targets(centroids: Tensor, targets: Tensor) -> Tensor:

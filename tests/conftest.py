@@ -12,6 +12,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from target_generation import generate_file
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,7 @@ def digits_root(tmp_path_factory) -> Path:
 def flags(digits_root, tmp_path_factory) -> list[str]:
     """Flags of a stage-1 run that takes seconds: resnet20 at 8 px, 5 steps an epoch."""
     targets = tmp_path_factory.mktemp("targets") / "optimal_10_16.npy"
+    generate_file(targets, 10, 16)
     text = f"""--dataset digits --data-root {digits_root} --image-size 8 -b 512 --moco-k 1024 --moco-dim 16 --mlp --cos
         --lr 0.1 --seed 1 -j 0 -p 2 --device cpu --targets {targets}"""
     return text.split()

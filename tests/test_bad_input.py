@@ -30,7 +30,8 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(flags, tmp_path, c
     with pytest.raises(SystemExit) as end:
         run(lambda: stage1.main([*flags, "--run-dir", str(tmp_path / "file" / "run")]))
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/file/run: Not a directory\n"
+    folder = f"{tmp_path}/file"
+    assert capsys.readouterr().err == f"error: run folder {folder}/run: {folder} is no folder that can be written\n"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(flags, tmp_path, c
         ("--epochs 0", "found 0, expected 1 or more"),
         ("--moco-m 1.5", "found 1.5, expected 0 to 1"),
         ("--bogus", "unrecognized arguments: --bogus"),
+        ("--schedule 60 x", "argument --schedule: invalid natural value: 'x'"),
+        ("--seed 99999999999999999999999", "expected less than 2**63"),
     ],
 )
 def test_wrong_flags_are_answered_in_one_line(given, message, capsys):
@@ -60,6 +63,12 @@ def test_wrong_flags_are_answered_in_one_line(given, message, capsys):
         ("--moco-k 1000", "--moco-k 1000: not a multiple of the global batch, --batch-size 512"),
         ("--batch-size 4096 --moco-k 4096", "--batch-size 4096: an epoch has 2648 training images"),
         ("--device cuda:99", "device cuda:99"),
+        ("--device meta", "device meta: computes nothing"),
+        ("--batch-size 1 --image-size 4", "cannot train on 1 4-px images"),
+        ("--world-size 2 --rank 1", "they need --multiprocessing-distributed"),
+        ("--multiprocessing-distributed --world-size 2 --rank 2", "--rank 2: expected 0 to 1"),
+        ("--targeted --targets typo.npy", "targets typo.npy: no such file"),
+        ("--epochs 3 --start-epoch 3", "--epochs 3: 3 are done, none is left to train"),
         ("--imbalance 500", "--imbalance 500: expected 1 to 120"),
         ("--resume nowhere.pth.tar", "--resume nowhere.pth.tar: no such file"),
         ("--loss MoCo --targeted", "--loss MoCo uses no labels"),
@@ -119,15 +128,39 @@ def test_a_second_run_does_not_overwrite_the_first(tsc_run, flags):
 def test_a_checkpoint_of_another_model_is_refused(tsc_run, flags, tmp_path):
     resume = ["--resume", str(tsc_run / "last.pth.tar"), "--moco-dim", "32", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match="does not fit the model: size mismatch"):
-        stage1.main([*flags, *resume])
+        stage1.main([*flags, *resume, "--override"])
     assert not (tmp_path / "run").exists()
 
 
 def test_another_seed_than_the_checkpoints_is_refused(tsc_run, flags, tmp_path):
     resume = ["--resume", str(tsc_run / "last.pth.tar"), "--seed", "2", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match="--seed 2: the checkpoint was made with seed 1"):
-        stage1.main([*flags, *resume])
+        stage1.main([*flags, *resume, "--override"])
     assert not (tmp_path / "run").exists()
+
+
+def test_other_arguments_than_the_checkpoints_are_listed(tsc_run, flags, tmp_path):
+    resume = ["--resume", str(tsc_run / "checkpoint_0001.pth.tar"), "--run-dir", str(tmp_path / "run"), "--epochs", "2"]
+    with pytest.raises(InputError) as error:
+        stage1.main([*flags, *resume, "--lr", "0.5", "-j", "1"])  # the number of workers is free
+    changed = "(lr 0.1 -> 0.5, sep_t True -> False, targeted True -> False, tw 0.2 -> 1.0)"
+    assert f"made with other arguments {changed}; --override goes on" in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_runs_folder_is_not_taken_over(tsc_run, flags, tmp_path):
+    run_dir = tmp_path / "run"
+    stage1.main([*flags, "--epochs", "1", "--run-dir", str(run_dir)])
+    before = (run_dir / "last.pth.tar").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        stage1.main([*flags, "--resume", str(tsc_run / "last.pth.tar"), "--run-dir", str(run_dir), "--override"])
+    assert (run_dir / "last.pth.tar").read_bytes() == before
+
+
+def test_a_probe_of_another_encoder_is_refused(tsc_run, probe_run, probe_flags):
+    other = ["--pretrained", str(tsc_run / "checkpoint_0001.pth.tar"), "--epochs", "2", "--resume", "auto"]
+    with pytest.raises(InputError, match="is a probe of another encoder than"):
+        stage2.main([*probe_flags, *other, "--run-dir", str(probe_run)])
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -135,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     run = tmp_path / "run"
     resume = ["--resume", str(tsc_run / "checkpoint_0001.pth.tar"), "--run-dir", str(run), "-j", workers]
     with pytest.raises(InputError, match=r"Epoch: \[2/2\] TSC, step \d: .* is not finite"):
-        stage1.main([*flags, *resume, "--epochs", "2", "--targeted", "--sep_t", "--lr", "1e38"])
+        stage1.main([*flags, *resume, "--epochs", "2", "--targeted", "--sep_t", "--lr", "1e38", "--override"])
     assert not (run / "last.pth.tar").exists()
     assert checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")["epoch"] == 1
 
@@ -163,6 +196,7 @@ def test_a_broken_image_stops_the_run_in_one_line(workers, flags, tmp_path):
         ("", '--pretrained "": no such file'),
         ("--pretrained nowhere.pth.tar", '--pretrained "nowhere.pth.tar": no such file'),
         ("--evaluate", '--evaluate: --resume "" is no file'),
+        ("--evaluate --pretrained {run}/last.pth.tar", "leave --pretrained out"),
         ("--arch resnet32 --pretrained {run}/last.pth.tar", "trained with --arch resnet20, found --arch resnet32"),
         ("--pretrained {run}/log.jsonl", "not a checkpoint"),
         ("--pretrained {run}/probe/last.pth.tar", "has no encoder_q.* keys"),

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +31,13 @@ def test_a_kcl_model_does_without_the_checkpoints_targets():
     theirs, ours = tiny_model(), tiny_model(targets=None)
     checkpoint.load_into(ours, checkpoint.unpacked(release_style(theirs)), "file")
     assert torch.equal(ours.queue, theirs.queue) and ours.optimal_target is None
+
+
+def test_a_tsc_model_brings_its_targets_to_a_kcl_checkpoint():
+    theirs, ours = tiny_model(targets=None), tiny_model()
+    targets = ours.optimal_target.clone()
+    checkpoint.load_into(ours, dict(theirs.state_dict()), "file")
+    assert torch.equal(ours.queue, theirs.queue) and torch.equal(ours.optimal_target, targets)
 
 
 def test_stored_keys_carry_the_releases_prefix():
@@ -91,7 +97,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "was here").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and half a zip"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"abc", b".", b"PK\x03\x04 and half a zip"])
 def test_what_is_no_checkpoint_is_refused(content, tmp_path):
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(InputError, match="not a checkpoint"):
@@ -112,6 +118,10 @@ def test_missing_file_and_missing_weights_are_said(tmp_path):
     torch.save({"epoch": 1}, tmp_path / "f")
     with pytest.raises(InputError, match="has no 'state_dict'"):
         checkpoint.load(tmp_path / "f")
+    for weights in (5, {1: torch.zeros(1)}, {"queue": "no tensor"}):
+        torch.save({"state_dict": weights}, tmp_path / "f")
+        with pytest.raises(InputError, match="its state_dict is no table of tensors"):
+            checkpoint.load(tmp_path / "f")
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "f")
     with pytest.raises(InputError, match="no encoder_q"):
         checkpoint.load_query_encoder(tiny_model(), tmp_path / "f", "resnet20")
@@ -128,9 +138,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
 def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
     assert checkpoint.find_resume("auto", tmp_path) is None
     assert checkpoint.find_resume("", tmp_path) is None
+    assert checkpoint.find_resume("auto", tmp_path / "not" / "there") is None
     (tmp_path / "last.pth.tar").touch()
     assert checkpoint.find_resume("auto", tmp_path) == tmp_path / "last.pth.tar"
-    assert checkpoint.find_resume(str(tmp_path / "last.pth.tar"), Path("x")) == tmp_path / "last.pth.tar"
+    assert checkpoint.find_resume(str(tmp_path / "last.pth.tar"), tmp_path) == tmp_path / "last.pth.tar"
     with pytest.raises(InputError, match="holds a run already"):
         checkpoint.find_resume("", tmp_path)
     with pytest.raises(InputError, match="no such file"):

@@ -24,13 +24,14 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def steps(options: dict) -> list[dict]:
-    """Losses, gradients and state of some steps; each rank takes its half of every batch."""
+def steps(options: dict) -> tuple[list[dict], list[torch.Tensor]]:
+    """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half."""
     torch.manual_seed(0)
     model = tiny_model(num_positive=0, **options)
     ddp = distributed.wrap(model, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    record = []
+    record, encoded = [], []
+    model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
     for _ in range(STEPS):
         batch = tiny_batch(6)
         out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in batch))
@@ -41,12 +42,15 @@ def steps(options: dict) -> list[dict]:
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         record.append({"loss": loss, "rank": distributed.gather(out.key_rank), "grad": gradients, "state": state})
-    return record
+    return record, encoded
 
 
 def two_ranks(rank: int, port: int, options: dict, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(steps(options), f"{folder}/{rank}.pt")
+    record, encoded = steps(options)
+    torch.save(record, f"{folder}/{rank}.pt")
+    torch.save(encoded, f"{folder}/encoded_{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -54,9 +58,16 @@ def two_ranks(rank: int, port: int, options: dict, folder: str) -> None:
 def test_two_ranks_compute_what_one_computes(options, tmp_path):
     """Without batch norm and with all positives, in float64: loss, gradients, queue, centroids to 1e-10."""
     mp.spawn(two_ranks, (free_port(), options, str(tmp_path)), nprocs=2)
-    alone = steps(options)
+    alone, batches = steps(options)
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-10, atol=1e-10)
+
+    # shuffle-BN: together the ranks encode the batch, but not each its own part of it
+    shares = [torch.load(tmp_path / f"encoded_{rank}.pt") for rank in range(2)]
+    for batch, *parts in zip(batches, *shares, strict=True):
+        together = torch.cat(parts).flatten(1)
+        assert not torch.equal(together, batch.flatten(1))
+        assert torch.equal(together.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
@@ -105,6 +116,7 @@ def test_a_mistake_is_said_before_any_process_starts(flags, tmp_path):
 def test_a_mistake_found_by_the_processes_ends_the_job_with_2(flags, tsc_run, tmp_path):
     command = [
         *flags,
+        "--override",
         "--moco-dim",
         "32",
         "--resume",
@@ -116,6 +128,13 @@ def test_a_mistake_found_by_the_processes_ends_the_job_with_2(flags, tsc_run, tm
     done = run([sys.executable, "main_moco_supcon_imba.py", *command])
     assert done.returncode == 2
     assert "does not fit the model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_processes_that_cannot_meet_say_so_in_one_line(flags, tmp_path):
+    command = [*flags, "--multiprocessing-distributed", "--dist-url", "garbage", "--run-dir", str(tmp_path / "run")]
+    done = run([sys.executable, "main_moco_supcon_imba.py", *command])
+    assert done.returncode == 2
+    assert "error: the processes cannot meet at garbage over gloo: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_one_process_gathers_nothing():

@@ -40,5 +40,11 @@ def test_others_are_refused(arch, message):
 
 
 def test_an_image_too_small_for_the_network_is_refused():
-    with pytest.raises(InputError, match="cannot take 8 px images"):
+    with pytest.raises(InputError, match="cannot train on 2 8-px images a process"):
         get_encoder("inception_v3", 8)
+
+
+def test_one_image_a_process_is_too_few_where_batch_norm_sees_one_number():
+    with pytest.raises(InputError, match="cannot train on 1 4-px images a process"):
+        get_encoder("resnet20", 4, batch=1)
+    get_encoder("resnet20", 8, batch=1)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from utils.logger import Progress, RunLog, describe, plain_args
+from utils.logger import Progress, RunLog, describe
 from utils.metrics import Means
+from utils.resolve import plain_args
 
 
 def test_lines_in_mocos_style_when_due(capsys):
@@ -44,6 +45,8 @@ def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
     log = RunLog(tmp_path, args, ("train",), epochs_done=0)
     for epoch in (1, 2, 3):
         log.record(epoch=epoch)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "lo')  # killed while it was written
     RunLog(tmp_path, args, ("train",), epochs_done=2).record(epoch=3, again=True)
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]

@@ -1,5 +1,6 @@
 """Both scripts end to end on the digits, in a few steps."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from imagenet_inat.datasets import LongTailDataset
+from imagenet_inat.datasets import REGISTRY, LongTailDataset
 from utils import checkpoint
 
 
@@ -51,14 +52,6 @@ def test_stage_1_writes_the_releases_scalars(tsc_run):
     assert board["loss"] == [(e["epoch"], pytest.approx(e["loss"], rel=1e-6)) for e in log_of(tsc_run)]
 
 
-def test_the_optimiser_is_made_anew_at_the_switch(tsc_run):
-    """After 5 steps of TSC from zero momentum, the buffers cannot hold KCL's gradients as well."""
-    before = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")["optimizer"]
-    after = checkpoint.load(tsc_run / "last.pth.tar")["optimizer"]
-    assert before["param_groups"][0]["momentum"] == 0.9
-    assert not torch.equal(before["state"][0]["momentum_buffer"], after["state"][0]["momentum_buffer"])
-
-
 def test_every_epoch_shows_other_images_and_views(flags, probe_flags, tmp_path, monkeypatch):
     """The numbers of the draws, which seed order and views, count on from epoch to epoch in both stages."""
     draws, read = [], LongTailDataset.__getitem__
@@ -94,9 +87,36 @@ def test_resume_auto_starts_and_then_continues(flags, tmp_path, capsys):
     run = ["--run-dir", str(tmp_path / "run"), "--resume", "auto", "--cos"]
     stage1.main([*flags, *run, "--epochs", "1"])
     assert "resumed" not in capsys.readouterr().out
-    stage1.main([*flags, *run, "--epochs", "2"])
+    stage1.main([*flags, *run, "--epochs", "2", "--override"])
     assert "after epoch 1" in capsys.readouterr().out
     assert [e["epoch"] for e in log_of(tmp_path / "run")] == [1, 2]
+
+
+def test_missing_targets_are_made_under_the_releases_name(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    at = flags.index("--targets")
+    stage1.main([*flags[:at], *flags[at + 2 :], "--epochs", "1", "--targeted", "--run-dir", "run"])
+    assert "optimal_10_16.npy: not there yet, making it" in capsys.readouterr().out
+    used = checkpoint.load("run/last.pth.tar")["state_dict"]["module.optimal_target"]
+    assert np.array_equal(used.numpy(), np.load("optimal_10_16.npy"))
+
+
+def test_a_kcl_run_needs_no_targets(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at = flags.index("--targets")
+    stage1.main([*flags[:at], *flags[at + 2 :], "--epochs", "1", "--run-dir", "run"])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_another_batch_size_goes_on_in_the_same_queue(flags, tsc_run, tmp_path):
+    """The queue's pointer need not be a multiple of the new batch: the keys wrap around."""
+    state = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")
+    state["state_dict"]["module.queue_ptr"].fill_(512)
+    torch.save(state, tmp_path / "odd.pth.tar")
+    options = ["--resume", str(tmp_path / "odd.pth.tar"), "--override", "-b", "1024", "--epochs", "2"]
+    stage1.main([*flags, *options, "--run-dir", str(tmp_path / "run")])
+    weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
+    assert (weights["module.queue_labels"] >= 0).all() and weights["module.queue_ptr"].item() == 512
 
 
 def test_a_run_without_seed_draws_one_and_records_it(flags, tmp_path):
@@ -185,10 +205,20 @@ def test_stage_2_goes_on_as_if_it_had_never_stopped(tsc_run, probe_run, probe_fl
     """One epoch and another, against two in one go; the milestones make the schedule the same."""
     options = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path / "p")]
     stage2.main([*options, "--epochs", "1"])
-    stage2.main([*options, "--epochs", "2", "--resume", "auto"])
+    stage2.main([*options, "--epochs", "2", "--resume", "auto", "--override"])
     ours, theirs = (checkpoint.load(run / "last.pth.tar")["state_dict"] for run in (tmp_path / "p", probe_run))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert (tmp_path / "p" / "results.json").read_text() == (probe_run / "results.json").read_text()
+
+
+def test_validation_serves_as_test_where_there_is_no_test_split(tsc_run, probe_flags, tmp_path, monkeypatch):
+    """As in iNaturalist; the list is then measured once, not twice."""
+    monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], test_split="val"))
+    options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path / "p"), "--epochs", "1"]
+    stage2.main([*probe_flags, *options])
+    results = json.loads((tmp_path / "p" / "results.json").read_text())
+    assert results["selected"] == results["best_on_test"]
+    assert results["selected"]["acc1"] == results["selected"]["val_acc1"]
 
 
 def test_evaluate_repeats_the_numbers_and_writes_nothing(probe_run, probe_flags, capsys):

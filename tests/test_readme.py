@@ -41,7 +41,7 @@ def test_a_shown_command_parses(command):
 
 
 def test_the_demos_own_commands_parse():
-    stage_1 = demo.STAGE_1.format(epochs=1, seed=0) + demo.METHODS["TSC"].format(folder="f")
+    stage_1 = f"{demo.STAGE_1} {demo.METHODS['TSC']}".format(epochs=1, seed=0, folder="f")
     for command in (stage_1, demo.STAGE_2.format(seed=0)):
         script, *flags = shlex.split(command)
         PARSERS[script]().parse_args(flags)

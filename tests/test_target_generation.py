@@ -67,5 +67,8 @@ def test_command_line_writes_float32_under_the_releases_name(tmp_path, monkeypat
 def test_contradictions_are_refused(tmp_path):
     with pytest.raises(InputError, match="give one of them"):
         target_generation.main(["--dataset", "digits", "--num-classes", "5"])
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="expected the name of a file"):
         target_generation.main(["--num-classes", "5", "--output", str(tmp_path / "no" / "t.npy")])
+    with pytest.raises(InputError, match="expected the name of a file"):
+        target_generation.main(["--num-classes", "5", "--output", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []

@@ -73,8 +73,9 @@ def test_bad_target_files_are_named(array, message, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_a_file_that_is_no_array_is_refused(tmp_path):
-    (tmp_path / "targets.npy").write_text("hello")
+@pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04 and half a zip"])
+def test_a_file_that_is_no_array_is_refused(content, tmp_path):
+    (tmp_path / "targets.npy").write_bytes(content)
     with pytest.raises(InputError, match="not a readable"):
         load_targets(tmp_path / "targets.npy", 3, 4)
 

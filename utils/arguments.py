@@ -1,16 +1,8 @@
-"""The command line the two scripts share: groups of flags, and what is checked of them."""
+"""The command line the two scripts share: its groups of flags. What they mean is in resolve.py."""
 
 import argparse
-import secrets
-import sys
-from pathlib import Path
 
-import torch
-
-from imagenet_inat import digits
-from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset, default_splits_folder
-from utils import distributed
-from utils.errors import InputError
+from imagenet_inat.datasets import REGISTRY
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 
@@ -45,6 +37,13 @@ def natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"found {text}, expected 0 or more")
+    return value
+
+
+def seed_number(text: str) -> int:
+    value = natural(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"found {text}, expected less than 2**63")
     return value
 
 
@@ -140,10 +139,10 @@ def add_optim_arguments(
     )
     group.add_argument(
         "--schedule",
-        type=int,
+        type=natural,
         nargs="*",
         default=schedule,
-        help="epochs at which the learning rate drops to a tenth",
+        help="epochs, counted in each phase, at which the learning rate drops to a tenth",
     )
     group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     group.add_argument(
@@ -168,8 +167,13 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
         help="go on from this checkpoint; 'auto': from the run folder if it holds one",
     )
     group.add_argument(
+        "--override",
+        action="store_true",
+        help="go on although arguments that change the result are not the checkpoint's",
+    )
+    group.add_argument(
         "--seed",
-        type=natural,
+        type=seed_number,
         help="of every random draw; without it one is drawn and written into args.json",
     )
     group.add_argument(
@@ -195,70 +199,3 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", type=int, default=-1, help="number of this machine, from 0")
     group.add_argument("--dist-url", default="tcp://localhost:10000", help="address and free port of machine 0")
     group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="(default: nccl with GPUs, gloo without)")
-
-
-def resolve(args: argparse.Namespace) -> DatasetSpec:
-    """Fill in what depends on the data set, and check what can be checked without reading data.
-
-    Raises:
-        InputError: a batch that does not divide over the processes, a device that is not there.
-    """
-    spec = REGISTRY[args.dataset]
-    args.arch = args.arch or spec.arch
-    args.image_size = args.image_size or spec.image_size
-    world = distributed.world_size_from(args)
-    if args.batch_size % world:
-        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
-    device = f"cuda:{args.gpu}" if args.gpu is not None else args.device
-    if device != "auto":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
-    if not 1 <= args.imbalance <= digits.TRAIN_LARGEST:
-        raise InputError(f"--imbalance {args.imbalance:g}: expected 1 to {digits.TRAIN_LARGEST}")
-    return spec
-
-
-def resolve_seed(args: argparse.Namespace, state: dict) -> None:
-    """Take the seed of the checkpoint that a run goes on from, or draw one, the same on all ranks.
-
-    Raises:
-        InputError: --seed is given and is not the checkpoint's.
-    """
-    seed = state.get("seed", args.seed)
-    if args.seed not in (None, seed):
-        raise InputError(f"--seed {args.seed}: the checkpoint was made with seed {seed}; leave --seed out to go on")
-    args.seed = distributed.same_on_all_ranks(secrets.randbelow(2**31)) if seed is None else seed
-
-
-def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDataset:
-    """The data set of a split, train, val or test; digits are written at first use.
-
-    Raises:
-        InputError: root or list is missing (what belongs where), or see LongTailDataset.
-    """
-    spec = REGISTRY[args.dataset]
-    if spec.name == "digits":
-        root, splits = digits.prepare(Path(args.data_root), args.imbalance)
-    else:
-        root, splits = Path(args.data_root), default_splits_folder(spec)
-    splits = Path(args.splits) if args.splits else splits
-    list_file = splits / f"{spec.set_name}_{spec.test_split if split == 'test' else split}.txt"
-    if not root.is_dir():
-        raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
-    if not list_file.is_file():
-        raise InputError(
-            f"{list_file}: no such list; put {spec.set_name}'s lists there or name their folder with --splits"
-        )
-    return LongTailDataset(root, list_file, spec.num_classes, transform, args.seed or 0)
-
-
-def command_line(script: str, args: argparse.Namespace, **flags) -> str:
-    """A command to type next on the same data as these arguments."""
-    same = [("dataset", "imagenet"), ("arch", None), ("data_root", "data"), ("splits", None), ("imbalance", 50.0)]
-    same.append(("image_size", REGISTRY[args.dataset].image_size))
-    flags = {name: getattr(args, name) for name, default in same if getattr(args, name) != default} | flags
-    python = Path(sys.executable)
-    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name
-    return " ".join([str(python), script, *(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())])

@@ -5,33 +5,24 @@ release's and MoCo's do, so that their scripts read ours; in memory they do not.
 """
 
 import os
-import pickle
-import tempfile
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from utils import distributed
 from utils.errors import InputError
+from utils.files import write_whole
+from utils.resolve import FREE, plain_args
 
 PREFIX = "module."
 LAST = "last.pth.tar"
 
 
 def save(path: Path, state: dict) -> None:
-    """Write `state` (plain dicts, numbers, strings, tensors) beside `path`, then rename."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, 0o644)  # mkstemp's files are private
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
+    """Write `state` (plain dicts, numbers, strings, tensors), whole or not at all."""
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
@@ -47,18 +38,35 @@ def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # an unpickler meets anything in a file that is none of ours
         first = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({first})") from None
     for entry in needs:
         if not isinstance(state, dict) or entry not in state:
             raise InputError(f"checkpoint {path}: has no '{entry}', expected a file that one of the stages wrote")
+    weights = state["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(k, str) and torch.is_tensor(weights[k]) for k in weights):
+        raise InputError(f"checkpoint {path}: its state_dict is no table of tensors")
     return state
 
 
-def load_run(path: Path | None, start_epoch: int) -> dict:
-    """The state a run goes on from; without a path, that of a run which starts at `start_epoch`."""
-    return load(path, needs=("state_dict", "epoch", "optimizer")) if path else {"epoch": start_epoch}
+def load_run(path: Path | None, args) -> dict:
+    """The state a run goes on from; without a path, that of a run which starts at --start-epoch.
+
+    Raises:
+        InputError: an argument that changes the result is not the checkpoint's (and no
+            --override), or the processes do not all see the same checkpoint.
+    """
+    state = load(path, needs=("state_dict", "epoch", "optimizer")) if path else {"epoch": args.start_epoch}
+    epochs = distributed.gather(torch.tensor([state["epoch"]], device=args.device)).tolist()
+    if len(set(epochs)) > 1:
+        raise InputError(f"the processes found checkpoints of epochs {epochs}: the run folder must be one for all")
+    then, now = state.get("args", {}), plain_args(args)
+    changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
+    if changed and not args.override:
+        listed = ", ".join(f"{name} {then[name]} -> {now[name]}" for name in changed)
+        raise InputError(f"checkpoint {path}: made with other arguments ({listed}); --override goes on with the new")
+    return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
@@ -132,17 +140,19 @@ def find_resume(resume: str, run_dir: Path) -> Path | None:
     """The checkpoint to go on from, or None for a new run.
 
     Raises:
-        InputError: the file named is not there; or a new run would overwrite another.
+        InputError: the file named is not there; the run would overwrite another; or the
+            folder cannot be written.
     """
     last = run_dir / LAST
+    there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"run folder {run_dir}: {there} is no folder that can be written")
     if resume == "auto":
         return last if last.exists() else None
-    if resume:
-        if not Path(resume).is_file():
-            raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
-        return Path(resume)
-    if last.exists():
+    if resume and not Path(resume).is_file():
+        raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
+    if last.exists() and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
         raise InputError(
             f"{run_dir}: holds a run already; --resume auto continues it, --run-dir or --name starts another"
         )
-    return None
+    return Path(resume) if resume else None

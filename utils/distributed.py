@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -51,14 +52,23 @@ def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | Non
     if on_gpu:
         torch.cuda.set_device(args.device)
     backend = args.dist_backend or ("nccl" if on_gpu else "gloo")
-    dist.init_process_group(backend, init_method=url, timeout=timedelta(minutes=30), **group)
-    try:
-        if per_node is None:
+
+    def join_and_work() -> None:
+        try:
+            dist.init_process_group(backend, init_method=url, timeout=timedelta(minutes=30), **group)
+        except (RuntimeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise errors.InputError(f"the processes cannot meet at {url} over {backend}: {first}") from None
+        try:
             worker(args)
-        else:
-            errors.run(lambda: worker(args))  # a spawned process reports for itself
-    finally:
-        dist.destroy_process_group()
+            dist.barrier()  # nobody leaves while another still writes or speaks
+        finally:
+            dist.destroy_process_group()
+
+    if per_node is None:
+        join_and_work()
+    else:
+        errors.run(join_and_work)  # a spawned process reports for itself
 
 
 def _release_group(args, local_rank: int, per_node: int) -> dict[str, int]:
@@ -69,9 +79,10 @@ def _release_group(args, local_rank: int, per_node: int) -> dict[str, int]:
 def _device(args, local_rank: int) -> torch.device:
     if args.gpu is not None:
         return torch.device("cuda", args.gpu)
-    if args.device == "auto":
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(args.device)
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
 def _share_cores(args, processes: int) -> None:
@@ -132,7 +143,10 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if not active():
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    # torch 2.15 has given the argument a new name and warns of the old one.
+    name = "forward_sync_buffers" if "forward_sync_buffers" in signature(ddp).parameters else "broadcast_buffers"
+    return ddp(model, device_ids=ids, **{name: False})
 
 
 @torch.no_grad()

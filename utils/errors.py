@@ -16,8 +16,12 @@ def one_line(error: InputError) -> str:
     return str(error).rsplit("InputError: ", 1)[-1].strip()
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C."""
+def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
+    """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C.
+
+    Args:
+        interrupted: what to say after Ctrl-C about what is there and how to go on.
+    """
     try:
         main()
     except InputError as error:
@@ -29,5 +33,5 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: the last checkpoint stays; --resume auto continues from it", file=sys.stderr)
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)

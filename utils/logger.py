@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ import torchvision
 from tqdm import tqdm
 
 from utils import distributed
+from utils.files import write_text
 from utils.metrics import Means
+from utils.resolve import plain_args
 
 # tensorboard-logger 0.1.0 ships protobuf code of an old generator, which protobuf >= 4
 # refuses unless it runs in pure Python; that must be said before its first import.
@@ -50,14 +53,14 @@ class RunLog:
         self.boards = {}
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "args.json").write_text(json.dumps(describe_run(args), indent=2) + "\n")
+            write_text(run_dir / "args.json", json.dumps(describe_run(args), indent=2) + "\n")
             self._drop_records_after(epochs_done)
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
 
     def _drop_records_after(self, epochs_done: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line + "\n" for line in lines if json.loads(line)["epoch"] <= epochs_done]
-        self.path.write_text("".join(kept))
+        kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["epoch"] <= epochs_done]
+        write_text(self.path, "".join(kept))  # a line without its end was being written when the run was killed
 
     def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
         """TensorBoard scalars of an epoch."""
@@ -72,16 +75,10 @@ class RunLog:
                 file.write(json.dumps(values) + "\n")
 
 
-def plain_args(args) -> dict:
-    """The arguments as JSON and safe checkpoints can hold them."""
-    keep = (str, int, float, bool, list, type(None))
-    return {k: v if isinstance(v, keep) else str(v) for k, v in sorted(vars(args).items())}
-
-
 def describe_run(args) -> dict:
     """What is needed to repeat a run: command, arguments, versions, commit, machine."""
     return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "args": plain_args(args),
         "processes": distributed.world_size(),
         "versions": {
