@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moco.encoders import get_encoder
+from moco.encoders import BasicBlock, get_encoder
 from utils.errors import InputError
 
 # googlenet and inception_v3 announce a change of their initialisation, which is no matter here
@@ -17,6 +17,16 @@ def test_cifar_resnets_have_the_published_size(arch, parameters):
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_the_shortcut_skips_pixels_and_pads_channels_with_zeros():
+    """Option A: every second pixel; of 32 channels the 16 old ones in the middle."""
+    block = BasicBlock(16, 32, stride=2)
+    torch.nn.init.zeros_(block.bn2.weight)  # only the shortcut is left
+    x = torch.rand(2, 16, 6, 6)
+    out = block(x)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any() and not out[:, 24:].any()
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
