@@ -7,7 +7,6 @@ then a table and a picture in runs/demo. Every step is a command that could be t
 is shown. Interrupted, the same command goes on where it was.
 """
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 from utils import errors
+from utils.arguments import Parser, positive_int, seed_number
 from utils.plots import per_class_accuracy
 from utils.report import SHOT_NOTE, results_table
 
@@ -27,11 +27,11 @@ STAGE_2 = "main_lincls_imba.py --dataset digits --epochs 8 --schedule 4 6 -b 64 
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=32, help="of pre-training, 41 steps each (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--folder", default="runs/demo", help="where everything goes (default: runs/demo)")
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--epochs", type=positive_int, default=32, help="of pre-training, 41 steps each")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of all that is random")
+    parser.add_argument("--folder", default="runs/demo", help="where everything goes")
     return parser
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from utils import arguments, checkpoint
+from utils import arguments, checkpoint, distributed
 from utils.errors import InputError, one_line, run
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +23,13 @@ def test_the_command_line_gives_one_line_and_exit_code_2(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: --moco-k 65536: not a multiple of the global batch, --batch-size 48\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_system_refuses_is_named_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: (tmp_path / "not" / "there").write_text("x"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/not/there: No such file or directory\n"
 
 
 def test_a_folder_that_cannot_be_written_is_named_in_one_line(flags, tmp_path, capsys):
@@ -146,6 +153,14 @@ def test_other_arguments_than_the_checkpoints_are_listed(tsc_run, flags, tmp_pat
     changed = "(lr 0.1 -> 0.5, sep_t True -> False, targeted True -> False, tw 0.2 -> 1.0)"
     assert f"made with other arguments {changed}; --override goes on" in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_see_different_checkpoints_do_not_go_on(tsc_run, flags, monkeypatch):
+    """Two ranks, of which the other one's folder holds nothing, as on machines without a shared disk."""
+    monkeypatch.setattr(distributed, "gather", lambda mine: torch.cat([mine, torch.zeros_like(mine)]))
+    resume = ["--run-dir", str(tsc_run), "--resume", "auto", "--override"]
+    with pytest.raises(InputError, match=r"found checkpoints of epochs \[2, 0\]: the run folder must be one for all"):
+        stage1.main([*flags, *resume])
 
 
 def test_another_runs_folder_is_not_taken_over(tsc_run, flags, tmp_path):

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from imagenet_inat.datasets import REGISTRY, LongTailDataset
+from imagenet_inat.datasets import IMAGENET_STATISTICS, REGISTRY, DatasetSpec, LongTailDataset
 from utils import checkpoint
 
 
@@ -219,6 +220,27 @@ def test_validation_serves_as_test_where_there_is_no_test_split(tsc_run, probe_f
     results = json.loads((tmp_path / "p" / "results.json").read_text())
     assert results["selected"] == results["best_on_test"]
     assert results["selected"]["acc1"] == results["selected"]["val_acc1"]
+
+
+def test_own_photographs_go_through_both_stages_as_readme_says(tmp_path, monkeypatch):
+    """A row in the registry and three lists; photographs of two classes, of any shape, at 32 px."""
+    row = DatasetSpec("mine", "mine", 2, **IMAGENET_STATISTICS, source="my images", image_size=32, arch="resnet18")
+    monkeypatch.setitem(REGISTRY, "mine", row)
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 16), ("val", 4), ("test", 4)):
+        names = [f"{split}_{i}.jpg" for i in range(number)]
+        for i, name in enumerate(names):
+            pixels = rng.integers(0, 255, (40 + i, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name)
+        lines = [f"{name} {i % 2}\n" for i, name in enumerate(names)]
+        (tmp_path / f"mine_{split}.txt").write_text("".join(lines))
+    common = ["--dataset", "mine", "--data-root", str(tmp_path), "--splits", str(tmp_path), "--device", "cpu"]
+    common += ["-b", "8", "-j", "0", "--epochs", "1", "--seed", "0"]
+    stage1.main([*common, "--moco-k", "16", "--moco-dim", "8", "--run-dir", str(tmp_path / "run")])
+    pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--run-dir", str(tmp_path / "probe")]
+    stage2.main([*common, *pretrained])
+    results = json.loads((tmp_path / "probe" / "results.json").read_text())
+    assert results["train_counts"] == [8, 8] and len(results["last"]["per_class"]) == 2
 
 
 def test_evaluate_repeats_the_numbers_and_writes_nothing(probe_run, probe_flags, capsys):

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, matched key by key.
 
 On disk a model's keys carry DistributedDataParallel's `module.` prefix, as the
-release's and MoCo's do, so that their scripts read ours; in memory they do not.
+release's and MoCo's do; in memory they do not.
 """
 
 import os

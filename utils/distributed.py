@@ -1,7 +1,7 @@
 """Processes: how they start, who they are, what they gather.
 
-With one process there is no group: every function here is then the identity, and
-nothing else in the project asks how many processes there are.
+With one process there is no group: every function here is then the identity, so that
+the rest of the project reads the same for one process and for many.
 """
 
 import math

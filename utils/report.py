@@ -1,9 +1,10 @@
 """Tables over runs."""
 
+from imagenet_inat.datasets import FEW_BELOW, MANY_ABOVE
 from utils.logger import say
 
 SHOTS = ("many", "medium", "few")
-SHOT_NOTE = "many: > 100 training images of the class, medium: 20-100, few: < 20"
+SHOT_NOTE = f"many: > {MANY_ABOVE} training images of the class, medium: {FEW_BELOW}-{MANY_ABOVE}, few: < {FEW_BELOW}"
 
 
 def percent(value: float | None) -> str:

@@ -98,9 +98,10 @@ def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDatas
 
 def command_line(script: str, args: argparse.Namespace, **flags) -> str:
     """A command to type next on the same data as these arguments."""
-    same = [("dataset", "imagenet"), ("arch", None), ("data_root", "data"), ("splits", None), ("imbalance", 50.0)]
-    same.append(("image_size", REGISTRY[args.dataset].image_size))
-    flags = {name: getattr(args, name) for name, default in same if getattr(args, name) != default} | flags
+    names = ["dataset", "arch", "data_root", "image_size"]
+    names += ["splits"] if args.splits else []
+    names += ["imbalance"] if args.dataset == "digits" else []
+    flags = {name: getattr(args, name) for name in names} | flags
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
