@@ -20,6 +20,7 @@ from imagenet_inat.samplers import ShuffledBatches
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from moco.loader import TwoCropsTransform, train_transform
+from moco.losses import LOSS_FORMS
 from moco.targets import load_targets, target_file_name
 from target_generation import generate_file
 from utils import arguments, checkpoint, distributed, errors, resolve
@@ -95,6 +96,20 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
         type=arguments.unsigned_float,
         default=1.0,
         help="weight of the target term (TSC's recipe: 0.2)",
+    )
+    group.add_argument(
+        "--loss-form",
+        choices=LOSS_FORMS,
+        default="release",
+        help="release: class and target term over the number of all positives, the code that was run and that "
+        "--tw 0.2 was tuned on; paper: class term over 1 + drawn, target term times --tw (TSC)",
+    )
+    group.add_argument(
+        "--centroid-init",
+        choices=["random", "queue"],
+        default="random",
+        help="class centroids when TSC starts. random: the release, first assignments are arbitrary; queue: the "
+        "classes' means in the queue, random only for a class that is not in it",
     )
     group.add_argument(
         "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here, made if missing)"
@@ -178,6 +193,8 @@ def main_worker(args) -> None:
     progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
     for phase in get_phases(args.epochs, args.targeted):
         model.targeted = phase.name == "TSC"
+        if model.targeted and args.centroid_init == "queue" and state["epoch"] <= phase.start:
+            model.centroids_from_queue()
         # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
         optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
         if resume and phase.start < state["epoch"] < phase.start + phase.epochs:
@@ -220,6 +237,7 @@ def build_model(args, spec: DatasetSpec) -> KCL:
         num_classes=spec.num_classes,
         targets=targets,
         supervised=args.loss == "SupCon",
+        loss_form=args.loss_form,
     )
     model.seed = args.seed
     return model

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from moco.losses import PositiveSum, all_positives, contrastive_loss, sample_positives
-from moco.targets import assign_targets, check_targets, update_centroids
+from moco.losses import LOSS_FORMS, PositiveSum, all_positives, at_least_float32, contrastive_loss, sample_positives
+from moco.targets import assign_targets, check_targets, queue_centroids, update_centroids
 from utils import distributed
 from utils.randomness import Stream, torch_rng
 
@@ -32,6 +32,11 @@ class StepOutput(NamedTuple):
     key_rank: Tensor
 
 
+def unit(features: Tensor) -> Tensor:
+    """(N, D) features to unit vectors, in float32 if an autocast encoder gave half precision."""
+    return normalize(at_least_float32(features), dim=1)
+
+
 class KCL(nn.Module):
     """Query and key encoder, queue, centroids and targets.
 
@@ -47,6 +52,7 @@ class KCL(nn.Module):
             are drawn from the queue alone. tw: lambda, weight of the target term.
         num_classes: C. targets: (C, D) unit vectors, needed for TSC only.
         supervised: False makes the own key the only positive (MoCo).
+        loss_form: "release" or "paper", see `contrastive_loss`.
 
     `seed` and `step` are plain attributes: the random draws of a step are a function
     of the two and of the rank. `step` counts by itself; set it to go on elsewhere.
@@ -54,6 +60,7 @@ class KCL(nn.Module):
 
     Raises:
         InputError: targets that do not fit, or are not unit vectors.
+        ValueError: a loss form that is none.
     """
 
     def __init__(
@@ -73,10 +80,13 @@ class KCL(nn.Module):
         num_classes: int = 1000,
         targets: Tensor | None = None,
         supervised: bool = True,
+        loss_form: str = "release",
     ):
         super().__init__()
+        if loss_form not in LOSS_FORMS:
+            raise ValueError(f"loss_form {loss_form!r}, expected one of {LOSS_FORMS}")
         self.K, self.m, self.T = K, m, T
-        self.num_positive, self.supervised = num_positive, supervised
+        self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
         self.targeted, self.tr, self.sep_t, self.tw = targeted, tr, sep_t, tw
         self.seed, self.step = 0, 0
         self.assignment: Tensor | None = None
@@ -105,13 +115,14 @@ class KCL(nn.Module):
         Args:
             im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
         """
-        q = normalize(self.encoder_q(im_q), dim=1)  # queries: (N, D)
+        q = unit(self.encoder_q(im_q))  # queries: (N, D)
         all_labels = distributed.gather(labels)  # (B,) of the global batch
 
         with torch.no_grad():
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q, before the keys
             all_k = self._encode_keys(im_k)  # keys of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # only the encoders run in half precision
             target = self._assign_targets(q, labels, all_labels) if self.targeted else None  # (N, D)
             drawn, assigned = self._choose_positives(labels, target)
 
@@ -124,6 +135,7 @@ class KCL(nn.Module):
             targets=self.optimal_target if self.targeted else None,
             assigned=assigned,
             target_weight=self.tw,
+            form=self.loss_form,
         )
         self._enqueue(all_k, all_labels)
         self.step += 1
@@ -142,13 +154,18 @@ class KCL(nn.Module):
         """
         world, rank = distributed.world_size(), distributed.rank()
         if world == 1:
-            return normalize(self.encoder_k(im_k), dim=1)
+            return unit(self.encoder_k(im_k))
         images = distributed.gather(im_k)  # (B, 3, H, W)
         rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # the same on all ranks
         order = torch.randperm(len(images), generator=rng).to(images.device)  # (B,)
         share = images[order.chunk(world)[rank]]  # (N, 3, H, W)
-        shuffled = distributed.gather(normalize(self.encoder_k(share), dim=1))  # (B, D)
+        shuffled = distributed.gather(unit(self.encoder_k(share)))  # (B, D)
         return shuffled[order.argsort()]
+
+    @torch.no_grad()
+    def centroids_from_queue(self) -> None:
+        """Start the centroids at the classes' means in the queue, instead of at random (before TSC)."""
+        self.class_centroid.copy_(queue_centroids(self.class_centroid, self.queue, self.queue_labels[0]))
 
     def _assign_targets(self, q: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
         """Update the centroids, solve the assignment, return each anchor's target (N, D)."""

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LOSS_FORMS = ("release", "paper")
+
 
 class PositiveSum(NamedTuple):
     """The positives of each anchor, summed.
@@ -38,6 +40,11 @@ class LossOutput(NamedTuple):
     loss_class: Tensor
     loss_target: Tensor
     key_rank: Tensor
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def draw_offsets(size: Tensor, draws: Tensor) -> Tensor:
@@ -128,16 +135,19 @@ def contrastive_loss(
     targets: Tensor | None = None,
     assigned: PositiveSum | None = None,
     target_weight: float = 1.0,
+    form: str = "release",
 ) -> LossOutput:
     """KCL's loss, and TSC's when `targets` are given (CVPR 2022, equations 2 and 4).
 
-    With n_i = 1 + drawn + assigned positives of anchor i and log p taken under the
-    softmax over own key, queue and targets::
+    With log p taken under the softmax over own key, queue and targets::
 
-        loss_class  = - 1/N sum_i 1/n_i sum_{own key, drawn} log p
-        loss_target = - target_weight 1/N sum_i 1/n_i sum_{assigned} log p
+        loss_class  = - 1/N sum_i 1/a_i sum_{own key, drawn} log p
+        loss_target = - target_weight 1/N sum_i 1/b_i sum_{assigned} log p
 
-    Dividing both by n_i is the release's form; the paper's differs (README).
+    `form` "release", the code the authors ran: a_i = b_i = 1 + drawn + assigned, all
+    positives of anchor i. "paper", its equation: a_i = 1 + drawn, b_i = 1. For KCL the
+    two are one. Half precision is computed in float32, under autocast too: exp(1/0.07)
+    is beyond float16.
 
     Args:
         q: (N, D) queries, with gradient. k: (N, D) their own keys.
@@ -145,13 +155,16 @@ def contrastive_loss(
         drawn: the positives besides the own key, from the queue.
         temperature: the softmax temperature, > 0.
         targets: (C·r, D) or None. assigned: the target positives; needs `targets`.
-        target_weight: lambda.
+        target_weight: lambda. form: "release" or "paper".
     """
-    scaled = q / temperature  # (N, D)
+    if form not in LOSS_FORMS:
+        raise ValueError(f"form {form!r}, expected one of {LOSS_FORMS}")
+    scaled = at_least_float32(q) / temperature  # (N, D)
     own = (scaled * k).sum(1)  # (N,) logit of the own key
-    others = [scaled @ queue]  # (N, Q)
-    if targets is not None:
-        others.append(scaled @ targets.T)  # (N, C·r)
+    with torch.autocast(q.device.type, enabled=False):
+        others = [scaled @ queue.to(scaled.dtype)]  # (N, Q)
+        if targets is not None:
+            others.append(scaled @ targets.to(scaled.dtype).T)  # (N, C·r)
     log_z = torch.stack([own] + [logits.logsumexp(1) for logits in others]).logsumexp(0)  # (N,)
 
     positives = 1 + drawn.count  # (N,) own key and drawn
@@ -160,10 +173,13 @@ def contrastive_loss(
         loss_class = -(log_p / positives).mean()
         loss_target = torch.zeros_like(loss_class)
     else:
-        n = positives + assigned.count  # (N,)
         log_p_target = (scaled * assigned.vector).sum(1) - assigned.count * log_z  # (N,)
-        loss_class = -(log_p / n).mean()
-        loss_target = -target_weight * (log_p_target / n).mean()
+        if form == "release":
+            by_class = by_target = positives + assigned.count  # (N,)
+        else:
+            by_class, by_target = positives, torch.ones_like(positives)  # (N,)
+        loss_class = -(log_p / by_class).mean()
+        loss_target = -target_weight * (log_p_target / by_target).mean()
 
     with torch.no_grad():
         key_rank = sum((logits > own[:, None]).sum(1) for logits in others)  # (N,)

@@ -87,6 +87,23 @@ def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     return torch.where(member.any(dim=1, keepdim=True), moved, centroids)
 
 
+def queue_centroids(centroids: Tensor, queue: Tensor, queue_labels: Tensor) -> Tensor:
+    """The normalised mean of each class's keys in the queue; a class without any keeps its centroid.
+
+    Args:
+        centroids: (C, D). queue: (D, Q) keys. queue_labels: (Q,) int64, -1 where empty.
+
+    Returns:
+        (C, D) unit vectors: centroids that know the classes before TSC's first assignment.
+    """
+    keys, labels = queue.T.cpu().double(), queue_labels.cpu()  # once a run, and the CPU adds in a fixed order
+    full = labels >= 0
+    total = torch.zeros(centroids.shape, dtype=keys.dtype).index_add_(0, labels[full], keys[full])  # (C, D)
+    present = torch.bincount(labels[full], minlength=len(centroids)) > 0  # (C,)
+    means = normalize(total, dim=1).to(centroids)
+    return torch.where(present.to(centroids.device)[:, None], means, centroids)
+
+
 def assign_targets(centroids: Tensor, targets: Tensor) -> Tensor:
     """The permutation sigma that maximises sum_y c_y · t_sigma(y), exactly.
 

@@ -47,10 +47,13 @@ def loss(
     targets: Tensor | None = None,
     target_row: list[int] | None = None,
     target_weight: float = 1.0,
+    form: str = "release",
 ) -> tuple[Tensor, Tensor]:
-    """loss_class and loss_target of SPEC's section 1, for q, k (N, D), queue (D, Q), targets (C·r, D).
+    """loss_class and loss_target for q, k (N, D), queue (D, Q), targets (C·r, D).
 
     target_row: for each class a row of `targets` that holds its target.
+    form: "release" divides both by the number of all positives, "paper" the class term
+    by own key and drawn ones, the target term by nothing.
     """
     loss_class = loss_target = torch.zeros((), dtype=q.dtype)
     for i, (columns, num_targets) in enumerate(chosen):
@@ -58,12 +61,14 @@ def loss(
         in_queue = [q[i] @ queue[:, j] / temperature for j in range(queue.shape[1])]
         in_targets = [] if targets is None else [q[i] @ t / temperature for t in targets]
         denominator = sum(torch.exp(logit) for logit in [own, *in_queue, *in_targets])
-        n = 1 + len(columns) + num_targets
+        by_class, by_target = 1 + len(columns), 1
+        if form == "release":
+            by_class = by_target = 1 + len(columns) + num_targets
         for logit in [own, *(in_queue[j] for j in columns)]:
-            loss_class = loss_class - torch.log(torch.exp(logit) / denominator) / n / len(q)
+            loss_class = loss_class - torch.log(torch.exp(logit) / denominator) / by_class / len(q)
         for _ in range(num_targets):
             logit = in_targets[target_row[labels[i]]]
-            loss_target = loss_target - target_weight * torch.log(torch.exp(logit) / denominator) / n / len(q)
+            loss_target = loss_target - target_weight * torch.log(torch.exp(logit) / denominator) / by_target / len(q)
     return loss_class, loss_target
 
 

@@ -63,6 +63,26 @@ def test_tsc_sep_t_adds_the_target_to_the_drawn_positives():
     assert out.loss.item() == pytest.approx(out.loss_class.item() + out.loss_target.item(), rel=1e-6)
 
 
+def test_the_papers_form_divides_the_class_term_by_own_and_drawn_and_the_target_term_by_nothing():
+    labels = torch.tensor([1])
+    drawn, _ = sample_positives(QUEUE, QUEUE_LABELS, labels, torch.tensor([[12345]]))
+    target = PositiveSum(TARGETS[1:], torch.ones(1))
+    out = contrastive_loss(Q, Q, QUEUE, drawn, 1.0, TARGETS, target, target_weight=0.2, form="paper")
+    assert out.loss_class.item() == pytest.approx(-(log_p(1, Z_TSC) + log_p(-1, Z_TSC)) / 2, rel=1e-6)
+    assert out.loss_target.item() == pytest.approx(-0.2 * log_p(-1, Z_TSC), rel=1e-6)
+
+
+def test_for_kcl_the_two_forms_are_one():
+    drawn = all_positives(QUEUE, QUEUE_LABELS, LABELS)
+    forms = [contrastive_loss(Q, Q, QUEUE, drawn, 1.0, form=form).loss.item() for form in ("release", "paper")]
+    assert forms[0] == forms[1]
+
+
+def test_a_form_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="form 'papre', expected one of"):
+        contrastive_loss(Q, Q, QUEUE, all_positives(QUEUE, QUEUE_LABELS, LABELS), 1.0, form="papre")
+
+
 def test_tsc_with_three_copies_of_each_target():
     """--tr 3: all six copies in the denominator, three of them positives: n = 1 + 2 + 3."""
     targets = TARGETS.repeat_interleave(3, dim=0)

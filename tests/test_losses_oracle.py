@@ -45,9 +45,10 @@ def test_kcl(batch, num_positive):
     compare(q, k, queue, labels.tolist(), drawn, chosen)
 
 
+@pytest.mark.parametrize("form", ["release", "paper"])
 @pytest.mark.parametrize("repeat", [1, 3])
 @pytest.mark.parametrize("sep_t", [True, False])
-def test_tsc(batch, sep_t, repeat):
+def test_tsc(batch, sep_t, repeat, form):
     q, k, queue, queue_labels, labels, draws = batch
     draws = draws[:, :3]
     targets = unit(C, D).repeat_interleave(repeat, dim=0)
@@ -63,5 +64,5 @@ def test_tsc(batch, sep_t, repeat):
         copies=0 if sep_t else repeat,
         always=repeat if sep_t else 0,
     )
-    tsc = {"targets": targets, "assigned": assigned, "target_row": target_row, "target_weight": 0.2}
+    tsc = {"targets": targets, "assigned": assigned, "target_row": target_row, "target_weight": 0.2, "form": form}
     compare(q, k, queue, labels.tolist(), drawn, chosen, **tsc)

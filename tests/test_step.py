@@ -19,6 +19,7 @@ METHODS = [
     {"targeted": True, "sep_t": True, "tr": 3},
     {"targeted": True, "sep_t": False, "tr": 3},
     {"targeted": True, "sep_t": False, "num_positive": 0, "tr": 3},
+    {"targeted": True, "sep_t": True, "tw": 0.2, "loss_form": "paper"},
     {"supervised": False},
 ]
 
@@ -45,7 +46,9 @@ def expected_step(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> tup
         sigma = oracle.assignment(after["class_centroid"] @ before["optimal_target"][:: model.tr].T)
         tsc = {"targets": before["optimal_target"], "target_row": [model.tr * row for row in sigma]}
     chosen = oracle.positives(y, before["queue_labels"][0].tolist(), draws, copies, always)
-    losses = oracle.loss(q, k, before["queue"].clone(), y, chosen, model.T, target_weight=model.tw, **tsc)
+    losses = oracle.loss(
+        q, k, before["queue"].clone(), y, chosen, model.T, target_weight=model.tw, form=model.loss_form, **tsc
+    )
 
     start, size = int(before["queue_ptr"]), len(y)
     after |= {name: before[name].clone() for name in ("queue", "queue_labels")}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from moco.targets import assign_targets, check_targets, load_targets, update_centroids
+from moco.targets import assign_targets, check_targets, load_targets, queue_centroids, update_centroids
 from tests import oracle
 from tests.tiny import unit
 from utils.errors import InputError
@@ -85,3 +85,12 @@ def test_float64_targets_are_read_as_float32(tmp_path):
     targets = load_targets(tmp_path / "t.npy", 3, 4)
     assert targets.dtype == torch.float32
     check_targets(targets, 3, 4)
+
+
+def test_centroids_from_the_queue_are_the_class_means_and_an_absent_class_keeps_its_own():
+    queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]).T  # classes 0, 0, empty, 2
+    before = torch.tensor([[0.0, -1.0], [0.6, 0.8], [1.0, 0.0]])
+    after = queue_centroids(before, queue, torch.tensor([0, 0, -1, 2]))
+    torch.testing.assert_close(after[0], torch.tensor([0.5, 0.5]).sqrt())
+    assert after[1].tolist() == before[1].tolist()
+    assert after[2].tolist() == [0, -1]
