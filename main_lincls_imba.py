@@ -23,6 +23,7 @@ from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
 from moco.loader import eval_transform, train_transform
 from utils import arguments, checkpoint, distributed, errors, resolve
+from utils.encoder_weights import load_encoder
 from utils.files import write_text
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
@@ -36,7 +37,11 @@ def get_args_parser() -> arguments.Parser:
     parser = arguments.Parser(description=__doc__)
     arguments.add_data_arguments(parser)
     model = arguments.add_model_group(parser)
-    model.add_argument("--pretrained", metavar="PATH", help="the stage-1 checkpoint whose query encoder is probed")
+    model.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="whose encoder is probed: a stage-1 checkpoint (ours, the release's, MoCo's) or a torchvision state dict",
+    )
     model.add_argument(
         "--bn-mode",
         choices=["train", "eval"],
@@ -96,7 +101,7 @@ def build_classifier(args, num_classes: int) -> nn.Module:
     share = args.batch_size // distributed.world_size_from(args)
     model = get_encoder(args.arch, args.image_size, share)(num_classes=num_classes)
     if not args.evaluate:  # an evaluated checkpoint brings all weights itself
-        checkpoint.load_query_encoder(model, args.pretrained, args.arch)
+        load_encoder(model, args.pretrained, args.arch)
     model.requires_grad_(False)
     model.fc.requires_grad_(True)
     nn.init.normal_(model.fc.weight, mean=0.0, std=0.01)

@@ -6,18 +6,9 @@ import pickle
 import pytest
 import torch
 
-from moco.encoders import get_encoder
-from tests.tiny import tiny_model, unit
+from tests.tiny import release_style, tiny_model
 from utils import checkpoint
 from utils.errors import InputError
-
-
-def release_style(model, prefix: str = "module.") -> dict:
-    """A checkpoint as the release writes it, with its derivable buffers."""
-    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-    state[prefix + "optimal_target_unique"] = model.optimal_target[:: model.tr].T
-    state[prefix + "target_labels"] = torch.arange(3).repeat_interleave(model.tr)[:, None]
-    return {"epoch": 3, "arch": "resnet20", "state_dict": state, "optimizer": {}}
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
@@ -42,29 +33,6 @@ def test_a_tsc_model_brings_its_targets_to_a_kcl_checkpoint():
 
 def test_stored_keys_carry_the_releases_prefix():
     assert all(name.startswith("module.") for name in checkpoint.packed(tiny_model()))
-
-
-@pytest.mark.parametrize("mlp", [False, True])
-def test_the_query_encoder_moves_into_a_classifier(mlp, tmp_path):
-    from moco.builder import KCL
-
-    build = get_encoder("resnet20", 8)
-    model = KCL(build, 16, 8, mlp=mlp, num_classes=3, targets=unit(3, 16).float())
-    torch.save(release_style(model), tmp_path / "stage1.pth.tar")
-    network = build(num_classes=3)
-    head = network.fc.weight.clone()
-    checkpoint.load_query_encoder(network, tmp_path / "stage1.pth.tar", "resnet20")
-    for name, tensor in network.state_dict().items():
-        expected = head if name == "fc.weight" else network.state_dict()[name]
-        if not name.startswith("fc."):
-            expected = model.encoder_q.state_dict()[name]
-        assert torch.equal(tensor, expected), name
-
-
-def test_another_architecture_is_refused(tmp_path):
-    torch.save(release_style(tiny_model()), tmp_path / "f")
-    with pytest.raises(InputError, match="trained with --arch resnet20, found --arch resnet18"):
-        checkpoint.load_query_encoder(get_encoder("resnet18", 32)(num_classes=3), tmp_path / "f", "resnet18")
 
 
 @pytest.mark.parametrize(
@@ -122,9 +90,6 @@ def test_missing_file_and_missing_weights_are_said(tmp_path):
         torch.save({"state_dict": weights}, tmp_path / "f")
         with pytest.raises(InputError, match="its state_dict is no table of tensors"):
             checkpoint.load(tmp_path / "f")
-    torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "f")
-    with pytest.raises(InputError, match="no encoder_q"):
-        checkpoint.load_query_encoder(tiny_model(), tmp_path / "f", "resnet20")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):

@@ -41,3 +41,13 @@ def tiny_batch(size: int = 4, num_classes: int = 3) -> tuple[Tensor, Tensor, Ten
     """Two views and labels."""
     views = torch.randn(2, size, *IMAGE, dtype=torch.float64)
     return views[0], views[1], torch.randint(0, num_classes, (size,))
+
+
+def release_style(model: KCL, prefix: str = "module.", arch: str = "resnet20") -> dict:
+    """A checkpoint as the release writes it: its prefix, and its two derivable buffers."""
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    if model.optimal_target is not None:
+        classes = len(model.class_centroid)
+        state[prefix + "optimal_target_unique"] = model.optimal_target[:: model.tr].T
+        state[prefix + "target_labels"] = torch.arange(classes).repeat_interleave(model.tr)[:, None]
+    return {"epoch": 3, "arch": arch, "state_dict": state, "optimizer": {}}

@@ -25,12 +25,11 @@ def save(path: Path, state: dict) -> None:
     write_whole(path, lambda file: torch.save(state, file))
 
 
-def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
-    """Read a checkpoint on the CPU; it may hold data only, never code.
+def read(path: str | Path) -> dict:
+    """Read a file of torch.save on the CPU; it may hold data only, never code.
 
     Raises:
-        InputError: no such file, not a checkpoint, one that would run code, or one
-            without the entries it `needs`.
+        InputError: no such file, not a table of tensors and plain data, or one that would run code.
     """
     try:
         with warnings.catch_warnings():
@@ -41,13 +40,29 @@ def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
     except Exception as error:  # an unpickler meets anything in a file that is none of ours
         first = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({first})") from None
+    if not isinstance(state, dict):
+        raise InputError(f"checkpoint {path}: holds a {type(state).__name__}, expected a table of tensors")
+    return state
+
+
+def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
+    """Read a checkpoint of one of the stages.
+
+    Raises:
+        InputError: as `read`; an entry it `needs` is not there.
+    """
+    state = read(path)
     for entry in needs:
-        if not isinstance(state, dict) or entry not in state:
+        if entry not in state:
             raise InputError(f"checkpoint {path}: has no '{entry}', expected a file that one of the stages wrote")
-    weights = state["state_dict"]
+    check_tensors(state["state_dict"], path)
+    return state
+
+
+def check_tensors(weights, path: str | Path) -> None:
+    """Raises InputError unless `weights` is a table of tensors by name."""
     if not isinstance(weights, dict) or not all(isinstance(k, str) and torch.is_tensor(weights[k]) for k in weights):
         raise InputError(f"checkpoint {path}: its state_dict is no table of tensors")
-    return state
 
 
 def load_run(path: Path | None, args) -> dict:
@@ -103,8 +118,8 @@ def load_into(
     try:
         result = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # sizes differ; the first line says only that
-        detail = str(error).splitlines()[1].strip()
-        raise InputError(f"checkpoint {source}: does not fit the model: {detail}") from None
+        details = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[1:4])
+        raise InputError(f"checkpoint {source}: does not fit the model: {details}") from None
     lacking, extra = set(result.missing_keys) - missing, result.unexpected_keys
     if lacking or extra or not missing <= set(result.missing_keys):
         raise InputError(
@@ -117,23 +132,6 @@ def _some(keys) -> str:
     keys = sorted(keys)
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (", ".join(keys[:3]) + more) or "nothing"
-
-
-def load_query_encoder(model: nn.Module, path: str | Path, arch: str) -> None:
-    """Load a stage-1 checkpoint's query encoder, all but its head, into a network with a new `fc`.
-
-    Raises:
-        InputError: as `load` and `load_into`; another architecture; no query encoder inside.
-    """
-    state = load(path)
-    if state.get("arch", arch) != arch:
-        raise InputError(f"checkpoint {path}: trained with --arch {state['arch']}, found --arch {arch}")
-    head = "encoder_q."
-    weights = {key.removeprefix(head): value for key, value in unpacked(state).items() if key.startswith(head)}
-    if not weights:
-        raise InputError(f"checkpoint {path}: has no encoder_q.* keys, expected a stage-1 checkpoint")
-    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
-    load_into(model, weights, path, missing={"fc.weight", "fc.bias"})
 
 
 def find_resume(resume: str, run_dir: Path) -> Path | None:
