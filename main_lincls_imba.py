@@ -62,7 +62,7 @@ def get_args_parser() -> arguments.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args_parser().parse_args(argv)
+    args = arguments.parse(get_args_parser(), argv)
     prepare(args)
     distributed.launch(main_worker, args)
 

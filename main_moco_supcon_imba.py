@@ -117,7 +117,7 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args_parser().parse_args(argv)
+    args = arguments.parse(get_args_parser(), argv)
     prepare(args)
     distributed.launch(main_worker, args)
 

@@ -3,8 +3,10 @@
 import argparse
 
 from imagenet_inat.datasets import REGISTRY
+from utils.logger import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
+TARGET_FLAGS = ("tr", "sep_t", "tw", "loss_form", "centroid_init")
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +26,23 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         if action.default in (None, "", False):
             return action.help
         return super()._get_help_string(action)
+
+
+def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse a command line, and say which of its flags the others leave without effect."""
+    args = parser.parse_args(argv)
+    idle = (
+        ("without --targeted", not getattr(args, "targeted", True), TARGET_FLAGS),
+        ("with --loss MoCo", getattr(args, "loss", "") == "MoCo", ("K",)),
+        ("with --cos", getattr(args, "cos", False), ("schedule",)),
+        (f"on --dataset {args.dataset}", args.dataset != "digits", ("imbalance",)),
+    )
+    spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    for condition, holds, names in idle:
+        given = [spelling[name] for name in names if holds and getattr(args, name) != parser.get_default(name)]
+        if given:
+            say(f"note: {', '.join(given)} without effect {condition}")
+    return args
 
 
 def positive_int(text: str) -> int:

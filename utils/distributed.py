@@ -131,6 +131,8 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the one process that writes files and prints."""
+    if not active() and "LOCAL_RANK" in os.environ:  # torchrun's process, before it has joined the others
+        return os.environ["RANK"] == "0"
     return rank() == 0
 
 
