@@ -9,6 +9,7 @@ On ImageNet-LT, the recipe of the release:
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,13 @@ from moco.loader import eval_transform, train_transform
 from utils import arguments, checkpoint, distributed, errors, resolve
 from utils.encoder_weights import load_encoder
 from utils.files import write_text
+from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.report import show_accuracies
+from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
+from utils.signals import StopSignals
 
 BEST = "model_best.pth.tar"
 
@@ -81,7 +85,7 @@ def prepare(args) -> None:
         )
     else:
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args))
-        checkpoint.find_resume(args.resume, Path(args.run_dir))
+        check_resume(args.resume, Path(args.run_dir))
     build_classifier(args, spec.num_classes)
     for split in ("train", "val", "test"):
         data = resolve.open_split(args, split, None)
@@ -115,8 +119,7 @@ def main_worker(args) -> None:
     if args.evaluate:
         evaluate(args, spec)
         return
-    resume = checkpoint.find_resume(args.resume, Path(args.run_dir))
-    state = checkpoint.load_run(resume, args)
+    resume, state = load_run(args)
     resolve.resolve_seed(args, state)
     torch.manual_seed(args.seed)
 
@@ -126,8 +129,14 @@ def main_worker(args) -> None:
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {resume}: is a probe of another encoder than {args.pretrained}")
+        say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
+    if state["epoch"] >= args.epochs and not state.get("results"):  # a checkpoint of the release has none
+        raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
     train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size))
-    train(args, model.to(args.device), train_set, open_eval_loaders(args, spec), state)
+    loaders = open_eval_loaders(args, spec)
+    with StopSignals() as stop, hold(Path(args.run_dir), state):
+        results = train(args, model.to(args.device), train_set, loaders, Keeper(args, model, stop), state)
+        finish(args, Path(args.run_dir), results, train_set.class_counts)
 
 
 def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DataLoader]:
@@ -148,12 +157,9 @@ def evaluate(args, spec: DatasetSpec) -> None:
         show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, class_counts))
 
 
-def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str, DataLoader], state: dict) -> None:
-    """Train `fc`, measure after every epoch, and write results.json."""
-    run_dir, device = Path(args.run_dir), args.device
-    results = state.get("results", {})  # a checkpoint of the release has none
-    if state["epoch"] >= args.epochs and not results:
-        raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
+def train(args, model, train_set: LongTailDataset, loaders: dict[str, DataLoader], keeper: Keeper, state: dict) -> dict:
+    """Train `fc` from where `state` stands, and measure after every epoch; returns the results."""
+    device, results = args.device, state.get("results", {})
     repeat = REGISTRY[args.dataset].repeat
     batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, device)
@@ -162,28 +168,31 @@ def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str,
     optimizer = torch.optim.SGD(model.fc.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     if "optimizer" in state:
         checkpoint.load_optimizer(optimizer, state, args.resume)
-        say(f"resumed after epoch {state['epoch']}")
 
-    log = RunLog(run_dir, args, ("train", "val", "test"), state["epoch"])
-    say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {run_dir}")
-    progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
+    log = RunLog(Path(args.run_dir), args, ("train", "val", "test"), state["epoch"])
+    say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {args.run_dir}")
+    done = state["epoch"] * len(loader) + state["step"]
+    progress = Progress(args.epochs * len(loader), done, args.batch_size, args.print_freq)
     frozen = frozen_weights(model, args.bn_mode)
     for epoch in range(state["epoch"], args.epochs):
         rate = learning_rate(args.lr, epoch, args.epochs, args.schedule, cosine=False)
         set_learning_rate(optimizer, rate)
-        batches.set_epoch(epoch)
-        title = f"Epoch: [{epoch + 1}/{args.epochs}]"
-        means = train_one_epoch(loader, ddp, optimizer, title, args, progress)
+        first = max(done - epoch * len(loader), 0)  # 0, but for an epoch that goes on
+        batches.set_epoch(epoch, first)
+        means = Means(f"Epoch: [{epoch + 1}/{args.epochs}]", device, state.get("means") if first else None)
+        keeper.begin_epoch(epoch, first, optimizer, means, results=results)
+        train_one_epoch(loader, ddp, optimizer, means, args.bn_mode, progress, keeper)
         if epoch == state["epoch"]:
             assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
         distributed.broadcast_buffers(model)
-        measured = {split: validate(part, model, train_set.class_counts) for split, part in loaders.items()}
+        counts = train_set.class_counts
+        measured = {split: validate(part, model, counts, keeper.stop_if_asked) for split, part in loaders.items()}
         measured.setdefault("test", measured["val"])
         is_best = choose(results, epoch + 1, measured)
-        save_epoch(run_dir, args, epoch + 1, model, optimizer, results, is_best)
-        log_epoch(log, title, epoch + 1, rate, means, measured, progress)
+        keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=results["best_on_test"]["acc1"])
+        log_epoch(log, means, epoch + 1, rate, measured, progress)
     progress.close()
-    finish(args, run_dir, results, train_set.class_counts)
+    return results
 
 
 def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
@@ -199,13 +208,12 @@ def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
     return [name for name, before in frozen.items() if not torch.equal(now[name], before)]
 
 
-def train_one_epoch(loader, model, optimizer, title: str, args, progress: Progress) -> dict:
-    """One epoch of class-balanced batches; returns its means over all ranks."""
-    model.train(args.bn_mode == "train")
-    means = Means(title, args.device)
-    for images, labels in progress.epoch(loader, title):
-        images = images.to(args.device, non_blocking=True)
-        labels = labels.to(args.device, non_blocking=True)
+def train_one_epoch(loader, model, optimizer, means: Means, bn_mode: str, progress: Progress, keeper: Keeper) -> None:
+    """What is left of an epoch of class-balanced batches; adds to its means."""
+    model.train(bn_mode == "train")
+    device = means.count.device
+    for images, labels in progress.epoch(loader, means.where, keeper.step):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
         logits = model(images)  # (N, C)
         loss = cross_entropy(logits, labels)
@@ -216,21 +224,27 @@ def train_one_epoch(loader, model, optimizer, title: str, args, progress: Progre
         rank = rank_of_label(logits.detach(), labels)
         means.add(len(labels), loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
         progress.step(means)
-    return means.read(over_ranks=True)
+        keeper.after_step()
 
 
 @torch.no_grad()
-def validate(loader: DataLoader, model: nn.Module, class_counts: np.ndarray) -> dict:
-    """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class."""
+def validate(loader: DataLoader, model: nn.Module, class_counts: np.ndarray, between: Callable = lambda: None) -> dict:
+    """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
+
+    between: called after each batch that every rank has.
+    """
     model.eval()
     device = next(model.parameters()).device
     accuracy = ClassAccuracy(len(class_counts), device)
     loss = torch.zeros((), device=device)
-    for images, labels in loader:
+    shared = len(loader.dataset) // distributed.world_size() // loader.batch_size
+    for number, (images, labels) in enumerate(loader):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = model(images)
         accuracy.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
+        if number < shared:
+            between()
     return {
         "loss": float(distributed.sum_over_ranks(loss)) / len(loader.dataset),
         **accuracy.summary(class_counts),
@@ -253,26 +267,8 @@ def choose(results: dict, epoch: int, measured: dict[str, dict]) -> bool:
     return True
 
 
-def save_epoch(run_dir: Path, args, epochs_done: int, model, optimizer, results: dict, is_best: bool) -> None:
-    """last.pth.tar every epoch; model_best.pth.tar when validation improved."""
-    if not distributed.is_main():
-        return
-    state = {
-        "epoch": epochs_done,
-        "arch": args.arch,
-        "state_dict": checkpoint.packed(model),
-        "best_acc1": results["best_on_test"]["acc1"],
-        "optimizer": optimizer.state_dict(),
-        "results": results,
-        "seed": args.seed,
-        "args": resolve.plain_args(args),
-    }
-    checkpoint.save(run_dir / checkpoint.LAST, state)
-    if is_best:
-        checkpoint.save(run_dir / BEST, state)
-
-
-def log_epoch(log: RunLog, title: str, epoch: int, rate: float, means: dict, measured: dict, progress) -> None:
+def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured: dict, progress: Progress) -> None:
+    means = epoch_means.read(over_ranks=True)
     rows = {"train": means}
     for split, values in measured.items():
         rows[split] = {"loss": values["loss"], "top1": values["acc1"], "top5": values["acc5"]}
@@ -280,7 +276,7 @@ def log_epoch(log: RunLog, title: str, epoch: int, rate: float, means: dict, mea
         log.scalars(split, values, epoch)
     log.record(epoch=epoch, lr=rate, **rows, seconds=progress.seconds(), images_per_s=progress.speed())
     accuracies = f"val {measured['val']['acc1']:.2f}  test {measured['test']['acc1']:.2f}"
-    say(f"{title}  {describe(means)}  {accuracies}  lr {rate:.4g}  ETA {progress.eta()}")
+    say(f"{epoch_means.where}  {describe(means)}  {accuracies}  lr {rate:.4g}  ETA {progress.eta()}")
 
 
 def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import DataLoader
 
 from imagenet_inat.datasets import REGISTRY, DatasetSpec
 from imagenet_inat.loaders import train_loader
@@ -24,9 +25,12 @@ from moco.losses import LOSS_FORMS
 from moco.targets import load_targets, target_file_name
 from target_generation import generate_file
 from utils import arguments, checkpoint, distributed, errors, resolve
+from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import Means, in_top_k
+from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
+from utils.signals import StopSignals
 
 
 def get_args_parser() -> arguments.Parser:
@@ -137,7 +141,7 @@ def prepare(args) -> None:
         load_targets(args.targets or default, spec.num_classes, args.moco_dim)
     args.targets = args.targets or default
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
-    checkpoint.find_resume(args.resume, Path(args.run_dir))
+    check_resume(args.resume, Path(args.run_dir))
     train_set = resolve.open_split(args, "train", None)
     ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
 
@@ -170,8 +174,7 @@ def get_phases(epochs: int, targeted: bool) -> list[Phase]:
 def main_worker(args) -> None:
     """The run, in one of its processes."""
     device, run_dir = args.device, Path(args.run_dir)
-    resume = checkpoint.find_resume(args.resume, run_dir)
-    state = checkpoint.load_run(resume, args)
+    resume, state = load_run(args)
     if state["epoch"] >= args.epochs and not (run_dir / checkpoint.LAST).exists():
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
     resolve.resolve_seed(args, state)
@@ -185,31 +188,42 @@ def main_worker(args) -> None:
     model = build_model(args, spec).to(device)
     if resume:
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
-        say(f"resumed {resume} after epoch {state['epoch']}")
-    ddp = distributed.wrap(model, device)
+        say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
+    with StopSignals() as stop, hold(run_dir, state):
+        train(args, model, loader, batches, Keeper(args, model, stop), state)
+        finish(args, run_dir)
 
-    log = RunLog(run_dir, args, ("train",), state["epoch"])
-    say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {run_dir}")
-    progress = Progress(args.epochs * len(loader), state["epoch"] * len(loader), args.batch_size, args.print_freq)
+
+def train(args, model: KCL, loader: DataLoader, batches: ShuffledBatches, keeper: Keeper, state: dict) -> None:
+    """All phases, from where `state` stands."""
+    device, steps = args.device, len(loader)
+    done = state["epoch"] * steps + state["step"]
+    ddp = distributed.wrap(model, device)
+    log = RunLog(Path(args.run_dir), args, ("train",), state["epoch"])
+    say(f"{len(loader.dataset)} images, {steps} steps an epoch, seed {args.seed}, {device}: {args.run_dir}")
+    progress = Progress(args.epochs * steps, done, args.batch_size, args.print_freq)
     for phase in get_phases(args.epochs, args.targeted):
         model.targeted = phase.name == "TSC"
-        if model.targeted and args.centroid_init == "queue" and state["epoch"] <= phase.start:
+        starts = done <= phase.start * steps
+        if model.targeted and starts and args.centroid_init == "queue":
             model.centroids_from_queue()
         # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
         optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-        if resume and phase.start < state["epoch"] < phase.start + phase.epochs:
-            checkpoint.load_optimizer(optimizer, state, resume)
+        if "optimizer" in state and not starts and done <= (phase.start + phase.epochs) * steps:
+            checkpoint.load_optimizer(optimizer, state, args.resume)
         for epoch in range(max(phase.start, state["epoch"]), phase.start + phase.epochs):
+            first = max(done - epoch * steps, 0)  # 0, but for an epoch that goes on
             rate = learning_rate(args.lr, epoch - phase.start, phase.epochs, args.schedule, args.cos)
             set_learning_rate(optimizer, rate)
-            batches.set_epoch(epoch)
-            model.step = epoch * len(loader)
+            batches.set_epoch(epoch, first)
+            model.step = epoch * steps + first
             title = f"Epoch: [{epoch + 1}/{args.epochs}] {phase.name}"
-            means = train_one_epoch(loader, ddp, optimizer, title, device, progress)
-            save_epoch(run_dir, args, epoch + 1, model, optimizer)
-            log_epoch(log, title, epoch + 1, phase, rate, means, progress)
+            means = Means(title, device, state.get("means") if first else None)
+            keeper.begin_epoch(epoch, first, optimizer, means, phase=phase.name)
+            train_one_epoch(loader, ddp, optimizer, means, progress, keeper)
+            keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
+            log_epoch(log, means, epoch + 1, phase, rate, progress)
     progress.close()
-    finish(args, run_dir)
 
 
 def build_model(args, spec: DatasetSpec) -> KCL:
@@ -243,11 +257,11 @@ def build_model(args, spec: DatasetSpec) -> KCL:
     return model
 
 
-def train_one_epoch(loader, model, optimizer, title: str, device: torch.device, progress: Progress) -> dict:
-    """One pass over the loader; returns the epoch's means over all ranks."""
+def train_one_epoch(loader, model, optimizer, means: Means, progress: Progress, keeper: Keeper) -> None:
+    """One pass over what is left of the epoch; adds to its means."""
     model.train()
-    means = Means(title, device)
-    for (im_q, im_k), labels in progress.epoch(loader, title):
+    device = means.count.device
+    for (im_q, im_k), labels in progress.epoch(loader, means.where, keeper.step):
         im_q, im_k = im_q.to(device, non_blocking=True), im_k.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
 
@@ -268,27 +282,16 @@ def train_one_epoch(loader, model, optimizer, title: str, device: torch.device, 
             top5=in_top_k(out.key_rank, 5),
         )
         progress.step(means)
-    return means.read(over_ranks=True)
+        keeper.after_step()
 
 
-def save_epoch(run_dir: Path, args, epochs_done: int, model: KCL, optimizer: torch.optim.Optimizer) -> None:
-    """last.pth.tar every epoch, checkpoint_<epoch>.pth.tar every --save_freq epochs."""
-    if not distributed.is_main():
-        return
-    state = {
-        "epoch": epochs_done,
-        "arch": args.arch,
-        "state_dict": checkpoint.packed(model),
-        "optimizer": optimizer.state_dict(),
-        "seed": args.seed,
-        "args": resolve.plain_args(args),
-    }
-    checkpoint.save(run_dir / checkpoint.LAST, state)
-    if epochs_done % args.save_freq == 0:
-        checkpoint.save(run_dir / f"checkpoint_{epochs_done:04d}.pth.tar", state)
+def kept_name(epochs_done: int, save_freq: int) -> tuple[str, ...]:
+    """The name of the checkpoint that stays, every --save_freq epochs."""
+    return () if epochs_done % save_freq else (f"checkpoint_{epochs_done:04d}.pth.tar",)
 
 
-def log_epoch(log: RunLog, title: str, epoch: int, phase: Phase, rate: float, means: dict, progress: Progress) -> None:
+def log_epoch(log: RunLog, epoch_means: Means, epoch: int, phase: Phase, rate: float, progress: Progress) -> None:
+    means = epoch_means.read(over_ranks=True)
     log.scalars("train", means, epoch)
     log.record(
         epoch=epoch,
@@ -298,7 +301,7 @@ def log_epoch(log: RunLog, title: str, epoch: int, phase: Phase, rate: float, me
         seconds=progress.seconds(),
         images_per_s=progress.speed(),
     )
-    say(f"{title}  {describe(means)}  lr {rate:.4g}  {progress.speed():.0f} img/s  ETA {progress.eta()}")
+    say(f"{epoch_means.where}  {describe(means)}  lr {rate:.4g}  {progress.speed():.0f} img/s  ETA {progress.eta()}")
 
 
 def finish(args, run_dir: Path) -> None:

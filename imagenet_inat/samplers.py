@@ -16,7 +16,7 @@ from utils.randomness import Stream, numpy_rng
 
 
 class CountedBatches(Sampler):
-    """Batches of the epoch set by `set_epoch`; subclasses say what `draw(epoch)` returns.
+    """Batches of the epoch set by `set_epoch`, from a step on; subclasses say what `draw(epoch)` returns.
 
     Args:
         epoch_size: images in an epoch; an incomplete last batch is dropped.
@@ -32,10 +32,11 @@ class CountedBatches(Sampler):
             raise InputError(
                 f"--batch-size {batch_size}: an epoch has {epoch_size} training images, expected at most that"
             )
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        self.batch_size, self.seed = batch_size, seed
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        self.epoch, self.first_step = epoch, first_step
 
     def draw(self, epoch: int) -> np.ndarray:
         """(steps · batch_size,) indices of the epoch, in order."""
@@ -48,7 +49,7 @@ class CountedBatches(Sampler):
         share = self.batch_size // distributed.world_size()
         size = self.steps * self.batch_size
         indices = self.draw(self.epoch).tolist()
-        for step in range(self.steps):
+        for step in range(self.first_step, self.steps):
             start = step * self.batch_size + distributed.rank() * share
             yield [(indices[i], self.epoch * size + i) for i in range(start, start + share)]
 

@@ -98,16 +98,3 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
         checkpoint.save(tmp_path / "f", {"state_dict": {}, "bad": lambda: None})
     assert checkpoint.load(tmp_path / "f")["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
-
-
-def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
-    assert checkpoint.find_resume("auto", tmp_path) is None
-    assert checkpoint.find_resume("", tmp_path) is None
-    assert checkpoint.find_resume("auto", tmp_path / "not" / "there") is None
-    (tmp_path / "last.pth.tar").touch()
-    assert checkpoint.find_resume("auto", tmp_path) == tmp_path / "last.pth.tar"
-    assert checkpoint.find_resume(str(tmp_path / "last.pth.tar"), tmp_path) == tmp_path / "last.pth.tar"
-    with pytest.raises(InputError, match="holds a run already"):
-        checkpoint.find_resume("", tmp_path)
-    with pytest.raises(InputError, match="no such file"):
-        checkpoint.find_resume(str(tmp_path / "absent"), tmp_path)

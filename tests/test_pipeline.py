@@ -26,8 +26,12 @@ def scalars(folder) -> dict[str, list]:
 
 
 def test_stage_1_leaves_a_complete_run_folder(tsc_run):
-    expected = {"args.json", "log.jsonl", "train", "last.pth.tar", "checkpoint_0001.pth.tar", "checkpoint_0002.pth.tar"}
-    assert {path.name for path in tsc_run.iterdir()} - {"probe"} == expected
+    checkpoints = {f"{name}.pth.tar" for name in ("last", "previous", "checkpoint_0001", "checkpoint_0002")}
+    assert {path.name for path in tsc_run.iterdir()} - {"probe", ".lock"} == checkpoints | {
+        "args.json",
+        "log.jsonl",
+        "train",
+    }
 
     record = json.loads((tsc_run / "args.json").read_text())
     assert record["args"]["seed"] == 1 and record["args"]["tw"] == 0.2
@@ -71,28 +75,6 @@ def test_every_epoch_shows_other_images_and_views(flags, probe_flags, tmp_path, 
     assert draws == list(range(2 * 5 * 512))
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_stage_1_goes_on_as_if_it_had_never_stopped(stop_at, flags, tmp_path):
-    """Within KCL, at the switch, within TSC: resumed and undisturbed weights are equal bit for bit."""
-    options = [*flags, "--epochs", "4", "--targeted", "--sep_t", "-s", "1"]
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    stage1.main([*options, "--run-dir", str(whole)])
-    stage1.main([*options, "--run-dir", str(resumed), "--resume", str(whole / f"checkpoint_{stop_at:04d}.pth.tar")])
-    ours, theirs = (checkpoint.load(run / "last.pth.tar") for run in (resumed, whole))
-    for part in ("state_dict", "optimizer"):
-        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
-    assert [e["epoch"] for e in log_of(resumed)] == list(range(stop_at + 1, 5))
-
-
-def test_resume_auto_starts_and_then_continues(flags, tmp_path, capsys):
-    run = ["--run-dir", str(tmp_path / "run"), "--resume", "auto", "--cos"]
-    stage1.main([*flags, *run, "--epochs", "1"])
-    assert "resumed" not in capsys.readouterr().out
-    stage1.main([*flags, *run, "--epochs", "2", "--override"])
-    assert "after epoch 1" in capsys.readouterr().out
-    assert [e["epoch"] for e in log_of(tmp_path / "run")] == [1, 2]
-
-
 def test_missing_targets_are_made_under_the_releases_name(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     at = flags.index("--targets")
@@ -107,17 +89,6 @@ def test_a_kcl_run_needs_no_targets(flags, tmp_path, monkeypatch):
     at = flags.index("--targets")
     stage1.main([*flags[:at], *flags[at + 2 :], "--epochs", "1", "--run-dir", "run"])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_another_batch_size_goes_on_in_the_same_queue(flags, tsc_run, tmp_path):
-    """The queue's pointer need not be a multiple of the new batch: the keys wrap around."""
-    state = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")
-    state["state_dict"]["module.queue_ptr"].fill_(512)
-    torch.save(state, tmp_path / "odd.pth.tar")
-    options = ["--resume", str(tmp_path / "odd.pth.tar"), "--override", "-b", "1024", "--epochs", "2"]
-    stage1.main([*flags, *options, "--run-dir", str(tmp_path / "run")])
-    weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
-    assert (weights["module.queue_labels"] >= 0).all() and weights["module.queue_ptr"].item() == 512
 
 
 def test_a_run_without_seed_draws_one_and_records_it(flags, tmp_path):
@@ -180,8 +151,9 @@ def test_stage_2_reports_each_choice_of_the_epoch(probe_run):
 
 
 def test_stage_2_writes_its_files(probe_run):
-    expected = {"args.json", "log.jsonl", "train", "val", "test", "last.pth.tar", "model_best.pth.tar", "results.json"}
-    assert {path.name for path in probe_run.iterdir()} == expected
+    checkpoints = {f"{name}.pth.tar" for name in ("last", "previous", "model_best")}
+    others = {"args.json", "log.jsonl", "train", "val", "test", "results.json", ".lock"}
+    assert {path.name for path in probe_run.iterdir()} == checkpoints | others
     assert all(set(scalars(probe_run / split)) == {"loss", "top1", "top5"} for split in ("train", "test"))
 
 
@@ -200,16 +172,6 @@ def test_stage_2_trains_the_classifier_and_nothing_else(bn_mode, tsc_run, probe_
     statistics = {name for name in before if "running_" in name or "num_batches" in name}
     assert moved == (statistics if bn_mode == "train" else set())
     assert after["fc.weight"].abs().max() > 0.05  # began at N(0, 0.01)
-
-
-def test_stage_2_goes_on_as_if_it_had_never_stopped(tsc_run, probe_run, probe_flags, tmp_path):
-    """One epoch and another, against two in one go; the milestones make the schedule the same."""
-    options = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path / "p")]
-    stage2.main([*options, "--epochs", "1"])
-    stage2.main([*options, "--epochs", "2", "--resume", "auto", "--override"])
-    ours, theirs = (checkpoint.load(run / "last.pth.tar")["state_dict"] for run in (tmp_path / "p", probe_run))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert (tmp_path / "p" / "results.json").read_text() == (probe_run / "results.json").read_text()
 
 
 def test_validation_serves_as_test_where_there_is_no_test_split(tsc_run, probe_flags, tmp_path, monkeypatch):

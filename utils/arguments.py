@@ -186,6 +186,14 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
         help="go on from this checkpoint; 'auto': from the run folder if it holds one",
     )
     group.add_argument(
+        "--save-steps",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="write last.pth.tar also every N steps of an epoch, for epochs of hours; 0: at its end alone. "
+        "SIGTERM, SIGINT and SIGUSR1 save after the step in any case",
+    )
+    group.add_argument(
         "--override",
         action="store_true",
         help="go on although arguments that change the result are not the checkpoint's",

@@ -4,25 +4,40 @@ On disk a model's keys carry DistributedDataParallel's `module.` prefix, as the
 release's and MoCo's do; in memory they do not.
 """
 
-import os
+import io
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from utils import distributed
 from utils.errors import InputError
-from utils.files import write_whole
-from utils.resolve import FREE, plain_args
+from utils.files import draft_pattern, write_whole
 
 PREFIX = "module."
-LAST = "last.pth.tar"
+LAST, PREVIOUS = "last.pth.tar", "previous.pth.tar"
+DRAFTS = draft_pattern("*.pth.tar")
 
 
 def save(path: Path, state: dict) -> None:
     """Write `state` (plain dicts, numbers, strings, tensors), whole or not at all."""
-    write_whole(path, lambda file: torch.save(state, file))
+    data = _encoded(state)
+    write_whole(path, lambda file: file.write(data))
+
+
+def save_last(run_dir: Path, state: dict, also: tuple[str, ...] = ()) -> None:
+    """Write last.pth.tar, keep the one before as previous.pth.tar, and copies under the names in `also`."""
+    data = _encoded(state)
+    write_whole(run_dir / LAST, lambda file: file.write(data), keep_old=run_dir / PREVIOUS)
+    for name in also:
+        write_whole(run_dir / name, lambda file: file.write(data))
+
+
+def _encoded(state: dict) -> memoryview:
+    # In memory first: torch's writer aborts the process when a file refuses a write, as on a full disk.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
 
 
 def read(path: str | Path) -> dict:
@@ -63,25 +78,6 @@ def check_tensors(weights, path: str | Path) -> None:
     """Raises InputError unless `weights` is a table of tensors by name."""
     if not isinstance(weights, dict) or not all(isinstance(k, str) and torch.is_tensor(weights[k]) for k in weights):
         raise InputError(f"checkpoint {path}: its state_dict is no table of tensors")
-
-
-def load_run(path: Path | None, args) -> dict:
-    """The state a run goes on from; without a path, that of a run which starts at --start-epoch.
-
-    Raises:
-        InputError: an argument that changes the result is not the checkpoint's (and no
-            --override), or the processes do not all see the same checkpoint.
-    """
-    state = load(path, needs=("state_dict", "epoch", "optimizer")) if path else {"epoch": args.start_epoch}
-    epochs = distributed.gather(torch.tensor([state["epoch"]], device=args.device)).tolist()
-    if len(set(epochs)) > 1:
-        raise InputError(f"the processes found checkpoints of epochs {epochs}: the run folder must be one for all")
-    then, now = state.get("args", {}), plain_args(args)
-    changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
-    if changed and not args.override:
-        listed = ", ".join(f"{name} {then[name]} -> {now[name]}" for name in changed)
-        raise InputError(f"checkpoint {path}: made with other arguments ({listed}); --override goes on with the new")
-    return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
@@ -132,25 +128,3 @@ def _some(keys) -> str:
     keys = sorted(keys)
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (", ".join(keys[:3]) + more) or "nothing"
-
-
-def find_resume(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
-
-    Raises:
-        InputError: the file named is not there; the run would overwrite another; or the
-            folder cannot be written.
-    """
-    last = run_dir / LAST
-    there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"run folder {run_dir}: {there} is no folder that can be written")
-    if resume == "auto":
-        return last if last.exists() else None
-    if resume and not Path(resume).is_file():
-        raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
-    if last.exists() and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
-        raise InputError(
-            f"{run_dir}: holds a run already; --resume auto continues it, --run-dir or --name starts another"
-        )
-    return Path(resume) if resume else None

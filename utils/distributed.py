@@ -6,6 +6,7 @@ the rest of the project reads the same for one process and for many.
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from utils import errors
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 MAX_WORKERS = 32  # the release's default
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
 
@@ -33,14 +35,31 @@ def launch(worker: Callable, args) -> None:
         _work(int(os.environ["LOCAL_RANK"]), worker, args, "env://", None)
     elif args.multiprocessing_distributed:
         per_node = torch.cuda.device_count() or PROCESSES_WITHOUT_GPU
-        try:
-            mp.spawn(_work, (worker, args, args.dist_url, per_node), nprocs=per_node)
-        except mp.ProcessExitedException as error:
-            sys.exit(error.exit_code)  # the process has said why
+        _spawn((worker, args, args.dist_url, per_node), per_node)
     else:
         args.device = _device(args, 0)
         _share_cores(args, processes=1)
         worker(args)
+
+
+def _spawn(work: tuple, processes: int) -> None:
+    """Run _work(number, *work) in new processes, pass signals on to them, end with the exit code of theirs."""
+    context = mp.spawn(_work, work, nprocs=processes, join=False)
+
+    def pass_on(number: int, _frame) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException as error:
+        sys.exit(error.exit_code)  # the process has said why
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | None) -> None:
@@ -52,6 +71,8 @@ def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | Non
     if on_gpu:
         torch.cuda.set_device(args.device)
     backend = args.dist_backend or ("nccl" if on_gpu else "gloo")
+    if backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # what the hosts agree on does not wait for the devices
 
     def join_and_work() -> None:
         try:
@@ -61,7 +82,7 @@ def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | Non
             raise errors.InputError(f"the processes cannot meet at {url} over {backend}: {first}") from None
         try:
             worker(args)
-            dist.barrier()  # nobody leaves while another still writes or speaks
+            barrier()  # nobody leaves while another still writes or speaks
         finally:
             dist.destroy_process_group()
 
@@ -170,6 +191,21 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def max_over_ranks(number: int) -> int:
+    """The largest of the ranks' numbers, on every rank; it does not wait for the device."""
+    if not active():
+        return number
+    box = torch.tensor(number)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if active():
+        dist.barrier()
+
+
 def same_on_all_ranks(value):
     """Rank 0's value, on every rank."""
     if not active():
@@ -189,8 +225,8 @@ def broadcast_buffers(model: nn.Module) -> None:
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Rank 0 does the block before the others: it makes a file, they find it."""
-    if active() and not is_main():
-        dist.barrier()
+    if not is_main():
+        barrier()
     yield
-    if active() and is_main():
-        dist.barrier()
+    if is_main():
+        barrier()

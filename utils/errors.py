@@ -1,7 +1,10 @@
 """One line for a user's mistake, exit code 2; a traceback only for a fault of ours."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: of a file that does not say which it is
 
 
 class InputError(Exception):
@@ -11,13 +14,24 @@ class InputError(Exception):
     """
 
 
+class Stopped(Exception):  # noqa: N818, it is no error
+    """The run has saved itself and ends because a signal has asked it to.
+
+    exit_code: 143 for SIGTERM, 130 for SIGINT, 0 for SIGUSR1.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def one_line(error: InputError) -> str:
     """The message without the traceback a loader worker wraps around it."""
     return str(error).rsplit("InputError: ", 1)[-1].strip()
 
 
 def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
-    """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C.
+    """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C, or `Stopped`'s.
 
     Args:
         interrupted: what to say after Ctrl-C about what is there and how to go on.
@@ -28,10 +42,19 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'a log file'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        first = str(error).splitlines()[0]
+        print(f"error: a loader process died: {first} Too little memory? Try fewer, -j; -j 0 has none", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)

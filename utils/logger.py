@@ -117,9 +117,14 @@ class Progress:
         hidden = not (distributed.is_main() and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
 
-    def epoch(self, loader: Iterable, title: str) -> Iterator:
-        """The batches of an epoch, timed. `step` is to be called once for each."""
+    def epoch(self, loader: Iterable, title: str, first_step: int = 0) -> Iterator:
+        """The batches of an epoch, timed. `step` is to be called once for each.
+
+        Args:
+            first_step: where an epoch that goes on begins; the loader yields what is left.
+        """
         self.title, self.steps, self.step_number, self.data_seconds = title, len(loader), 0, 0.0
+        self.first_step = first_step
         self.bar.set_description(title)
         self.epoch_started = waiting = time.perf_counter()
         for batch in loader:
@@ -136,7 +141,7 @@ class Progress:
             values = means.read()
             seconds = self.seconds() / self.step_number
             say(
-                f"{self.title}[{self.step_number:>4}/{self.steps}]  "
+                f"{self.title}[{self.first_step + self.step_number:>4}/{self.steps}]  "
                 f"Time {seconds:.3f}  Data {self.data_seconds / self.step_number:.3f}  "
                 f"{describe(values)}  {self.speed():.0f} img/s  ETA {self.eta()}"
             )

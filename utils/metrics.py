@@ -16,12 +16,17 @@ class Means:
 
     Args:
         where: what the epoch is called in messages. device: where the values live.
+        state: of an epoch that goes on; the sums over all ranks, which rank 0 takes over.
     """
 
-    def __init__(self, where: str, device: torch.device):
+    def __init__(self, where: str, device: torch.device, state: dict | None = None):
         self.where, self.steps = where, 0
         self.count = torch.zeros((), device=device)
         self.sums: dict[str, Tensor] = {}
+        if state:
+            share = 1 if distributed.is_main() else 0
+            self.steps, self.count = state["steps"], self.count + share * state["count"]
+            self.sums = {name: torch.tensor(share * total, device=device) for name, total in state["sums"].items()}
         self.first_bad = torch.zeros((), dtype=torch.long, device=device)  # 0: none yet
 
     def add(self, count: int, **values: Tensor) -> None:
@@ -39,13 +44,22 @@ class Means:
         Raises:
             InputError: a loss was not finite; says in which step.
         """
+        count, sums = self._totals(over_ranks)
+        return {name: total / max(count, 1) for name, total in sums.items()}
+
+    def state(self) -> dict:
+        """Steps, images and sums so far over all ranks, as plain numbers; raises as `read`."""
+        count, sums = self._totals(over_ranks=True)
+        return {"steps": self.steps, "count": count, "sums": sums}
+
+    def _totals(self, over_ranks: bool) -> tuple[float, dict[str, float]]:
         if step := int(self.first_bad):
             raise self.diverged("the loss is not finite", step)
         totals = torch.stack([self.count, *self.sums.values()])
         if over_ranks:
             totals = distributed.sum_over_ranks(totals)
         count, *sums = totals.tolist()
-        return {name: value / count for name, value in zip(self.sums, sums, strict=True)}
+        return count, dict(zip(self.sums, sums, strict=True))
 
     def diverged(self, what: str, step: int | None = None) -> InputError:
         """The error to raise for numbers that are not finite in a step (default: the one begun now)."""

@@ -1,0 +1,139 @@
+"""Going on: which checkpoint a run continues from, whether it may, and who may write into its folder."""
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from utils import distributed
+from utils.checkpoint import DRAFTS, LAST, PREVIOUS, load
+from utils.errors import InputError
+from utils.logger import say
+from utils.resolve import FREE, plain_args
+
+NEEDS = ("state_dict", "epoch", "optimizer")
+LOCK = ".lock"
+
+
+def check_resume(resume: str, run_dir: Path) -> None:
+    """Check, before anything is made, that the checkpoint is there and the folder is the run's to write.
+
+    Raises:
+        InputError: the file named is not there; the run would overwrite another; or the
+            folder cannot be written.
+    """
+    there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"run folder {run_dir}: {there} is no folder that can be written")
+    if resume == "auto":
+        return
+    if resume and not Path(resume).is_file():
+        raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
+    if candidates(run_dir) and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
+        raise InputError(
+            f"{run_dir}: holds a run already; --resume auto continues it, --run-dir or --name starts another"
+        )
+
+
+def candidates(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run folder, the newest first."""
+    kept = sorted(run_dir.glob("checkpoint_*.pth.tar"), reverse=True)
+    return [path for path in (run_dir / LAST, run_dir / PREVIOUS, *kept) if path.exists()]
+
+
+def load_run(args) -> tuple[Path | None, dict]:
+    """The checkpoint a run goes on from and its state; of a new run, None and where it starts.
+
+    With --resume auto a checkpoint that cannot be read is reported, and the one before it taken.
+
+    Returns:
+        The path, and the state with at least `epoch` (whole epochs done) and `step`
+        (steps done in the next one).
+
+    Raises:
+        InputError: no checkpoint can be read; an argument that changes the result is not
+            the checkpoint's (and no --override); or the processes do not all see the same one.
+    """
+    path, state = None, {"epoch": args.start_epoch}
+    if args.resume == "auto" and candidates(Path(args.run_dir)):
+        path, state = _newest_good(Path(args.run_dir))
+    elif args.resume not in ("", "auto"):
+        path = Path(args.resume)
+        state = load(path, NEEDS)
+    state.setdefault("step", 0)
+    _check_same_place(state, args.device)
+    _check_same_arguments(state, args, path)
+    then, now = state.get("processes", distributed.world_size()), distributed.world_size()
+    if then != now:
+        say(f"note: {then} processes wrote {path}, {now} go on: not bit for bit as they would have")
+    return path, state
+
+
+def _newest_good(run_dir: Path) -> tuple[Path, dict]:
+    *newer, oldest = candidates(run_dir)
+    broken = []
+    for path in newer:
+        try:
+            return path, load(path, NEEDS) | {"broken": broken}
+        except InputError as error:
+            say(f"note: {error}; trying the one before")
+            broken.append(path)
+    return oldest, load(oldest, NEEDS) | {"broken": broken}
+
+
+def _check_same_place(state: dict, device: torch.device) -> None:
+    mine = torch.tensor([[state["epoch"], state["step"]]], device=device)
+    places = distributed.gather(mine).tolist()
+    if any(place != places[0] for place in places):
+        raise InputError(
+            f"the processes found checkpoints of (epoch, step) {places}: the run folder must be one for all"
+        )
+
+
+def _check_same_arguments(state: dict, args, path: Path | None) -> None:
+    then, now = state.get("args", {}), plain_args(args)
+    changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
+    if state["step"] and "batch_size" in changed:
+        raise InputError(
+            f"checkpoint {path}: stands within an epoch, {state['step']} batches of {then['batch_size']} into it; "
+            f"go on with -b {then['batch_size']}, or from a checkpoint of an epoch's end"
+        )
+    if changed and not args.override:
+        listed = ", ".join(f"{name} {then[name]} -> {now[name]}" for name in changed)
+        raise InputError(f"checkpoint {path}: made with other arguments ({listed}); --override goes on with the new")
+
+
+@contextmanager
+def hold(run_dir: Path, state: dict) -> Iterator[None]:
+    """Keep the run folder for this run: made if it is not there, and locked.
+
+    The lock is the operating system's and goes with the process, however that ends.
+    What a kill left half written is removed, and checkpoints that `load_run` could not
+    read are renamed, so that they never take a good one's place.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    if not distributed.is_main():
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK).open("a+") as file:
+        try:
+            # A record lock: loader workers do not inherit it, so none of them can outlive the run with it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise InputError(f"{run_dir}: another run is writing there ({file.read().strip()})") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        for draft in run_dir.glob(DRAFTS):
+            draft.unlink()
+        for path in state.get("broken", ()):
+            os.replace(path, path.with_name(path.name + ".broken"))
+        yield
