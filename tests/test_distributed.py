@@ -1,6 +1,8 @@
-"""Two processes: the same numbers as one, and the scripts run under both launchers (gloo, CPU)."""
+"""Several processes: the same numbers as one, every launcher, and what happens when one stops or dies (gloo, CPU)."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.tiny import tiny_batch, tiny_model
+from moco.builder import KCL
+from moco.encoders import get_encoder
+from tests import faults
+from tests.tiny import tiny_batch, tiny_model, unit
 from utils import checkpoint, distributed
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +75,33 @@ def test_two_ranks_compute_what_one_computes(options, tmp_path):
         assert torch.equal(together.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
 
 
+def queues(rank: int, port: int, folder: str) -> None:
+    """Steps of TSC with a real encoder, whose batch norm differs between ranks; saves this rank's buffers."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    model = KCL(get_encoder("resnet20", 8), 4, 24, targeted=True, sep_t=True, num_classes=3, targets=unit(3, 4).float())
+    ddp = distributed.wrap(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        torch.manual_seed(10 * step + rank)
+        out = ddp(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4,)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_buffers_stay_equal_on_all_ranks_without_being_sent(tmp_path):
+    """Queue, labels, pointer and centroids, and the weights of both encoders; only batch-norm statistics differ."""
+    mp.spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    differ = {name.rsplit(".", 1)[-1] for name in one if not torch.equal(one[name], other[name])}
+    assert differ == {"running_mean", "running_var"}
+    assert (one["queue_labels"] >= 0).all()
+
+
 def run(command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
@@ -104,6 +136,105 @@ def test_both_stages_run_in_two_processes(launcher, flags, probe_flags, tmp_path
         f"test, epoch 1: top-1 {results['last']['acc1']:.2f}"
         in run([sys.executable, "main_lincls_imba.py", *one]).stdout
     )
+
+
+def nodes(launcher: str, number: int, port: int) -> tuple[list[str], list[str]]:
+    """What stands before and after the script on machine `number` of two."""
+    if launcher == "release":
+        where = ["--world-size", "2", "--rank", str(number), "--dist-url", f"tcp://127.0.0.1:{port}"]
+        return [], ["--multiprocessing-distributed", *where]
+    where = ["--nnodes", "2", "--node-rank", str(number), "--nproc-per-node", "1"]
+    return ["-m", "torch.distributed.run", *where, "--master-addr", "127.0.0.1", "--master-port", str(port)], []
+
+
+@pytest.mark.parametrize(("launcher", "processes"), [("release", 4), ("torchrun", 2)])
+def test_two_machines_are_one_job_with_one_writer(launcher, processes, flags, tmp_path):
+    port, machines = free_port(), []
+    for number in range(2):
+        before, after = nodes(launcher, number, port)
+        command = [sys.executable, *before, "main_moco_supcon_imba.py", *flags, "--epochs", "1", *after]
+        machines.append(start([*command, "--run-dir", str(tmp_path / "run")]))
+    (first, _), (second, err) = (machine.communicate(timeout=240) for machine in machines)
+    assert [machine.returncode for machine in machines] == [0, 0], err
+    assert "Epoch: [1/1] KCL  Loss" in first and second == ""
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["processes"] == processes
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def long_run(launcher: str, flags: list[str], run_dir: Path, *more: str) -> list[str]:
+    before, after = LAUNCHERS[launcher]()
+    return [
+        sys.executable,
+        *before,
+        "main_moco_supcon_imba.py",
+        *flags,
+        "-p",
+        "1",
+        "--run-dir",
+        str(run_dir),
+        *after,
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_when_one_process_dies_the_job_ends(launcher, flags, tmp_path):
+    """Killed, so it cannot say anything: the others do not wait for it."""
+    job = start(long_run(launcher, flags, tmp_path / "run", "--epochs", "500"))
+    next(line for line in job.stdout if "Epoch: [1/500]" in line)
+    workers = [pid for pid in faults.descendants(job.pid) if "multiprocessing.spawn" in words(pid) or is_rank(pid)]
+    os.kill(workers[-1], signal.SIGKILL)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode not in (0, None)
+    assert "SIGKILL" in err
+
+
+def words(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def is_rank(pid: int) -> bool:
+    """Whether it is a process that torchrun has started."""
+    return "main_moco" in words(pid) and "torch.distributed.run" not in words(pid)
+
+
+def test_a_signal_to_the_launching_process_saves_and_all_go_on_bit_for_bit(flags, tmp_path):
+    """SIGTERM within an epoch: both ranks stop after the same step, one saves, and nothing is lost."""
+    epochs = ["--epochs", "4", "--targeted", "--sep_t", "--resume", "auto"]
+    whole = run(long_run("release", flags, tmp_path / "whole", *epochs))
+    assert whole.returncode == 0, whole.stderr
+
+    job = start(long_run("release", flags, tmp_path / "run", *epochs))
+    next(line for line in job.stdout if "Epoch: [2/4] KCL[   1/5]" in line)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 143 and "stopped by SIGTERM after epoch" in err
+    again = run(long_run("release", flags, tmp_path / "run", *epochs))
+    assert again.returncode == 0 and "resumed" in again.stdout, again.stderr
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar") for name in ("run", "whole"))
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
+
+
+def test_torchrun_starts_killed_workers_again_and_nothing_is_lost(flags, tmp_path):
+    """--max-restarts with --resume auto: a worker is killed within an epoch, the group starts again."""
+    epochs = ["--epochs", "4", "--targeted", "--sep_t", "--resume", "auto", "--save-steps", "1"]
+    whole = run(long_run("torchrun", flags, tmp_path / "whole", *epochs))
+    assert whole.returncode == 0, whole.stderr
+
+    command = long_run("torchrun", flags, tmp_path / "run", *epochs)
+    command[3:3] = ["--max-restarts", "2"]
+    job = start(command)
+    next(line for line in job.stdout if "Epoch: [2/4] KCL[   2/5]" in line)
+    os.kill([pid for pid in faults.descendants(job.pid) if is_rank(pid)][-1], signal.SIGKILL)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert "resumed" in out
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar") for name in ("run", "whole"))
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
 
 
 def test_a_mistake_is_said_before_any_process_starts(flags, tmp_path):

@@ -88,7 +88,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) 
     """
     try:
         optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
+        for parameter, entries in optimizer.state.items():
+            for name, value in entries.items():
+                if torch.is_tensor(value) and value.shape not in (parameter.shape, ()):
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {source}: its optimiser does not fit the model ({error})") from None
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from utils import errors
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+GRACE_SECONDS = 20
 MAX_WORKERS = 32  # the release's default
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
 
@@ -52,11 +53,17 @@ def _spawn(work: tuple, processes: int) -> None:
                 os.kill(process.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    # One that fails takes the others down; one that does not go by itself, stuck on the lost peer, is killed.
+    patience = {"grace_period": GRACE_SECONDS} if "grace_period" in signature(context.join).parameters else {}
     try:
-        while not context.join():
+        while not context.join(**patience):
             pass
     except mp.ProcessExitedException as error:
-        sys.exit(error.exit_code)  # the process has said why
+        if error.exit_code > 0:
+            sys.exit(error.exit_code)  # the process has said why
+        name = signal.Signals(-error.exit_code).name
+        print(f"error: process {error.error_index} was killed by {name}; --resume auto goes on", file=sys.stderr)
+        sys.exit(128 - error.exit_code)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -16,6 +16,17 @@ from utils.logger import say
 from utils.resolve import FREE, plain_args
 
 NEEDS = ("state_dict", "epoch", "optimizer")
+KINDS = {
+    "epoch": int,
+    "step": int,
+    "seed": int,
+    "processes": int,
+    "arch": str,
+    "args": dict,
+    "optimizer": dict,
+    "results": dict,
+    "means": dict | None,
+}
 LOCK = ".lock"
 
 
@@ -65,6 +76,7 @@ def load_run(args) -> tuple[Path | None, dict]:
         path = Path(args.resume)
         state = load(path, NEEDS)
     state.setdefault("step", 0)
+    _check_kinds(state, path)
     _check_same_place(state, args.device)
     _check_same_arguments(state, args, path)
     then, now = state.get("processes", distributed.world_size()), distributed.world_size()
@@ -83,6 +95,14 @@ def _newest_good(run_dir: Path) -> tuple[Path, dict]:
             say(f"note: {error}; trying the one before")
             broken.append(path)
     return oldest, load(oldest, NEEDS) | {"broken": broken}
+
+
+def _check_kinds(state: dict, path: Path | None) -> None:
+    for name, kind in KINDS.items():
+        if name in state and not (isinstance(state[name], kind) and not isinstance(state[name], bool)):
+            raise InputError(f"checkpoint {path}: {name} is {str(state[name])[:60]}, expected {kind}")
+    if min(state["epoch"], state["step"]) < 0:
+        raise InputError(f"checkpoint {path}: epoch {state['epoch']} and step {state['step']}, expected 0 or more")
 
 
 def _check_same_place(state: dict, device: torch.device) -> None:
