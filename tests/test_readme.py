@@ -9,6 +9,7 @@ import pytest
 import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
+from benchmarks import bench_targets
 from examples import demo
 
 ROOT = Path(__file__).parent.parent
@@ -17,13 +18,15 @@ PARSERS = {
     "main_lincls_imba.py": main_lincls_imba.get_args_parser,
     "target_generation.py": target_generation.get_args_parser,
     "examples.demo": demo.get_args_parser,
+    "benchmarks.bench_targets": bench_targets.get_args_parser,
 }
 
 
 def commands() -> list[str]:
     """Lines of README and of docstrings that call one of our scripts, continuation lines joined."""
     texts = [(ROOT / "README.md").read_text()]
-    texts += [module.__doc__ for module in (main_lincls_imba, main_moco_supcon_imba, target_generation, demo)]
+    modules = main_lincls_imba, main_moco_supcon_imba, target_generation, demo, bench_targets
+    texts += [module.__doc__ for module in modules]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if re.match(r"\s*(python|torchrun) ", line)]
 
