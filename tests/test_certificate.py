@@ -114,10 +114,11 @@ def test_pairs_in_blocks_are_all_pairs(monkeypatch):
     np.testing.assert_allclose(np.concatenate(pieces), expected)
 
 
-def test_norm_errors_are_reported():
-    points = np.eye(3)
-    points[1] *= 1 + 5e-5
-    assert certificate(points, 0.07)["norm_error"] == pytest.approx(5e-5)
+def test_norm_errors_are_reported_and_left_out_of_the_rest():
+    facts, clean = certificate((1 - 5e-5) * simplex(4), 0.07), certificate(simplex(4), 0.07)
+    assert facts["norm_error"] == pytest.approx(5e-5)
+    assert facts["energy_ratio"] == pytest.approx(clean["energy_ratio"], rel=1e-12)
+    assert facts["optimal"]
 
 
 def test_out_of_range_is_said():

@@ -40,6 +40,13 @@ def test_the_best_set_is_on_the_sphere_and_lower_than_the_start(search):
     assert np.exp(seen[0]) == pytest.approx(measures(start.double().numpy(), 0.07)["energy_ratio"], rel=1e-5)
 
 
+def test_the_best_is_not_replaced_by_a_worse_set():
+    best, good, bad = spread.Best(), torch.eye(2), torch.ones(2, 2)
+    best.offer(1.0, good)
+    best.offer(2.0, bad)
+    assert best.energy == 1 and best.points is good
+
+
 def test_lbfgs_keeps_the_lowest_of_all_it_evaluated():
     best, seen = spread.Best(), []
     spread.lbfgs(random_points(40, 8, torch.Generator().manual_seed(0)), 0.07, 200, best, seen.append)
