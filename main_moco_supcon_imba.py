@@ -233,7 +233,7 @@ def build_model(args, spec: DatasetSpec) -> KCL:
         with distributed.main_process_first():
             if not Path(args.targets).exists():
                 say(f"{args.targets}: not there yet, making it")
-                generate_file(Path(args.targets), spec.num_classes, args.moco_dim)
+                generate_file(Path(args.targets), spec.num_classes, args.moco_dim, device=args.device)
         targets = load_targets(args.targets, spec.num_classes, args.moco_dim)
     torch.manual_seed(args.seed)
     model = KCL(

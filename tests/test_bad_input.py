@@ -100,8 +100,8 @@ def test_stage_1_refuses(given, message, digits_root, tmp_path, monkeypatch):
     ("targets", "message"),
     [
         (np.eye(10, 8), "shape (10, 8), expected (10, 16)"),
-        (2 * np.eye(10, 16), "row 0 has norm 2"),
-        (np.full((10, 16), np.inf), "row 0 holds a value that is not finite"),
+        (2 * np.eye(10, 16), "rows 0, 1, 2 and 7 more have norm 2"),
+        (np.full((10, 16), np.inf), "rows 0, 1, 2 and 7 more have a value that is not finite"),
     ],
 )
 def test_stage_1_refuses_bad_targets(targets, message, flags, tmp_path):

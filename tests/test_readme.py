@@ -9,23 +9,25 @@ import pytest
 import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
+from benchmarks import bench_targets
 from examples import demo
 from utils import export
 
 ROOT = Path(__file__).parent.parent
-PARSERS = {
-    "main_moco_supcon_imba.py": main_moco_supcon_imba.get_args_parser,
-    "main_lincls_imba.py": main_lincls_imba.get_args_parser,
-    "target_generation.py": target_generation.get_args_parser,
-    "examples.demo": demo.get_args_parser,
-    "utils.export": export.get_args_parser,
+MODULES = {
+    "main_moco_supcon_imba.py": main_moco_supcon_imba,
+    "main_lincls_imba.py": main_lincls_imba,
+    "target_generation.py": target_generation,
+    "examples.demo": demo,
+    "utils.export": export,
+    "benchmarks.bench_targets": bench_targets,
 }
+PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}
 
 
 def commands() -> list[str]:
     """Lines of README and of docstrings that call one of our scripts, continuation lines joined."""
-    texts = [(ROOT / "README.md").read_text()]
-    texts += [module.__doc__ for module in (main_lincls_imba, main_moco_supcon_imba, target_generation, demo, export)]
+    texts = [(ROOT / "README.md").read_text(), *(module.__doc__ for module in MODULES.values())]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if re.match(r"\s*(python|torchrun) ", line)]
 

@@ -1,13 +1,21 @@
 """Targets are unit, spread, the exact simplex where there is one, and the same for the same seed."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import target_generation
 from moco.targets import load_targets
-from target_generation import energy, energy_ratio, generate, regular_simplex
+from target_generation import generate, generate_file
+from utils import spread
+from utils.certificate import certificate
 from utils.errors import InputError
+
+
+def gap(points: torch.Tensor) -> float:
+    return certificate(points.numpy(), target_generation.TEMPERATURE)["gap_percent"]
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (3, 2), (10, 128), (129, 128)])
@@ -18,41 +26,37 @@ def test_up_to_dim_plus_1_classes_it_is_the_regular_simplex(num_classes, dim):
     torch.testing.assert_close(off_diagonal, torch.full_like(off_diagonal, -1 / (num_classes - 1)), atol=1e-6, rtol=0)
 
 
-def test_there_is_no_simplex_of_more_points():
-    with pytest.raises(ValueError, match="no regular simplex of 5 points in R\\^3"):
-        regular_simplex(5, 3, torch.Generator())
-
-
 def test_one_class_is_one_unit_vector():
     assert generate(1, 5).norm().item() == pytest.approx(1)
 
 
-def test_more_points_are_spread_to_the_known_optimum():
-    """2D points in R^D: the cross-polytope, cosines 0 and -1."""
-    points = generate(8, 4)
-    cosines = (points @ points.T).fill_diagonal_(0).sort(dim=1).values
-    torch.testing.assert_close(cosines[:, 0], torch.full((8,), -1.0), atol=1e-3, rtol=0)
-    torch.testing.assert_close(cosines[:, 1:], torch.zeros(8, 7), atol=0.02, rtol=0)
+@pytest.mark.parametrize(("num_classes", "dim"), [(8, 4), (10, 2), (12, 3), (27, 6)])
+def test_known_optima_are_found(num_classes, dim):
+    """The cross-polytope, the decagon, the icosahedron and the 27 lines on a cubic surface."""
+    assert gap(generate(num_classes, dim)) == pytest.approx(0, abs=1e-3)
 
 
-def test_better_than_random():
-    torch.manual_seed(0)
-    random = torch.nn.functional.normalize(torch.randn(60, 16), dim=1)
-    assert energy_ratio(generate(60, 16)) < 0.8 * energy_ratio(random)
+def test_a_quadric_start_beats_random_ones():
+    """112 points in R^21 are the quadric of q = 3 itself, which no random start finds."""
+    assert gap(generate(112, 21, iters=50)) == pytest.approx(0, abs=1e-3)
+    best, rng = spread.Best(), torch.Generator().manual_seed(0)
+    spread.lbfgs(target_generation.random_points(112, 21, rng), 0.07, 300, best, lambda energy: None)
+    assert gap(best.points) > 10
 
 
-def test_energy_by_hand():
-    """Three points, cosines 0, 0 and -1, temperature 1: rows see {1, 1}, {1, 1/e}, {1, 1/e} on average."""
-    points = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-    mean = (1 + np.exp(-1)) / 2
-    assert energy(points, 1.0).item() == pytest.approx(2 * np.log(mean) / 3)
-    assert energy_ratio(points, 1.0) == pytest.approx((1 + 2 * mean) / 3)
+def test_more_starts_are_never_worse():
+    one, three = generate(60, 5, iters=30), generate(60, 5, iters=30, restarts=3)
+    assert gap(three) < gap(one)  # for seed 0
 
 
 def test_seed_decides_the_points():
-    assert torch.equal(generate(20, 4, seed=1), generate(20, 4, seed=1))
-    assert not torch.equal(generate(20, 4, seed=1), generate(20, 4, seed=2))
-    assert not torch.equal(generate(5, 4, seed=1), generate(5, 4, seed=2))
+    for num_classes in (20, 5):  # searched, simplex
+        assert torch.equal(generate(num_classes, 4, seed=1), generate(num_classes, 4, seed=1))
+        assert not torch.equal(generate(num_classes, 4, seed=1), generate(num_classes, 4, seed=2))
+
+
+def test_adam_searches_where_the_simplex_is_known():
+    assert gap(generate(5, 4, optimizer="adam", iters=20)) > 1
 
 
 def test_command_line_writes_float32_under_the_releases_name(tmp_path, monkeypatch, capsys):
@@ -60,15 +64,98 @@ def test_command_line_writes_float32_under_the_releases_name(tmp_path, monkeypat
     target_generation.main(["--dataset", "digits", "--dim", "16"])
     assert np.load("optimal_10_16.npy").dtype == np.float32
     assert load_targets("optimal_10_16.npy", 10, 16).shape == (10, 16)
-    assert "wrote optimal_10_16.npy: 10 targets in R^16" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "wrote optimal_10_16.npy: 10 targets in R^16, energy ratio 0.2045, optimal" in printed.err
+    assert "(the regular simplex, exact): optimal" in printed.out
     assert [p.name for p in tmp_path.iterdir()] == ["optimal_10_16.npy"]
 
 
-def test_contradictions_are_refused(tmp_path):
-    with pytest.raises(InputError, match="give one of them"):
-        target_generation.main(["--dataset", "digits", "--num-classes", "5"])
-    with pytest.raises(InputError, match="expected the name of a file"):
-        target_generation.main(["--num-classes", "5", "--output", str(tmp_path / "no" / "t.npy")])
-    with pytest.raises(InputError, match="expected the name of a file"):
-        target_generation.main(["--num-classes", "5", "--output", str(tmp_path)])
+def test_same_command_same_bytes(tmp_path):
+    command = "--num-classes 40 --dim 6 --iters 30 --output"
+    for name in ("a", "b"):
+        target_generation.main([*command.split(), str(tmp_path / f"{name}.npy")])
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_check_with_json_and_picture(tmp_path, capsys):
+    generate_file(tmp_path / "t.npy", 12, 3)
+    capsys.readouterr()
+    picture = tmp_path / "t.png"
+    target_generation.main(["--check", str(tmp_path / "t.npy"), "--json", "--plot", str(picture)])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["classes"] == 12 and facts["dim"] == 3 and facts["optimal"] is True
+    assert facts["smallest_angle"] == pytest.approx(63.435, abs=1e-2)  # the icosahedron's
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(5, 2), (10, 16)])
+def test_pictures_of_other_dimensions(num_classes, dim, tmp_path):
+    command = f"--num-classes {num_classes} --dim {dim} --output {tmp_path}/t.npy --plot {tmp_path}/t.png"
+    target_generation.main(command.split())
+    assert (tmp_path / "t.png").stat().st_size > 10_000
+
+
+def interrupted(energy_and_gradient, after: int):
+    """The energy, and Ctrl-C at evaluation number `after`."""
+    calls = iter(range(after))
+
+    def evaluate(*args):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return energy_and_gradient(*args)
+
+    return evaluate
+
+
+def test_ctrl_c_saves_the_best_so_far(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 20))
+    with pytest.raises(SystemExit) as end:
+        target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy".split())
+    assert end.value.code == 130
+    assert f"interrupted: the best set so far is in {tmp_path}/t.npy" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert gap(load_targets(tmp_path / "t.npy", 40, 6)) < gap(generate(40, 6, iters=5))
+
+
+def test_ctrl_c_leaves_the_file_that_is_there_alone(tmp_path, monkeypatch):
+    generate_file(tmp_path / "t.npy", 40, 6, iters=30)
+    before = (tmp_path / "t.npy").read_bytes()
+    monkeypatch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 5))
+    with pytest.raises(SystemExit):
+        target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy".split())
+    assert (tmp_path / "t.npy").read_bytes() == before
+    load_targets(tmp_path / "t.interrupted.npy", 40, 6)
+
+
+def test_a_run_that_makes_its_targets_keeps_no_half_search(tmp_path, monkeypatch):
+    """The file would be taken for the finished one by the next run."""
+    monkeypatch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 5))
+    with pytest.raises(KeyboardInterrupt):
+        generate_file(tmp_path / "t.npy", 40, 6)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--dataset digits --num-classes 5", "give one of them"),
+        ("--num-classes 5 --output {tmp}/no/t.npy", "expected the name of a file"),
+        ("--num-classes 5 --output {tmp}", "expected the name of a file"),
+        ("--num-classes 5 --plot {tmp}/t.jpg", "expected a name that ends in .png"),
+        ("--num-classes 5 --device cuda:99", "device cuda:99"),
+        ("--num-classes 5 --optimizer adam --restarts 2", "has one start"),
+        ("--check {tmp}/t.npy", "t.npy: No such file"),
+        ("--check t.npy --output o.npy", "leave one of the two out"),
+    ],
+)
+def test_contradictions_are_refused(given, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        target_generation.main(given.format(tmp=tmp_path).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_refuses_another_size(tmp_path):
+    generate_file(tmp_path / "t.npy", 5, 4)
+    for flags in ("--num-classes 6", "--dim 5", "--dataset digits"):
+        with pytest.raises(InputError, match=r"t.npy: shape \(5, 4\), expected"):
+            target_generation.main(["--check", str(tmp_path / "t.npy"), *flags.split()])

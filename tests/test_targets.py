@@ -59,10 +59,15 @@ def broken(row: int, value: float) -> np.ndarray:
     ("array", "message"),
     [
         (np.eye(4, dtype=np.float32), r"shape \(4, 4\), expected \(3, 4\)"),
-        (broken(1, np.nan), "row 1 holds a value that is not finite"),
+        (np.ones(3, dtype=np.float32), r"shape \(3,\), expected \(3, 4\)"),
+        (broken(1, np.nan), "row 1 has a value that is not finite"),
         (broken(2, 1.01), "row 2 has norm 1.01"),
         (broken(0, 0.0), "row 0 has norm 0.0"),
-        (np.array(["a"]), "not a readable .npy array of numbers"),
+        (2 * np.eye(3, 4), "rows 0, 1, 2 have norm 2.0"),
+        (np.eye(3, 4)[[0, 1, 0]], "rows 0 and 2 are equal"),
+        (np.eye(3, 4, dtype=np.int64), "dtype int64, expected float32"),
+        (np.eye(3, 4, dtype=np.complex64), "dtype complex64, expected float32"),
+        (np.array(["a"]), "dtype <U1, expected float32"),
     ],
 )
 def test_bad_target_files_are_named(array, message, tmp_path):
@@ -78,6 +83,25 @@ def test_a_file_that_is_no_array_is_refused(content, tmp_path):
     (tmp_path / "targets.npy").write_bytes(content)
     with pytest.raises(InputError, match="not a readable"):
         load_targets(tmp_path / "targets.npy", 3, 4)
+
+
+def test_zeros_of_either_sign_are_equal():
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]])
+    with pytest.raises(InputError, match="rows 0 and 2 are equal"):
+        check_targets(targets, 3, 2)
+
+
+def test_many_broken_rows_are_counted():
+    targets = torch.full((10, 2), torch.inf)
+    with pytest.raises(InputError, match="rows 0, 1, 2 and 7 more have a value that is not finite"):
+        check_targets(targets, 10, 2)
+
+
+def test_norms_are_held_to_1e_4():
+    targets = torch.eye(3, 4)
+    check_targets(targets * (1 + 0.9e-4), 3, 4)
+    with pytest.raises(InputError, match="rows 0, 1, 2 have norm"):
+        check_targets(targets * (1 - 1.1e-4), 3, 4)
 
 
 def test_float64_targets_are_read_as_float32(tmp_path):

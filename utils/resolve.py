@@ -44,11 +44,16 @@ def resolve(args: argparse.Namespace) -> DatasetSpec:
     world = distributed.world_size_from(args)
     if args.batch_size % world:
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
-    _check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
+    check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
     return spec
 
 
-def _check_device(device: str, world: int) -> None:
+def check_device(device: str, world: int) -> None:
+    """Refuse a --device that this machine does not have, or that `world` processes cannot share.
+
+    Raises:
+        InputError: says which.
+    """
     if device == "auto":
         return
     try:

@@ -1,0 +1,100 @@
+"""Targets for 1000 classes in R^128: the release's recipe and ours, in the same run.
+
+    python -m benchmarks.bench_targets
+
+A textbook Adam on L_u is timed for some dozen steps, in turns with ours, and its 10,000 are
+extrapolated from them; the energy ratio where they end is not measured here but known. Ours is timed
+from a random start (the plain L-BFGS) and from the start the program takes. Prints Markdown rows; the
+ratios are the result, for times depend on the machine and on what else it does. Some 20 s on two free
+cores.
+"""
+
+import os
+import time
+from functools import partial
+from statistics import median
+
+import torch
+
+from target_generation import TEMPERATURE, starts
+from utils import spread
+from utils.arguments import Parser, positive_int
+from utils.certificate import energy_bound, measures
+from utils.point_sets import random_points
+
+NUM_CLASSES, DIM = 1000, 128
+LEVELS = (1.563, 1.521)  # energy ratios: where the release's recipe ends, and the aim
+EVALUATIONS = 400  # of ours; the random start passes the second level after some 350
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--repeats", type=positive_int, default=3, help="turns; the median counts")
+    parser.add_argument("--steps", type=positive_int, default=60, help="of the release's recipe, in each turn")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    bound = energy_bound(NUM_CLASSES, DIM, TEMPERATURE)
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    print(f"{NUM_CLASSES} × {DIM}, {torch.get_num_threads()} threads{load}; lower bound {bound:.4f}\n")
+    textbook(10)  # the first calls start threads and fill caches
+    steps, random, symmetric = [], [], []
+    for seed in range(args.repeats):
+        steps.append(textbook(args.steps))
+        random.append(search(partial(random_points, NUM_CLASSES, DIM), seed))
+        symmetric.append(search(first_start, seed))
+    release = median(steps) * spread.RELEASE_STEPS
+    print(f"| targets {NUM_CLASSES} × {DIM} | energy ratio | seconds | release ÷ ours |\n|---|--:|--:|--:|")
+    print(f"| the release's {spread.RELEASE_STEPS} Adam steps, extrapolated | 1.563 (known) | {release:.1f} | 1 |")
+    for name, runs in (("random start", random), ("symmetric start", symmetric)):
+        for level in LEVELS:
+            seconds = median(run["reached"][level] for run in runs)
+            print(f"| ours, {name}, until | {level} | {seconds:.2f} | {release / seconds:.0f} |")
+        ratio, seconds = median(run["ratio"] for run in runs), median(run["seconds"] for run in runs)
+        print(f"| ours, {name}, {EVALUATIONS} evaluations | {ratio:.4f} | {seconds:.2f} | {release / seconds:.0f} |")
+
+
+def first_start(rng: torch.Generator) -> torch.Tensor:
+    """Where the program starts from."""
+    return next(starts(NUM_CLASSES, DIM, 1, "lbfgs", rng))
+
+
+def textbook(steps: int) -> float:
+    """Seconds a step of Adam on L_u with its self term."""
+    start = random_points(NUM_CLASSES, DIM, torch.Generator().manual_seed(0))
+    raw = torch.nn.Parameter(start)
+    optimizer = torch.optim.Adam([raw], lr=spread.RELEASE_LR)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        points = torch.nn.functional.normalize(raw, dim=1)
+        loss = torch.logsumexp(points @ points.T / TEMPERATURE, dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - begin) / steps
+
+
+def search(make_start, seed: int) -> dict:
+    """Seconds of the whole L-BFGS, its start included, and until each level; the energy ratio at its end."""
+    best, reached = spread.Best(), dict.fromkeys(LEVELS, float("nan"))
+    begin = time.perf_counter()
+
+    def watch(energy: float) -> None:
+        for level, when in reached.items():
+            if when != when and energy <= torch.tensor(level).log():
+                reached[level] = time.perf_counter() - begin
+
+    start = make_start(torch.Generator().manual_seed(seed))
+    spread.lbfgs(start, TEMPERATURE, EVALUATIONS, best, watch)
+    seconds = time.perf_counter() - begin
+    return {
+        "seconds": seconds,
+        "reached": reached,
+        "ratio": measures(best.points.double().numpy(), TEMPERATURE)["energy_ratio"],
+    }
+
+
+if __name__ == "__main__":
+    main()
