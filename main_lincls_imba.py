@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset
-from imagenet_inat.loaders import eval_loader, train_loader
+from imagenet_inat.loaders import DeviceBatches, eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
 from moco.loader import eval_transform, train_transform
@@ -121,15 +120,15 @@ def main_worker(args) -> None:
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {resume}: is a probe of another encoder than {args.pretrained}")
-    train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size))
+    train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
     train(args, model.to(args.device), train_set, open_eval_loaders(args, spec), state)
 
 
-def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DataLoader]:
+def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DeviceBatches]:
     """Validation and test; one loader where the data set has no test split of its own."""
     names = ("val",) if spec.test_split == "val" else ("val", "test")
     splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
-    return {name: eval_loader(data, args.batch_size, args.workers, args.device) for name, data in splits.items()}
+    return {name: eval_loader(data, args.batch_size, args.workers, spec, args.device) for name, data in splits.items()}
 
 
 def evaluate(args, spec: DatasetSpec) -> None:
@@ -143,15 +142,15 @@ def evaluate(args, spec: DatasetSpec) -> None:
         show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, class_counts))
 
 
-def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str, DataLoader], state: dict) -> None:
+def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str, DeviceBatches], state: dict) -> None:
     """Train `fc`, measure after every epoch, and write results.json."""
     run_dir, device = Path(args.run_dir), args.device
     results = state.get("results", {})  # a checkpoint of the release has none
     if state["epoch"] >= args.epochs and not results:
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
-    repeat = REGISTRY[args.dataset].repeat
-    batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
-    loader = train_loader(train_set, batches, args.workers, device)
+    spec = REGISTRY[args.dataset]
+    batches = ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)
+    loader = train_loader(train_set, batches, args.workers, spec, device)
     ddp = distributed.wrap(model, device)
     # No weight decay and no momentum reaches the encoder: only what trains is given.
     optimizer = torch.optim.SGD(model.fc.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
@@ -199,9 +198,6 @@ def train_one_epoch(loader, model, optimizer, title: str, args, progress: Progre
     model.train(args.bn_mode == "train")
     means = Means(title, args.device)
     for images, labels in progress.epoch(loader, title):
-        images = images.to(args.device, non_blocking=True)
-        labels = labels.to(args.device, non_blocking=True)
-
         logits = model(images)  # (N, C)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
@@ -215,14 +211,13 @@ def train_one_epoch(loader, model, optimizer, title: str, args, progress: Progre
 
 
 @torch.no_grad()
-def validate(loader: DataLoader, model: nn.Module, class_counts: np.ndarray) -> dict:
+def validate(loader: DeviceBatches, model: nn.Module, class_counts: np.ndarray) -> dict:
     """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class."""
     model.eval()
     device = next(model.parameters()).device
     accuracy = ClassAccuracy(len(class_counts), device)
     loss = torch.zeros((), device=device)
     for images, labels in loader:
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = model(images)
         accuracy.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")

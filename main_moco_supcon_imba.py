@@ -162,10 +162,10 @@ def main_worker(args) -> None:
     resolve.resolve_seed(args, state)
     spec = REGISTRY[args.dataset]
 
-    view = train_transform(spec, args.image_size)
+    view = train_transform(spec, args.image_size, args.device_aug)
     train_set = resolve.open_split(args, "train", TwoCropsTransform(view))
     batches = ShuffledBatches(len(train_set), spec.repeat, args.batch_size, args.seed)
-    loader = train_loader(train_set, batches, args.workers, device)
+    loader = train_loader(train_set, batches, args.workers, spec, device)
 
     model = build_model(args, spec).to(device)
     if resume:
@@ -230,9 +230,6 @@ def train_one_epoch(loader, model, optimizer, title: str, device: torch.device, 
     model.train()
     means = Means(title, device)
     for (im_q, im_k), labels in progress.epoch(loader, title):
-        im_q, im_k = im_q.to(device, non_blocking=True), im_k.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-
         try:
             out = model(im_q, im_k, labels)
         except FloatingPointError as error:
