@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset
-from imagenet_inat.loaders import eval_loader, train_loader
+from imagenet_inat.loaders import DeviceBatches, eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
 from moco.loader import eval_transform, train_transform
@@ -132,18 +131,18 @@ def main_worker(args) -> None:
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
     if state["epoch"] >= args.epochs and not state.get("results"):  # a checkpoint of the release has none
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
-    train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size))
+    train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
     loaders = open_eval_loaders(args, spec)
     with StopSignals() as stop, hold(Path(args.run_dir), state):
         results = train(args, model.to(args.device), train_set, loaders, Keeper(args, model, stop), state)
         finish(args, Path(args.run_dir), results, train_set.class_counts)
 
 
-def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DataLoader]:
+def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DeviceBatches]:
     """Validation and test; one loader where the data set has no test split of its own."""
     names = ("val",) if spec.test_split == "val" else ("val", "test")
     splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
-    return {name: eval_loader(data, args.batch_size, args.workers, args.device) for name, data in splits.items()}
+    return {name: eval_loader(data, args.batch_size, args.workers, spec, args.device) for name, data in splits.items()}
 
 
 def evaluate(args, spec: DatasetSpec) -> None:
@@ -157,12 +156,11 @@ def evaluate(args, spec: DatasetSpec) -> None:
         show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, class_counts))
 
 
-def train(args, model, train_set: LongTailDataset, loaders: dict[str, DataLoader], keeper: Keeper, state: dict) -> dict:
+def train(args, model, train_set: LongTailDataset, loaders: dict, keeper: Keeper, state: dict) -> dict:
     """Train `fc` from where `state` stands, and measure after every epoch; returns the results."""
-    device, results = args.device, state.get("results", {})
-    repeat = REGISTRY[args.dataset].repeat
-    batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
-    loader = train_loader(train_set, batches, args.workers, device)
+    spec, device, results = REGISTRY[args.dataset], args.device, state.get("results", {})
+    batches = ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)
+    loader = train_loader(train_set, batches, args.workers, spec, device)
     ddp = distributed.wrap(model, device)
     # No weight decay and no momentum reaches the encoder: only what trains is given.
     optimizer = torch.optim.SGD(model.fc.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
@@ -211,10 +209,7 @@ def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
 def train_one_epoch(loader, model, optimizer, means: Means, bn_mode: str, progress: Progress, keeper: Keeper) -> None:
     """What is left of an epoch of class-balanced batches; adds to its means."""
     model.train(bn_mode == "train")
-    device = means.count.device
     for images, labels in progress.epoch(loader, means.where, keeper.step):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
         logits = model(images)  # (N, C)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
@@ -228,7 +223,7 @@ def train_one_epoch(loader, model, optimizer, means: Means, bn_mode: str, progre
 
 
 @torch.no_grad()
-def validate(loader: DataLoader, model: nn.Module, class_counts: np.ndarray, between: Callable = lambda: None) -> dict:
+def validate(loader: DeviceBatches, model, class_counts: np.ndarray, between: Callable = lambda: None) -> dict:
     """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
 
     between: called after each batch that every rank has.
@@ -237,13 +232,11 @@ def validate(loader: DataLoader, model: nn.Module, class_counts: np.ndarray, bet
     device = next(model.parameters()).device
     accuracy = ClassAccuracy(len(class_counts), device)
     loss = torch.zeros((), device=device)
-    shared = len(loader.dataset) // distributed.world_size() // loader.batch_size
     for number, (images, labels) in enumerate(loader):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = model(images)
         accuracy.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
-        if number < shared:
+        if number < loader.on_every_rank:
             between()
     return {
         "loss": float(distributed.sum_over_ranks(loss)) / len(loader.dataset),

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
 from imagenet_inat.datasets import REGISTRY, DatasetSpec
-from imagenet_inat.loaders import train_loader
+from imagenet_inat.loaders import DeviceBatches, train_loader
 from imagenet_inat.samplers import ShuffledBatches
 from moco.builder import KCL
 from moco.encoders import get_encoder
@@ -180,10 +179,10 @@ def main_worker(args) -> None:
     resolve.resolve_seed(args, state)
     spec = REGISTRY[args.dataset]
 
-    view = train_transform(spec, args.image_size)
+    view = train_transform(spec, args.image_size, args.device_aug)
     train_set = resolve.open_split(args, "train", TwoCropsTransform(view))
     batches = ShuffledBatches(len(train_set), spec.repeat, args.batch_size, args.seed)
-    loader = train_loader(train_set, batches, args.workers, device)
+    loader = train_loader(train_set, batches, args.workers, spec, device)
 
     model = build_model(args, spec).to(device)
     if resume:
@@ -194,7 +193,7 @@ def main_worker(args) -> None:
         finish(args, run_dir)
 
 
-def train(args, model: KCL, loader: DataLoader, batches: ShuffledBatches, keeper: Keeper, state: dict) -> None:
+def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, keeper: Keeper, state: dict) -> None:
     """All phases, from where `state` stands."""
     device, steps = args.device, len(loader)
     done = state["epoch"] * steps + state["step"]
@@ -260,11 +259,7 @@ def build_model(args, spec: DatasetSpec) -> KCL:
 def train_one_epoch(loader, model, optimizer, means: Means, progress: Progress, keeper: Keeper) -> None:
     """One pass over what is left of the epoch; adds to its means."""
     model.train()
-    device = means.count.device
     for (im_q, im_k), labels in progress.epoch(loader, means.where, keeper.step):
-        im_q, im_k = im_q.to(device, non_blocking=True), im_k.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-
         try:
             out = model(im_q, im_k, labels)
         except FloatingPointError as error:

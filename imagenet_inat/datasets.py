@@ -173,7 +173,8 @@ class LongTailDataset(Dataset):
         path = self.root / self.paths[index].decode()
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                image.load()
+                return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             line = index + 1
             raise InputError(f"{path}: not a readable image, {self.list_file}:{line} ({error})") from None

@@ -147,6 +147,7 @@ CHANGES = {
     "weight_decay": ("", "--wd 0.1"),
     "batch_size": ("", "-b 4"),
     "epochs": ("", "--epochs 3"),
+    "device_aug": ("", "--device-aug"),
 }
 DATA = {"dataset", "imbalance"}  # tested where the data sets are
 

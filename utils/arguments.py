@@ -122,6 +122,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="loader processes over all training processes of a machine; 0: none, load in between steps "
         "(default: the cores this job may use, at most the release's 32; on the CPU half of them)",
     )
+    group.add_argument(
+        "--device-aug",
+        action="store_true",
+        help="finish the training views on the device: colour jitter as one affine map an image, no rounding or "
+        "clipping between its steps (pixels differ by 1.6 of 255 on average), and a faster resize (by 1 at most); "
+        "loader processes need about 0.6 of the time. For GPUs that wait, when Data is much of Time in the console",
+    )
 
 
 def add_model_group(parser: argparse.ArgumentParser) -> Group:

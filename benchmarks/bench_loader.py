@@ -1,0 +1,135 @@
+"""What a loader worker spends on an image, and what the device then does: `python -m benchmarks.bench_loader`.
+
+500 × 375 JPEG files to two augmented views of 224 px. A worker's own CPU time, in a process of its own
+with one thread, so that neighbours on the machine count less; the pipelines take turns, medians over the turns.
+Beside ours: the floors, and the textbook pipeline of torchvision, whose views leave the worker normalised.
+"Collated" adds what a worker does next, the batch: floats are four times the bytes.
+"""
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+from torchvision import transforms as T
+
+from imagenet_inat.datasets import REGISTRY, LongTailDataset
+from moco.loader import Normalise, TwoCropsTransform, train_transform
+
+SPEC = REGISTRY["imagenet"]
+SIZE, IMAGES, TURNS = 224, 32, 25
+
+
+def write_photographs(folder: Path) -> None:
+    """JPEG files with what costs a decoder time: smooth gradients, edges of shapes and grain."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:375, :500]
+    for number in range(IMAGES):
+        image = np.empty((375, 500, 3))
+        for channel in range(3):
+            across, down, phase = rng.uniform((0.002, 0.002, 0), (0.02, 0.02, 6))
+            image[..., channel] = 128 + 100 * np.sin(across * x + down * y + phase)
+        for _ in range(12):
+            left, top, radius = rng.uniform((0, 0, 10), (500, 375, 90))
+            disc = (x - left) ** 2 + (y - top) ** 2 < radius**2
+            image[disc] = 0.4 * image[disc] + 0.6 * rng.uniform(0, 255, 3)
+        image += rng.normal(0, 12, image.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+    (folder / "list.txt").write_text("".join(f"{number}.jpg 0\n" for number in range(IMAGES)))
+
+
+def twice(folder: Path, view: Callable | None) -> Callable[[int], tuple]:
+    """Image and label the usual way: decode, then each view from the image."""
+
+    def get(number: int) -> tuple:
+        image = Image.open(folder / f"{number}.jpg").convert("RGB")
+        return ([view(image), view(image)] if view else torch.empty(0)), 0
+
+    return get
+
+
+def pipelines(folder: Path) -> dict[str, Callable[[int], tuple]]:
+    """Functions from an image's number to what a worker's dataset returns."""
+
+    def ours(device_aug: bool) -> Callable[[int], tuple]:
+        transform = TwoCropsTransform(train_transform(SPEC, SIZE, device_aug))
+        data = LongTailDataset(folder, folder / "list.txt", 1, transform)
+        return lambda number: data[(number, number)]
+
+    crop = [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()]
+    textbook = [*crop, T.ColorJitter(0.4, 0.4, 0.4, 0), T.ToTensor(), T.Normalize(SPEC.mean, SPEC.std)]
+    return {
+        "floor: decode": twice(folder, None),
+        "floor: decode, crop, flip, uint8": twice(folder, T.Compose([*crop, T.PILToTensor()])),
+        "textbook torchvision": twice(folder, T.Compose(textbook)),
+        "default": ours(device_aug=False),
+        "--device-aug": ours(device_aug=True),
+    }
+
+
+def in_worker(folder: Path) -> dict[str, list[float]]:
+    """CPU milliseconds an image of each pipeline, without and with collation into a batch."""
+    torch.set_num_threads(1)
+    times = {name: [] for name in pipelines(folder)}
+    for turn in range(TURNS + 1):
+        for name, get in pipelines(folder).items():
+            start = time.process_time()
+            samples = [get(number) for number in range(IMAGES)]
+            made = time.process_time()
+            default_collate(samples)
+            collated = time.process_time()
+            if turn:  # the first warms up
+                times[name].append((made - start, collated - start))
+    return {name: [1000 * median(part) / IMAGES for part in zip(*rows, strict=True)] for name, rows in times.items()}
+
+
+def on_device(folder: Path, device: torch.device) -> dict[str, float]:
+    """Milliseconds an image (both views) from the worker's batch to the model's input; on the CPU of one thread."""
+    torch.set_num_threads(1)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    normalise, times = Normalise(SPEC, device), {}
+    for name, get in list(pipelines(folder).items())[-2:]:
+        views, _ = default_collate([get(number) for number in range(IMAGES)])
+        rows = []
+        for _ in range(TURNS + 1):
+            start = clock()
+            for view in views:
+                normalise(view)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            rows.append(clock() - start)
+        times[name] = 1000 * median(rows[1:]) / IMAGES
+    return times
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photographs(folder)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+            times = worker.submit(in_worker, folder).result()
+        after = on_device(folder, device)
+    show(times, after, "the CPU" if device.type == "cpu" else torch.cuda.get_device_name())
+
+
+def show(times: dict[str, list[float]], after: dict[str, float], where: str) -> None:
+    """A Markdown row for each pipeline."""
+    floor, textbook = times["floor: decode, crop, flip, uint8"], times["textbook torchvision"]
+    print("| loader worker, 500 × 375 JPEG to two 224 px views | ms/image | ÷ crop floor | ÷ textbook ", end="")
+    print(f"| collated, ms/image | ÷ textbook | then on {where}, ms/image |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (made, collated) in times.items():
+        ratios = f"{made / floor[0]:.2f} | {made / textbook[0]:.2f} | {collated:.2f} | {collated / textbook[1]:.2f}"
+        print(f"| {name} | {made:.2f} | {ratios} | {f'{after[name]:.2f}' if name in after else ''} |")
+
+
+if __name__ == "__main__":
+    main()
