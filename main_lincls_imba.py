@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset
+from imagenet_inat.datasets import DatasetSpec, LongTailDataset
 from imagenet_inat.loaders import eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
@@ -87,7 +87,8 @@ def prepare(args) -> None:
 def run_name(args) -> str:
     """The release's name of a probe, a folder beside the pre-trained file."""
     return (
-        f"{args.dataset}_linear_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}_bsz{args.batch_size}_{args.name}"
+        f"{resolve.data_name(args)}_linear_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
+        f"_bsz{args.batch_size}_{args.name}"
     )
 
 
@@ -106,7 +107,7 @@ def build_classifier(args, num_classes: int) -> nn.Module:
 
 def main_worker(args) -> None:
     """The probe, in one of its processes."""
-    spec = REGISTRY[args.dataset]
+    spec = resolve.spec_of(args)
     if args.evaluate:
         evaluate(args, spec)
         return
@@ -126,9 +127,12 @@ def main_worker(args) -> None:
 
 
 def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DataLoader]:
-    """Validation and test; one loader where the data set has no test split of its own."""
-    names = ("val",) if spec.test_split == "val" else ("val", "test")
+    """Validation and test; one loader where one list serves as both."""
+    lists = resolve.find_lists(args)[1]
+    names = ("val",) if lists["val"] == lists["test"] else ("val", "test")
     splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
+    for data in filter(lambda data: data.layout, splits.values()):
+        say(f"{data.list_file.name}: layout {data.layout}")
     return {name: eval_loader(data, args.batch_size, args.workers, args.device) for name, data in splits.items()}
 
 
@@ -149,7 +153,7 @@ def train(args, model: nn.Module, train_set: LongTailDataset, loaders: dict[str,
     results = state.get("results", {})  # a checkpoint of the release has none
     if state["epoch"] >= args.epochs and not results:
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
-    repeat = REGISTRY[args.dataset].repeat
+    repeat = resolve.spec_of(args).repeat
     batches = ClassAwareBatches(train_set.labels, repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, device)
     ddp = distributed.wrap(model, device)

@@ -32,7 +32,7 @@ def _digit_view(size: int, jitter: bool) -> list:
     return [resize, affine, T.ColorJitter(contrast=0.4)] if jitter else [resize, affine]
 
 
-RANDOM_VIEWS = {"photo": _photo_view, "digit": _digit_view}
+RANDOM_VIEWS = {"photo": _photo_view, "thumbnail": _photo_view, "digit": _digit_view}
 
 
 def _to_normalised_tensor(spec: DatasetSpec) -> list:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from imagenet_inat.datasets import REGISTRY
+from imagenet_inat import datasets
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 
@@ -71,7 +71,10 @@ def fraction(text: str) -> float:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Data")
     group.add_argument(
-        "--dataset", choices=sorted(REGISTRY), default="imagenet", help="a row of imagenet_inat/datasets.py"
+        "--dataset",
+        choices=datasets.names(),
+        default="imagenet",
+        help="a row of imagenet_inat/datasets.py; custom: your images with your lists",
     )
     group.add_argument(
         "--data-root",
@@ -84,11 +87,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>)",
     )
+    for split in ("train", "val", "test"):
+        group.add_argument(
+            f"--{split}-txt", metavar="FILE", help=f"this list, instead of the one in --splits, as {split}"
+        )
     group.add_argument(
         "--imbalance",
         type=positive_float,
-        default=50.0,
-        help="digits only: largest class ÷ smallest, 1 (balanced) to 120",
+        help="digits, cifar10, cifar100: largest class ÷ smallest, 1 (balanced) to the images of a class "
+        "(default: 50 for digits, 100 for CIFAR, as in most papers)",
     )
     group.add_argument(
         "--image-size",

@@ -1,0 +1,264 @@
+"""Check a data set before anything trains: its lists against what is known of them, its images one by one."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec, in_found_layout, shots
+from imagenet_inat.known_files import describe, known_file
+from imagenet_inat.split_lists import BYTE_ORDER_MARK, count_classes, read_split
+from utils.errors import InputError
+
+THREADS, CHUNK = 32, 256  # a stat on a network disk is mostly waiting
+SHOWN = 5
+
+
+class SplitList(NamedTuple):
+    """A list that could be read: paths (n,) bytes, labels (n,) int64."""
+
+    file: Path
+    paths: np.ndarray
+    labels: np.ndarray
+
+
+class Findings:
+    """What was found, printed as it comes; `wrong` counts what is not as it should be."""
+
+    def __init__(self):
+        self.wrong = 0
+
+    def good(self, text: str) -> None:
+        print(f"  ok     {text}", flush=True)
+
+    def note(self, text: str) -> None:
+        print(f"  note   {text}", flush=True)
+
+    def bad(self, text: str) -> None:
+        self.wrong += 1
+        print(f"  WRONG  {text}", flush=True)
+
+
+def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root: Path | None, decode: bool) -> int:
+    """Check the lists of a data set, and below `root`, if given, that every image is there.
+
+    Args:
+        files: train, val, test -> list; a list may serve as two. get: split -> what to type if its
+            list is absent. decode: open every image.
+
+    Returns:
+        How many things are wrong.
+    """
+    findings, lists = Findings(), {}
+    num_classes = spec.num_classes or None
+    for file in dict.fromkeys(files.values()):
+        serves = [split for split in files if files[split] == file]
+        print(f"{file} ({' and '.join(serves)})")
+        if not file.is_file():
+            findings.bad(f"absent; {get[serves[0]]}")
+            continue
+        read = _check_list(file, num_classes, "train" in serves, findings)
+        if read is not None:
+            lists[file] = read
+            if "train" in serves and num_classes is None:
+                num_classes = int(read.labels.max()) + 1
+    _check_overlap(list(lists.values()), findings)
+    if root is None:
+        print("images")
+        findings.note("not looked for: name their folder with --data-root")
+    else:
+        print(f"images below {root}")
+        for split_list in lists.values():
+            _check_images(spec, split_list, root, decode, findings)
+    return findings.wrong
+
+
+def _check_list(file: Path, num_classes: int | None, is_train: bool, findings: Findings) -> SplitList | None:
+    try:
+        paths, labels = read_split(file, num_classes)
+        if is_train and num_classes is None:
+            num_classes = count_classes(file, labels)
+    except InputError as error:
+        findings.bad(str(error))
+        return None
+    counts = np.bincount(labels, minlength=num_classes or 0)
+    _show_counts(counts, is_train, findings)
+    _check_bytes(file, findings)
+    _check_counts(file.name, counts, is_train, findings)
+    _check_repeats(paths, labels, findings)
+    _check_folders(paths, labels, findings)
+    return SplitList(file, paths, labels)
+
+
+def _show_counts(counts: np.ndarray, is_train: bool, findings: Findings) -> None:
+    span = f"{counts.max()}" if counts.max() == counts.min() else f"{counts.max()} … {counts.min()}"
+    text = f"{counts.sum():,} lines, {len(counts)} classes, {span} images a class"
+    if is_train:
+        text += ": " + ", ".join(f"{int(mask.sum())} {name}" for name, mask in shots(counts).items())
+    findings.good(text)
+
+
+def _check_bytes(file: Path, findings: Findings) -> None:
+    """Against the SHA-256; a list that only differs in how its lines are written is the same list."""
+    data, known = file.read_bytes(), known_file(file)
+    found = describe(data)
+    if known is None:
+        findings.note(f"no SHA-256 of it is known here, so names and labels are taken as they are ({found.sha256})")
+    elif found == known:
+        findings.good(f"the known list, byte for byte (SHA-256 {found.sha256[:16]}…)")
+    elif describe(plain := _plainly_written(data)) == known:
+        findings.note(f"the known list, written otherwise ({_ways_of_writing(data)}); it is read the same")
+    else:
+        same = describe(plain)
+        hint = ""
+        if (same.bytes, same.lines) == (known.bytes, known.lines):
+            hint = "; as many bytes and lines, so lines were moved, or labels or names exchanged"
+        elif same.lines == known.lines:
+            hint = "; as many lines, so labels or names were changed"
+        findings.bad(
+            f"not the known list: {found.lines:,} lines, {found.bytes:,} bytes, SHA-256 {found.sha256[:16]}…; "
+            f"expected {known.lines:,} lines, {known.bytes:,} bytes, {known.sha256[:16]}…{hint}"
+        )
+
+
+def _plainly_written(data: bytes) -> bytes:
+    """The bytes with one blank before the label, \\n behind every line, and no byte-order mark."""
+    lines = data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n")
+    return b"".join(b" ".join(line.rsplit(None, 1)) + b"\n" for line in lines)
+
+
+def _ways_of_writing(data: bytes) -> str:
+    ways = {
+        "a byte-order mark": data.startswith(BYTE_ORDER_MARK),
+        "Windows line ends": b"\r\n" in data,
+        "tabs": b"\t" in data,
+        "no end of the last line": not data.endswith(b"\n"),
+    }
+    return ", ".join(way for way, is_so in ways.items() if is_so) or "other blanks"
+
+
+def _check_counts(name: str, counts: np.ndarray, is_train: bool, findings: Findings) -> None:
+    if (counts == 0).any():
+        gaps = np.flatnonzero(counts == 0)
+        tell = findings.bad if is_train else findings.note
+        tell(f"{len(gaps)} classes without an image: {_some(gaps.tolist())}")
+    known = LISTS_ROOT / name.removesuffix("_train.txt") / "train_counts.json"
+    if is_train and known.is_file():
+        expected = np.array(json.loads(known.read_text()))
+        if len(expected) == len(counts) and (differ := np.flatnonzero(expected != counts)).size:
+            cases = [f"class {c}: {counts[c]}, expected {expected[c]}" for c in differ]
+            findings.bad(f"images a class differ from the published: {_some(cases)}")
+
+
+def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
+    unique, first, times = np.unique(paths, return_index=True, return_counts=True)
+    if len(unique) == len(paths):
+        findings.good("no image twice")
+        return
+    repeated = np.flatnonzero(times > 1)
+    cases = []
+    for i in repeated[np.argsort(first[repeated])][:SHOWN]:
+        lines = np.flatnonzero(paths == unique[i])
+        found = f"lines {', '.join(str(n + 1) for n in lines[:SHOWN])}"
+        if len(classes := sorted(set(labels[lines].tolist()))) > 1:
+            found += f" with labels {', '.join(map(str, classes))}"
+        cases.append(f"{unique[i].decode()} ({found})")
+    findings.bad(f"{len(repeated)} images more than once: {_some(cases, len(repeated))}")
+
+
+def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
+    """Where folders are classes, an image whose label is not its folder's was relabelled by mistake."""
+    folders: dict[bytes, Counter] = {}
+    for path, label in zip(paths.tolist(), labels.tolist(), strict=True):
+        folders.setdefault(path.rpartition(b"/")[0], Counter())[label] += 1
+    main = {folder: counter.most_common(1)[0] for folder, counter in folders.items()}
+    odd = len(paths) - sum(count for _, count in main.values())
+    if len(folders) < 2 or not 0 < odd <= len(paths) / 100:
+        return  # one label a folder, or folders are no classes
+    cases = []
+    for number, (path, label) in enumerate(zip(paths.tolist(), labels.tolist(), strict=True), start=1):
+        usual = main[path.rpartition(b"/")[0]][0]
+        if label != usual and len(cases) < SHOWN:
+            cases.append(f"line {number}, {path.decode()} with label {label}, others in its folder {usual}")
+    findings.bad(f"{odd} images with another label than their folder: {_some(cases, odd)}")
+
+
+def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
+    if len(lists) < 2:
+        return
+    print("overlap")
+    for one, other in combinations(lists, 2):
+        common = np.intersect1d(one.paths, other.paths)
+        if len(common):
+            names = [path.decode() for path in common[:SHOWN]]
+            findings.bad(
+                f"{len(common)} images are in {one.file.name} and in {other.file.name}: {_some(names, len(common))}"
+            )
+        else:
+            findings.good(f"no image of {one.file.name} is in {other.file.name}")
+
+
+def _check_images(spec: DatasetSpec, split_list: SplitList, root: Path, decode: bool, findings: Findings) -> None:
+    name = split_list.file.name
+    if not root.is_dir():
+        findings.bad(f"{name}: no such folder, expected the root of {spec.source}")
+        return
+    paths, layout = in_found_layout(root, split_list.paths, spec.flat_folder)
+    names = [path.decode() for path in paths.tolist()]
+    faults = list(_in_threads(lambda path: _fault(root / path, decode), names, name))
+    found = Counter(fault.split(":")[0] for fault in faults if fault)
+    layout = f", layout {layout}" if layout else ""
+    if not found:
+        findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'there'}{layout}")
+    for kind, count in found.items():
+        cases = [
+            path + fault.removeprefix(kind)
+            for path, fault in zip(names, faults, strict=True)
+            if fault and fault.split(":")[0] == kind
+        ]
+        findings.bad(f"{name}: {count:,} of {len(names):,} images {kind}{layout}: {_some(cases)}")
+
+
+def _fault(path: Path, decode: bool) -> str:
+    """What is wrong with an image file, "" if nothing."""
+    try:
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size == 0:
+            return "empty"
+        if decode:
+            with Image.open(path) as image:
+                image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"unreadable: {error}"
+    return ""
+
+
+def _in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
+    """check of each item, in order, by many threads; with a bar."""
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(items), desc=title, unit="image", leave=False, disable=None) as bar,
+    ):
+        try:
+            for results in pool.map(lambda chunk: [check(item) for item in chunk], chunks):
+                bar.update(len(results))
+                yield from results
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
+            raise
+
+
+def _some(cases: Iterable, total: int | None = None) -> str:
+    cases = [str(case) for case in cases]
+    total = len(cases) if total is None else total
+    more = f", and {total - SHOWN:,} more" if total > SHOWN else ""
+    return ", ".join(cases[:SHOWN]) + more
