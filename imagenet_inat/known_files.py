@@ -61,7 +61,7 @@ def known_file(path: Path) -> KnownFile | None:
     if not record.is_file():
         return None
     try:
-        files = json.loads(record.read_text())["files"]
+        files = json.loads(record.read_text(encoding="utf-8"))["files"]
         return KnownFile(**files[path.name]) if path.name in files else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -82,4 +82,4 @@ def write_lists(folder: Path, texts: dict[str, str], made: dict) -> None:
     for name, text in texts.items():
         write_text(folder / name, text)
     files = {name: describe(text.encode())._asdict() for name, text in texts.items()}
-    write_text(folder / MADE, json.dumps({**made, "files": files}, indent=1) + "\n")
+    write_text(folder / MADE, json.dumps({**made, "files": files}, indent=1, ensure_ascii=False) + "\n")

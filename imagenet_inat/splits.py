@@ -184,7 +184,7 @@ def say_next(name: str, flags: str) -> None:
 
 if __name__ == "__main__":
     try:
-        errors.run(main, "the same command goes on from here")
+        errors.run(main, "nothing is half written; the same command takes it up again")
     except BrokenPipeError:  # as by `verify ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

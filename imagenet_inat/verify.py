@@ -2,23 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec, in_found_layout, shots
+from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec, shots
+from imagenet_inat.findings import SHOWN, Findings, some
 from imagenet_inat.known_files import describe, known_file
 from imagenet_inat.split_lists import BYTE_ORDER_MARK, count_classes, read_split
+from imagenet_inat.verify_images import check_images
 from utils.errors import InputError
-
-THREADS, CHUNK = 32, 256  # a stat on a network disk is mostly waiting
-SHOWN = 5
 
 
 class SplitList(NamedTuple):
@@ -27,23 +22,6 @@ class SplitList(NamedTuple):
     file: Path
     paths: np.ndarray
     labels: np.ndarray
-
-
-class Findings:
-    """What was found, printed as it comes; `wrong` counts what is not as it should be."""
-
-    def __init__(self):
-        self.wrong = 0
-
-    def good(self, text: str) -> None:
-        print(f"  ok     {text}", flush=True)
-
-    def note(self, text: str) -> None:
-        print(f"  note   {text}", flush=True)
-
-    def bad(self, text: str) -> None:
-        self.wrong += 1
-        print(f"  WRONG  {text}", flush=True)
 
 
 def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root: Path | None, decode: bool) -> int:
@@ -76,7 +54,7 @@ def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root:
     else:
         print(f"images below {root}")
         for split_list in lists.values():
-            _check_images(spec, split_list, root, decode, findings)
+            check_images(spec, split_list.file.name, split_list.paths, root, decode, findings)
     return findings.wrong
 
 
@@ -148,13 +126,13 @@ def _check_counts(name: str, counts: np.ndarray, is_train: bool, findings: Findi
     if (counts == 0).any():
         gaps = np.flatnonzero(counts == 0)
         tell = findings.bad if is_train else findings.note
-        tell(f"{len(gaps)} classes without an image: {_some(gaps.tolist())}")
+        tell(f"{len(gaps)} classes without an image: {some(gaps.tolist())}")
     known = LISTS_ROOT / name.removesuffix("_train.txt") / "train_counts.json"
     if is_train and known.is_file():
         expected = np.array(json.loads(known.read_text()))
         if len(expected) == len(counts) and (differ := np.flatnonzero(expected != counts)).size:
             cases = [f"class {c}: {counts[c]}, expected {expected[c]}" for c in differ]
-            findings.bad(f"images a class differ from the published: {_some(cases)}")
+            findings.bad(f"images a class differ from the published: {some(cases)}")
 
 
 def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
@@ -170,7 +148,7 @@ def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
         if len(classes := sorted(set(labels[lines].tolist()))) > 1:
             found += f" with labels {', '.join(map(str, classes))}"
         cases.append(f"{unique[i].decode()} ({found})")
-    findings.bad(f"{len(repeated)} images more than once: {_some(cases, len(repeated))}")
+    findings.bad(f"{len(repeated)} images more than once: {some(cases, len(repeated))}")
 
 
 def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
@@ -187,7 +165,7 @@ def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
         usual = main[path.rpartition(b"/")[0]][0]
         if label != usual and len(cases) < SHOWN:
             cases.append(f"line {number}, {path.decode()} with label {label}, others in its folder {usual}")
-    findings.bad(f"{odd} images with another label than their folder: {_some(cases, odd)}")
+    findings.bad(f"{odd} images with another label than their folder: {some(cases, odd)}")
 
 
 def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
@@ -199,66 +177,7 @@ def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
         if len(common):
             names = [path.decode() for path in common[:SHOWN]]
             findings.bad(
-                f"{len(common)} images are in {one.file.name} and in {other.file.name}: {_some(names, len(common))}"
+                f"{len(common)} images are in {one.file.name} and in {other.file.name}: {some(names, len(common))}"
             )
         else:
             findings.good(f"no image of {one.file.name} is in {other.file.name}")
-
-
-def _check_images(spec: DatasetSpec, split_list: SplitList, root: Path, decode: bool, findings: Findings) -> None:
-    name = split_list.file.name
-    if not root.is_dir():
-        findings.bad(f"{name}: no such folder, expected the root of {spec.source}")
-        return
-    paths, layout = in_found_layout(root, split_list.paths, spec.flat_folder)
-    names = [path.decode() for path in paths.tolist()]
-    faults = list(_in_threads(lambda path: _fault(root / path, decode), names, name))
-    found = Counter(fault.split(":")[0] for fault in faults if fault)
-    layout = f", layout {layout}" if layout else ""
-    if not found:
-        findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'there'}{layout}")
-    for kind, count in found.items():
-        cases = [
-            path + fault.removeprefix(kind)
-            for path, fault in zip(names, faults, strict=True)
-            if fault and fault.split(":")[0] == kind
-        ]
-        findings.bad(f"{name}: {count:,} of {len(names):,} images {kind}{layout}: {_some(cases)}")
-
-
-def _fault(path: Path, decode: bool) -> str:
-    """What is wrong with an image file, "" if nothing."""
-    try:
-        if not path.is_file():
-            return "missing"
-        if path.stat().st_size == 0:
-            return "empty"
-        if decode:
-            with Image.open(path) as image:
-                image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"unreadable: {error}"
-    return ""
-
-
-def _in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
-    """check of each item, in order, by many threads; with a bar."""
-    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=len(items), desc=title, unit="image", leave=False, disable=None) as bar,
-    ):
-        try:
-            for results in pool.map(lambda chunk: [check(item) for item in chunk], chunks):
-                bar.update(len(results))
-                yield from results
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
-            raise
-
-
-def _some(cases: Iterable, total: int | None = None) -> str:
-    cases = [str(case) for case in cases]
-    total = len(cases) if total is None else total
-    more = f", and {total - SHOWN:,} more" if total > SHOWN else ""
-    return ", ".join(cases[:SHOWN]) + more
