@@ -80,8 +80,8 @@ def _copy(original: Path, part: Path) -> None:
 def _transfer(url: str, part: Path) -> None:
     """Fetch `url` to `part`, going on behind what is there if the server can."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             if response.status != 206:  # the server sends the whole file
                 done = 0
@@ -89,10 +89,11 @@ def _transfer(url: str, part: Path) -> None:
             with part.open("ab" if done else "wb") as file:
                 _receive(response, file, part.name.removesuffix(".part"), done, total)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # nothing is left behind what is there
             return
         raise InputError(f"{url}: {error.code} {error.reason}; {_ways(part)}") from None
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # the last: an address that is none
         reason = getattr(error, "reason", None) or error
         raise InputError(f"{url}: {reason}; {_ways(part)}") from None
 

@@ -37,12 +37,15 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
     for number, line in enumerate(lines, start=1):
         try:
             image, label = line.rsplit(None, 1)  # at ASCII blanks only: a name may hold any other
-            label = _whole_number(label)
+            if not label.isdigit() and not label.removeprefix(b"-").isdigit():  # int() also takes "1_0" and "+1"
+                raise ValueError
+            label = int(label)
         except ValueError:
             shown = line[:80].decode(errors="replace").rstrip("\r")
             raise InputError(f'{path}:{number}: found "{shown}", expected "<path> <label>"') from None
         if not 0 <= label < limit:
-            raise InputError(f"{path}:{number}: label {label}, expected 0 to {limit - 1}")
+            most = "" if num_classes else f" at most, for {limit} lines"
+            raise InputError(f"{path}:{number}: label {label}, expected 0 to {limit - 1}{most}")
         if image.startswith(b"/") or (b".." in image and b".." in image.split(b"/")):
             raise InputError(
                 f'{path}:{number}: "{image.decode()}" leaves the data root; expected a path below it, without ".."'
@@ -50,12 +53,6 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
         paths.append(image)
         labels.append(label)
     return np.array(paths), np.array(labels, dtype=np.int64)
-
-
-def _whole_number(text: bytes) -> int:
-    if not text.removeprefix(b"-").isdigit():  # int() also takes "1_0" and "+1"
-        raise ValueError
-    return int(text)
 
 
 def _lines(path: Path) -> list[bytes]:
