@@ -122,13 +122,20 @@ def watch(command: list[str], steps: int, folder: Path) -> dict:
 
 
 def worker_memory(pid: int) -> list[tuple[float, float]]:
-    """Private and proportional MiB of each child process."""
+    """Private and proportional MiB of each child process, without the batches it hands over in shared memory."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     memory = []
     for child in children:
-        fields = dict(line.split()[:2] for line in Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()[1:])
-        private = int(fields["Private_Clean:"]) + int(fields["Private_Dirty:"])
-        memory.append((private / 1024, int(fields["Pss:"]) / 1024))
+        private = proportional = 0
+        batch = False
+        for line in Path(f"/proc/{child}/smaps").read_text().splitlines():
+            field, *values = line.split()
+            if not field.endswith(":"):  # a mapping's first line; its name, if any, comes last
+                batch = "/torch_" in line
+            elif not batch:
+                private += int(values[0]) if field in ("Private_Clean:", "Private_Dirty:") else 0
+                proportional += int(values[0]) if field == "Pss:" else 0
+        memory.append((private / 1024, proportional / 1024))
     return memory
 
 

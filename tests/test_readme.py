@@ -10,6 +10,7 @@ import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
 from examples import demo
+from imagenet_inat import splits
 
 ROOT = Path(__file__).parent.parent
 PARSERS = {
@@ -17,13 +18,14 @@ PARSERS = {
     "main_lincls_imba.py": main_lincls_imba.get_args_parser,
     "target_generation.py": target_generation.get_args_parser,
     "examples.demo": demo.get_args_parser,
+    "imagenet_inat.splits": splits.get_args_parser,
 }
 
 
 def commands() -> list[str]:
     """Lines of README and of docstrings that call one of our scripts, continuation lines joined."""
     texts = [(ROOT / "README.md").read_text()]
-    texts += [module.__doc__ for module in (main_lincls_imba, main_moco_supcon_imba, target_generation, demo)]
+    texts += [module.__doc__ for module in (main_lincls_imba, main_moco_supcon_imba, target_generation, demo, splits)]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if re.match(r"\s*(python|torchrun) ", line)]
 
