@@ -13,16 +13,11 @@ from tqdm import tqdm
 
 from imagenet_inat.known_files import write_lists
 from imagenet_inat.profiles import class_sizes
-from imagenet_inat.split_lists import split_text
+from imagenet_inat.split_lists import made_folders, split_text
 from utils.errors import InputError
 from utils.files import write_folder
 
 SETS = {"cifar10": ("CIFAR10_LT", CIFAR10), "cifar100": ("CIFAR100_LT", CIFAR100)}
-
-
-def locate(set_name: str, data_root: Path, imbalance: float) -> tuple[Path, Path]:
-    """The data root of the lists' paths and the folder of the lists, of seed 0."""
-    return data_root / set_name, data_root / set_name / f"imbalance_{imbalance:g}"
 
 
 def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Path]:
@@ -40,7 +35,7 @@ def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Pa
             would leave a class without an image.
     """
     set_name, source = SETS[name]
-    root, lists = locate(set_name, output, imbalance)
+    root, lists = made_folders(set_name, output, imbalance)
     if seed:
         lists = lists.with_name(f"{lists.name}_seed_{seed}")
     output.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from imagenet_inat import cifar, digits
-from imagenet_inat.split_lists import read_split
+from imagenet_inat import digits
+from imagenet_inat.split_lists import made_folders, read_split
 from utils.errors import InputError
 from utils.randomness import Stream, counted_seed
 
@@ -126,7 +126,7 @@ REGISTRY = {
             val_split="test",
             imbalance=100.0,
             largest=5000,
-            prepare=functools.partial(cifar.locate, "CIFAR10_LT"),
+            prepare=functools.partial(made_folders, "CIFAR10_LT"),
         ),
         DatasetSpec(
             name="cifar100",
@@ -142,7 +142,7 @@ REGISTRY = {
             val_split="test",
             imbalance=100.0,
             largest=500,
-            prepare=functools.partial(cifar.locate, "CIFAR100_LT"),
+            prepare=functools.partial(made_folders, "CIFAR100_LT"),
         ),
         DatasetSpec(
             name="digits",

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from imagenet_inat.profiles import class_sizes
+from imagenet_inat.split_lists import made_folders
 from utils.files import write_folder
 
 NUM_CLASSES = 10
@@ -49,8 +50,7 @@ def prepare(data_root: Path, imbalance: float) -> tuple[Path, Path]:
     Returns:
         The data root of the lists' paths, and the folder of the lists.
     """
-    root = Path(data_root) / "digits_LT"
-    splits = root / f"imbalance_{imbalance:g}"
+    root, splits = made_folders("digits_LT", data_root, imbalance)
     write_folder(root / "images", _write_images)
     write_folder(splits, lambda folder: _write_lists(folder, imbalance))
     return root, splits

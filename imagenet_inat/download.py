@@ -92,7 +92,9 @@ def _transfer(url: str, part: Path) -> None:
         error.close()
         if error.code == 416:  # nothing is left behind what is there
             return
-        raise InputError(f"{url}: {error.code} {error.reason}; {_ways(part)}") from None
+        raise InputError(
+            f"{url}: {error.code} {error.reason}; name a folder or mirror that has the lists with --from"
+        ) from None
     except (OSError, HTTPException, ValueError) as error:  # the last: an address that is none
         reason = getattr(error, "reason", None) or error
         raise InputError(f"{url}: {reason}; {_ways(part)}") from None

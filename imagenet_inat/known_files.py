@@ -49,20 +49,19 @@ def describe(data: bytes) -> KnownFile:
     return KnownFile(len(data), lines, hashlib.sha256(data).hexdigest())
 
 
-def known_file(path: Path) -> KnownFile | None:
-    """What the list at `path` should be: as published, or as the made.json beside it says; None if neither does.
+def known_files(path: Path) -> list[KnownFile]:
+    """What the list at `path` may be: as published, as the made.json beside it says, or nothing if neither knows it.
 
     Raises:
         InputError: a made.json that cannot be read.
     """
-    if path.name in PUBLISHED:
-        return PUBLISHED[path.name]
+    known = [PUBLISHED[path.name]] if path.name in PUBLISHED else []
     record = path.parent / MADE
     if not record.is_file():
-        return None
+        return known
     try:
         files = json.loads(record.read_text(encoding="utf-8"))["files"]
-        return KnownFile(**files[path.name]) if path.name in files else None
+        return [*known, KnownFile(**files[path.name])] if path.name in files else known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{record}: not a record that `make` wrote ({error}); delete it or make the lists anew"

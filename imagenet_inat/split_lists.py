@@ -98,3 +98,9 @@ def split_text(paths: list[str], labels: list[int]) -> str:
         if re.search(r"[\r\n\0]|[ \t\f\v]$|[\ud800-\udfff]", path):  # the last: a name that is not UTF-8
             raise InputError(f"{path!r}: a list cannot hold this name; rename the file")
     return "".join(f"{path} {label}\n" for path, label in zip(paths, labels, strict=True))
+
+
+def made_folders(set_name: str, data_root: Path, imbalance: float) -> tuple[Path, Path]:
+    """Of a set that is made: the folder that its lists' paths start from, and the folder of the lists."""
+    root = Path(data_root) / set_name
+    return root, root / f"imbalance_{imbalance:g}"

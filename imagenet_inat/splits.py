@@ -19,7 +19,7 @@ from imagenet_inat.make import Plan, make_inat, make_split
 from imagenet_inat.profiles import PROFILES
 from imagenet_inat.verify import verify
 from utils import errors
-from utils.arguments import Parser, positive_float, positive_int, seed_number
+from utils.arguments import Parser, natural, positive_float, positive_int
 from utils.errors import InputError
 from utils.resolve import resolve_imbalance
 
@@ -34,16 +34,20 @@ MAKE_DEFAULTS = {
 }  # fmt: skip
 
 
+def list_seed(text: str) -> int:
+    value = natural(text)
+    if value >= 2**32:  # all that NumPy's legacy generator takes
+        raise argparse.ArgumentTypeError(f"found {text}, expected less than 2**32")
+    return value
+
+
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_download(commands.add_parser("download", help="fetch published lists", description=download.__doc__))
-    add_verify(commands.add_parser("verify", help="check lists and images before training", description=VERIFY))
-    # Only what is typed is in the namespace: the defaults depend on the source.
-    make = commands.add_parser(
-        "make", help="cut a long-tailed split", description=MAKE, argument_default=argparse.SUPPRESS
-    )
-    add_make(make)
+    add_download(commands.add_parser("download", help="fetch published lists"))
+    add_verify(commands.add_parser("verify", help="check lists and images before training"))
+    # Only what is typed is in make's namespace: the defaults depend on the source.
+    add_make(commands.add_parser("make", help="cut a long-tailed split", argument_default=argparse.SUPPRESS))
     return parser
 
 
@@ -56,11 +60,8 @@ def add_download(parser: Parser) -> None:
     )
 
 
-VERIFY = """Check the lists (bytes, classes, repeats, overlap) and that every image is there. Exit code 1 if
-anything is wrong."""
-
-
 def add_verify(parser: Parser) -> None:
+    parser.description = "Check lists (hash, classes, repeats, overlap) and images. Exit code 1 if anything is wrong."
     parser.add_argument("name", choices=names(), help="the data set")
     parser.add_argument("--data-root", metavar="DIR", help="look for every image below this folder")
     parser.add_argument("--splits", metavar="DIR", help="folder of the lists (default: as in training)")
@@ -74,10 +75,8 @@ def add_verify(parser: Parser) -> None:
     parser.add_argument("--decode", action="store_true", help="also open every image, which takes minutes")
 
 
-MAKE = """Write lists, and made.json, which says how they were made and lets `verify` know them again."""
-
-
 def add_make(parser: Parser) -> None:
+    parser.description = "Write lists, and made.json, which says how they were made and lets `verify` know them again."
     parser.add_argument(
         "source",
         help="a folder with a folder of images for each class, or a list of images; or: cifar10, cifar100, inat",
@@ -95,7 +94,7 @@ def add_make(parser: Parser) -> None:
         "half small; pareto, a power law, few large classes and a long tail (default: exp)",
     )
     parser.add_argument("--imbalance", type=positive_float, help="largest class ÷ smallest, 1 or more (default: 100)")
-    parser.add_argument("--seed", type=seed_number, help="which images are taken (default: 0)")
+    parser.add_argument("--seed", type=list_seed, help="which images are taken (default: 0)")
     parser.add_argument("--val", type=positive_int, help="images: validation images of each class (default: 10)")
     parser.add_argument("--test", type=positive_int, help="images: test images of each class (default: 20)")
     parser.add_argument(

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec, shots
 from imagenet_inat.findings import SHOWN, Findings, some
-from imagenet_inat.known_files import describe, known_file
+from imagenet_inat.known_files import KnownFile, describe, known_files
 from imagenet_inat.split_lists import BYTE_ORDER_MARK, count_classes, read_split
 from imagenet_inat.verify_images import check_images
 from utils.errors import InputError
@@ -85,25 +85,26 @@ def _show_counts(counts: np.ndarray, is_train: bool, findings: Findings) -> None
 
 def _check_bytes(file: Path, findings: Findings) -> None:
     """Against the SHA-256; a list that only differs in how its lines are written is the same list."""
-    data, known = file.read_bytes(), known_file(file)
-    found = describe(data)
-    if known is None:
+    data, known = file.read_bytes(), known_files(file)
+    found, plain = describe(data), describe(_plainly_written(data))
+    if not known:
         findings.note(f"no SHA-256 of it is known here, so names and labels are taken as they are ({found.sha256})")
-    elif found == known:
+    elif found in known:
         findings.good(f"the known list, byte for byte (SHA-256 {found.sha256[:16]}…)")
-    elif describe(plain := _plainly_written(data)) == known:
+    elif plain in known:
         findings.note(f"the known list, written otherwise ({_ways_of_writing(data)}); it is read the same")
     else:
-        same = describe(plain)
-        hint = ""
-        if (same.bytes, same.lines) == (known.bytes, known.lines):
-            hint = "; as many bytes and lines, so lines were moved, or labels or names exchanged"
-        elif same.lines == known.lines:
-            hint = "; as many lines, so labels or names were changed"
         findings.bad(
             f"not the known list: {found.lines:,} lines, {found.bytes:,} bytes, SHA-256 {found.sha256[:16]}…; "
-            f"expected {known.lines:,} lines, {known.bytes:,} bytes, {known.sha256[:16]}…{hint}"
+            f"expected {known[0].lines:,} lines, {known[0].bytes:,} bytes, {known[0].sha256[:16]}…"
+            f"{_likely_change(plain, known[0])}"
         )
+
+
+def _likely_change(found: KnownFile, known: KnownFile) -> str:
+    if (found.bytes, found.lines) == (known.bytes, known.lines):
+        return "; as many bytes and lines, so lines were moved, or labels or names exchanged"
+    return "; as many lines, so labels or names were changed" if found.lines == known.lines else ""
 
 
 def _plainly_written(data: bytes) -> bytes:

@@ -171,7 +171,7 @@ def test_a_folder_serves_as_well(server, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{url}/elsewhere", "404 Not Found; check the connection, or name a folder or mirror"),
+        ("{url}/elsewhere", "404 Not Found; name a folder or mirror that has the lists with --from"),
         ("http://127.0.0.1:9", "Connection refused"),
         ("http://[broken", "name a folder or mirror"),
         ("nowhere", "no such file; --from names the folder or"),

@@ -128,6 +128,8 @@ def test_sources_that_are_none_are_refused(images, tmp_path):
             make(source, tmp_path / "lists")
     with pytest.raises(InputError, match="say where the lists go with --output"):
         splits.main(["make", str(images)])
+    with pytest.raises(SystemExit):
+        make(images, tmp_path / "lists", f"--seed {2**32}")
 
 
 @pytest.mark.parametrize("name", [b"a\nb.png", b"\xff.png"])
@@ -219,12 +221,17 @@ def inat_json(path: Path, count: int, **change) -> Path:
     return path
 
 
-def test_inaturalists_annotations_become_its_lists(tmp_path):
+def test_inaturalists_annotations_become_its_lists(tmp_path, capsys):
     files = [str(inat_json(tmp_path / f"{split}2018.json", count)) for split, count in (("train", 9), ("val", 3))]
     splits.main(["make", "inat", "--json", *files, "--output", str(tmp_path / "lists")])
     text = (tmp_path / "lists" / "iNaturalist18_train.txt").read_text()
     assert text == "".join(f"train_val2018/Aves/{i % 3}/{i:032x}.jpg {i % 3}\n" for i in range(9))
     assert len(read_split(tmp_path / "lists" / "iNaturalist18_val.txt", 8142)[1]) == 3
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # most classes have no image here
+        splits.main(["verify", "inat", "--splits", str(tmp_path / "lists")])
+    out = capsys.readouterr().out
+    assert out.count("the known list, byte for byte") == 2 and "not the known list" not in out
 
 
 @pytest.mark.parametrize("change", [{"annotations": []}, {"images": [{"id": 1}]}, {"images": 3}])
