@@ -51,11 +51,12 @@ def get_args_parser() -> Parser:
 
 def stand_in_lines(dataset: str) -> list[str]:
     """A training list with the real number of lines and names of the real form."""
-    rng = np.random.default_rng(0)
     if dataset == "imagenet":
         counts = json.loads((LISTS_ROOT / "ImageNet_LT" / "train_counts.json").read_text())
-        return [f"train/n{c:08d}/n{c:08d}_{i}.JPEG {c}" for c, count in enumerate(counts) for i in range(count)]
-    labels = np.concatenate([np.arange(8142), rng.zipf(1.5, 2_000_000) % 8142])[:437_513]
+        return [f"train/n{c:08d}/n{c:08d}_{100 + 17 * i}.JPEG {c}" for c, n in enumerate(counts) for i in range(n)]
+    rng = np.random.default_rng(0)
+    shares = np.arange(10, 8152) ** -0.6
+    labels = np.sort(np.append(np.arange(8142), rng.choice(8142, 437_513 - 8142, p=shares / shares.sum())))
     names = rng.bytes(16 * len(labels)).hex()
     return [f"train_val2018/Plantae/{c}/{names[32 * i : 32 * i + 32]}.jpg {c}" for i, c in enumerate(labels)]
 
