@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-EPSILON = 1e-9  # 5000·100^-1 must not become 49 by rounding
+EPSILON = 1e-9  # 1000·32^(-2/5) is 250, and 249.99999999999997 in floating point
 
 # The size of class c of C as a share of the largest, for the imbalance ρ = largest ÷ smallest.
 PROFILES: dict[str, Callable[[int, int, float], float]] = {

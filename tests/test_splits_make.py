@@ -22,8 +22,10 @@ NAMES = {"ant": 30, "bee": 50, "cat": 40, "dog": 30}
 
 def test_profiles_have_their_shapes():
     assert class_sizes("exp", 3, 100, 1000) == [1000, 100, 10]
+    assert class_sizes("exp", 6, 32, 1000) == [1000, 500, 250, 125, 62, 31]
     assert class_sizes("step", 5, 10, 50) == [50, 50, 50, 5, 5]
     assert class_sizes("pareto", 4, 16, 160) == [160, 40, 17, 10]  # (c+1)^-2
+    assert class_sizes("pareto", 3, 10, 100)[-1] == 10
     for profile in PROFILES:
         sizes = class_sizes(profile, 7, 20, 200)
         assert (sizes[0], sizes[-1]) == (200, 10) and sizes == sorted(sizes, reverse=True)
