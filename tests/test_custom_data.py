@@ -124,5 +124,5 @@ def test_imbalance_is_for_sets_that_are_made():
         stage1.main(["--imbalance", "10"])
     with pytest.raises(InputError, match="--imbalance 600: expected 1 to 500"):
         stage1.main(["--dataset", "cifar100", "--imbalance", "600"])
-    with pytest.raises(InputError, match=r"no such folder, expected the root of CIFAR-10 as image files"):
+    with pytest.raises(InputError, match=r"no such list; get it: .* make cifar10 --imbalance 100 --output nowhere;"):
         stage1.main(["--dataset", "cifar10", "--data-root", "nowhere", *TINY, "--moco-k", "32"])

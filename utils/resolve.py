@@ -123,6 +123,8 @@ def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDatas
     """
     spec = spec_of(args)
     root, lists = find_lists(args)
+    if spec.prepare:  # images and lists are made together
+        _need_list(args, lists[split])
     if not root.is_dir():
         raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
     _need_list(args, lists[split])
