@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset
+from imagenet_inat.datasets import DatasetSpec, LongTailDataset
 from imagenet_inat.loaders import DeviceBatches, eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
@@ -95,7 +95,8 @@ def prepare(args) -> None:
 def run_name(args) -> str:
     """The release's name of a probe, a folder beside the pre-trained file."""
     return (
-        f"{args.dataset}_linear_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}_bsz{args.batch_size}_{args.name}"
+        f"{resolve.data_name(args)}_linear_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
+        f"_bsz{args.batch_size}_{args.name}"
     )
 
 
@@ -114,7 +115,7 @@ def build_classifier(args, num_classes: int) -> nn.Module:
 
 def main_worker(args) -> None:
     """The probe, in one of its processes."""
-    spec = REGISTRY[args.dataset]
+    spec = resolve.spec_of(args)
     if args.evaluate:
         evaluate(args, spec)
         return
@@ -139,9 +140,12 @@ def main_worker(args) -> None:
 
 
 def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DeviceBatches]:
-    """Validation and test; one loader where the data set has no test split of its own."""
-    names = ("val",) if spec.test_split == "val" else ("val", "test")
+    """Validation and test; one loader where one list serves as both."""
+    lists = resolve.find_lists(args)[1]
+    names = ("val",) if lists["val"] == lists["test"] else ("val", "test")
     splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
+    for data in filter(lambda data: data.layout, splits.values()):
+        say(f"{data.list_file.name}: layout {data.layout}")
     return {name: eval_loader(data, args.batch_size, args.workers, spec, args.device) for name, data in splits.items()}
 
 
@@ -158,7 +162,7 @@ def evaluate(args, spec: DatasetSpec) -> None:
 
 def train(args, model, train_set: LongTailDataset, loaders: dict, keeper: Keeper, state: dict) -> dict:
     """Train `fc` from where `state` stands, and measure after every epoch; returns the results."""
-    spec, device, results = REGISTRY[args.dataset], args.device, state.get("results", {})
+    spec, device, results = resolve.spec_of(args), args.device, state.get("results", {})
     batches = ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, spec, device)
     ddp = distributed.wrap(model, device)

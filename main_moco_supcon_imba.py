@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from imagenet_inat.datasets import REGISTRY, DatasetSpec
+from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.loaders import DeviceBatches, train_loader
 from imagenet_inat.samplers import ShuffledBatches
 from moco.builder import KCL
@@ -148,8 +148,8 @@ def prepare(args) -> None:
 def run_name(args) -> str:
     """The release's name of a run."""
     return (
-        f"{args.dataset}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}_mlp_{args.mlp}"
-        f"_t_{args.moco_t}_{args.moco_k}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
+        f"{resolve.data_name(args)}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
+        f"_mlp_{args.mlp}_t_{args.moco_t}_{args.moco_k}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
         f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
     )
 
@@ -177,7 +177,7 @@ def main_worker(args) -> None:
     if state["epoch"] >= args.epochs and not (run_dir / checkpoint.LAST).exists():
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
     resolve.resolve_seed(args, state)
-    spec = REGISTRY[args.dataset]
+    spec = resolve.spec_of(args)
 
     view = train_transform(spec, args.image_size, args.device_aug)
     train_set = resolve.open_split(args, "train", TwoCropsTransform(view))

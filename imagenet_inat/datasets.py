@@ -1,9 +1,10 @@
-"""Data sets: one registry row each, and the one class that reads a split file.
+"""Data sets: one registry row each, and the one class that reads the images of a split list.
 
-A new data set is a new row in REGISTRY and its lists in the folder `splits_folder`
-names; both scripts then take it.
+A new data set is a new row in REGISTRY and its lists in the folder that `locate`
+names; both scripts then take it. A set that is used once needs no row: --dataset custom.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from imagenet_inat import digits
+from imagenet_inat.split_lists import made_folders, read_split
 from utils.errors import InputError
 from utils.randomness import Stream, counted_seed
 
@@ -26,10 +29,16 @@ class DatasetSpec:
     """What the project knows of one data set.
 
     set_name: split lists are called <set_name>_{train,val,test}.txt.
-    test_split: "val" where the set has no test list.
+    val_split, test_split: the lists' names of these splits, the same where one list serves as both.
+    published: whether the lists can be downloaded; get_lists: the command that makes or fetches
+        them, to be filled in (see `how_to_get`).
     view: which random view (moco/loader.py); jitter: with colour or contrast jitter.
     repeat: how often an epoch passes over the training list (tiny sets).
-    source: where images and lists come from, shown when they are missing.
+    source: where the images come from, shown when they are missing.
+    flat_folder: a folder below the root that may lack the class folders of the lists' paths.
+    imbalance, largest: of a set that is made: its default imbalance and its largest class.
+    prepare: root and folder of the lists for (--data-root, imbalance), where they are not
+        --data-root and imagenet_inat/data/<set_name>; may write both at first use.
     """
 
     name: str
@@ -38,13 +47,33 @@ class DatasetSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
+    get_lists: str = "write it, or name another with --train-txt, --val-txt or --test-txt"
+    published: bool = False
     image_size: int = 224
     arch: str = "resnet50"
     view: str = "photo"
     jitter: bool = True
+    val_split: str = "val"
     test_split: str = "test"
     repeat: int = 1
+    flat_folder: str = ""
+    imbalance: float | None = None
+    largest: int = 0
+    prepare: Callable[[Path, float], tuple[Path, Path]] | None = None
 
+    def list_name(self, split: str) -> str:
+        """The file name of the list that serves as train, val or test."""
+        serves = {"val": self.val_split, "test": self.test_split}.get(split, split)
+        return f"{self.set_name}_{serves}.txt"
+
+    @property
+    def list_names(self) -> list[str]:
+        """The file names of all lists of the set, each once."""
+        return list(dict.fromkeys(self.list_name(split) for split in ("train", "val", "test")))
+
+
+DOWNLOAD = "python -m imagenet_inat.splits download"
+MAKE = "python -m imagenet_inat.splits make"
 
 REGISTRY = {
     spec.name: spec
@@ -54,7 +83,10 @@ REGISTRY = {
             set_name="ImageNet_LT",
             num_classes=1000,
             **IMAGENET_STATISTICS,
-            source="ILSVRC 2012 with train/<wnid>/*.JPEG and val/, lists of classifier-balancing",
+            source="ILSVRC 2012 with train/<wnid>/*.JPEG and val/",
+            get_lists=f"{DOWNLOAD} imagenet --output {{folder}}",
+            published=True,
+            flat_folder="val",
         ),
         DatasetSpec(
             name="inat",
@@ -62,9 +94,55 @@ REGISTRY = {
             num_classes=8142,
             mean=(0.466, 0.471, 0.380),
             std=(0.195, 0.194, 0.192),
-            source="iNaturalist 2018 with train_val2018/, lists of classifier-balancing",
+            source="iNaturalist 2018 with train_val2018/",
+            get_lists=f"{DOWNLOAD} inat --output {{folder}}",
+            published=True,
             jitter=False,
             test_split="val",
+        ),
+        DatasetSpec(
+            name="places",
+            set_name="Places_LT",
+            num_classes=365,
+            **IMAGENET_STATISTICS,
+            source="Places365-Standard, small images",
+            get_lists=f"{DOWNLOAD} places --output {{folder}}",
+            published=True,
+        ),
+        # CIFAR: the statistics that its papers use; the release's views at 32 px (crops of 8 % to 100 % of
+        # the image, flip, jitter), for neither paper nor release names others. The official 10,000 test
+        # images are the only balanced ones, so they serve as validation too.
+        DatasetSpec(
+            name="cifar10",
+            set_name="CIFAR10_LT",
+            num_classes=10,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2023, 0.1994, 0.2010),
+            source="CIFAR-10 as image files",
+            get_lists=f"{MAKE} cifar10 --imbalance {{imbalance:g}} --output {{data_root}}",
+            image_size=32,
+            arch="resnet32",
+            view="thumbnail",
+            val_split="test",
+            imbalance=100.0,
+            largest=5000,
+            prepare=functools.partial(made_folders, "CIFAR10_LT"),
+        ),
+        DatasetSpec(
+            name="cifar100",
+            set_name="CIFAR100_LT",
+            num_classes=100,
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+            source="CIFAR-100 as image files",
+            get_lists=f"{MAKE} cifar100 --imbalance {{imbalance:g}} --output {{data_root}}",
+            image_size=32,
+            arch="resnet32",
+            view="thumbnail",
+            val_split="test",
+            imbalance=100.0,
+            largest=500,
+            prepare=functools.partial(made_folders, "CIFAR100_LT"),
         ),
         DatasetSpec(
             name="digits",
@@ -77,14 +155,56 @@ REGISTRY = {
             arch="resnet20",
             view="digit",
             repeat=8,
+            imbalance=50.0,
+            largest=digits.TRAIN_LARGEST,
+            prepare=digits.prepare,
         ),
     )
 }
 
+# Any folder of images with its own lists. The class count, 0 here, is read from the training list.
+CUSTOM = DatasetSpec(
+    name="custom",
+    set_name="custom",
+    num_classes=0,
+    **IMAGENET_STATISTICS,
+    source="your images",
+    get_lists=f"{MAKE} IMAGES --output LISTS, then --splits LISTS; or --train-txt, --val-txt and --test-txt",
+)
 
-def default_splits_folder(spec: DatasetSpec) -> Path:
-    """Where the lists of a data set are looked for without --splits."""
-    return LISTS_ROOT / spec.set_name
+
+def names() -> list[str]:
+    """What --dataset takes."""
+    return [*sorted(REGISTRY), CUSTOM.name]
+
+
+def row(name: str) -> DatasetSpec:
+    """The row of a data set's name; `custom` has one outside REGISTRY, for it has no class count yet."""
+    return CUSTOM if name == CUSTOM.name else REGISTRY[name]
+
+
+def locate(
+    spec: DatasetSpec, data_root: str, splits: str | None = None, imbalance: float | None = None
+) -> tuple[Path, Path]:
+    """The folder that the lists' paths start from, and the folder of the lists."""
+    root, lists = Path(data_root), LISTS_ROOT / spec.set_name
+    if spec.prepare:
+        root, lists = spec.prepare(root, imbalance or spec.imbalance)
+    return root, Path(splits) if splits else lists
+
+
+def how_to_get(spec: DatasetSpec, file: Path, data_root: str, imbalance: float | None) -> str:
+    """What to type when this list is not there."""
+    command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
+    return f"get it: {command}; or name the folder of the lists with --splits"
+
+
+def list_files(spec: DatasetSpec, folder: Path, given: dict[str, str | None]) -> dict[str, Path]:
+    """The lists of train, val and test: as given, or by their names in the folder of the lists."""
+    if spec.val_split == spec.test_split:  # one list, under whichever name it is given
+        val, test = given["val"], given["test"]
+        given = given | {"val": val or test, "test": test or val}
+    return {split: Path(file) if file else folder / spec.list_name(split) for split, file in given.items()}
 
 
 def shots(class_counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,37 +213,26 @@ def shots(class_counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
-def read_split(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read a split list, `<path relative to the data root> <label>` a line.
+def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray, str]:
+    """A list's paths as they are on disk, where <folder>/<class>/X may lie there as <folder>/X.
+
+    ImageNet's validation archive has no class folders, the published lists assume them.
 
     Returns:
-        paths: (n,) array of UTF-8 bytes (one block of memory that loader workers
-        share, not n Python strings); labels: (n,) int64.
-
-    Raises:
-        InputError: no file, not text, empty, a line without path and whole-number
-            label, or a label outside 0 ... num_classes - 1; file and line are named.
+        The paths, changed or not, and the layout that was found, "" if the first such
+        image is in neither place or there is none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
-    paths, labels = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            image, label = line.rsplit(maxsplit=1)
-            label = int(label)
-        except ValueError:
-            raise InputError(f'{path}:{number}: found "{line[:80]}", expected "<path> <label>"') from None
-        if not 0 <= label < num_classes:
-            raise InputError(f"{path}:{number}: label {label}, expected 0 to {num_classes - 1}")
-        paths.append(image.encode())
-        labels.append(label)
-    if not paths:
-        raise InputError(f"{path}: empty, expected one '<path> <label>' a line")
-    return np.array(paths), np.array(labels, dtype=np.int64)
+    inside = [i for i, path in enumerate(paths.tolist()) if path.startswith(f"{folder}/".encode())] if folder else []
+    if not inside:
+        return paths, ""
+    first = paths[inside[0]].decode()
+    if (root / first).is_file():
+        return paths, f"{folder}/<class>/"
+    if not (root / folder / Path(first).name).is_file():
+        return paths, ""
+    flat = paths.copy()
+    flat[inside] = [f"{folder}/".encode() + paths[i].rsplit(b"/", 1)[1] for i in inside]
+    return flat, f"{folder}/ without class folders"
 
 
 class LongTailDataset(Dataset):
@@ -135,16 +244,26 @@ class LongTailDataset(Dataset):
     Args:
         root: the data root the list's paths start from. list_file: the split list.
         num_classes: C. transform: of the decoded RGB image. seed: the run's.
+        flat_folder: see DatasetSpec.
 
     Raises:
         InputError: see `read_split`; a root without the list's first image; and at
             access, an image that is missing or cannot be decoded (file and line named).
     """
 
-    def __init__(self, root: Path, list_file: Path, num_classes: int, transform: Callable, seed: int = 0):
+    def __init__(
+        self,
+        root: Path,
+        list_file: Path,
+        num_classes: int,
+        transform: Callable,
+        seed: int = 0,
+        flat_folder: str = "",
+    ):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
         self.transform, self.seed = transform, seed
-        self.paths, self.labels = read_split(self.list_file, num_classes)
+        paths, self.labels = read_split(self.list_file, num_classes)
+        self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
         first = self.root / self.paths[0].decode()
         if not first.is_file():
             raise InputError(

@@ -6,14 +6,15 @@ The split is fixed: balanced test of 40 a class, validation of 14 a class, and o
 120 left in each class 120·imbalance^(-c/9) for training, digit 0 most, digit 9 least.
 """
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from imagenet_inat.profiles import class_sizes
+from imagenet_inat.split_lists import made_folders
+from utils.files import write_folder
 
 NUM_CLASSES = 10
 TEST_PER_CLASS, VAL_PER_CLASS, TRAIN_LARGEST = 40, 14, 120
@@ -21,9 +22,8 @@ SPLIT_SEED = 0
 
 
 def train_counts(imbalance: float) -> list[int]:
-    """Training images of each class for a ratio of largest to smallest class (at least 1 image)."""
-    exponents = [c / (NUM_CLASSES - 1) for c in range(NUM_CLASSES)]
-    return [max(1, int(TRAIN_LARGEST * imbalance**-e + 1e-9)) for e in exponents]
+    """Training images of each class for a ratio of largest to smallest class (at most 120, so that each has one)."""
+    return class_sizes("exp", NUM_CLASSES, imbalance, TRAIN_LARGEST)
 
 
 def split_lines(imbalance: float) -> dict[str, list[str]]:
@@ -47,16 +47,12 @@ def split_lines(imbalance: float) -> dict[str, list[str]]:
 def prepare(data_root: Path, imbalance: float) -> tuple[Path, Path]:
     """Write images and lists under data_root unless they are there.
 
-    Each folder is written beside its place and renamed: it is whole or not there, and
-    of two processes that start at once one wins and the other's copy is dropped.
-
     Returns:
         The data root of the lists' paths, and the folder of the lists.
     """
-    root = Path(data_root) / "digits_LT"
-    splits = root / f"imbalance_{imbalance:g}"
-    _write_folder(root / "images", _write_images)
-    _write_folder(splits, lambda folder: _write_lists(folder, imbalance))
+    root, splits = made_folders("digits_LT", data_root, imbalance)
+    write_folder(root / "images", _write_images)
+    write_folder(splits, lambda folder: _write_lists(folder, imbalance))
     return root, splits
 
 
@@ -75,19 +71,3 @@ def _write_images(folder: Path) -> None:
 def _write_lists(folder: Path, imbalance: float) -> None:
     for split, lines in split_lines(imbalance).items():
         (folder / f"digits_LT_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _write_folder(place: Path, write) -> None:
-    if place.is_dir():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
-        write(draft)
-        draft.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(draft, place)
-    except OSError:
-        if not place.is_dir():  # not lost to another process: a real failure
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -101,7 +101,7 @@ def train_transform(spec: DatasetSpec, image_size: int, device_aug: bool = False
     Photographs: the release's RandomResizedCrop, flip and ColorJitter(0.4, 0.4, 0.4, 0).
     device_aug: the same draws, resized faster and jittered on the device; see --help.
     """
-    if spec.view == "photo":
+    if spec.view != "digit":
         geometry, ranges = PhotoCrop(image_size, fast=device_aug), T.ColorJitter(0.4, 0.4, 0.4, 0)
     else:
         geometry, ranges = DigitShift(image_size), T.ColorJitter(contrast=0.4)

@@ -169,7 +169,6 @@ def test_a_flag_changes_what_is_computed(flag, run):
         ("--sep_t --tw 0.2", "note: --sep_t, --tw without effect without --targeted"),
         ("--loss MoCo --K 3", "note: --K without effect with --loss MoCo"),
         ("--cos --schedule 1", "note: --schedule without effect with --cos"),
-        ("--imbalance 10", "note: --imbalance without effect on --dataset three"),
     ],
 )
 def test_a_flag_that_another_leaves_without_effect_is_named(flags, note, run, capsys):

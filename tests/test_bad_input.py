@@ -84,7 +84,10 @@ def test_wrong_flags_are_answered_in_one_line(given, message, capsys):
             "--data-root nowhere: no such folder, expected the root",
         ),
         ("--dataset imagenet --image-size 64 --splits nowhere", "nowhere/ImageNet_LT_train.txt: no such list"),
-        ("--dataset inat --image-size 64", "iNaturalist18_train.txt: no such list; put iNaturalist18's lists there"),
+        (
+            "--dataset inat --image-size 64",
+            "iNaturalist18_train.txt: no such list; get it: python -m imagenet_inat.splits download inat --output",
+        ),
     ],
 )
 def test_stage_1_refuses(given, message, digits_root, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The registry, split lists, images, and the embedded digits."""
 
 import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -26,6 +27,21 @@ def test_a_split_list_is_read_into_paths_and_labels(tmp_path):
     assert labels.tolist() == [0, 2, 1]
 
 
+def test_only_the_last_blank_parts_path_and_label(tmp_path):
+    """Names may hold blanks of every kind, two dots and digits; a line ends only where a file's line ends."""
+    names = ["a b  c.jpg", "tab\there.jpg", "two..dots/…5 1.jpg", "ideographic\u3000blank\u2028line\x85end.jpg"]
+    paths, labels = read_split(write_list(tmp_path, "".join(f"{name} {i}\n" for i, name in enumerate(names))), None)
+    assert [path.decode() for path in paths] == names and labels.tolist() == [0, 1, 2, 3]
+
+
+def test_a_list_is_held_as_two_arrays(tmp_path):
+    """No Python object an image: loader processes would each hold, and touch, their own."""
+    (tmp_path / "a.jpg").touch()
+    data = LongTailDataset(tmp_path, write_list(tmp_path, "a.jpg 0\n" * 1000), 1, None)
+    assert data.paths.dtype == "S5" and data.labels.dtype == np.int64
+    assert len(pickle.dumps(data)) < 1000 * (5 + 8) + 2000
+
+
 def test_a_byte_order_mark_is_not_part_of_the_first_path(tmp_path):
     paths, _ = read_split(write_list(tmp_path, "a.jpg 0\n", "utf-8-sig"), 1)
     assert paths[0] == b"a.jpg"
@@ -40,6 +56,13 @@ def test_a_byte_order_mark_is_not_part_of_the_first_path(tmp_path):
         ("a.jpg 1.0\n", "list.txt:1"),
         ("a.jpg 0\nb.jpg 3\n", "list.txt:2: label 3, expected 0 to 2"),
         ("a.jpg -1\n", "label -1"),
+        ("a.jpg 1_0\n", "list.txt:1: found"),
+        ("a.jpg +1\n", "list.txt:1: found"),
+        ("a.jpg ١\n", "list.txt:1: found"),  # a digit, but not one of a list
+        ("a.jpg 0\rb.jpg 1\r", r"list.txt:1: holds the byte b'\\r', expected lines that end in"),
+        ("a.jpg 0\na\0.jpg 0\n", r"list.txt:2: holds the byte b'\\x00'"),
+        ("a.jpg 0\n/etc/a.jpg 0\n", 'list.txt:2: "/etc/a.jpg" leaves the data root'),
+        ("a/../../b.jpg 0\n", "leaves the data root"),
         ("", "empty"),
     ],
 )

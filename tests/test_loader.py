@@ -55,6 +55,7 @@ TEXTBOOK = {
         T.ColorJitter(contrast=0.4),
     ],
 }
+TEXTBOOK |= dict.fromkeys(("places", "cifar10", "cifar100"), TEXTBOOK["imagenet"])
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

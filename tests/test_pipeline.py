@@ -184,7 +184,7 @@ def test_validation_serves_as_test_where_there_is_no_test_split(tsc_run, probe_f
     assert results["selected"]["acc1"] == results["selected"]["val_acc1"]
 
 
-def test_own_photographs_go_through_both_stages_as_readme_says(tmp_path, monkeypatch):
+def test_photographs_with_a_row_of_their_own_go_through_both_stages(tmp_path, monkeypatch):
     """A row in the registry and three lists; photographs of two classes, of any shape, at 32 px."""
     row = DatasetSpec("mine", "mine", 2, **IMAGENET_STATISTICS, source="my images", image_size=32, arch="resnet18")
     monkeypatch.setitem(REGISTRY, "mine", row)

@@ -11,6 +11,7 @@ import main_moco_supcon_imba
 import target_generation
 from benchmarks import bench_targets
 from examples import demo
+from imagenet_inat import splits
 from utils import export
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,7 @@ MODULES = {
     "target_generation.py": target_generation,
     "examples.demo": demo,
     "utils.export": export,
+    "imagenet_inat.splits": splits,
     "benchmarks.bench_targets": bench_targets,
 }
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}

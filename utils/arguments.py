@@ -2,7 +2,7 @@
 
 import argparse
 
-from imagenet_inat.datasets import REGISTRY
+from imagenet_inat import datasets
 from utils.logger import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
@@ -35,7 +35,6 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         ("without --targeted", not getattr(args, "targeted", True), TARGET_FLAGS),
         ("with --loss MoCo", getattr(args, "loss", "") == "MoCo", ("K",)),
         ("with --cos", getattr(args, "cos", False), ("schedule",)),
-        (f"on --dataset {args.dataset}", args.dataset != "digits", ("imbalance",)),
     )
     spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
     for condition, holds, names in idle:
@@ -90,7 +89,10 @@ def fraction(text: str) -> float:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Data")
     group.add_argument(
-        "--dataset", choices=sorted(REGISTRY), default="imagenet", help="a row of imagenet_inat/datasets.py"
+        "--dataset",
+        choices=datasets.names(),
+        default="imagenet",
+        help="a row of imagenet_inat/datasets.py; custom: your images with your lists",
     )
     group.add_argument(
         "--data-root",
@@ -103,11 +105,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>)",
     )
+    for split in ("train", "val", "test"):
+        group.add_argument(
+            f"--{split}-txt", metavar="FILE", help=f"this list, instead of the one in --splits, as {split}"
+        )
     group.add_argument(
         "--imbalance",
         type=positive_float,
-        default=50.0,
-        help="digits only: largest class ÷ smallest, 1 (balanced) to 120",
+        help="digits, cifar10, cifar100: largest class ÷ smallest, 1 (balanced) to the images of a class "
+        "(default: 50 for digits, 100 for CIFAR, as in most papers)",
     )
     group.add_argument(
         "--image-size",

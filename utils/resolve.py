@@ -1,6 +1,7 @@
 """What a command line means: the data set's defaults, the device, the seed, the lists, what to type next."""
 
 import argparse
+import dataclasses
 import secrets
 import shlex
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from imagenet_inat import digits
-from imagenet_inat.datasets import REGISTRY, DatasetSpec, LongTailDataset, default_splits_folder
+from imagenet_inat.datasets import CUSTOM, REGISTRY, DatasetSpec, LongTailDataset, how_to_get, list_files, locate, row
+from imagenet_inat.split_lists import count_classes, read_split
 from utils import distributed
 from utils.errors import InputError
 
@@ -17,25 +18,24 @@ from utils.errors import InputError
 # The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
 # fmt: off
 FREE = frozenset((
-    "data_root", "splits", "targets", "pretrained", "workers", "run_dir", "save_folder", "name", "resume", "override",
-    "start_epoch", "seed", "evaluate", "print_freq", "save_freq", "save_steps", "device", "gpu",
-    "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend",
+    "data_root", "splits", "train_txt", "val_txt", "test_txt", "targets", "pretrained", "workers", "run_dir",
+    "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq", "save_freq",
+    "save_steps", "device", "gpu", "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend",
 ))
 # fmt: on
 
 
 def resolve(args: argparse.Namespace) -> DatasetSpec:
-    """Fill in what depends on the data set, and check what can be checked without reading data.
+    """Fill in what depends on the data set, and check what can be checked without reading images.
 
     Raises:
         InputError: processes that cannot be numbered, a batch that does not divide over
             them, a device that is not there.
     """
-    spec = REGISTRY[args.dataset]
+    spec = row(args.dataset)
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
-    if not 1 <= args.imbalance <= digits.TRAIN_LARGEST:
-        raise InputError(f"--imbalance {args.imbalance:g}: expected 1 to {digits.TRAIN_LARGEST}")
+    args.imbalance = resolve_imbalance(spec, args.imbalance)
     nodes = max(args.world_size, 1)
     if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
         raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
@@ -45,7 +45,41 @@ def resolve(args: argparse.Namespace) -> DatasetSpec:
     if args.batch_size % world:
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
     check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
-    return spec
+    args.num_classes = spec.num_classes or _count_classes(args)
+    return spec_of(args)
+
+
+def spec_of(args: argparse.Namespace) -> DatasetSpec:
+    """The data set's row, with the class count of these lists if it has none of its own."""
+    return dataclasses.replace(row(args.dataset), num_classes=args.num_classes)
+
+
+def data_name(args: argparse.Namespace) -> str:
+    """The data set in the names of run folders: two folders of own images do not share one."""
+    if args.dataset != CUSTOM.name:
+        return args.dataset
+    return f"{args.dataset}-{Path(args.data_root).resolve().name}"
+
+
+def resolve_imbalance(spec: DatasetSpec, given: float | None) -> float | None:
+    """The imbalance of the lists, of a set that is made.
+
+    Raises:
+        InputError: out of range, or given for a set whose lists are fixed.
+    """
+    if spec.imbalance is None and given is not None:
+        made = ", ".join(name for name, spec in REGISTRY.items() if spec.imbalance)
+        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; it is for {made}")
+    imbalance = given or spec.imbalance
+    if imbalance and not 1 <= imbalance <= spec.largest:
+        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {spec.largest}")
+    return imbalance
+
+
+def _count_classes(args: argparse.Namespace) -> int:
+    train = find_lists(args)[1]["train"]
+    _need_list(args, train)
+    return count_classes(train, read_split(train, None)[1])
 
 
 def check_device(device: str, world: int) -> None:
@@ -79,33 +113,39 @@ def resolve_seed(args: argparse.Namespace, state: dict) -> None:
     args.seed = distributed.same_on_all_ranks(secrets.randbelow(2**31)) if seed is None else seed
 
 
+def find_lists(args: argparse.Namespace) -> tuple[Path, dict[str, Path]]:
+    """The data root and the lists of train, val and test; digits are written at first use."""
+    spec = row(args.dataset)
+    root, folder = locate(spec, args.data_root, args.splits, args.imbalance)
+    return root, list_files(spec, folder, {"train": args.train_txt, "val": args.val_txt, "test": args.test_txt})
+
+
 def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDataset:
-    """The data set of a split, train, val or test; digits are written at first use.
+    """The data set of a split, train, val or test.
 
     Raises:
         InputError: root or list is missing (what belongs where), or see LongTailDataset.
     """
-    spec = REGISTRY[args.dataset]
-    if spec.name == "digits":
-        root, splits = digits.prepare(Path(args.data_root), args.imbalance)
-    else:
-        root, splits = Path(args.data_root), default_splits_folder(spec)
-    splits = Path(args.splits) if args.splits else splits
-    list_file = splits / f"{spec.set_name}_{spec.test_split if split == 'test' else split}.txt"
+    spec = spec_of(args)
+    root, lists = find_lists(args)
+    if spec.prepare:  # images and lists are made together
+        _need_list(args, lists[split])
     if not root.is_dir():
         raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
-    if not list_file.is_file():
-        raise InputError(
-            f"{list_file}: no such list; put {spec.set_name}'s lists there or name their folder with --splits"
-        )
-    return LongTailDataset(root, list_file, spec.num_classes, transform, args.seed or 0)
+    _need_list(args, lists[split])
+    return LongTailDataset(root, lists[split], spec.num_classes, transform, args.seed or 0, spec.flat_folder)
+
+
+def _need_list(args: argparse.Namespace, file: Path) -> None:
+    if not file.is_file():
+        get = how_to_get(row(args.dataset), file, args.data_root, args.imbalance)
+        raise InputError(f"{file}: no such list; {get}")
 
 
 def command_line(script: str, args: argparse.Namespace, **flags) -> str:
     """A command to type next on the same data as these arguments."""
     names = ["dataset", "arch", "data_root", "image_size"]
-    names += ["splits"] if args.splits else []
-    names += ["imbalance"] if args.dataset == "digits" else []
+    names += [name for name in ("splits", "train_txt", "val_txt", "test_txt", "imbalance") if getattr(args, name)]
     flags = {name: getattr(args, name) for name in names} | flags
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name

@@ -1,0 +1,84 @@
+"""What the bytes of a split list should be: the published ones by name, made ones by the record beside them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import InputError
+from utils.files import write_text
+
+COMMIT = "f162adef63fdf592d0b8a0f6e52bc481fc08785f"
+SOURCE = f"https://raw.githubusercontent.com/facebookresearch/classifier-balancing/{COMMIT}/data"  # + /<Set>/<file>
+MADE = "made.json"  # how the lists beside it were made, and what their bytes are
+
+
+class KnownFile(NamedTuple):
+    """What a list is: size in bytes, number of lines, SHA-256 in hexadecimal."""
+
+    bytes: int
+    lines: int
+    sha256: str
+
+
+PUBLISHED = {
+    "ImageNet_LT_train.txt": KnownFile(
+        4_658_674, 115_846, "efdbdad4f050237c310b2f354cf95a8b1d7c8d57a63c4ea4bb6bf2bcb012f37f"
+    ),
+    "ImageNet_LT_val.txt": KnownFile(
+        804_172, 20_000, "9af7ba688acf9532ff5845a8fb14a1e97fdc4c51ac48bc72c08ea9c3f7ff142e"
+    ),
+    "ImageNet_LT_test.txt": KnownFile(
+        2_344_500, 50_000, "d1590191cf8a71fada7b1aaedaa2d139a2aea93ff2f1b755319d0bd8dbaa55d5"
+    ),
+    "iNaturalist18_train.txt": KnownFile(
+        29_804_998, 437_513, "158fa2dca040e6e95b06c68c7cdff40fe696f202793b2aa0e8b854321ffe1adf"
+    ),
+    "iNaturalist18_val.txt": KnownFile(
+        1_677_390, 24_426, "efaeff65f80641b60864470e6f255aa69453406ef5717eec8c6681748f3a61f3"
+    ),
+    "Places_LT_train.txt": KnownFile(
+        2_092_674, 62_500, "726c4871dcbf07ce2f857703bfe32e9a83ffbf52d704239f6d95c4f4f4c247f7"
+    ),
+}
+
+
+def describe(data: bytes) -> KnownFile:
+    """What is known of a list with these bytes."""
+    lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
+    return KnownFile(len(data), lines, hashlib.sha256(data).hexdigest())
+
+
+def known_files(path: Path) -> list[KnownFile]:
+    """What the list at `path` may be: as published, as the made.json beside it says, or nothing if neither knows it.
+
+    Raises:
+        InputError: a made.json that cannot be read.
+    """
+    known = [PUBLISHED[path.name]] if path.name in PUBLISHED else []
+    record = path.parent / MADE
+    if not record.is_file():
+        return known
+    try:
+        files = json.loads(record.read_text(encoding="utf-8"))["files"]
+        return [*known, KnownFile(**files[path.name])] if path.name in files else known
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{record}: not a record that `make` wrote ({error}); delete it or make the lists anew"
+        ) from None
+
+
+def write_lists(folder: Path, texts: dict[str, str], made: dict) -> None:
+    """Write lists, file name -> text, and last how they were made; lists that are there already must be the same.
+
+    Raises:
+        InputError: the folder holds another list of one of the names; nothing is written.
+    """
+    for name, text in texts.items():
+        if (folder / name).exists() and (folder / name).read_bytes() != text.encode():
+            raise InputError(f"{folder / name}: there is another list already; delete it or choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    files = {name: describe(text.encode())._asdict() for name, text in texts.items()}
+    write_text(folder / MADE, json.dumps({**made, "files": files}, indent=1, ensure_ascii=False) + "\n")
