@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint format clean
+.PHONY: venv demo test test-slow lint format clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,9 @@ demo: venv
 
 test: venv
 	$(PY) -m pytest
+
+test-slow: venv
+	$(PY) -m pytest -m slow
 
 lint: venv
 	$(PY) -m ruff check .

@@ -112,6 +112,14 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
         "classes' means in the queue, random only for a class that is not in it",
     )
     group.add_argument(
+        "--assignment-interval",
+        type=arguments.positive_int,
+        default=1,
+        metavar="STEPS",
+        help="steps from one assignment of targets to classes to the next (TSC); 1: every step, the method; more "
+        "only if many thousand classes, not yet settled, hold the step up: the targets are then some steps stale",
+    )
+    group.add_argument(
         "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here, made if missing)"
     )
 
@@ -204,6 +212,7 @@ def main_worker(args) -> None:
             set_learning_rate(optimizer, rate)
             batches.set_epoch(epoch)
             model.step = epoch * len(loader)
+            model.assignment = None  # solved anew: a resumed run does the same with any --assignment-interval
             title = f"Epoch: [{epoch + 1}/{args.epochs}] {phase.name}"
             means = train_one_epoch(loader, ddp, optimizer, title, device, progress)
             save_epoch(run_dir, args, epoch + 1, model, optimizer)
@@ -238,6 +247,7 @@ def build_model(args, spec: DatasetSpec) -> KCL:
         targets=targets,
         supervised=args.loss == "SupCon",
         loss_form=args.loss_form,
+        assignment_interval=args.assignment_interval,
     )
     model.seed = args.seed
     return model
