@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import IMAGENET_STATISTICS, REGISTRY, DatasetSpec, LongTailDataset
+from moco.assignment import Assignment
 from utils import checkpoint
 
 
