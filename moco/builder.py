@@ -136,7 +136,7 @@ class KCL(nn.Module):
         loss = contrastive_loss(
             q,
             k,
-            self.queue.clone(),  # backward needs the queue as it was; the enqueue below changes it
+            self.queue,  # as it was: the enqueue comes below
             drawn,
             self.T,
             targets=self.optimal_target if self.targeted else None,
