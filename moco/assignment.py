@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 TOLERANCE = 1e-12  # of the proof, in units of a cosine: float64 and some thousand additions
-ROWS = 64  # of a (rows, C) intermediate: what stays in the cache
+ROWS = 128  # of a (rows, C) intermediate
 REPAIRABLE = 1 / 4  # share of the classes above which starting afresh is faster
 
 _host = ThreadPoolExecutor(1, "assignment")  # its thread starts with the first solve
