@@ -1,6 +1,7 @@
 """The assignment that remembers: as good as a full solve at every step, and rarely one itself."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_prices_prove_the_best_permutation_and_no_other():
 
 
 def test_prices_stay_small_on_a_long_walk():
-    targets = unit(5, 3).float()
+    targets = unit(20, 3).float()
     solver = Assignment(targets)
     for centroids in walk(targets, 0.0, 3000, 2):
         solver.solve(centroids)
@@ -128,12 +129,24 @@ def test_features_that_diverge_are_said_and_forgotten():
     assert torch.equal(solver.result(), assign_targets(centroids, targets))
 
 
-def test_a_result_nobody_asked_for_is_left():
+def test_a_result_nobody_asked_for_is_left(monkeypatch):
+    """The second start waits: the first still reads the centroids that it would overwrite."""
     targets, first, second = unit(40, 4), unit(40, 4), unit(40, 4)
-    solver = Assignment(targets)
+    solver, solve = Assignment(targets), Assignment.solve
+
+    def slow_solve(self, centroids: Tensor) -> np.ndarray:
+        before = centroids.clone()
+        time.sleep(0.05)
+        assert torch.equal(centroids, before)
+        seen.append(before)
+        return solve(self, centroids)
+
+    seen = []
+    monkeypatch.setattr(Assignment, "solve", slow_solve)
     solver.start(first)
     solver.start(second)
     assert torch.equal(solver.result(), assign_targets(second, targets))
+    assert torch.equal(seen[0], first) and torch.equal(seen[1], second)
 
 
 def test_a_model_in_the_tsc_phase_can_be_copied():
