@@ -1,10 +1,10 @@
-# make demo: everything once, on the embedded digits.  make test: the tests.
+# make demo: everything once, on the embedded digits.  make test: the tests.  make bench: benchmarks/RESULTS.md.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint format clean
+.PHONY: venv demo test test-slow bench lint format clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,12 @@ demo: venv
 
 test: venv
 	$(PY) -m pytest
+
+test-slow: venv
+	$(PY) -m pytest -m slow
+
+bench: venv
+	$(PY) -m benchmarks
 
 lint: venv
 	$(PY) -m ruff check .

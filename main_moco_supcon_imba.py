@@ -115,6 +115,14 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
         "classes' means in the queue, random only for a class that is not in it",
     )
     group.add_argument(
+        "--assignment-interval",
+        type=arguments.positive_int,
+        default=1,
+        metavar="STEPS",
+        help="steps from one assignment of targets to classes to the next (TSC); 1: every step, the method; more "
+        "only if many thousand classes, not yet settled, hold the step up: the targets are then some steps stale",
+    )
+    group.add_argument(
         "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here, made if missing)"
     )
 
@@ -187,9 +195,11 @@ def main_worker(args) -> None:
     model = build_model(args, spec).to(device)
     if resume:
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+        assignment = state.get("assignment")  # what a stale one was, with --assignment-interval
+        model.assignment = None if assignment is None else assignment.to(device)
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
     with StopSignals() as stop, hold(run_dir, state):
-        train(args, model, loader, batches, Keeper(args, model, stop), state)
+        train(args, model, loader, batches, Keeper(args, model, stop, lambda: {"assignment": model.assignment}), state)
         finish(args, run_dir)
 
 
@@ -251,6 +261,7 @@ def build_model(args, spec: DatasetSpec) -> KCL:
         targets=targets,
         supervised=args.loss == "SupCon",
         loss_form=args.loss_form,
+        assignment_interval=args.assignment_interval,
     )
     model.seed = args.seed
     return model

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from moco.assignment import Assignment
 from moco.losses import LOSS_FORMS, PositiveSum, all_positives, at_least_float32, contrastive_loss, sample_positives
-from moco.targets import assign_targets, check_targets, queue_centroids, update_centroids
+from moco.targets import check_targets, queue_centroids, update_centroids
 from utils import distributed
 from utils.randomness import Stream, torch_rng
 
@@ -53,10 +54,12 @@ class KCL(nn.Module):
         num_classes: C. targets: (C, D) unit vectors, needed for TSC only.
         supervised: False makes the own key the only positive (MoCo).
         loss_form: "release" or "paper", see `contrastive_loss`.
+        assignment_interval: steps from one assignment of targets to the next.
 
     `seed` and `step` are plain attributes: the random draws of a step are a function
     of the two and of the rank. `step` counts by itself; set it to go on elsewhere.
-    After a TSC step `assignment` (C,) holds the row of each class's target.
+    After a TSC step `assignment` (C,) holds the row of each class's target; set it to
+    None to have it solved at the next step, whatever the interval.
 
     Raises:
         InputError: targets that do not fit, or are not unit vectors.
@@ -81,6 +84,7 @@ class KCL(nn.Module):
         targets: Tensor | None = None,
         supervised: bool = True,
         loss_form: str = "release",
+        assignment_interval: int = 1,
     ):
         super().__init__()
         if loss_form not in LOSS_FORMS:
@@ -89,7 +93,8 @@ class KCL(nn.Module):
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
         self.targeted, self.tr, self.sep_t, self.tw = targeted, tr, sep_t, tw
         self.seed, self.step = 0, 0
-        self.assignment: Tensor | None = None
+        self.assignment_interval, self.assignment = assignment_interval, None
+        self._solver: Assignment | None = None  # made at the first TSC step
 
         self.encoder_q = base_encoder(num_classes=dim)
         self.encoder_k = base_encoder(num_classes=dim)
@@ -119,17 +124,19 @@ class KCL(nn.Module):
         all_labels = distributed.gather(labels)  # (B,) of the global batch
 
         with torch.no_grad():
+            if self.targeted:
+                self._start_assignment(q, all_labels)  # centroids move; the host solves while keys are made
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q, before the keys
             all_k = self._encode_keys(im_k)  # keys of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # only the encoders run in half precision
-            target = self._assign_targets(q, labels, all_labels) if self.targeted else None  # (N, D)
+            target = self._assigned_targets(labels) if self.targeted else None  # (N, D)
             drawn, assigned = self._choose_positives(labels, target)
 
         loss = contrastive_loss(
             q,
             k,
-            self.queue.clone(),  # backward needs the queue as it was; the enqueue below changes it
+            self.queue,  # as it was: the enqueue comes below
             drawn,
             self.T,
             targets=self.optimal_target if self.targeted else None,
@@ -167,13 +174,22 @@ class KCL(nn.Module):
         """Start the centroids at the classes' means in the queue, instead of at random (before TSC)."""
         self.class_centroid.copy_(queue_centroids(self.class_centroid, self.queue, self.queue_labels[0]))
 
-    def _assign_targets(self, q: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-        """Update the centroids, solve the assignment, return each anchor's target (N, D)."""
+    def _start_assignment(self, q: Tensor, all_labels: Tensor) -> None:
+        """Move the centroids and, every `assignment_interval` steps, begin to assign the targets anew."""
         if self.optimal_target is None:
             raise ValueError("targeted needs targets: KCL(..., targets=...) of shape (num_classes, dim)")
         all_q = distributed.gather(q.detach())  # (B, D)
-        self.class_centroid.copy_(update_centroids(self.class_centroid, all_q, all_labels))
-        self.assignment = assign_targets(self.class_centroid, self.optimal_target[:: self.tr])  # (C,)
+        with torch.autocast(q.device.type, enabled=False):
+            self.class_centroid.copy_(update_centroids(self.class_centroid, all_q, all_labels))
+        if self.assignment is None or self.step % self.assignment_interval == 0:
+            self._solver = self._solver or Assignment(self.optimal_target[:: self.tr])
+            self._solver.start(self.class_centroid)
+            self.assignment = None  # until it is there
+
+    def _assigned_targets(self, labels: Tensor) -> Tensor:
+        """Each anchor's target, (N, D); waits for what is left of the assignment."""
+        if self.assignment is None:
+            self.assignment = self._solver.result()  # (C,)
         return self.optimal_target[self.assignment[labels] * self.tr]
 
     def _choose_positives(self, labels: Tensor, target: Tensor | None) -> tuple[PositiveSum, PositiveSum | None]:
@@ -209,3 +225,4 @@ class KCL(nn.Module):
         if self.optimal_target is not None:
             state_dict.setdefault(prefix + "optimal_target", self.optimal_target)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.assignment = self._solver = None  # they may be other targets

@@ -14,7 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+# Columns of logits made at a time: on the CPU what stays in the cache, on a GPU what keeps it busy.
+COLUMNS = {"cpu": 2048, "cuda": 16384}
 LOSS_FORMS = ("release", "paper")
 
 
@@ -126,6 +129,46 @@ def all_positives(queue: Tensor, queue_labels: Tensor, labels: Tensor) -> Positi
     return PositiveSum(same @ queue.T, same.sum(1))
 
 
+class LogSumExp(torch.autograd.Function):
+    """log sum_j exp(q·x_j) over many columns x_j, and how many logits exceed a threshold.
+
+    The logits are made some columns at a time and never kept. The derivative by q is the
+    mean of the x_j under the softmax, an (N, D) tensor: it is summed up in the same pass
+    (each part scaled by the largest logit so far), so the backward pass needs no logits,
+    nor the columns.
+
+    forward args: q (N, D), threshold (N,), then any number of (D, M) columns.
+    Returns (N,) in q's dtype and (N,) int64.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, threshold: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        largest = torch.full_like(threshold, -torch.inf)  # (N,) of the logits so far
+        total = torch.zeros_like(threshold)  # (N,) sum of exp(logit - largest)
+        mean = torch.zeros_like(q)  # (N, D) that sum with x_j in it
+        above = torch.zeros_like(threshold, dtype=torch.int64)  # (N,)
+        size = COLUMNS.get(q.device.type, COLUMNS["cuda"])
+        for part in (part for matrix in columns for part in matrix.split(size, dim=1)):
+            part = part.to(q.dtype)  # (D, M)
+            logits = q @ part  # (N, M)
+            above += (logits > threshold[:, None]).sum(1)
+            before, largest = largest, torch.maximum(largest, logits.amax(1))
+            logits.sub_(largest[:, None]).exp_()
+            shrink = (before - largest).exp()  # (N,)
+            total = total * shrink + logits.sum(1)
+            if ctx.needs_input_grad[0]:
+                mean = torch.addmm(mean * shrink[:, None], logits, part.T)
+        ctx.save_for_backward(mean / total[:, None])
+        ctx.mark_non_differentiable(above)
+        return largest + total.log(), above
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+        (mean,) = ctx.saved_tensors
+        return grad[:, None] * mean, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
 def contrastive_loss(
     q: Tensor,
     k: Tensor,
@@ -156,16 +199,18 @@ def contrastive_loss(
         temperature: the softmax temperature, > 0.
         targets: (C·r, D) or None. assigned: the target positives; needs `targets`.
         target_weight: lambda. form: "release" or "paper".
+
+    The gradient reaches q and k; queue and targets are constants, and may be written to
+    before the backward pass. There is no second derivative.
     """
     if form not in LOSS_FORMS:
         raise ValueError(f"form {form!r}, expected one of {LOSS_FORMS}")
     scaled = at_least_float32(q) / temperature  # (N, D)
     own = (scaled * k).sum(1)  # (N,) logit of the own key
     with torch.autocast(q.device.type, enabled=False):
-        others = [scaled @ queue.to(scaled.dtype)]  # (N, Q)
-        if targets is not None:
-            others.append(scaled @ targets.to(scaled.dtype).T)  # (N, C·r)
-    log_z = torch.stack([own] + [logits.logsumexp(1) for logits in others]).logsumexp(0)  # (N,)
+        others = [queue] if targets is None else [queue, targets.T]  # (D, Q), (D, C·r)
+        log_others, key_rank = LogSumExp.apply(scaled, own.detach(), *others)  # (N,), (N,)
+    log_z = torch.logaddexp(own, log_others)  # (N,)
 
     positives = 1 + drawn.count  # (N,) own key and drawn
     log_p = own + (scaled * drawn.vector).sum(1) - positives * log_z  # (N,) summed over positives
@@ -181,6 +226,4 @@ def contrastive_loss(
         loss_class = -(log_p / by_class).mean()
         loss_target = -target_weight * (log_p_target / by_target).mean()
 
-    with torch.no_grad():
-        key_rank = sum((logits > own[:, None]).sum(1) for logits in others)  # (N,)
     return LossOutput(loss_class + loss_target, loss_class, loss_target, key_rank)

@@ -135,6 +135,8 @@ def queue_centroids(centroids: Tensor, queue: Tensor, queue_labels: Tensor) -> T
 def assign_targets(centroids: Tensor, targets: Tensor) -> Tensor:
     """The permutation sigma that maximises sum_y c_y · t_sigma(y), exactly.
 
+    One full solve. Training solves at every step, with `moco.assignment.Assignment`.
+
     Args:
         centroids: (C, D). targets: (C, D).
 

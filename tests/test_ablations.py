@@ -140,6 +140,7 @@ CHANGES = {
     "tw": (TARGETED, "--tw 0.2"),
     "loss_form": (TARGETED, "--loss-form paper"),
     "centroid_init": (TARGETED, "--centroid-init queue"),
+    "assignment_interval": (f"{TARGETED} --epochs 20", "--assignment-interval 100"),
     "lr": ("", "--lr 0.1"),
     "cos": ("", "--cos"),
     "schedule": ("", "--schedule 1"),

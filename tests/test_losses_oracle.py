@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from moco import losses
 from moco.losses import PositiveSum, all_positives, contrastive_loss, sample_positives
 from tests import oracle
 from tests.tiny import unit
@@ -21,6 +22,12 @@ def compare(q, k, queue, labels, drawn, chosen, **tsc):
     (ours,) = torch.autograd.grad(out.loss, q)
     (theirs,) = torch.autograd.grad(loss_class + loss_target, q)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(autouse=True, params=[5, 2048], ids=["in parts", "whole"])
+def columns(request, monkeypatch):
+    """All tests here with the queue of 14 in three parts, and in one."""
+    monkeypatch.setitem(losses.COLUMNS, "cpu", request.param)
 
 
 @pytest.fixture(params=range(5))
@@ -66,3 +73,37 @@ def test_tsc(batch, sep_t, repeat, form):
     )
     tsc = {"targets": targets, "assigned": assigned, "target_row": target_row, "target_weight": 0.2, "form": form}
     compare(q, k, queue, labels.tolist(), drawn, chosen, **tsc)
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.07, 10.0])
+def test_log_sum_exp_has_torchs_value_and_gradient(temperature):
+    """Logits up to 1000 in size: the largest so far changes from part to part, and nothing overflows."""
+    q = (unit(N, D) / temperature).requires_grad_()
+    columns = [unit(D, Q, dim=0), unit(D, C, dim=0)]
+    logits = torch.cat([q @ part for part in columns], dim=1)
+    threshold = logits[:, 3].detach() + 1e-3 / temperature
+    log_sum, above = losses.LogSumExp.apply(q, threshold, *columns)
+    torch.testing.assert_close(log_sum, logits.logsumexp(1), rtol=1e-12, atol=1e-12)
+    assert torch.equal(above, (logits > threshold[:, None]).sum(1))
+    weight = torch.randn(N, dtype=q.dtype)
+    (ours,) = torch.autograd.grad(log_sum, q, weight)
+    (theirs,) = torch.autograd.grad(logits.logsumexp(1), q, weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_queue_may_be_overwritten_before_the_backward_pass(batch):
+    q, k, queue, queue_labels, labels, draws = batch
+    drawn, _ = sample_positives(queue, queue_labels, labels, draws)
+    (expected,) = torch.autograd.grad(contrastive_loss(q, k, queue, drawn, 0.3).loss, q)
+    out = contrastive_loss(q, k, queue, drawn, 0.3)
+    queue.zero_()
+    (gradient,) = torch.autograd.grad(out.loss, q)
+    assert torch.equal(gradient, expected)
+
+
+def test_a_second_derivative_is_refused(batch):
+    q, k, queue, queue_labels, labels, draws = batch
+    drawn, _ = sample_positives(queue, queue_labels, labels, draws)
+    (gradient,) = torch.autograd.grad(contrastive_loss(q, k, queue, drawn, 0.3).loss, q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -92,6 +92,19 @@ def test_centroids_from_the_queue_are_not_made_again_within_tsc(flags, tmp_path,
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("step", [6, 7, 9])
+def test_a_stale_assignment_is_remembered(step, flags, tmp_path, monkeypatch):
+    """With --assignment-interval the permutation of an earlier step is still in use; TSC begins at step 5 here."""
+    run = [*flags, "--epochs", "2", "--targeted", "--sep_t", "--assignment-interval", "4", "--resume", "auto"]
+    stage1.main([*run, "--run-dir", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(Stopped):
+            stage1.main([*run, "--run-dir", str(tmp_path / "run")])
+    stage1.main([*run, "--run-dir", str(tmp_path / "run")])
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("bn_mode", ["train", "eval"])
 @pytest.mark.parametrize("step", [2, 5, 7])
 def test_stage_2_goes_on_from_any_step(step, bn_mode, tsc_run, probe_flags, tmp_path, monkeypatch):

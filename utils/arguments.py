@@ -6,7 +6,7 @@ from imagenet_inat import datasets
 from utils.logger import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
-TARGET_FLAGS = ("tr", "sep_t", "tw", "loss_form", "centroid_init")
+TARGET_FLAGS = ("tr", "sep_t", "tw", "loss_form", "centroid_init", "assignment_interval")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """When a run's checkpoints are written, and what is in them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ class Keeper:
     Args:
         args: the resolved arguments; run_dir, arch, seed and save_steps are used here.
         model: whose state dict is kept. stop: the run's open StopSignals.
+        live: gives further entries at the moment of writing.
     """
 
-    def __init__(self, args, model: nn.Module, stop: StopSignals):
-        self.args, self.model, self.stop = args, model, stop
+    def __init__(self, args, model: nn.Module, stop: StopSignals, live: Callable[[], dict] = dict):
+        self.args, self.model, self.stop, self.live = args, model, stop, live
         self.run_dir = Path(args.run_dir)
         self.entries: dict = {}
 
@@ -73,5 +75,6 @@ class Keeper:
             "seed": self.args.seed,
             "args": plain_args(self.args),
             **self.entries,
+            **self.live(),
         }
         checkpoint.save_last(self.run_dir, state, also)

@@ -1,0 +1,94 @@
+"""The contrastive head: one step of KCL and of TSC on an encoder that costs nothing, forward and backward.
+
+N = 256 anchors, Q = 65536, D = 128, C = 1000 long-tailed classes, k = 6, float32. The floor is the
+two matrix products no head can do without: logits, and their gradient. The textbook version
+builds the (N, Q) mask of positives and the whole log-softmax.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from benchmarks import common
+from moco.builder import KCL
+
+N, Q, D, C, K, T = 256, 65536, 128, 1000, 6, 0.07
+ROUNDS = 15
+
+
+class Features(nn.Module):
+    """An encoder whose images are the features: one small Linear, `fc`."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.fc = nn.Linear(num_classes, num_classes, bias=False)
+        nn.init.eye_(self.fc.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def textbook_loss(model: KCL, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
+    """The loss with a mask over all logits; TSC with --sep_t if the model is targeted."""
+    columns = [(q * k).sum(1, keepdim=True), q @ model.queue]  # (N, 1), (N, Q)
+    same = labels[:, None] == model.queue_labels  # (N, Q)
+    lots = torch.rand(same.shape, device=q.device).masked_fill(~same, -1).topk(K, dim=1)
+    drawn = torch.zeros_like(lots.values.new_empty(same.shape)).scatter_(1, lots.indices, (lots.values >= 0).float())
+    masks = [torch.ones_like(columns[0]), drawn]
+    if model.targeted:
+        columns.append(q @ model.optimal_target.T)  # (N, C)
+        masks.append(model.tw * nn.functional.one_hot(model.assignment[labels], C))
+    mask = torch.cat(masks, dim=1)  # (N, 1 + Q + C)
+    log_p = (torch.cat(columns, dim=1) / T).log_softmax(1)
+    return -((mask * log_p).sum(1) / (mask > 0).sum(1)).mean()
+
+
+def long_tailed_labels(size: int) -> Tensor:
+    weight = torch.arange(1, C + 1).float() ** -0.8
+    return torch.multinomial(weight, size, replacement=True)
+
+
+def settled_model(where: torch.device, targeted: bool) -> KCL:
+    """A model with a full queue, its centroids near the targets."""
+    targets = normalize(torch.randn(C, D), dim=1)
+    model = KCL(
+        Features, D, Q, T=T, num_positive=K, targeted=targeted, sep_t=True, tw=0.2, num_classes=C, targets=targets
+    )
+    model.queue_labels.copy_(long_tailed_labels(Q)[None])
+    model.class_centroid.copy_(targets[torch.randperm(C)])
+    return model.to(where)
+
+
+def measure(where: torch.device, targeted: bool) -> str:
+    model = settled_model(where, targeted)
+    labels = long_tailed_labels(N).to(where)
+    images = [normalize(model.class_centroid[labels] + 0.1 * torch.randn(N, D, device=where), dim=1) for _ in range(2)]
+    others = torch.cat([model.queue, model.optimal_target.T], dim=1) if targeted else model.queue.clone()
+
+    def step() -> None:
+        model(*images, labels).loss.backward()
+
+    def textbook() -> None:
+        q = normalize(model.encoder_q(images[0]), dim=1)
+        textbook_loss(model, q, images[1], labels).backward()
+
+    def floor() -> None:
+        logits = images[0] @ others
+        logits @ others.T
+
+    times = common.interleaved({"floor": floor, "step": step, "textbook": textbook}, where, ROUNDS)
+    memory = common.peak_memory(step, where) / (4 * N * (Q + C))
+    notes = f"peak memory {memory:.2f} × the float32 logits"
+    name = "head, TSC with assignment" if targeted else "head, KCL"
+    return common.row(name, times["step"], times["floor"], times["textbook"], notes)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    print(common.HEADER)
+    for targeted in (False, True):
+        print(measure(common.device(), targeted), flush=True)
+
+
+if __name__ == "__main__":
+    main()
