@@ -124,6 +124,17 @@ def test_positives_are_a_function_of_seed_and_step():
     assert len({loss(1, 5), loss(1, 6), loss(2, 5)}) == 3
 
 
+def test_between_two_assignments_the_last_one_stays():
+    """assignment_interval 3: solved at steps 0 and 3, whatever the centroids do in between."""
+    model = tiny_model(targeted=True, sep_t=True, assignment_interval=3)
+    seen = []
+    for order in ([0, 1, 2], [1, 2, 0], [1, 2, 0], [1, 2, 0]):
+        model.class_centroid.copy_(model.optimal_target[order])
+        model(*tiny_batch())
+        seen.append(model.assignment.tolist())
+    assert seen == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [1, 2, 0]]
+
+
 def test_queue_wraps_around():
     model = tiny_model()
     labels_seen = []
