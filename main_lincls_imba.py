@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from imagenet_inat.bad_images import report_bad_images
 from imagenet_inat.datasets import DatasetSpec, LongTailDataset
 from imagenet_inat.loaders import DeviceBatches, eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
@@ -193,6 +194,7 @@ def train(args, model, train_set: LongTailDataset, loaders: dict, keeper: Keeper
         is_best = choose(results, epoch + 1, measured)
         keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=results["best_on_test"]["acc1"])
         log_epoch(log, means, epoch + 1, rate, measured, progress)
+        report_bad_images(train_set, keeper.run_dir)
     progress.close()
     return results
 

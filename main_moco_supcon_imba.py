@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from imagenet_inat.bad_images import report_bad_images
 from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.loaders import DeviceBatches, train_loader
 from imagenet_inat.samplers import ShuffledBatches
@@ -232,6 +233,7 @@ def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, kee
             train_one_epoch(loader, ddp, optimizer, means, progress, keeper)
             keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
             log_epoch(log, means, epoch + 1, phase, rate, progress)
+            report_bad_images(loader.dataset, keeper.run_dir)
     progress.close()
 
 

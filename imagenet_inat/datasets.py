@@ -245,6 +245,8 @@ class LongTailDataset(Dataset):
         root: the data root the list's paths start from. list_file: the split list.
         num_classes: C. transform: of the decoded RGB image. seed: the run's.
         flat_folder: see DatasetSpec.
+        skip_bad: take another image of the class for one that cannot be read, and note it in
+            `passed_over`, (n,) bool shared with the loader's workers; else that is an error.
 
     Raises:
         InputError: see `read_split`; a root without the list's first image; and at
@@ -259,11 +261,13 @@ class LongTailDataset(Dataset):
         transform: Callable,
         seed: int = 0,
         flat_folder: str = "",
+        skip_bad: bool = False,
     ):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
         self.transform, self.seed = transform, seed
         paths, self.labels = read_split(self.list_file, num_classes)
         self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
+        self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
         first = self.root / self.paths[0].decode()
         if not first.is_file():
             raise InputError(
@@ -281,14 +285,31 @@ class LongTailDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]):
         index, draw = item if isinstance(item, tuple) else (item, None)
-        image = self._read(index)
+        try:
+            image = self.read(index)
+        except InputError:
+            if self.passed_over is None:
+                raise
+            image = self._read_another(index)
         if draw is not None:
             # torchvision's transforms draw from torch's global generator; only the CPU's is set,
             # and before each image, so nothing is left of what was drawn earlier.
             torch.default_generator.manual_seed(counted_seed(self.seed, Stream.AUGMENT, draw))
         return self.transform(image), int(self.labels[index])
 
-    def _read(self, index: int) -> Image.Image:
+    def _read_another(self, index: int) -> Image.Image:
+        """The next image of the class that can be read: the same whoever asks."""
+        alike = np.flatnonzero(self.labels == self.labels[index])
+        for candidate in np.roll(alike, -int(np.searchsorted(alike, index))):
+            try:
+                return self.read(int(candidate))
+            except InputError as error:
+                self.passed_over[int(candidate)] = True
+                last = error
+        raise InputError(f"class {self.labels[index]} has no readable image left; the last: {last}")
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded RGB image of a line of the list."""
         path = self.root / self.paths[index].decode()
         try:
             with Image.open(path) as image:

@@ -148,7 +148,7 @@ class LogSumExp(torch.autograd.Function):
         mean = torch.zeros_like(q)  # (N, D) that sum with x_j in it
         above = torch.zeros_like(threshold, dtype=torch.int64)  # (N,)
         size = COLUMNS.get(q.device.type, COLUMNS["cuda"])
-        for part in (part for matrix in columns for part in matrix.split(size, dim=1)):
+        for part in (part for matrix in columns if matrix.numel() for part in matrix.split(size, dim=1)):
             part = part.to(q.dtype)  # (D, M)
             logits = q @ part  # (N, M)
             above += (logits > threshold[:, None]).sum(1)

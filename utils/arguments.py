@@ -129,6 +129,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the cores this job may use, at most the release's 32; on the CPU half of them)",
     )
     group.add_argument(
+        "--on-bad-image",
+        choices=["stop", "skip"],
+        default="stop",
+        help="a training image that cannot be read ends the run; skip: take another of its class, count it, list it "
+        "in bad_images.txt. In evaluation it always ends the run: an accuracy is over all images",
+    )
+    group.add_argument(
         "--device-aug",
         action="store_true",
         help="finish the training views on the device: colour jitter as one affine map an image, no rounding or "

@@ -52,8 +52,10 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        first = str(error).splitlines()[0]
-        print(f"error: a loader process died: {first} Too little memory? Try fewer, -j; -j 0 has none", file=sys.stderr)
+        first = str(error).splitlines()[0].rstrip(".")
+        print(
+            f"error: a loader process died: {first}. Too little memory? -j asks for fewer, or for none", file=sys.stderr
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)

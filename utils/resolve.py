@@ -18,7 +18,8 @@ from utils.errors import InputError
 # The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
 # fmt: off
 FREE = frozenset((
-    "data_root", "splits", "train_txt", "val_txt", "test_txt", "targets", "pretrained", "workers", "run_dir",
+    "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
+    "run_dir",
     "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq", "save_freq",
     "save_steps", "device", "gpu", "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend",
 ))
@@ -133,7 +134,8 @@ def open_split(args: argparse.Namespace, split: str, transform) -> LongTailDatas
     if not root.is_dir():
         raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
     _need_list(args, lists[split])
-    return LongTailDataset(root, lists[split], spec.num_classes, transform, args.seed or 0, spec.flat_folder)
+    skip_bad = split == "train" and args.on_bad_image == "skip"
+    return LongTailDataset(root, lists[split], spec.num_classes, transform, args.seed or 0, spec.flat_folder, skip_bad)
 
 
 def _need_list(args: argparse.Namespace, file: Path) -> None:
