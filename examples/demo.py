@@ -17,7 +17,7 @@ from pathlib import Path
 from utils import errors
 from utils.arguments import Parser, positive_int, seed_number
 from utils.plots import per_class_accuracy
-from utils.report import SHOT_NOTE, results_table
+from utils.tables import SHOT_NOTE, results_table
 
 STAGE_1 = (
     "main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs {epochs} -b 64 --lr 0.03 "

@@ -18,7 +18,7 @@ from utils.errors import InputError
 # fmt: off
 FREE = frozenset((
     "data_root", "splits", "targets", "pretrained", "workers", "run_dir", "save_folder", "name", "resume", "override",
-    "start_epoch", "seed", "evaluate", "print_freq", "save_freq", "save_steps", "device", "gpu",
+    "start_epoch", "seed", "evaluate", "print_freq", "save_freq", "save_steps", "monitor_freq", "device", "gpu",
     "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend",
 ))
 # fmt: on

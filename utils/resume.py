@@ -26,6 +26,7 @@ KINDS = {
     "optimizer": dict,
     "results": dict,
     "means": dict | None,
+    "assignment": list | None,
 }
 LOCK = ".lock"
 

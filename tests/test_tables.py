@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from utils.plots import per_class_accuracy
-from utils.report import results_table
+from utils.tables import results_table
 
 
 def test_a_row_for_each_method_and_choice(probe_run):
