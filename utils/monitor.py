@@ -24,7 +24,9 @@ from utils.feature_measures import (
 )
 from utils.metrics import ClassAccuracy
 
-MEASURES = ("knn_top1", "knn_many", "knn_medium", "knn_few", "alignment", "uniformity", "uniformity_k")
+KNN = ("knn_top1", "knn_many", "knn_medium", "knn_few")
+SPREAD = ("alignment", "uniformity", "uniformity_k")
+MEASURES = KNN + SPREAD
 
 
 class Monitor:
@@ -111,14 +113,15 @@ def measures(
     mine = slice(distributed.rank(), None, distributed.world_size())
     accuracy.add(knn_scores(features[mine], bank, bank_labels, num_classes), labels[mine])
     top1 = accuracy.summary(class_counts)
+    knn = dict(zip(KNN, (top1[name] for name in ("acc1", "many", "medium", "few")), strict=True))
+    return knn | spread(features, labels, num_classes)
+
+
+def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
+    """The SPREAD of (n, D) unit features with labels (n,)."""
     centres = class_centres(features, labels, num_classes)
-    values = (
-        *(top1[name] for name in ("acc1", "many", "medium", "few")),
-        alignment(features, labels),
-        uniformity(centres),
-        neighbourhood_uniformity(centres, NEIGHBOUR_CLASSES),
-    )
-    return dict(zip(MEASURES, values, strict=True))
+    near = neighbourhood_uniformity(centres, NEIGHBOUR_CLASSES)
+    return dict(zip(SPREAD, (alignment(features, labels), uniformity(centres), near), strict=True))
 
 
 def describe_measures(values: dict[str, float | None]) -> str:
