@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint format clean
+.PHONY: venv demo test test-browser lint format clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,11 @@ demo: venv
 
 test: venv
 	$(PY) -m pytest
+
+test-browser: venv
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium" >&2; exit 1; }
+	$(PY) -m pytest -m browser tests/test_report_browser.py
 
 lint: venv
 	$(PY) -m ruff check .

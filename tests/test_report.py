@@ -34,7 +34,7 @@ def test_both_pages_show_every_section(kind, pages):
     titles = re.findall(r"<h2>(.*)</h2>|^## (.*)$", pages[kind], re.MULTILINE)
     assert ["".join(title) for title in titles] == [
         *("Runs", "Arguments that differ", "Test accuracy", "Curves"),
-        *("Class centres", "Classes and their targets", "Map of the features"),
+        *("Class centres", "Classes and their targets", "Map of the features", "Commands"),
     ]
 
 
@@ -109,11 +109,13 @@ def test_names_are_what_sets_paths_apart(tsc_run, probe_run, tmp_path):
     assert [run.name for run in report.named(nested)] == ["run", "run/probe"]
 
 
-def test_cells_are_escaped_code_and_bold():
-    section = Section("T", ("a `b<c` d",), (Table(["h"], [["**m | n**"]], 1, "above"),))
+def test_text_is_escaped_and_code_is_code():
+    section = Section("T", ("a `b<c` d",), (Table(["h"], [["m | n"]], 1, "above"),))
     html, text = html_page("t", [section]), markdown_page("t", [section], "f")
-    assert "<p>a <code>b&lt;c</code> d</p>" in html and "<b>m | n</b>" in html and "<h3>above</h3>" in html
-    assert "| **m \\| n** |" in text and "### above" in text
+    assert (
+        "<p>a <code>b&lt;c</code> d</p>" in html and '<td class="word">m | n</td>' in html and "<h3>above</h3>" in html
+    )
+    assert "| m \\| n |" in text and "### above" in text
 
 
 def test_the_same_run_draws_the_same_picture_in_two_themes():

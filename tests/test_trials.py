@@ -67,7 +67,8 @@ def test_each_choice_of_the_epoch_has_its_table(runs, capsys):
     selected, last, best = text.split("\n### ")[1:]
     assert selected.startswith("selected: ") and last.startswith("last: ") and best.startswith("best_on_test: ")
     assert "| 0.00 |" in last and "| 0.00 |" not in selected
-    assert f"targeted (stage 1): None in {runs}/kcl_s* and True in {runs}/tsc_s*" in text
+    assert "targeted (stage 1): None in `kcl_s*` and True in `tsc_s*`" in text
+    assert "| kcl_s0 | 0 | 3 |" in selected and "| `tsc_s*` − `kcl_s*` | paired |" in selected
 
 
 def test_a_probes_folder_is_its_run(runs):

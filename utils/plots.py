@@ -39,7 +39,7 @@ def theme(text: str, behind: str, colours: tuple[str, ...]) -> dict:
         "legend.facecolor": behind,
         "savefig.facecolor": "none",
         "svg.hashsalt": "report",  # the same run makes the same file
-        "font.size": 10,
+        "font.size": 11,
     }
 
 

@@ -15,9 +15,9 @@ from utils import errors, trials
 from utils.arguments import Parser
 from utils.logger import say
 from utils.report_page import markdown_section, write_report
-from utils.report_sections import feature_sections, run_sections
+from utils.report_sections import commands, feature_sections, run_sections
 from utils.resolve import check_device
-from utils.runs import Run, read_run
+from utils.runs import Run, read_run, short_names
 
 
 def get_args_parser() -> Parser:
@@ -67,27 +67,22 @@ def make_report(runs: list[Run], groups: list[trials.Group], folder: Path, args)
         sections.append(trials.section(groups))
     if not args.no_features:
         sections += feature_sections(runs, args.device, args.data_root)
+    sections.append(commands(runs))
     page, text = write_report(folder, "Report of " + ", ".join(run.name for run in runs), sections)
     say(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")
     say(f"open {page.resolve().as_uri()} in a browser")
 
 
 def named(runs: list[Run]) -> list[Run]:
-    """The runs under short names: what sets their paths apart.
+    """The runs under short names.
 
     Raises:
         InputError: the same folder twice.
     """
-    paths = [Path(run.name).resolve().parts for run in runs]
+    paths = [str(Path(run.name).resolve()) for run in runs]
     if len(set(paths)) < len(paths):
         raise errors.InputError("the same RUN is named twice")
-    if len(paths) == 1:
-        return [runs[0]._replace(name=paths[0][-1])]
-    while min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
-        paths = [path[1:] for path in paths]
-    while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
-        paths = [path[:-1] for path in paths]
-    return [run._replace(name="/".join(path)) for run, path in zip(runs, paths, strict=True)]
+    return [run._replace(name=name) for run, name in zip(runs, short_names(paths), strict=True)]
 
 
 if __name__ == "__main__":

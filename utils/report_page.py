@@ -9,6 +9,7 @@ from utils.files import write_text
 from utils.plots import Picture
 from utils.tables import markdown
 
+LONG = 40  # letters of a cell that may be broken into lines
 # Nothing but what is in the file: no script, no request, whatever an argument or a folder is called.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
@@ -29,7 +30,10 @@ code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { color: var(--quiet); font-weight: 600 }
-th.word, td.word { text-align: left; white-space: normal; overflow-wrap: break-word; min-width: 5rem; max-width: 26rem }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page) }
+.word { text-align: left }
+.long { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 14rem; max-width: 26rem }
+@media (max-width: 600px) { th, td { padding: .25rem .4rem; font-size: .85rem } }
 tbody tr:nth-child(even) { background: var(--row) }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; max-width: 34rem }
@@ -112,19 +116,13 @@ def _with_code(text: str) -> str:
 
 def _table(table: Table) -> str:
     def line(cells: list[str], tag: str) -> str:
-        kinds = [' class="word"' if i < table.words else "" for i in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{_cell(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        kinds = ["" if i >= table.words else "long" if len(cell) > LONG else "word" for i, cell in enumerate(cells)]
+        return "".join(f'<{tag} class="{k}">{_with_code(c)}</{tag}>' for k, c in zip(kinds, cells, strict=True))
 
     rows = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in table.rows)
     head = f"<thead><tr>{line(table.header, 'th')}</tr></thead>"
     title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
     return f'{title}<div class="scroll"><table>\n{head}\n<tbody>\n{rows}\n</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    """Escaped text, bold where it is **bold** as a whole."""
-    bold = text.startswith("**") and text.endswith("**")
-    return f"<b>{escape(text[2:-2])}</b>" if bold else _with_code(text)
 
 
 def _picture(picture: Picture) -> str:

@@ -1,8 +1,10 @@
 """The figures of a report: each function draws one, in whichever theme is set."""
 
 import numpy as np
+from matplotlib import colormaps, patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from imagenet_inat.datasets import FEW_BELOW, MANY_ABOVE
@@ -10,6 +12,8 @@ from imagenet_inat.datasets import FEW_BELOW, MANY_ABOVE
 SIZE = (4.4, 3.1)  # inches: the letters stay readable when a telephone shows it at 370 px
 SQUARE = (4.4, 3.9)
 NAMED_CLASSES = 20  # more are not named one by one
+# From blue to red; the ends of Matplotlib's map are too dark for a dark page.
+FREQUENCY = ListedColormap(colormaps["turbo"](np.linspace(0.1, 0.9, 256)))
 
 
 def axes_of(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -22,26 +26,27 @@ def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None
     """A value over the epochs, one line a run.
 
     Args:
-        lines: run name -> epochs and values; a name that ends in " (test)" is dashed, in the colour of
-            the line before. switch: the epoch after which TSC begins.
+        lines: run name -> epochs and values, empty where a run has none: its colour stays free. A name
+            that ends in " (test)" is dashed, in the colour of the line before.
+        switch: the epoch after which TSC begins.
     """
     figure, axes = axes_of()
     colour = -1
     for name, (epochs, values) in lines.items():
         test = name.endswith(" (test)")
         colour += not test
-        few = {"marker": "o", "markersize": 3} if len(epochs) < 20 else {}
-        axes.plot(epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=name, **few)
+        marks = {"marker": "o", "markersize": 3} if len(epochs) < 20 else {}
+        if epochs:
+            axes.plot(epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=name, **marks)
     if switch is not None:
         axes.axvline(switch + 0.5, color="0.5", linestyle=":", linewidth=1)
-        axes.annotate("TSC", (switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-                      textcoords="offset points", color="0.5", fontsize=8)  # fmt: skip
+        place = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}
+        axes.annotate("TSC", **place, xytext=(3, -9), textcoords="offset points", color="0.5", fontsize=10)
     if log:
         axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel=label)
-    if len(lines) > 1:
-        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
@@ -58,7 +63,7 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
         left, right = np.clip(edges[i : i + 2], low, high)
         if left < right:
             axes.axvspan(left, right, color="0.5", alpha=(0.22, 0.12, 0.03)[i], linewidth=0)
-            axes.text(np.sqrt(left * right), 103, shot, ha="center", va="bottom", fontsize=9)
+            axes.text(np.sqrt(left * right), 103, shot, ha="center", va="bottom", fontsize=10)
     shift = 1.02  # side by side, not one on top of the other
     for i, (name, values) in enumerate(per_class.items()):
         heights = np.array([np.nan if value is None else value for value in values])
@@ -69,7 +74,7 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
     axes.set_xlabel("training images of the class")
     axes.set_ylabel("test accuracy, %")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
@@ -103,7 +108,7 @@ def cosines_to_targets(values: dict[str, np.ndarray], classes: list[str]) -> Fig
         ylabel="cosine to its target",
         ylim=(min(-0.1, axes.get_ylim()[0]), 1.05),
     )
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
@@ -119,20 +124,14 @@ def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_ci
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.5"))
     size = 16 if len(points) < 500 else 5
     last = max(len(classes) - 1, 1)
-    dots = axes.scatter(
-        *points.T, size, c=ranks, cmap="turbo", vmin=0, vmax=last, linewidth=0, rasterized=len(points) > 3000
-    )
+    many = len(points) > 3000  # too many for a drawing of lines
+    dots = axes.scatter(*points.T, size, c=ranks, cmap=FREQUENCY, vmin=0, vmax=last, linewidth=0, rasterized=many)
     if len(classes) <= NAMED_CLASSES:
+        halo = [patheffects.withStroke(linewidth=3, foreground=plt.rcParams["legend.facecolor"])]
         for rank in np.unique(ranks):
-            x, y = np.median(points[ranks == rank], axis=0)
-            box = {
-                "boxstyle": "circle,pad=0.15",
-                "facecolor": plt.rcParams["text.color"],
-                "alpha": 0.75,
-                "linewidth": 0,
-            }
-            colour = plt.rcParams["legend.facecolor"]
-            axes.text(x, y, classes[rank], ha="center", va="center", fontsize=9, weight="bold", color=colour, bbox=box)
+            place = np.median(points[ranks == rank], axis=0)
+            style = {"fontsize": 12, "weight": "bold", "path_effects": halo}
+            axes.annotate(classes[rank], place, xytext=(6, 6), textcoords="offset points", **style)
     bar = figure.colorbar(dots, shrink=0.9, ticks=[0, last])
     bar.ax.set_yticklabels(["most", "fewest"])
     bar.set_label("training images of the class", labelpad=-14)

@@ -36,14 +36,20 @@ def run_sections(runs: list[Run]) -> list[Section]:
 
 
 def overview(runs: list[Run]) -> Section:
-    rows, commands = [], []
-    for run in runs:
-        for number, stage in ((1, run.pretraining), (2, run.probe)):
-            if stage:
-                rows.append([run.name, f"stage {number}", str(stage.folder), *_facts(stage)])
-                commands.append(f"{run.name}, stage {number}: `{stage.about.get('command', 'unknown')}`")
-    header = ["run", "stage", "folder", "seed", "epochs", "minutes", "commit"]
-    return Section("Runs", tuple(commands), (Table(header, rows, words=3),))
+    rows = [[*words, str(stage.folder), *_facts(stage)] for *words, stage in stages_of(runs)]
+    return Section("Runs", tables=(Table(["run", "stage", "folder", "seed", "epochs", "minutes", "commit"], rows, 3),))
+
+
+def commands(runs: list[Run]) -> Section:
+    """What was typed."""
+    lines = (f"{name}, stage {n}: `{stage.about.get('command', 'unknown')}`" for name, n, stage in stages_of(runs))
+    return Section("Commands", tuple(lines))
+
+
+def stages_of(runs: list[Run]) -> list[tuple[str, str, Stage]]:
+    """Name of the run, number of the stage, and the stage, of all that are there."""
+    found = [(run.name, str(n), stage) for run in runs for n, stage in ((1, run.pretraining), (2, run.probe))]
+    return [row for row in found if row[2]]
 
 
 def _facts(stage: Stage) -> list[str]:
@@ -97,10 +103,8 @@ def curves(runs: list[Run]) -> Section:
     pictures = []
     for path, label, log in CURVES:
         lines = {name: _series(stage, path) for name, stage in stages.items()}
-        lines = {name: line for name, line in lines.items() if line[0]}
-        if lines:
-            caption = f"{label}, pre-training" + (f" ({next(iter(lines))})" if len(lines) == 1 else "")
-            pictures.append(draw("_".join(path), caption, plots.curves, lines, label, switch, log))
+        if any(epochs for epochs, _ in lines.values()):
+            pictures.append(draw("_".join(path), f"{label}, pre-training", plots.curves, lines, label, switch, log))
     if probes := {run.name: run.probe for run in runs if run.probe and run.probe.epochs}:
         pictures.append(_probe_curves(probes))
     text = "Pre-training, then the probe. Dotted: where TSC's targets join the loss." if switch else ""
@@ -169,7 +173,7 @@ def centres_section(found: dict[str, RunFeatures], reasons: list[str]) -> Sectio
     text = (
         "The head's unit output for the validation split in its evaluation view, by the last checkpoint of stage 1. "
         "A: mean distance of two images of a class, the lower the tighter. U: mean distance of two class centres, "
-        f"U_k: to the {near} nearest; the higher the more even.",
+        f"U_{near}: to its {near} nearest; the higher the more even.",
     )
     tables = (Table(["run", "epoch", "A", "U", f"U_{near}"], rows),) if rows else ()
     return Section("Class centres", (*(text if rows else ()), *reasons), tables, tuple(pictures))

@@ -128,3 +128,15 @@ def differences(runs: list[Run]) -> dict[str, list]:
     names = dict.fromkeys(name for value in values for name in value)
     columns = {name: [value.get(name) for value in values] for name in names}
     return {name: column for name, column in columns.items() if any(value != column[0] for value in column)}
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """What sets different paths apart: without the folders that all begin with, and those that all end with."""
+    parts = [Path(path).parts for path in paths]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
+        parts = [path[1:] for path in parts]
+    while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    return ["/".join(path) for path in parts]

@@ -9,7 +9,7 @@ from scipy import stats
 
 from utils.errors import InputError
 from utils.report_page import Section, Table
-from utils.runs import Run, differences, read_run
+from utils.runs import Run, differences, read_run, short_names
 from utils.tables import CHOICES, SHOTS, accuracies, percent
 
 CONFIDENCE = 0.95
@@ -92,17 +92,18 @@ def table(groups: list[Group], choice: str) -> tuple[list[str], list[list[str]]]
         choice: of the epoch, one of CHOICES.
     """
     rows, measured = [], []
+    names = [f"`{name}`" for name in short_names([group.name for group in groups])]
+    folders = iter(short_names([run.name for group in groups for run in group.runs]))
     for group in groups:
         entries = [run.results[choice] for run in group.runs]
         measured.append(np.array([accuracies(entry) for entry in entries], dtype=float))  # (trials, 4), nan: no class
         for run, entry in zip(group.runs, entries, strict=True):
-            rows.append([run.name, _seed(run), str(entry["epoch"]), *map(percent, accuracies(entry))])
-    for group, values in zip(groups, measured, strict=True):
-        cells = [_mean_and_std(column) for column in values.T]
-        rows.append([f"**{group.name}**", f"{len(values)} trials", "mean ± std", *cells])
-    for group, values in zip(groups[1:], measured[1:], strict=True):
-        cells = [_with_interval(column) for column in (values - measured[0]).T]
-        rows.append([f"**{group.name} − {groups[0].name}**", "paired", "mean [95 %]", *cells])
+            rows.append([next(folders), _seed(run), str(entry["epoch"]), *map(percent, accuracies(entry))])
+    for name, values in zip(names, measured, strict=True):
+        rows.append([name, f"{len(values)} trials", "mean ± std", *map(_mean_and_std, values.T)])
+    for name, values in zip(names[1:], measured[1:], strict=True):
+        cells = map(_with_interval, (values - measured[0]).T)
+        rows.append([f"{name} − {names[0]}", "paired", "mean [95 %]", *cells])
     return HEADER, rows
 
 
@@ -126,7 +127,8 @@ def paired_difference(values: np.ndarray) -> tuple[float, float, float]:
 def notes(groups: list[Group]) -> list[str]:
     """What sets the groups apart besides their name, and what sets any runs apart that is no argument."""
     firsts = [group.runs[0] for group in groups]
-    names = [Run(group.name, None, None, None) for group in groups]
+    short = short_names([group.name for group in groups])
+    names = [Run(f"`{name}`", None, None, None) for name in short]
     lines = [f"{name}: {_by_run(names, values)}" for name, values in differences(firsts).items()]
     runs = [run for group in groups for run in group.runs]
     abouts = [(run.pretraining or run.probe).about for run in runs]
