@@ -41,7 +41,7 @@ CLASSES = (0, 1, 2)
 COUNTS = {"1:1:1": (35, 35, 35), "50:1:1": (100, 2, 2)}  # as many images and steps in both
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {targets}"}
 STAGE_1 = (
-    "--dataset {set} --data-root {root} --splits {splits} --moco-dim 2 --mlp --cos --epochs {epochs} -b 64 --lr 0.01 "
+    "--dataset {set} --data-root {root} --splits {splits} --moco-dim 2 --mlp --cos --epochs {epochs} -b 64 --lr 0.003 "
     "--moco-k 256 --moco-m 0.9 --moco-t 0.2 --seed {seed} -p 0 --resume auto --run-dir {run_dir}"
 )
 
