@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         splits = write_lists(folder / "lists" / ratio.replace(":", "_"), whole, COUNTS[ratio])
         run_dir = folder / f"{method}_{ratio.replace(':', '_')}".lower()
         say(f"\n{method}, {ratio}: run {number} of {len(COUNTS) * len(METHODS)}")
-        values = {"set": SET, "root": root, "splits": splits, "run_dir": run_dir, "targets": targets}
-        stage1.main(f"{STAGE_1} {METHODS[method]}".format(epochs=args.epochs, seed=args.seed, **values).split())
+        values = vars(args) | {"set": SET, "root": root, "splits": splits, "run_dir": run_dir, "targets": targets}
+        stage1.main([word.format(**values) for word in f"{STAGE_1} {METHODS[method]}".split()])
         panels[method, ratio] = read_panel(run_dir)
     output.mkdir(parents=True, exist_ok=True)
     draw(panels, output / "figure1.png")

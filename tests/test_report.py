@@ -78,6 +78,16 @@ def test_a_run_without_probe_or_checkpoint_still_has_a_report(tsc_run, tmp_path)
     assert "&lt;run&gt; &amp; co" in page and "<run>" not in page
 
 
+def test_a_folder_of_another_version_says_what_it_lacks(tsc_run, tmp_path):
+    run = tmp_path / "old"
+    shutil.copytree(tsc_run, run)
+    about = json.loads((run / "args.json").read_text())
+    del about["args"]["moco_dim"]
+    (run / "args.json").write_text(json.dumps(about))
+    report.main([str(run), "--device", "cpu"])
+    assert "old/args.json: has no &#x27;moco_dim&#x27; among its arguments" in (run / "report.html").read_text()
+
+
 def test_no_features_asks_for_no_image(tsc_run, tmp_path, capsys):
     report.main([str(tsc_run), "--output", str(tmp_path), "--no-features"])
     assert "Class centres" not in (tmp_path / "report.html").read_text()

@@ -40,8 +40,18 @@ def features_of(stage: Stage, device: torch.device, data_root: str | None = None
         stage: of a pre-training. data_root: where the data is now, if not where it was.
 
     Raises:
-        InputError: the checkpoint, the data set's row, its lists or its images are not there.
+        InputError: the checkpoint, the data set's row, its lists or its images are not there, or
+            an argument of the run, as in a folder of another version.
     """
+    try:
+        return _features_of(stage, device, data_root)
+    except AttributeError as error:
+        if not isinstance(error.obj, Namespace):
+            raise
+        raise InputError(f"{stage.folder / 'args.json'}: has no '{error.name}' among its arguments") from None
+
+
+def _features_of(stage: Stage, device: torch.device, data_root: str | None) -> RunFeatures:
     args = Namespace(**stage.args)
     if args.dataset not in REGISTRY:
         raise InputError(f"--dataset {args.dataset}: no row of imagenet_inat/datasets.py")
