@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-slow bench lint format clean
+.PHONY: venv demo test test-slow test-browser bench lint format clean
 
 venv: $(STAMP)
 
@@ -25,6 +25,11 @@ test-slow: venv
 
 bench: venv
 	$(PY) -m benchmarks
+
+test-browser: venv
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium" >&2; exit 1; }
+	$(PY) -m pytest -m browser tests/test_report_browser.py
 
 lint: venv
 	$(PY) -m ruff check .

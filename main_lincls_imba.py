@@ -29,10 +29,10 @@ from utils.files import write_text
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
-from utils.report import show_accuracies
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
+from utils.tables import show_accuracies
 
 BEST = "model_best.pth.tar"
 
@@ -273,7 +273,7 @@ def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured
         rows[split] = {"loss": values["loss"], "top1": values["acc1"], "top5": values["acc5"]}
     for split, values in rows.items():
         log.scalars(split, values, epoch)
-    log.record(epoch=epoch, lr=rate, **rows, seconds=progress.seconds(), images_per_s=progress.speed())
+    log.record(epoch=epoch, lr=rate, **rows, **progress.rates())
     accuracies = f"val {measured['val']['acc1']:.2f}  test {measured['test']['acc1']:.2f}"
     say(f"{epoch_means.where}  {describe(means)}  {accuracies}  lr {rate:.4g}  ETA {progress.eta()}")
 
@@ -292,7 +292,8 @@ def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None
         write_text(run_dir / "results.json", json.dumps(record, indent=2) + "\n")
     for name in ("selected", "last", "best_on_test"):
         show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
-    say(f"wrote {run_dir}: args.json, log.jsonl, train/ val/ test/ (TensorBoard), last.pth.tar, {BEST}, results.json")
+    files = f"args.json, log.jsonl, epochs.csv, last.pth.tar, {BEST}, results.json"
+    say(f"wrote {run_dir}: {files}, train/ val/ test/ (TensorBoard)")
 
 
 if __name__ == "__main__":

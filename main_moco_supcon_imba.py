@@ -28,6 +28,7 @@ from utils import arguments, checkpoint, distributed, errors, resolve
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import Means, in_top_k
+from utils.monitor import Monitor, assignment_of, describe_facts, describe_measures, target_facts
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
@@ -48,6 +49,14 @@ def get_args_parser() -> arguments.Parser:
         type=arguments.positive_int,
         default=20,
         help="epochs between checkpoints that are kept",
+    )
+    running.add_argument(
+        "--monitor-freq",
+        type=arguments.natural,
+        default=0,
+        metavar="E",
+        help="measure the features every E epochs: kNN accuracy on the validation split, alignment, uniformity; "
+        "costs one pass over both splits without augmentation and changes nothing in training; 0: never",
     )
     arguments.add_distributed_arguments(parser)
     return parser
@@ -151,6 +160,8 @@ def prepare(args) -> None:
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     check_resume(args.resume, Path(args.run_dir))
     train_set = resolve.open_split(args, "train", None)
+    if args.monitor_freq:
+        resolve.open_split(args, "val", None)
     ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
 
 
@@ -209,7 +220,8 @@ def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, kee
     device, steps = args.device, len(loader)
     done = state["epoch"] * steps + state["step"]
     ddp = distributed.wrap(model, device)
-    log = RunLog(Path(args.run_dir), args, ("train",), state["epoch"])
+    monitor = Monitor(args, loader.dataset.class_counts)
+    log = RunLog(Path(args.run_dir), args, ("train", "val") if args.monitor_freq else ("train",), state["epoch"])
     say(f"{len(loader.dataset)} images, {steps} steps an epoch, seed {args.seed}, {device}: {args.run_dir}")
     progress = Progress(args.epochs * steps, done, args.batch_size, args.print_freq)
     for phase in get_phases(args.epochs, args.targeted):
@@ -229,10 +241,12 @@ def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, kee
             model.step = epoch * steps + first
             title = f"Epoch: [{epoch + 1}/{args.epochs}] {phase.name}"
             means = Means(title, device, state.get("means") if first else None)
-            keeper.begin_epoch(epoch, first, optimizer, means, phase=phase.name)
+            before = state.get("assignment_before") if first else assignment_of(model)  # the targets of an epoch ago
+            keeper.begin_epoch(epoch, first, optimizer, means, phase=phase.name, assignment_before=before)
             train_one_epoch(loader, ddp, optimizer, means, progress, keeper)
+            measured = monitor.measure(model, epoch + 1, keeper.stop_if_asked)
             keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
-            log_epoch(log, means, epoch + 1, phase, rate, progress)
+            log_epoch(log, means, epoch + 1, phase, rate, progress, target_facts(model, before), measured)
             report_bad_images(loader.dataset, keeper.run_dir)
     progress.close()
 
@@ -298,22 +312,24 @@ def kept_name(epochs_done: int, save_freq: int) -> tuple[str, ...]:
     return () if epochs_done % save_freq else (f"checkpoint_{epochs_done:04d}.pth.tar",)
 
 
-def log_epoch(log: RunLog, epoch_means: Means, epoch: int, phase: Phase, rate: float, progress: Progress) -> None:
-    means = epoch_means.read(over_ranks=True)
-    log.scalars("train", means, epoch)
-    log.record(
-        epoch=epoch,
-        phase=phase.name,
-        lr=rate,
-        **means,
-        seconds=progress.seconds(),
-        images_per_s=progress.speed(),
+def log_epoch(
+    log: RunLog, epoch_means: Means, epoch: int, phase: Phase, rate: float, progress: Progress, facts: dict, val: dict
+) -> None:
+    """facts: `target_facts` of the epoch. val: `Monitor.measure`, empty without one."""
+    means, rates = epoch_means.read(over_ranks=True), progress.rates()
+    log.scalars("train", means | facts | {"lr": rate} | rates, epoch)
+    log.scalars("val", val, epoch)
+    log.record(epoch=epoch, phase=phase.name, lr=rate, **means, **facts, **rates, **({"val": val} if val else {}))
+    say(
+        f"{epoch_means.where}  {describe(means)}{describe_facts(facts)}  lr {rate:.4g}  "
+        f"{progress.speed():.0f} img/s  data {rates['data_share']:.0f} %  ETA {progress.eta()}"
     )
-    say(f"{epoch_means.where}  {describe(means)}  lr {rate:.4g}  {progress.speed():.0f} img/s  ETA {progress.eta()}")
+    if any(value is not None for value in val.values()):
+        say(f"{epoch_means.where}  {describe_measures(val)}")
 
 
 def finish(args, run_dir: Path) -> None:
-    say(f"wrote {run_dir}: args.json, log.jsonl, train/ (TensorBoard), {checkpoint.LAST}")
+    say(f"wrote {run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}")
     probe = resolve.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
     say(f"next, the linear probe: {probe}")
 

@@ -3,7 +3,7 @@
     python -m examples.demo
 
 Targets, KCL and TSC pre-training with the same total of epochs, a linear probe of each,
-then a table and a picture in runs/demo. Every step is a command that could be typed, and
+then a table, a picture and a report in runs/demo. Every step is a command that could be typed, and
 is shown. Interrupted, the same command goes on where it was.
 """
 
@@ -17,14 +17,15 @@ from pathlib import Path
 from utils import errors
 from utils.arguments import Parser, positive_int, seed_number
 from utils.plots import per_class_accuracy
-from utils.report import SHOT_NOTE, results_table
+from utils.tables import SHOT_NOTE, results_table
 
 STAGE_1 = (
     "main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs {epochs} -b 64 --lr 0.03 "
-    "--moco-k 1024 --moco-m 0.99 --seed {seed} -p 0 --resume auto"
+    "--moco-k 1024 --moco-m 0.99 --seed {seed} -p 0 --resume auto --monitor-freq 4"
 )
 STAGE_2 = "main_lincls_imba.py --dataset digits --epochs 8 --schedule 4 6 -b 64 --lr 1 --seed {seed} -p 0 --resume auto"
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
+REPORT = "-m utils.report {folder}/kcl {folder}/tsc --output {folder}"
 
 
 def get_args_parser() -> Parser:
@@ -47,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         run(f"{STAGE_1} {flags} --run-dir {{run_dir}}", **values)
         run(f"{STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe", **values)
         results[method] = json.loads((run_dir / "probe" / "results.json").read_text())
+    run(REPORT, folder=folder)
     show(results, folder)
-    print(f"\nwrote {folder}/results.md and per_class.png in {time.monotonic() - started:.0f} s")
+    print(f"\nwrote {folder}/results.md, per_class.png and report.html in {time.monotonic() - started:.0f} s")
     print(f"curves: tensorboard --logdir {folder}; to start over, delete {folder}")
 
 

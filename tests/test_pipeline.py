@@ -30,6 +30,7 @@ def test_stage_1_leaves_a_complete_run_folder(tsc_run):
     assert {path.name for path in tsc_run.iterdir()} - {"probe", ".lock"} == checkpoints | {
         "args.json",
         "log.jsonl",
+        "epochs.csv",
         "train",
     }
 
@@ -53,7 +54,14 @@ def test_stage_1_leaves_a_complete_run_folder(tsc_run):
 
 def test_stage_1_writes_the_releases_scalars(tsc_run):
     board = scalars(tsc_run / "train")
-    assert set(board) == {"loss", "loss_class", "loss_target", "top1", "top5"}
+    added = {
+        "lr",
+        "seconds",
+        "images_per_s",
+        "data_share",
+        "target_cosine",
+    }  # target_changed: one epoch of TSC has none
+    assert set(board) == {"loss", "loss_class", "loss_target", "top1", "top5"} | added
     assert board["loss"] == [(e["epoch"], pytest.approx(e["loss"], rel=1e-6)) for e in log_of(tsc_run)]
 
 
@@ -152,7 +160,7 @@ def test_stage_2_reports_each_choice_of_the_epoch(probe_run):
 
 def test_stage_2_writes_its_files(probe_run):
     checkpoints = {f"{name}.pth.tar" for name in ("last", "previous", "model_best")}
-    others = {"args.json", "log.jsonl", "train", "val", "test", "results.json", ".lock"}
+    others = {"args.json", "log.jsonl", "epochs.csv", "train", "val", "test", "results.json", ".lock"}
     assert {path.name for path in probe_run.iterdir()} == checkpoints | others
     assert all(set(scalars(probe_run / split)) == {"loss", "top1", "top5"} for split in ("train", "test"))
 

@@ -10,9 +10,9 @@ import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
 from benchmarks import bench_targets
-from examples import demo
+from examples import demo, figure1
 from imagenet_inat import splits
-from utils import export
+from utils import export, report
 
 ROOT = Path(__file__).parent.parent
 MODULES = {
@@ -20,8 +20,10 @@ MODULES = {
     "main_lincls_imba.py": main_lincls_imba,
     "target_generation.py": target_generation,
     "examples.demo": demo,
+    "examples.figure1": figure1,
     "utils.export": export,
     "imagenet_inat.splits": splits,
+    "utils.report": report,
     "benchmarks.bench_targets": bench_targets,
 }
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}
@@ -48,13 +50,13 @@ def test_a_shown_command_parses(command):
 
 def test_the_demos_own_commands_parse():
     stage_1 = f"{demo.STAGE_1} {demo.METHODS['TSC']}".format(epochs=1, seed=0, folder="f")
-    for command in (stage_1, demo.STAGE_2.format(seed=0)):
+    for command in (stage_1, demo.STAGE_2.format(seed=0), demo.REPORT.format(folder="f").removeprefix("-m ")):
         script, *flags = shlex.split(command)
         PARSERS[script]().parse_args(flags)
 
 
 def test_make_targets_that_readme_names_exist():
-    named = set(re.findall(r"\bmake (venv|demo|test|lint)\b", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"\bmake (venv|demo|test-browser|test|lint)\b", (ROOT / "README.md").read_text()))
     makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)

@@ -1,37 +1,151 @@
-"""The table and the picture of several results."""
+"""report.html and report.md: what is in them, and what is said where something is missing."""
 
 import json
+import re
+import shutil
 
 import numpy as np
-from matplotlib.image import imread
+import pytest
 
-from utils.plots import per_class_accuracy
-from utils.report import results_table
-
-
-def test_a_row_for_each_method_and_choice(probe_run):
-    record = json.loads((probe_run / "results.json").read_text())
-    lines = results_table({"KCL": record, "TSC": record}).splitlines()
-    assert len(lines) == 2 + 4
-    assert lines[2].startswith("| KCL | selected (") and lines[5].startswith("| TSC | last (2) | ")
-    assert lines[5].endswith(f"| {record['last']['acc1']:.2f} |")
+from utils import report
+from utils.errors import InputError
+from utils.plots import draw
+from utils.report_page import Section, Table, html_page, markdown_page
+from utils.report_plots import curves
+from utils.report_sections import in_two_dimensions, spread_out
+from utils.runs import read_run
 
 
-def test_a_shot_without_classes_is_a_dash():
-    entry = {"epoch": 1, "acc1": 50.0, "many": None, "medium": 50.0, "few": None}
-    table = results_table({"KCL": {"selected": entry, "last": entry}})
-    assert "| KCL | selected (1) | – | 50.00 | – | 50.00 |" in table
+@pytest.fixture(scope="module")
+def pages(tsc_run, probe_run, tmp_path_factory):
+    """The two pages of `tsc_run` beside a copy of it, whose images are not to be found."""
+    folder = tmp_path_factory.mktemp("report")
+    other = folder / "other"
+    shutil.copytree(tsc_run, other)
+    args = json.loads((other / "args.json").read_text())
+    args["args"] |= {"tw": 0.7, "dataset": "mine"}
+    (other / "args.json").write_text(json.dumps(args))
+    report.main([str(probe_run), str(other), "--output", str(folder / "out"), "--device", "cpu"])
+    return {kind: (folder / "out" / f"report.{kind}").read_text() for kind in ("html", "md")} | {"out": folder / "out"}
 
 
-def test_the_picture_shows_a_bar_for_each_method_and_class(probe_run, tmp_path):
-    record = json.loads((probe_run / "results.json").read_text())
-    record["selected"]["per_class"] = [100.0] * 9 + [None]  # a class without test images leaves a gap
-    per_class_accuracy({"KCL": record, "TSC": record}, tmp_path / "p.png")
-    pixels = (imread(tmp_path / "p.png")[:, :, :3] * 255).round().astype(int)
-    blue, orange = [(pixels == colour).all(axis=2) for colour in ((0, 114, 178), (213, 94, 0))]
-    row = pixels.shape[0] // 2  # crosses every bar
-    assert count_runs(blue[row]) == count_runs(orange[row]) == 9
+@pytest.mark.parametrize("kind", ["html", "md"])
+def test_both_pages_show_every_section(kind, pages):
+    titles = re.findall(r"<h2>(.*)</h2>|^## (.*)$", pages[kind], re.MULTILINE)
+    assert ["".join(title) for title in titles] == [
+        *("Runs", "Arguments that differ", "Test accuracy", "Curves"),
+        *("Class centres", "Classes and their targets", "Map of the features", "Commands"),
+    ]
 
 
-def count_runs(mask: np.ndarray) -> int:
-    return int((np.diff(np.concatenate([[0], mask.astype(int)])) == 1).sum())
+def test_arguments_that_differ_and_no_others(pages):
+    section = pages["md"].split("## Arguments that differ")[1].split("##")[0]
+    rows = [line.split(" | ")[0].strip("| ") for line in section.strip().splitlines()[2:]]
+    assert rows == ["dataset (stage 1)", "tw (stage 1)"]
+    assert re.search(r"\| tw \(stage 1\) \| 0.2 \| 0.7 \|", section)
+
+
+def test_the_table_has_the_results(pages, probe_run):
+    results = json.loads((probe_run / "results.json").read_text())
+    assert pages["md"].count(f"| selected ({results['selected']['epoch']}) |") == 2
+    assert f"{results['best_on_test']['acc1']:.2f}" in pages["html"]
+
+
+def test_what_cannot_be_measured_is_said(pages):
+    assert pages["html"].count("other: not shown, --dataset mine: no row of imagenet_inat/datasets.py") == 3
+
+
+def test_the_html_needs_nothing_but_itself(pages):
+    addresses = re.findall(r"""(?:src|srcset|href|url)[=(]["']?([^"')\s>]+)""", pages["html"])
+    assert len(addresses) > 10 and all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert "<script" not in pages["html"]
+
+
+def test_the_markdowns_pictures_are_beside_it(pages):
+    pictures = re.findall(r"!\[.*\]\((.*)\)", pages["md"])
+    assert len(pictures) == len(set(pictures)) >= 8
+    assert all((pages["out"] / picture).read_text().startswith("<?xml") for picture in pictures)
+
+
+def test_a_run_without_probe_or_checkpoint_still_has_a_report(tsc_run, tmp_path):
+    run = tmp_path / "<run> & co"
+    run.mkdir()
+    shutil.copy(tsc_run / "args.json", run)
+    report.main([str(run), "--device", "cpu"])
+    page = (run / "report.html").read_text()
+    for text in ("No probe has ended yet", "No epoch has ended yet", "last.pth.tar: cannot be read (No such file"):
+        assert text in page
+    assert "&lt;run&gt; &amp; co" in page and "<run>" not in page
+
+
+def test_a_folder_of_another_version_says_what_it_lacks(tsc_run, tmp_path):
+    run = tmp_path / "old"
+    shutil.copytree(tsc_run, run)
+    about = json.loads((run / "args.json").read_text())
+    del about["args"]["moco_dim"]
+    (run / "args.json").write_text(json.dumps(about))
+    report.main([str(run), "--device", "cpu"])
+    assert "old/args.json: has no &#x27;moco_dim&#x27; among its arguments" in (run / "report.html").read_text()
+
+
+def test_no_features_asks_for_no_image(tsc_run, tmp_path, capsys):
+    report.main([str(tsc_run), "--output", str(tmp_path), "--no-features"])
+    assert "Class centres" not in (tmp_path / "report.html").read_text()
+    assert f"open file://{tmp_path}/report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "name a RUN folder, or groups with --trials"),
+        ("{run} {run}", "the same RUN is named twice"),
+        ("{run}/probe/train", "is no run folder: .*args.json cannot be read"),
+        ("--trials x --output y", "--output: trials without a RUN are printed"),
+        ("{run} --device cuda:99", "device cuda:99"),
+    ],
+)
+def test_bad_input(words, message, tsc_run, probe_run):
+    with pytest.raises(InputError, match=message):
+        report.main(words.format(run=tsc_run).split())
+
+
+def test_names_are_what_sets_paths_apart(tsc_run, probe_run, tmp_path):
+    for name in ("kcl", "tsc"):
+        shutil.copytree(tsc_run, tmp_path / name / "run")
+    runs = [read_run(tmp_path / name / "run" / "probe") for name in ("kcl", "tsc")]
+    assert [run.name for run in report.named(runs)] == ["kcl", "tsc"]
+    assert report.named(runs[:1])[0].name == "probe"
+    nested = [read_run(path) for path in (tmp_path / "kcl" / "run", tmp_path / "kcl" / "run" / "probe")]
+    assert [run.name for run in report.named(nested)] == ["run", "run/probe"]
+
+
+def test_text_is_escaped_and_code_is_code():
+    section = Section("T", ("a `b<c` d",), (Table(["h"], [["m | n"]], 1, "above"),))
+    html, text = html_page("t", [section]), markdown_page("t", [section], "f")
+    assert (
+        "<p>a <code>b&lt;c</code> d</p>" in html and '<td class="word">m | n</td>' in html and "<h3>above</h3>" in html
+    )
+    assert "| m \\| n |" in text and "### above" in text
+
+
+def test_the_same_run_draws_the_same_picture_in_two_themes():
+    one, again = (draw("n", "c", curves, {"a": ([1, 2], [3.0, 4.0])}, "loss", None) for _ in range(2))
+    assert one == again
+    assert one.light != one.dark
+    assert "#e6e8eb" in one.dark and "#e6e8eb" not in one.light
+
+
+def test_few_images_of_a_sorted_list_are_from_all_of_it():
+    assert spread_out(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert spread_out(101, 3).tolist() == [0, 50, 100]
+
+
+def test_two_dimensions_are_shown_as_they_are_and_more_by_neighbours():
+    plane = np.eye(2)
+    assert in_two_dimensions(plane) == (plane, "as they are")
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.eye(5)[:2], 10, axis=0) + 0.01 * rng.normal(size=(20, 5))
+    points, how = in_two_dimensions(groups)
+    distances = np.linalg.norm(points[:, None] - points, axis=2)
+    assert how.startswith("t-SNE")
+    assert (distances.argsort(axis=1)[:, 1] // 10 == np.arange(20) // 10).all()  # the nearest is of the same group

@@ -33,10 +33,10 @@ def launch(worker: Callable, args) -> None:
     machines, --rank is this machine's number, --dist-url says where machine 0 is.
     """
     if "LOCAL_RANK" in os.environ:  # torchrun has started us, once per process
-        _work(int(os.environ["LOCAL_RANK"]), worker, args, "env://", None)
+        _work(int(os.environ["LOCAL_RANK"]), worker, args, None)
     elif args.multiprocessing_distributed:
         per_node = torch.cuda.device_count() or PROCESSES_WITHOUT_GPU
-        _spawn((worker, args, args.dist_url, per_node), per_node)
+        _spawn((worker, args, per_node), per_node)
     else:
         args.device = _device(args, 0)
         _share_cores(args, processes=1)
@@ -69,7 +69,7 @@ def _spawn(work: tuple, processes: int) -> None:
             signal.signal(number, handler)
 
 
-def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | None) -> None:
+def _work(local_rank: int, worker: Callable, args, per_node: int | None) -> None:
     """One process of a group: join, work, leave."""
     args.device = _device(args, local_rank)
     _share_cores(args, processes=per_node or int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -83,9 +83,10 @@ def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | Non
 
     def join_and_work() -> None:
         try:
-            dist.init_process_group(backend, init_method=url, timeout=timedelta(minutes=30), **group)
+            dist.init_process_group(backend, timeout=timedelta(minutes=30), **(group or _torchrun_group()))
         except (RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]
+            url = args.dist_url if per_node else "env://"
             raise errors.InputError(f"the processes cannot meet at {url} over {backend}: {first}") from None
         try:
             worker(args)
@@ -99,9 +100,23 @@ def _work(local_rank: int, worker: Callable, args, url: str, per_node: int | Non
         errors.run(join_and_work)  # a spawned process reports for itself
 
 
-def _release_group(args, local_rank: int, per_node: int) -> dict[str, int]:
+def _release_group(args, local_rank: int, per_node: int) -> dict:
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    return {"world_size": nodes * per_node, "rank": node * per_node + local_rank}
+    where = {"init_method": args.dist_url}
+    return {"world_size": nodes * per_node, "rank": node * per_node + local_rank, **where}
+
+
+def _torchrun_group() -> dict:
+    """torchrun's group, on one machine with a store of its own for each restart.
+
+    torchrun serves one store for all restarts, in which the addresses of killed processes still
+    stand: a new process that reads too soon would try to reach them, and the group never meet.
+    """
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        return {"init_method": "env://"}  # the machines may not agree on how often they have started
+    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"restart {restart}", store), "rank": rank, "world_size": world}
 
 
 def _device(args, local_rank: int) -> torch.device:

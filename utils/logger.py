@@ -1,5 +1,7 @@
 """What a run says and writes: console lines, a bar with the ETA, log.jsonl, TensorBoard, args.json."""
 
+import csv
+import io
 import json
 import os
 import platform
@@ -42,6 +44,8 @@ def say(text: str = "") -> None:
 class RunLog:
     """The log files of a run folder; only the main process writes.
 
+    log.jsonl has one object an epoch; epochs.csv is the same as a table, written anew from it each time.
+
     Args:
         run_dir: the run folder, made here. args: the resolved arguments.
         splits: one TensorBoard folder each. epochs_done: a resumed run's; records of
@@ -63,9 +67,9 @@ class RunLog:
         write_text(self.path, "".join(kept))  # a line without its end was being written when the run was killed
 
     def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
-        """TensorBoard scalars of an epoch."""
+        """TensorBoard scalars of an epoch; None is a value that was not measured."""
         for name, value in values.items():
-            if split in self.boards:
+            if split in self.boards and value is not None:
                 self.boards[split].log_value(name, value, epoch)
 
     def record(self, **values) -> None:
@@ -73,6 +77,24 @@ class RunLog:
         if distributed.is_main():
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
+            records = [json.loads(line) for line in self.path.read_text().splitlines()]
+            write_text(self.path.with_name("epochs.csv"), csv_table(records))
+
+
+def csv_table(records: list[dict]) -> str:
+    """One row an epoch, one column a value; `{"val": {"loss": 1}}` is column val_loss. Empty: not measured."""
+    flat = []
+    for record in records:
+        row = {}
+        for name, value in record.items():
+            row |= {f"{name}_{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        flat.append(row)
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
 
 
 def describe_run(args) -> dict:
@@ -126,11 +148,13 @@ class Progress:
         self.title, self.steps, self.step_number, self.data_seconds = title, len(loader), 0, 0.0
         self.first_step = first_step
         self.bar.set_description(title)
-        self.epoch_started = waiting = time.perf_counter()
+        self.epoch_started, self.epoch_ended = time.perf_counter(), None
+        waiting = self.epoch_started
         for batch in loader:
             self.data_seconds += time.perf_counter() - waiting
             yield batch
             waiting = time.perf_counter()
+        self.epoch_ended = time.perf_counter()  # what comes after is measuring and saving
 
     def step(self, means: Means) -> None:
         """Count a step; print a line when one is due."""
@@ -147,12 +171,18 @@ class Progress:
             )
 
     def seconds(self) -> float:
-        """Since the epoch began."""
-        return time.perf_counter() - self.epoch_started
+        """Of training in this epoch, so far or in all."""
+        return (self.epoch_ended or time.perf_counter()) - self.epoch_started
 
     def speed(self) -> float:
         """Images a second in this epoch, over all ranks."""
         return self.step_number * self.batch_size / self.seconds()
+
+    def rates(self) -> dict[str, float]:
+        """Of this epoch: seconds, images_per_s over all ranks, and data_share, percent of the time spent waiting
+        for batches (this process); much of it says that more loader workers would help."""
+        share = 100 * self.data_seconds / self.seconds()
+        return {"seconds": self.seconds(), "images_per_s": self.speed(), "data_share": share}
 
     def eta(self) -> timedelta:
         """Time to the end of the run, at the mean pace of this start."""

@@ -1,32 +1,89 @@
-"""Tables over runs."""
+"""What runs did: a page of tables and figures, and the trials table.
 
-from imagenet_inat.datasets import FEW_BELOW, MANY_ABOVE
+A run is a folder of stage 1 with its probe in it, or the folder of a probe:
+    python -m utils.report runs/demo/kcl runs/demo/tsc --output runs/demo
+
+Trials, groups of runs that differ in their seed alone, as Markdown on the console; beside runs, in their report:
+    python -m utils.report --trials 'runs/kcl_s*' 'runs/tsc_s*'
+"""
+
+from pathlib import Path
+
+import torch
+
+from utils import errors, trials
+from utils.arguments import Parser
 from utils.logger import say
-
-SHOTS = ("many", "medium", "few")
-SHOT_NOTE = f"many: > {MANY_ABOVE} training images of the class, medium: {FEW_BELOW}-{MANY_ABOVE}, few: < {FEW_BELOW}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+from utils.report_page import markdown_section, write_report
+from utils.report_sections import commands, feature_sections, run_sections
+from utils.resolve import check_device
+from utils.runs import Run, read_run, short_names
 
 
-def show_accuracies(title: str, accuracies: dict) -> None:
-    """One console line: all, top-5, many, medium, few."""
-    parts = [f"{shot} {percent(accuracies[shot])}" for shot in SHOTS]
-    say(f"{title}: top-1 {percent(accuracies['acc1'])}  top-5 {percent(accuracies['acc5'])}  " + "  ".join(parts))
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs to show side by side")
+    parser.add_argument(
+        "--trials",
+        nargs="+",
+        metavar="PATTERN",
+        default=[],
+        help="one group of runs a pattern, in quotation marks; groups must have the same seeds, and runs of a "
+        "group may differ in nothing else; differences are to the first group",
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: the first RUN)")
+    parser.add_argument(
+        "--no-features",
+        action="store_true",
+        help="leave out what needs a pass of the encoder over the validation images: class centres, targets, map",
+    )
+    parser.add_argument("--data-root", metavar="DIR", help="of the images (default: where they were for the run)")
+    parser.add_argument(
+        "--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if there is one"
+    )
+    return parser
 
 
-def results_table(results: dict[str, dict]) -> str:
-    """A Markdown table of test accuracies: a row for each method and way to choose the epoch.
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    if not args.runs and not args.trials:
+        raise errors.InputError("name a RUN folder, or groups with --trials")
+    if args.output and not args.runs:
+        raise errors.InputError("--output: trials without a RUN are printed; append > FILE, or name RUNs for a report")
+    groups = trials.read_groups(args.trials) if args.trials else []
+    if not args.runs:
+        print(markdown_section(trials.section(groups)), end="")
+        return
+    check_device(args.device, 1)
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = torch.device(name if args.device == "auto" else args.device)
+    runs = named([read_run(path) for path in args.runs])
+    make_report(runs, groups, Path(args.output or args.runs[0]), args)
 
-    Args:
-        results: method name -> the contents of its results.json.
+
+def make_report(runs: list[Run], groups: list[trials.Group], folder: Path, args) -> None:
+    sections = run_sections(runs)
+    if groups:
+        sections.append(trials.section(groups))
+    if not args.no_features:
+        sections += feature_sections(runs, args.device, args.data_root)
+    sections.append(commands(runs))
+    page, text = write_report(folder, "Report of " + ", ".join(run.name for run in runs), sections)
+    say(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")
+    say(f"open {page.resolve().as_uri()} in a browser")
+
+
+def named(runs: list[Run]) -> list[Run]:
+    """The runs under short names.
+
+    Raises:
+        InputError: the same folder twice.
     """
-    lines = ["| method | epoch | many | medium | few | all |", "|---|---|--:|--:|--:|--:|"]
-    for method, record in results.items():
-        for choice in ("selected", "last"):
-            entry = record[choice]
-            cells = [percent(entry[shot]) for shot in SHOTS] + [percent(entry["acc1"])]
-            lines.append(f"| {method} | {choice} ({entry['epoch']}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    paths = [str(Path(run.name).resolve()) for run in runs]
+    if len(set(paths)) < len(paths):
+        raise errors.InputError("the same RUN is named twice")
+    return [run._replace(name=name) for run, name in zip(runs, short_names(paths), strict=True)]
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -19,9 +19,9 @@ from utils.errors import InputError
 # fmt: off
 FREE = frozenset((
     "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
-    "run_dir",
-    "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq", "save_freq",
-    "save_steps", "device", "gpu", "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend",
+    "run_dir", "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq",
+    "save_freq", "save_steps", "monitor_freq", "device", "gpu", "multiprocessing_distributed", "world_size", "rank",
+    "dist_url", "dist_backend",
 ))
 # fmt: on
 

@@ -27,6 +27,7 @@ KINDS = {
     "results": dict,
     "means": dict | None,
     "assignment": torch.Tensor | None,
+    "assignment_before": list | None,
 }
 LOCK = ".lock"
 

@@ -1,0 +1,167 @@
+"""The paper's first figure on handwritten digits: where KCL and TSC put three classes on a circle.
+
+    python -m examples.figure1
+
+Three digit classes, features of two dimensions, 35:35:35 training images and 100:2:2, KCL and TSC with the
+same total of epochs. Writes docs/figure1.png and the angles between the class centres, docs/figure1.md.
+Interrupted, the same command goes on where it was.
+"""
+
+import dataclasses
+import itertools
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+import main_moco_supcon_imba as stage1
+from imagenet_inat import digits
+from imagenet_inat.datasets import REGISTRY
+from moco.targets import target_file_name
+from target_generation import generate_file
+from utils import checkpoint, errors
+from utils.arguments import Parser, positive_int, seed_number
+from utils.feature_measures import class_centres
+from utils.files import write_text
+from utils.logger import say
+from utils.monitor import assignment_of, extract_features, open_loaders
+from utils.plots import COLOURS
+from utils.run_features import load_model
+from utils.runs import read_stage
+from utils.tables import markdown
+
+SET = "three_digits"
+CLASSES = (0, 1, 2)
+COUNTS = {"1:1:1": (35, 35, 35), "50:1:1": (100, 2, 2)}  # as many images and steps in both
+METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {targets}"}
+STAGE_1 = (
+    "--dataset {set} --data-root {root} --splits {splits} --moco-dim 2 --mlp --cos --epochs {epochs} -b 64 --lr 0.003 "
+    "--moco-k 256 --moco-m 0.9 --moco-t 0.2 --seed {seed} -p 0 --resume auto --run-dir {run_dir}"
+)
+
+
+class Panel(NamedTuple):
+    """(n, 2) unit features of the test images, their labels (n,), and (3, 2) targets, row y of class y, or None."""
+
+    features: Tensor
+    labels: Tensor
+    targets: Tensor | None
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--epochs", type=positive_int, default=60, help="of each of the four runs, 13 steps each")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of all that is random")
+    parser.add_argument("--folder", default="runs/figure1", help="where the runs go")
+    parser.add_argument("--output", default="docs", help="where figure and angles go")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    folder, output, started = Path(args.folder), Path(args.output), time.monotonic()
+    REGISTRY[SET] = dataclasses.replace(REGISTRY["digits"], name=SET, set_name=SET, num_classes=len(CLASSES))
+    root, whole = digits.prepare(folder / "data", 1)
+    targets = folder / target_file_name(len(CLASSES), 2)
+    if not targets.exists():
+        generate_file(targets, len(CLASSES), 2)
+    panels = {}
+    for number, (ratio, method) in enumerate(itertools.product(COUNTS, METHODS), start=1):
+        splits = write_lists(folder / "lists" / ratio.replace(":", "_"), whole, COUNTS[ratio])
+        run_dir = folder / f"{method}_{ratio.replace(':', '_')}".lower()
+        say(f"\n{method}, {ratio}: run {number} of {len(COUNTS) * len(METHODS)}")
+        values = vars(args) | {"set": SET, "root": root, "splits": splits, "run_dir": run_dir, "targets": targets}
+        stage1.main([word.format(**values) for word in f"{STAGE_1} {METHODS[method]}".split()])
+        panels[method, ratio] = read_panel(run_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    draw(panels, output / "figure1.png")
+    text = angles_table(panels, args)
+    write_text(output / "figure1.md", text)
+    say(f"\n{text}\nwrote {output}/figure1.png and figure1.md in {time.monotonic() - started:.0f} s; runs: {folder}")
+
+
+def write_lists(folder: Path, whole: Path, counts: tuple[int, ...]) -> Path:
+    """Split lists of the three classes out of those of all ten, with so many training images each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        lines = (whole / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True)
+        kept = []
+        for digit, count in zip(CLASSES, counts, strict=True):
+            of_class = [line for line in lines if int(line.split()[-1]) == digit]
+            kept += of_class[:count] if split == "train" else of_class
+        write_text(folder / f"{SET}_{split}.txt", "".join(kept))
+    return folder
+
+
+def read_panel(run_dir: Path) -> Panel:
+    """The test images as the run's last checkpoint sees them."""
+    args = Namespace(**read_stage(run_dir).args)
+    args.device = torch.device("cpu")
+    path = run_dir / checkpoint.LAST
+    model = load_model(args, checkpoint.load(path), path)
+    features, labels = extract_features(model.encoder_q, open_loaders(args, ("test",))["test"])
+    assignment = assignment_of(model)
+    targets = None if assignment is None else model.optimal_target[:: model.tr][assignment]
+    return Panel(features, labels, targets)
+
+
+def draw(panels: dict[tuple[str, str], Panel], path: Path) -> None:
+    figure, axes = plt.subplots(len(METHODS), len(COUNTS), figsize=(7.6, 8.2), layout="constrained")
+    for (row, method), (column, ratio) in itertools.product(enumerate(METHODS), enumerate(COUNTS)):
+        circle(axes[row, column], panels[method, ratio], COUNTS[ratio])
+        axes[row, column].set_title(f"{method}, {ratio}", fontsize=13)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def circle(axes: Axes, panel: Panel, counts: tuple[int, ...]) -> None:
+    """Test images as dots inside the circle, class centres as spokes with their angles, targets outside."""
+    axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.6"))
+    centres = class_centres(panel.features, panel.labels, len(counts)).numpy()
+    for y, (centre, colour) in enumerate(zip(centres, COLOURS, strict=False)):
+        points = panel.features[panel.labels == y].numpy()
+        depth = np.linspace(0.86, 0.99, len(points))[:, None]  # side by side where many share a place
+        axes.scatter(*(points * depth).T, s=14, color=colour, alpha=0.5, linewidth=0)
+        axes.plot([0, centre[0]], [0, centre[1]], color=colour, linewidth=2)
+        label = f"digit {CLASSES[y]}: {counts[y]} training images"
+        axes.scatter(*centre, s=130, marker="*", color=colour, edgecolor="black", linewidth=0.7, zorder=3, label=label)
+        if panel.targets is not None:
+            axes.scatter(*(1.1 * panel.targets[y].numpy()), s=60, marker="v", facecolor="none", edgecolor=colour)
+    axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
+    axes.axis("off")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False, fontsize=9)
+
+
+def angles(centres: Tensor) -> list[float]:
+    """Degrees between the centres of classes 0 and 1, 0 and 2, 1 and 2."""
+    cosines = (centres @ centres.T).clamp(-1, 1)
+    return [float(cosines[a, b].acos().rad2deg()) for a, b in itertools.combinations(range(len(centres)), 2)]
+
+
+def angles_table(panels: dict[tuple[str, str], Panel], args: Namespace) -> str:
+    """The angles in Markdown, with how tight each class is: the mean angle of its images to their centre."""
+    pairs = [f"{CLASSES[a]}–{CLASSES[b]}" for a, b in itertools.combinations(range(len(CLASSES)), 2)]
+    rows = []
+    for (method, ratio), panel in panels.items():
+        centres = class_centres(panel.features, panel.labels, len(CLASSES))
+        own = (panel.features * centres[panel.labels]).sum(dim=1).clamp(-1, 1).acos().rad2deg()
+        within = [f"{own[panel.labels == y].mean():.0f}°" for y in range(len(CLASSES))]
+        rows.append([method, ratio, *(f"{angle:.0f}°" for angle in angles(centres)), *within])
+    header = ["method", "imbalance", *pairs, *(f"within {digit}" for digit in CLASSES)]
+    return (
+        f"# Three digit classes on the circle\n\n![four circles](figure1.png)\n\n"
+        f"`python -m examples.figure1 --epochs {args.epochs} --seed {args.seed}`: handwritten digits {CLASSES}, D = 2, "
+        "120 test images a circle, dots; stars: class centres; triangles: TSC's targets. Dots lie at different depths "
+        "only to be seen side by side.\n\nAngles between the class centres (120° each is as even as can be), and "
+        "the mean angle of a class's images to their own centre:\n\n" + markdown(header, rows, words=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main, "the same command goes on from here")

@@ -1,0 +1,67 @@
+"""Measures of a feature space, by hand on the circle."""
+
+import math
+
+import pytest
+import torch
+
+from utils.feature_measures import alignment, class_centres, knn_scores, neighbourhood_uniformity, uniformity
+
+SQRT2 = math.sqrt(2)
+
+
+def on_circle(*degrees: float) -> torch.Tensor:
+    angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def test_class_centres_are_unit_and_an_empty_class_has_none():
+    centres = class_centres(on_circle(0, 90, 180), torch.tensor([0, 0, 2]), 3)
+    torch.testing.assert_close(centres[[0, 2]], on_circle(45, 180))
+    assert centres[1].isnan().all()
+
+
+def test_alignment_takes_all_ordered_pairs_and_classes_alike():
+    """Class 0: two images √2 apart, so (0 + √2 + √2 + 0) / 4. Class 1: one image, 0. Class 2: none."""
+    assert alignment(on_circle(0, 90, 200), torch.tensor([0, 0, 1])) == pytest.approx(SQRT2 / 2 / 2)
+
+
+def test_uniformity_is_the_mean_over_pairs():
+    """Centres at 0, 90 and 180 degrees: distances √2, √2 and 2."""
+    assert uniformity(on_circle(0, 90, 180)) == pytest.approx((2 * SQRT2 + 2) / 3)
+
+
+def test_uniformity_is_largest_for_the_simplex():
+    assert uniformity(on_circle(0, 120, 240)) == pytest.approx(math.sqrt(3))
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, SQRT2), (2, (2 * SQRT2 + 2) / 3), (10, (2 * SQRT2 + 2) / 3)])
+def test_neighbourhood_uniformity_takes_the_nearest(k, expected):
+    assert neighbourhood_uniformity(on_circle(0, 90, 180), k) == pytest.approx(expected)
+
+
+def test_a_class_without_an_image_has_no_distance():
+    centres = on_circle(0, 180, 90)
+    centres[2] = float("nan")
+    assert uniformity(centres) == pytest.approx(2)
+    assert uniformity(centres[:1]) is None
+
+
+def test_knn_weighs_votes_by_similarity():
+    """One near neighbour of class 1 outvotes two far ones of class 0; exp(cosine / 0.07) each."""
+    bank, labels = on_circle(60, -60, 0), torch.tensor([0, 0, 1])
+    scores = knn_scores(on_circle(0), bank, labels, 3)
+    torch.testing.assert_close(scores, torch.tensor([[2 * math.exp(0.5 / 0.07), math.exp(1 / 0.07), 0.0]]).double())
+
+
+def test_knn_asks_the_k_nearest_alone():
+    bank, labels = on_circle(10, 20, 30), torch.tensor([0, 1, 1])
+    assert knn_scores(on_circle(0), bank, labels, 2, k=1)[0, 1] == 0
+    assert (knn_scores(on_circle(0), bank, labels, 2, k=2) > 0).all()
+
+
+def test_knn_in_blocks_is_knn_at_once():
+    queries, bank = torch.nn.functional.normalize(torch.randn(2, 600, 5).double(), dim=2)
+    labels = torch.arange(600) % 4
+    whole = torch.cat([knn_scores(q[None], bank, labels, 4, k=7) for q in queries])
+    torch.testing.assert_close(knn_scores(queries, bank, labels, 4, k=7), whole)

@@ -1,0 +1,205 @@
+"""--monitor-freq: what is measured, that training does not notice, and that ranks agree."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.utils.data import TensorDataset
+
+import main_moco_supcon_imba as stage1
+from imagenet_inat import digits
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.loaders import DeviceBatches, eval_loader
+from tests.test_distributed import free_port
+from tests.tiny import IMAGE, TinyEncoder, tiny_model
+from utils import checkpoint
+from utils.errors import InputError, Stopped
+from utils.logger import csv_table
+from utils.monitor import MEASURES, assignment_of, describe_facts, extract_features, measures, target_facts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def few_images(flags, digits_root, tmp_path_factory) -> list[str]:
+    """`flags` of a TSC run of four epochs on 24 images, two steps an epoch."""
+    splits = tmp_path_factory.mktemp("few_images")
+    _, whole = digits.prepare(digits_root, 1)
+    for split, every in (("train", 50), ("val", 10)):
+        lines = (whole / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True)
+        (splits / f"digits_LT_{split}.txt").write_text("".join(lines[::every]))
+    tsc = f"-b 96 --moco-k 192 --epochs 4 --targeted --sep_t --tw 0.2 --splits {splits}"
+    return [*flags, *tsc.split()]
+
+
+@pytest.fixture(scope="module")
+def monitored(few_images, tmp_path_factory):
+    """The run of `few_images`, measured after every second epoch."""
+    run = tmp_path_factory.mktemp("monitored") / "run"
+    stage1.main([*few_images, "--monitor-freq", "2", "--run-dir", str(run)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def records(monitored):
+    return [json.loads(line) for line in (monitored / "log.jsonl").read_text().splitlines()]
+
+
+def test_an_epoch_that_is_not_due_has_empty_measures(records):
+    due = [any(value is not None for value in record["val"].values()) for record in records]
+    assert due == [False, True, False, True]
+    assert all(tuple(record["val"]) == MEASURES for record in records)
+    empty = {name for name, value in records[1]["val"].items() if value is None}
+    assert empty == {"knn_many", "knn_medium"}  # all classes are few here
+
+
+def test_tsc_says_how_the_targets_are_met(records):
+    assert [record["target_cosine"] is None for record in records] == [True, True, False, False]
+    assert [record["target_changed"] is None for record in records] == [True, True, True, False]  # no epoch before
+    assert all(0 <= record["data_share"] <= 100 for record in records)
+
+
+def test_the_table_of_epochs_opens_in_a_spreadsheet(monitored, records):
+    rows = list(csv.DictReader((monitored / "epochs.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    knn = [float(row["val_knn_top1"] or "nan") for row in rows]
+    assert knn == pytest.approx(
+        [np.nan, records[1]["val"]["knn_top1"], np.nan, records[3]["val"]["knn_top1"]], nan_ok=True
+    )
+    assert float(rows[2]["loss"]) == records[2]["loss"]
+
+
+def test_columns_of_all_records_are_there():
+    assert csv_table([{"epoch": 1, "val": {"loss": None}}, {"epoch": 2, "new": "a,b"}]) == (
+        'epoch,val_loss,new\n1,,\n2,,"a,b"\n'
+    )
+
+
+def test_training_does_not_notice(monitored, few_images, tmp_path):
+    stage1.main([*few_images, "--run-dir", str(tmp_path / "run")])
+    with_monitor, without = (checkpoint.load(run / "last.pth.tar") for run in (monitored, tmp_path / "run"))
+    for name, weight in without["state_dict"].items():
+        assert torch.equal(weight, with_monitor["state_dict"][name]), name
+
+
+def test_a_stop_while_it_measures_goes_on_there(records, few_images, tmp_path, monkeypatch):
+    words = [*few_images, "--monitor-freq", "2", "--resume", "auto", "--run-dir", str(tmp_path)]
+    measure = stage1.Monitor.measure
+
+    def stopped(monitor, model, epochs_done, between):
+        if epochs_done == 4:
+            monkeypatch.setattr(stage1.StopSignals, "agreed", lambda signals: 15)
+            between()
+        return measure(monitor, model, epochs_done, between)
+
+    monkeypatch.setattr(stage1.Monitor, "measure", stopped)
+    with pytest.raises(Stopped):
+        stage1.main(words)
+    monkeypatch.undo()
+    stage1.main(words)
+    again = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["val"] for r in again] == [r["val"] for r in records]
+    assert [r["target_changed"] for r in again] == [r["target_changed"] for r in records]
+
+
+def test_a_validation_list_that_is_missing_is_said_before_the_start(flags, few_images, tmp_path):
+    lists = Path(few_images[few_images.index("--splits") + 1])
+    shutil.copy(lists / "digits_LT_train.txt", tmp_path)
+    words = [*flags, "--splits", str(tmp_path), "--monitor-freq", "1", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=r"digits_LT_val.txt: no such list"):
+        stage1.main(words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_measures_of_two_tight_classes():
+    """Class 0 at (1, 0), class 1 at (0, 1): kNN is right, A = 0, U = U_k = √2; class 2 has no image."""
+    features, labels = torch.eye(2).repeat(3, 1), torch.tensor([0, 1] * 3)
+    values = measures(features, labels, features, labels, np.array([150, 30, 5]))
+    assert values == {
+        "knn_top1": 100,
+        "knn_many": 100,
+        "knn_medium": 100,
+        "knn_few": None,
+        "alignment": 0,
+        "uniformity": pytest.approx(2**0.5),
+        "uniformity_k": pytest.approx(2**0.5),
+    }
+
+
+def test_target_facts_by_hand():
+    """Centroids at targets 1, 0 and 2 turned by 60 degrees; two of the three targets are new."""
+    targets = torch.eye(3, 4)
+    model = SimpleNamespace(
+        tr=2, optimal_target=targets.repeat_interleave(2, dim=0), assignment=torch.tensor([1, 0, 2])
+    )
+    model.class_centroid = targets[[1, 0, 2]].clone()
+    model.class_centroid[2] = torch.tensor([0, 0, 0.5, 0.75**0.5])
+    assert assignment_of(model) == [1, 0, 2]
+    facts = target_facts(model, [0, 1, 2])
+    assert facts == {"target_cosine": pytest.approx(2.5 / 3), "target_changed": pytest.approx(200 / 3)}
+    assert describe_facts(facts) == "  cos(centroid, target) 0.833  targets changed 67 %"
+
+
+def test_a_model_in_warm_up_has_no_facts_and_kcl_not_even_their_names():
+    assert target_facts(tiny_model(targeted=False), None) == {"target_cosine": None, "target_changed": None}
+    assert target_facts(tiny_model(targets=None), None) == {}
+
+
+class BatchNormEncoder(TinyEncoder):
+    def __init__(self):
+        super().__init__(num_classes=4)
+        self.norm = torch.nn.BatchNorm2d(IMAGE[0])
+
+    def forward(self, images):
+        return super().forward(self.norm(images))
+
+
+def seven_images() -> TensorDataset:
+    torch.manual_seed(0)
+    return TensorDataset(torch.randint(0, 255, (7, *IMAGE), dtype=torch.uint8), torch.arange(7))
+
+
+def batches_of(data: TensorDataset, size: int) -> DeviceBatches:
+    return eval_loader(data, size, 0, REGISTRY["digits"], CPU)
+
+
+def test_features_leave_the_encoder_as_it_was():
+    encoder = BatchNormEncoder().train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    features, labels = extract_features(encoder, batches_of(seven_images(), 3))
+    assert encoder.training and encoder.norm.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(7))
+    assert labels.tolist() == list(range(7))
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.save(features_and_knn(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def features_and_knn():
+    data = seven_images()
+    torch.manual_seed(1)
+    features, labels = extract_features(BatchNormEncoder(), batches_of(data, 2))
+    return features, labels, measures(features, labels, features.flip(0), labels, np.full(7, 30))
+
+
+def test_two_ranks_see_each_image_once_in_the_splits_order(tmp_path):
+    """Seven images over two ranks: four and three."""
+    mp.spawn(one_of_two, (free_port(), str(tmp_path)), nprocs=2)
+    features, labels, values = features_and_knn()
+    assert values["knn_top1"] == pytest.approx(100 / 7)
+    for rank in range(2):
+        got_features, got_labels, got_values = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(got_features, features)
+        assert torch.equal(got_labels, labels)
+        assert got_values == pytest.approx(values, nan_ok=True)

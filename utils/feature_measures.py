@@ -1,0 +1,79 @@
+"""Measures of a feature space: class centres, alignment, uniformity, k nearest neighbours.
+
+Pure functions of unit features; nothing here knows of a model, a split or a process group.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+NEIGHBOUR_CLASSES = 10  # k of the neighbourhood uniformity
+KNN_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.07  # as in instance discrimination, MoCo and DINO
+BLOCK = 256  # queries compared with the whole bank at a time
+
+
+def class_centres(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(C, D) normalised class means of (n, D) unit features; nan for a class without an image."""
+    total = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+    empty = torch.bincount(labels, minlength=num_classes) == 0
+    return normalize(total, dim=1).masked_fill(empty[:, None], float("nan"))
+
+
+def alignment(features: Tensor, labels: Tensor) -> float:
+    """A = mean over classes of the mean distance of two images of the class; lower is tighter.
+
+    All |F_y|² ordered pairs count, an image with itself among them, as in the paper's equation.
+    Classes without an image are left out.
+
+    Args:
+        features: (n, D) unit. labels: (n,) int64.
+    """
+    means = []
+    for label in labels.unique():
+        own = features[labels == label]
+        means.append(_distances(own, own).mean())
+    return float(torch.stack(means).mean())
+
+
+def uniformity(centres: Tensor) -> float | None:
+    """U = mean distance of two different class centres; higher is more even. None for fewer than two.
+
+    Args:
+        centres: (C, D) unit, rows of nan are left out.
+    """
+    return neighbourhood_uniformity(centres, len(centres))
+
+
+def neighbourhood_uniformity(centres: Tensor, k: int) -> float | None:
+    """U_k = mean distance of a class centre to its k nearest (all others if there are fewer); higher is more even.
+
+    Args:
+        centres: (C, D) unit, rows of nan are left out.
+    """
+    centres = centres[centres.isfinite().all(dim=1)]
+    others = len(centres) - 1
+    if others < 1:
+        return None
+    distances = _distances(centres, centres).fill_diagonal_(float("inf"))
+    return float(distances.topk(min(k, others), largest=False).values.mean())
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # Not through the product of the two, which is quicker and loses the distance of near neighbours.
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def knn_scores(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, k: int = KNN_NEIGHBOURS) -> Tensor:
+    """(n, C) votes of the k nearest features of the bank, each of weight exp(cosine / 0.07).
+
+    The weighted vote of Wu et al. 2018 (instance discrimination), with their k = 200 and τ = 0.07;
+    a bank of fewer than k votes as a whole.
+
+    Args:
+        queries: (n, D) unit. bank: (m, D) unit. bank_labels: (m,) int64 in [0, C).
+    """
+    scores = queries.new_zeros(len(queries), num_classes)
+    for rows, part in zip(scores.split(BLOCK), queries.split(BLOCK), strict=True):
+        cosines, nearest = (part @ bank.T).topk(min(k, len(bank)))  # (n, k) each
+        rows.scatter_add_(1, bank_labels[nearest], (cosines / KNN_TEMPERATURE).exp())
+    return scores
