@@ -213,10 +213,10 @@ def train_one_epoch(
     model.train(bn_mode == "train")
     for images, labels in progress.epoch(loader, means.where, keeper.step):
         with speed.autocast():
-            logits = model(images)  # (N, C); the encoder has no parameter to train: nothing is kept for a backward pass
+            logits = model(images)  # (N, C); of the frozen encoder nothing is kept for the backward pass
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # through fc alone, which is float32: no gradient to scale
+        loss.backward()  # through fc alone, in float32: float16 needs no scaled loss here
         optimizer.step()
 
         rank = rank_of_label(logits.detach(), labels)

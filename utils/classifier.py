@@ -19,14 +19,18 @@ class Float32Linear(nn.Linear):
 
 
 def build_classifier(args, num_classes: int) -> nn.Module:
-    """The network with the pre-trained encoder frozen and `fc` new: weight N(0, 0.01), bias 0."""
+    """The network with the pre-trained encoder frozen and `fc` new."""
     share = args.batch_size // distributed.world_size_from(args)
     model = get_encoder(args.arch, args.image_size, share)(num_classes=num_classes)
-    model.fc = skip_init(Float32Linear, model.fc.in_features, num_classes)
     if not args.evaluate:  # an evaluated checkpoint brings all weights itself
         load_encoder(model, args.pretrained, args.arch)
+    return freeze(model)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """The same network with a new `fc`, the only part that trains: weight N(0, 0.01), bias 0."""
     model.requires_grad_(False)
-    model.fc.requires_grad_(True)
+    model.fc = skip_init(Float32Linear, *model.fc.weight.shape[::-1])
     nn.init.normal_(model.fc.weight, mean=0.0, std=0.01)
     nn.init.zeros_(model.fc.bias)
     return model

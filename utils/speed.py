@@ -93,7 +93,7 @@ def _try(flag: str, work: Callable[[], None], device: torch.device, advice: str)
 
 
 def sgd(parameters: Iterable[nn.Parameter], args) -> torch.optim.SGD:
-    """The optimiser of the command line; on a GPU one kernel a step. On the CPU that one rounds otherwise."""
+    """The optimiser of the command line; on a GPU one kernel a step. The CPU's fused one rounds otherwise."""
     fused = True if args.device.type == "cuda" else None
     return torch.optim.SGD(parameters, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
 
