@@ -14,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from imagenet_inat.bad_images import report_bad_images
 from imagenet_inat.datasets import DatasetSpec, LongTailDataset
 from imagenet_inat.loaders import DeviceBatches, eval_loader, train_loader
 from imagenet_inat.samplers import ClassAwareBatches
-from moco.encoders import get_encoder
 from moco.loader import eval_transform, train_transform
 from utils import arguments, checkpoint, distributed, errors, resolve
-from utils.encoder_weights import load_encoder
+from utils.classifier import build_classifier, frozen_weights, moved
 from utils.files import write_text
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
@@ -32,9 +30,11 @@ from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
+from utils.speed import Speed, sgd, tf32
 from utils.tables import show_accuracies
 
 BEST = "model_best.pth.tar"
+EVAL_BATCH = 256  # images a process measures at least at a time
 
 
 def get_args_parser() -> arguments.Parser:
@@ -61,6 +61,22 @@ def get_args_parser() -> arguments.Parser:
         action="store_true",
         help="measure the stage-2 checkpoint given with --resume; train nothing",
     )
+    running.add_argument(
+        "--eval-freq",
+        type=arguments.positive_int,
+        default=1,
+        metavar="E",
+        help="validate and test after every E-th epoch and after the last; 'selected' and 'best_on_test' choose "
+        "among those. 1: the release; more where measuring takes as long as training",
+    )
+    running.add_argument(
+        "--eval-batch-size",
+        type=arguments.positive_int,
+        metavar="N",
+        help="images a process measures at a time; it changes no result (default: 256, or a process's share of "
+        "--batch-size if that is more)",
+    )
+    arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
     return parser
 
@@ -101,24 +117,11 @@ def run_name(args) -> str:
     )
 
 
-def build_classifier(args, num_classes: int) -> nn.Module:
-    """The network with the pre-trained encoder frozen and `fc` new: weight N(0, 0.01), bias 0."""
-    share = args.batch_size // distributed.world_size_from(args)
-    model = get_encoder(args.arch, args.image_size, share)(num_classes=num_classes)
-    if not args.evaluate:  # an evaluated checkpoint brings all weights itself
-        load_encoder(model, args.pretrained, args.arch)
-    model.requires_grad_(False)
-    model.fc.requires_grad_(True)
-    nn.init.normal_(model.fc.weight, mean=0.0, std=0.01)
-    nn.init.zeros_(model.fc.bias)
-    return model
-
-
 def main_worker(args) -> None:
     """The probe, in one of its processes."""
-    spec = resolve.spec_of(args)
+    spec, speed = resolve.spec_of(args), Speed(args)
     if args.evaluate:
-        evaluate(args, spec)
+        evaluate(args, spec, speed)
         return
     resume, state = load_run(args)
     resolve.resolve_seed(args, state)
@@ -131,12 +134,14 @@ def main_worker(args) -> None:
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {resume}: is a probe of another encoder than {args.pretrained}")
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
-    if state["epoch"] >= args.epochs and not state.get("results"):  # a checkpoint of the release has none
+    measured = state.get("results", {}).get("last", {}).get("epoch")  # a checkpoint of the release has none
+    if state["epoch"] >= args.epochs and measured != state["epoch"]:
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
     train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
     loaders = open_eval_loaders(args, spec)
-    with StopSignals() as stop, hold(Path(args.run_dir), state):
-        results = train(args, model.to(args.device), train_set, loaders, Keeper(args, model, stop), state)
+    speed.apply_to(model.to(args.device))
+    with StopSignals() as stop, hold(Path(args.run_dir), state), tf32(args.tf32, args.device):
+        results = train(args, model, speed, train_set, loaders, Keeper(args, model, stop), state)
         finish(args, Path(args.run_dir), results, train_set.class_counts)
 
 
@@ -147,28 +152,30 @@ def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DeviceBatches]:
     splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
     for data in filter(lambda data: data.layout, splits.values()):
         say(f"{data.list_file.name}: layout {data.layout}")
-    return {name: eval_loader(data, args.batch_size, args.workers, spec, args.device) for name, data in splits.items()}
+    size = args.eval_batch_size or max(EVAL_BATCH, args.batch_size // distributed.world_size())
+    return {name: eval_loader(data, size, args.workers, spec, args.device) for name, data in splits.items()}
 
 
-def evaluate(args, spec: DatasetSpec) -> None:
+def evaluate(args, spec: DatasetSpec, speed: Speed) -> None:
     """Show the accuracies of the checkpoint given with --resume; write nothing."""
     state = checkpoint.load(args.resume, needs=("state_dict", "epoch"))
     model = build_classifier(args, spec.num_classes)
     checkpoint.load_into(model, checkpoint.unpacked(state), args.resume)
-    model.to(args.device)
+    speed.apply_to(model.to(args.device))
     class_counts = resolve.open_split(args, "train", None).class_counts
-    for split, loader in open_eval_loaders(args, spec).items():
-        show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, class_counts))
+    with tf32(args.tf32, args.device):
+        for split, loader in open_eval_loaders(args, spec).items():
+            show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, speed, class_counts))
 
 
-def train(args, model, train_set: LongTailDataset, loaders: dict, keeper: Keeper, state: dict) -> dict:
-    """Train `fc` from where `state` stands, and measure after every epoch; returns the results."""
+def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, keeper: Keeper, state: dict) -> dict:
+    """Train `fc` from where `state` stands, and measure every --eval-freq epochs; returns the results."""
     spec, device, results = resolve.spec_of(args), args.device, state.get("results", {})
     batches = ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, spec, device)
     ddp = distributed.wrap(model, device)
     # No weight decay and no momentum reaches the encoder: only what trains is given.
-    optimizer = torch.optim.SGD(model.fc.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = sgd(model.fc.parameters(), args)
     if "optimizer" in state:
         checkpoint.load_optimizer(optimizer, state, args.resume)
 
@@ -184,42 +191,34 @@ def train(args, model, train_set: LongTailDataset, loaders: dict, keeper: Keeper
         batches.set_epoch(epoch, first)
         means = Means(f"Epoch: [{epoch + 1}/{args.epochs}]", device, state.get("means") if first else None)
         keeper.begin_epoch(epoch, first, optimizer, means, results=results)
-        train_one_epoch(loader, ddp, optimizer, means, args.bn_mode, progress, keeper)
+        train_one_epoch(loader, ddp, speed, optimizer, means, args.bn_mode, progress, keeper)
         if epoch == state["epoch"]:
             assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
         distributed.broadcast_buffers(model)
-        counts = train_set.class_counts
-        measured = {split: validate(part, model, counts, keeper.stop_if_asked) for split, part in loaders.items()}
-        measured.setdefault("test", measured["val"])
-        is_best = choose(results, epoch + 1, measured)
-        keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=results["best_on_test"]["acc1"])
+        measured, is_best = {}, False
+        if (epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs:
+            measured = measure(loaders, model, speed, train_set.class_counts, keeper.stop_if_asked)
+            is_best = choose(results, epoch + 1, measured)
+        best = results["best_on_test"]["acc1"] if results else 0.0
+        # The files hold the frozen encoder too, for they are the release's: written once an epoch, from one encoding.
+        keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=best)
         log_epoch(log, means, epoch + 1, rate, measured, progress)
         report_bad_images(train_set, keeper.run_dir)
     progress.close()
     return results
 
 
-def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
-    """Copies of what must not change; with bn_mode train the batch-norm statistics may."""
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
-    tensors = model.state_dict() if bn_mode == "eval" else dict(model.named_parameters())
-    return {name: tensor.detach().clone() for name, tensor in tensors.items() if not name.startswith("fc.")}
-
-
-def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
-    """The names of frozen weights that are not what they were, to the bit."""
-    now = model.state_dict()
-    return [name for name, before in frozen.items() if not torch.equal(now[name], before)]
-
-
-def train_one_epoch(loader, model, optimizer, means: Means, bn_mode: str, progress: Progress, keeper: Keeper) -> None:
+def train_one_epoch(
+    loader, model, speed: Speed, optimizer, means: Means, bn_mode: str, progress: Progress, keeper: Keeper
+) -> None:
     """What is left of an epoch of class-balanced batches; adds to its means."""
     model.train(bn_mode == "train")
     for images, labels in progress.epoch(loader, means.where, keeper.step):
-        logits = model(images)  # (N, C)
+        with speed.autocast():
+            logits = model(images)  # (N, C); of the frozen encoder nothing is kept for the backward pass
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # through fc alone, in float32: float16 needs no scaled loss here
         optimizer.step()
 
         rank = rank_of_label(logits.detach(), labels)
@@ -228,8 +227,16 @@ def train_one_epoch(loader, model, optimizer, means: Means, bn_mode: str, progre
         keeper.after_step()
 
 
+def measure(loaders: dict, model, speed: Speed, class_counts: np.ndarray, between: Callable) -> dict[str, dict]:
+    """What `validate` says of val and of test; they may be one split."""
+    measured = {split: validate(loader, model, speed, class_counts, between) for split, loader in loaders.items()}
+    return measured | {"test": measured.get("test", measured["val"])}
+
+
 @torch.no_grad()
-def validate(loader: DeviceBatches, model, class_counts: np.ndarray, between: Callable = lambda: None) -> dict:
+def validate(
+    loader: DeviceBatches, model, speed: Speed, class_counts: np.ndarray, between: Callable = lambda: None
+) -> dict:
     """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
 
     between: called after each batch that every rank has.
@@ -239,7 +246,8 @@ def validate(loader: DeviceBatches, model, class_counts: np.ndarray, between: Ca
     accuracy = ClassAccuracy(len(class_counts), device)
     loss = torch.zeros((), device=device)
     for number, (images, labels) in enumerate(loader):
-        logits = model(images)
+        with speed.autocast():
+            logits = model(images)
         accuracy.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
         if number < loader.on_every_rank:
@@ -274,8 +282,8 @@ def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured
     for split, values in rows.items():
         log.scalars(split, values, epoch)
     log.record(epoch=epoch, lr=rate, **rows, **progress.rates())
-    accuracies = f"val {measured['val']['acc1']:.2f}  test {measured['test']['acc1']:.2f}"
-    say(f"{epoch_means.where}  {describe(means)}  {accuracies}  lr {rate:.4g}  ETA {progress.eta()}")
+    accuracies = "".join(f"{split} {measured[split]['acc1']:.2f}  " for split in ("val", "test") if measured)
+    say(f"{epoch_means.where}  {describe(means)}  {accuracies}lr {rate:.4g}  ETA {progress.eta()}")
 
 
 def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None:

@@ -21,10 +21,9 @@ from imagenet_inat.samplers import ShuffledBatches
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from moco.loader import TwoCropsTransform, train_transform
-from moco.losses import LOSS_FORMS
 from moco.targets import load_targets, target_file_name
 from target_generation import generate_file
-from utils import arguments, checkpoint, distributed, errors, resolve
+from utils import arguments, checkpoint, distributed, errors, method_arguments, resolve
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import Means, in_top_k
@@ -32,13 +31,14 @@ from utils.monitor import Monitor, assignment_of, describe_facts, describe_measu
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
+from utils.speed import Speed, sgd, tf32
 
 
 def get_args_parser() -> arguments.Parser:
     parser = arguments.Parser(description=__doc__)
     arguments.add_data_arguments(parser)
-    add_model_arguments(arguments.add_model_group(parser))
-    add_loss_arguments(parser)
+    method_arguments.add_model_arguments(arguments.add_model_group(parser))
+    method_arguments.add_loss_arguments(parser)
     optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
     optim.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
     running = arguments.add_running_arguments(parser)
@@ -58,83 +58,9 @@ def get_args_parser() -> arguments.Parser:
         help="measure the features every E epochs: kNN accuracy on the validation split, alignment, uniformity; "
         "costs one pass over both splits without augmentation and changes nothing in training; 0: never",
     )
+    arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
     return parser
-
-
-def add_model_arguments(group: arguments.Group) -> None:
-    group.add_argument("--moco-dim", type=arguments.positive_int, default=128, help="D, dimension of the features")
-    group.add_argument(
-        "--moco-k",
-        type=arguments.positive_int,
-        default=65536,
-        help="Q, length of the queue, a multiple of the batch; on small data a few times the training set is enough",
-    )
-    group.add_argument(
-        "--moco-m",
-        type=arguments.fraction,
-        default=0.999,
-        help="momentum of the key encoder; 0.99 when a run has only some thousand steps",
-    )
-    group.add_argument("--moco-t", type=arguments.positive_float, default=0.07, help="softmax temperature, 0.05 to 0.2")
-    group.add_argument("--mlp", action="store_true", help="two-layer projection head (both recipes use it)")
-
-
-def add_loss_arguments(parser: arguments.Parser) -> None:
-    group = parser.add_argument_group("Loss")
-    group.add_argument(
-        "--loss",
-        choices=["SupCon", "MoCo"],
-        default="SupCon",
-        help="SupCon: KCL and TSC; MoCo: the own key is the only positive, labels are not used",
-    )
-    group.add_argument(
-        "--K",
-        type=arguments.natural,
-        default=6,
-        help="positives drawn per anchor; 0: all of its class in the queue",
-    )
-    group.add_argument(
-        "--targeted", action="store_true", help="TSC: half of the epochs KCL, then targets join the loss"
-    )
-    group.add_argument("--tr", type=arguments.positive_int, default=1, help="copies of each target (TSC)")
-    group.add_argument(
-        "--sep_t",
-        action="store_true",
-        help="the target is always a positive, besides the K drawn ones (TSC's recipe)",
-    )
-    group.add_argument(
-        "--tw",
-        "--target-weight",
-        type=arguments.unsigned_float,
-        default=1.0,
-        help="weight of the target term (TSC's recipe: 0.2)",
-    )
-    group.add_argument(
-        "--loss-form",
-        choices=LOSS_FORMS,
-        default="release",
-        help="release: class and target term over the number of all positives, the code that was run and that "
-        "--tw 0.2 was tuned on; paper: class term over 1 + drawn, target term times --tw (TSC)",
-    )
-    group.add_argument(
-        "--centroid-init",
-        choices=["random", "queue"],
-        default="random",
-        help="class centroids when TSC starts. random: the release, first assignments are arbitrary; queue: the "
-        "classes' means in the queue, random only for a class that is not in it",
-    )
-    group.add_argument(
-        "--assignment-interval",
-        type=arguments.positive_int,
-        default=1,
-        metavar="STEPS",
-        help="steps from one assignment of targets to classes to the next (TSC); 1: every step, the method; more "
-        "only if many thousand classes, not yet settled, hold the step up: the targets are then some steps stale",
-    )
-    group.add_argument(
-        "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here, made if missing)"
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,7 +118,7 @@ def get_phases(epochs: int, targeted: bool) -> list[Phase]:
 
 def main_worker(args) -> None:
     """The run, in one of its processes."""
-    device, run_dir = args.device, Path(args.run_dir)
+    device, run_dir, speed = args.device, Path(args.run_dir), Speed(args)
     resume, state = load_run(args)
     if state["epoch"] >= args.epochs and not (run_dir / checkpoint.LAST).exists():
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
@@ -209,13 +135,18 @@ def main_worker(args) -> None:
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
         assignment = state.get("assignment")  # what a stale one was, with --assignment-interval
         model.assignment = None if assignment is None else assignment.to(device)
+        speed.load(state, resume)
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
-    with StopSignals() as stop, hold(run_dir, state):
-        train(args, model, loader, batches, Keeper(args, model, stop, lambda: {"assignment": model.assignment}), state)
+    speed.apply_to(model.encoder_q, model.encoder_k)
+    with StopSignals() as stop, hold(run_dir, state), tf32(args.tf32, device):
+        keeper = Keeper(args, model, stop, lambda: {"assignment": model.assignment} | speed.state())
+        train(args, model, speed, loader, batches, keeper, state)
         finish(args, run_dir)
 
 
-def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, keeper: Keeper, state: dict) -> None:
+def train(
+    args, model: KCL, speed: Speed, loader: DeviceBatches, batches: ShuffledBatches, keeper: Keeper, state: dict
+) -> None:
     """All phases, from where `state` stands."""
     device, steps = args.device, len(loader)
     done = state["epoch"] * steps + state["step"]
@@ -230,7 +161,7 @@ def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, kee
         if model.targeted and starts and args.centroid_init == "queue":
             model.centroids_from_queue()
         # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
-        optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+        optimizer = sgd(model.parameters(), args)
         if "optimizer" in state and not starts and done <= (phase.start + phase.epochs) * steps:
             checkpoint.load_optimizer(optimizer, state, args.resume)
         for epoch in range(max(phase.start, state["epoch"]), phase.start + phase.epochs):
@@ -243,7 +174,7 @@ def train(args, model: KCL, loader: DeviceBatches, batches: ShuffledBatches, kee
             means = Means(title, device, state.get("means") if first else None)
             before = state.get("assignment_before") if first else assignment_of(model)  # the targets of an epoch ago
             keeper.begin_epoch(epoch, first, optimizer, means, phase=phase.name, assignment_before=before)
-            train_one_epoch(loader, ddp, optimizer, means, progress, keeper)
+            train_one_epoch(loader, ddp, speed, optimizer, means, progress, keeper)
             measured = monitor.measure(model, epoch + 1, keeper.stop_if_asked)
             keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
             log_epoch(log, means, epoch + 1, phase, rate, progress, target_facts(model, before), measured)
@@ -283,17 +214,16 @@ def build_model(args, spec: DatasetSpec) -> KCL:
     return model
 
 
-def train_one_epoch(loader, model, optimizer, means: Means, progress: Progress, keeper: Keeper) -> None:
+def train_one_epoch(loader, model, speed: Speed, optimizer, means: Means, progress: Progress, keeper: Keeper) -> None:
     """One pass over what is left of the epoch; adds to its means."""
     model.train()
     for (im_q, im_k), labels in progress.epoch(loader, means.where, keeper.step):
         try:
-            out = model(im_q, im_k, labels)
+            with speed.autocast():
+                out = model(im_q, im_k, labels)
         except FloatingPointError as error:
             raise means.diverged(str(error)) from None
-        optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()
-        optimizer.step()
+        speed.step(out.loss, optimizer)
 
         means.add(
             len(labels),

@@ -235,6 +235,34 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
     return group
 
 
+def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
+    group = parser.add_argument_group("Speed", "all off: float32, operation by operation, as the release")
+    group.add_argument(
+        "--amp",
+        choices=["off", "bf16", "fp16"],
+        default="off",
+        help="half precision of the encoders alone, all after them is float32. bf16: GPUs since Ampere, CPUs with "
+        "AMX or AVX512-BF16; fp16: older GPUs, with a scaled loss. About half of the memory of activations",
+    )
+    group.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="channels last in the encoders' memory, which a GPU's half precision wants; sums in another order",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="the encoders by torch.compile: fused operations, after a minute of compiling at the start",
+    )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="float32 products with factors of 10 bits on GPUs since Ampere, in the loss too (convolutions are that "
+        "by PyTorch's default); on other devices without effect",
+    )
+    return group
+
+
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Distributed", "torchrun needs none of these")
     group.add_argument(

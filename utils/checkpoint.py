@@ -81,17 +81,21 @@ def check_tensors(weights, path: str | Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
-    """Load the optimiser of a checkpoint.
+    """Load the optimiser of a checkpoint; by which kernels it computes, and in which memory format, stays its own.
 
     Raises:
         InputError: it was made for other parameters.
     """
     try:
         optimizer.load_state_dict(state["optimizer"])
+        for group in optimizer.param_groups:
+            group |= {name: optimizer.defaults[name] for name in ("foreach", "fused")}
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
                 if torch.is_tensor(value) and value.shape not in (parameter.shape, ()):
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    entries[name] = torch.empty_like(parameter).copy_(value)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {source}: its optimiser does not fit the model ({error})") from None
 

@@ -183,7 +183,8 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """The model under DistributedDataParallel, or itself when there is one process.
 
     Buffers are not broadcast: all ranks compute the same queue and centroids, and the
-    queue is 33 MB a step at the release's size.
+    queue is 33 MB a step at the release's size. The graph is static: the same parameters
+    have a gradient in KCL and in TSC. Gradients are views of what is sent, not copied into it.
     """
     if not active():
         return model
@@ -191,7 +192,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     ddp = nn.parallel.DistributedDataParallel
     # torch 2.15 has given the argument a new name and warns of the old one.
     name = "forward_sync_buffers" if "forward_sync_buffers" in signature(ddp).parameters else "broadcast_buffers"
-    return ddp(model, device_ids=ids, **{name: False})
+    return ddp(model, device_ids=ids, static_graph=True, gradient_as_bucket_view=True, **{name: False})
 
 
 @torch.no_grad()

@@ -1,0 +1,123 @@
+"""Stage 2 beside the bare frozen encoder, resnet18, 32 px, C = 1000 classes.
+
+The step of the linear probe, batch 64: forward with batch statistics, classifier, loss, backward through the
+classifier, optimiser, measures. Its floor is the encoder's forward pass alone; the notes give the peak memory of
+both, for no activation is kept. Then 256 images measured as after an epoch, in batches of 64 and of 256 (what
+--eval-batch-size is by default), and the floor of both is the encoder's forward pass in batches of 64.
+
+On a CUDA device also resnet50, 224 px, batch 256: float32, then bf16 + channels-last + compile.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+
+from benchmarks import common
+from benchmarks.bench_step import FAST, LARGE, PLAIN, SMALL
+from main_lincls_imba import EVAL_BATCH, validate
+from moco.encoders import get_encoder
+from utils.classifier import freeze
+from utils.metrics import Means, in_top_k, rank_of_label
+from utils.speed import Speed, sgd
+
+C = 1000
+IMAGES = 256  # measured in an evaluation
+ROUNDS = 9
+
+
+class Batches:
+    """Images on the device in batches: what `validate` takes from a loader."""
+
+    on_every_rank = 0
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int):
+        self.dataset, self.batch = TensorDataset(images, labels), batch
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(*(tensor.split(self.batch) for tensor in self.dataset.tensors), strict=True)
+
+
+class Probe:
+    """A frozen network with a new classifier, and the work of a step."""
+
+    def __init__(self, where: torch.device, size: tuple, how: Namespace):
+        arch, pixels, batch = size
+        args = Namespace(device=where, lr=1.0, momentum=0.9, weight_decay=0.0, **vars(how))
+        self.speed, self.where, self.pixels, self.batch = Speed(args), where, pixels, batch
+        self.model = freeze(get_encoder(arch, pixels)(num_classes=C)).to(where)
+        self.speed.apply_to(self.model)
+        self.optimizer, self.means = sgd(self.model.fc.parameters(), args), Means("step", where)
+        self.images, self.labels = self.draw(batch)
+
+    def draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.randn(number, 3, self.pixels, self.pixels, device=self.where)
+        return images, torch.randint(C, (number,), device=self.where)
+
+    def forward(self, images: torch.Tensor, train: bool) -> None:
+        """The floor: the network alone."""
+        self.model.train(train)
+        with torch.no_grad(), self.speed.autocast():
+            self.model(images)
+
+    def step(self) -> None:
+        self.model.train()
+        with self.speed.autocast():
+            logits = self.model(self.images)
+        loss = cross_entropy(logits, self.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        rank = rank_of_label(logits.detach(), self.labels)
+        self.means.add(self.batch, loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
+
+
+def measure_step(probe: Probe, what: str) -> str:
+    def floor() -> None:
+        probe.forward(probe.images, train=True)
+
+    times = common.interleaved({"floor": floor, "step": probe.step}, probe.where, ROUNDS)
+    peaks = [common.peak_memory(work, probe.where) / 2**20 for work in (floor, probe.step)]
+    return common.row(
+        f"probe, {what}",
+        times["step"],
+        times["floor"],
+        notes="peak memory {:.0f} MiB, floor's {:.0f}".format(*peaks[::-1]),
+    )
+
+
+def measure_evaluation(probe: Probe, what: str) -> Iterator[str]:
+    images, labels = probe.draw(IMAGES)
+    counts = np.full(C, 50)
+
+    def floor() -> None:
+        for part in images.split(probe.batch):
+            probe.forward(part, train=False)
+
+    def evaluation(batch: int) -> Callable[[], dict]:
+        return lambda: validate(Batches(images, labels, batch), probe.model, probe.speed, counts)
+
+    sizes = sorted({probe.batch, max(EVAL_BATCH, probe.batch)})
+    times = common.interleaved({"floor": floor} | {size: evaluation(size) for size in sizes}, probe.where, ROUNDS)
+    for size in sizes:
+        notes = f"{IMAGES} images"
+        yield common.row(f"evaluation, {what}, in batches of {size}", times[size], times["floor"], notes=notes)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    where = common.device()
+    print(common.HEADER)
+    for size, how in [(SMALL, PLAIN)] + [(LARGE, how) for how in (PLAIN, FAST) if where.type == "cuda"]:
+        probe = Probe(where, size, how)
+        what = "{}, {} px, batch {}".format(*size) + (", bf16 + channels-last + compile" if how is FAST else "")
+        print(measure_step(probe, what), flush=True)
+        for line in measure_evaluation(probe, what):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

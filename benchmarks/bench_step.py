@@ -1,0 +1,110 @@
+"""The whole step of stage 1 beside the bare encoders.
+
+resnet18, 32 px, batch 64, D = 128, Q = 65536, k = 6, --mlp: KCL, and TSC with C = 1000 long-tailed classes,
+--sep_t --tw 0.2. The step is all that happens between two batches: both encoders, momentum update, centroids
+and assignment, loss, queue, backward, optimiser, measures. The floor is the encoders alone: forward q, forward k
+without gradient, backward; no optimiser and no momentum update in it. The textbook version is the step with the
+mask over all logits.
+
+On a CUDA device also resnet50, 224 px, batch 256: float32, then bf16 + channels-last + compile, each beside
+the encoders computed in the same way.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks import common
+from benchmarks.bench_head import C, D, K, Q, T, long_tailed_labels, textbook_loss
+from moco.builder import KCL
+from moco.encoders import get_encoder
+from utils.metrics import Means, in_top_k
+from utils.speed import Speed, sgd
+
+SMALL = ("resnet18", 32, 64)  # arch, pixels, batch
+LARGE = ("resnet50", 224, 256)
+ROUNDS = 15
+SETTLING = 3  # steps before the first that counts: the optimiser's buffers, the first assignment
+PLAIN = Namespace(amp="off", channels_last=False, compile=False)
+FAST = Namespace(amp="bf16", channels_last=True, compile=True)
+
+
+def settled_model(arch: str, pixels: int, targeted: bool) -> KCL:
+    """A model whose queue is full and whose centroids are near targets, as after some epochs."""
+    targets = normalize(torch.randn(C, D), dim=1)
+    options = {"targeted": targeted, "sep_t": True, "tw": 0.2, "num_classes": C, "targets": targets}
+    model = KCL(get_encoder(arch, pixels), D, Q, T=T, mlp=True, num_positive=K, **options)
+    model.queue_labels.copy_(long_tailed_labels(Q)[None])
+    noise = 0.02 * torch.randn(C, D)
+    model.class_centroid.copy_(normalize(targets[torch.randperm(C)] + noise, dim=1))
+    return model
+
+
+def works(where: torch.device, size: tuple, how: Namespace, targeted: bool) -> dict[str, Callable[[], None]]:
+    """floor, step and textbook, on one model and one batch."""
+    arch, pixels, batch = size
+    args = Namespace(device=where, lr=0.03, momentum=0.9, weight_decay=1e-4, **vars(how))
+    speed, model = Speed(args), settled_model(arch, pixels, targeted).to(where)
+    speed.apply_to(model.encoder_q, model.encoder_k)
+    im_q, im_k = (torch.randn(batch, 3, pixels, pixels, device=where) for _ in range(2))
+    labels = long_tailed_labels(batch).to(where)
+    optimizer, means = sgd(model.parameters(), args), Means("step", where)
+
+    def encoders() -> tuple[Tensor, Tensor]:
+        with speed.autocast():
+            q = model.encoder_q(im_q)
+            with torch.no_grad():
+                return q.float(), model.encoder_k(im_k).float()
+
+    def floor() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        q, _ = encoders()
+        q.sum().backward()
+
+    def step() -> None:
+        with speed.autocast():
+            out = model(im_q, im_k, labels)
+        speed.step(out.loss, optimizer)
+        top1, top5 = in_top_k(out.key_rank, 1), in_top_k(out.key_rank, 5)
+        parts = {"loss_class": out.loss_class, "loss_target": out.loss_target}
+        means.add(batch, loss=out.loss, top1=top1, top5=top5, **parts)
+
+    def textbook() -> None:
+        model._update_key_encoder()
+        q, k = (normalize(features, dim=1) for features in encoders())
+        if targeted:
+            with torch.no_grad():
+                model._start_assignment(q, labels)
+                model._assigned_targets(labels)
+        speed.step(textbook_loss(model, q, k, labels), optimizer)
+        model._enqueue(k, labels)
+
+    for _ in range(SETTLING):
+        step()
+    return {"floor": floor, "step": step, "textbook": textbook}
+
+
+def measure(where: torch.device, size: tuple, how: Namespace, targeted: bool) -> str:
+    """A row, with the images a second of the step."""
+    times = common.interleaved(works(where, size, how, targeted), where, ROUNDS)
+    arch, pixels, batch = size
+    fast = ", bf16 + channels-last + compile" if how is FAST else ""
+    what = f"step, {'TSC' if targeted else 'KCL'}, {arch}, {pixels} px, batch {batch}{fast}"
+    images = f"{batch / sorted(times['step'])[ROUNDS // 2]:.0f} images/s"
+    return common.row(what, times["step"], times["floor"], times["textbook"], images)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    where = common.device()
+    print(common.HEADER)
+    for size, how in [(SMALL, PLAIN)] + [(LARGE, how) for how in (PLAIN, FAST) if where.type == "cuda"]:
+        for targeted in (False, True):
+            print(measure(where, size, how, targeted), flush=True)
+
+
+if __name__ == "__main__":
+    main()
