@@ -200,9 +200,9 @@ def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, 
             measured = measure(loaders, model, speed, train_set.class_counts, keeper.stop_if_asked)
             is_best = choose(results, epoch + 1, measured)
         best = results["best_on_test"]["acc1"] if results else 0.0
+        log_epoch(log, means, epoch + 1, rate, measured, progress)
         # The files hold the frozen encoder too, for they are the release's: written once an epoch, from one encoding.
         keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=best)
-        log_epoch(log, means, epoch + 1, rate, measured, progress)
         report_bad_images(train_set, keeper.run_dir)
     progress.close()
     return results

@@ -176,8 +176,9 @@ def train(
             keeper.begin_epoch(epoch, first, optimizer, means, phase=phase.name, assignment_before=before)
             train_one_epoch(loader, ddp, speed, optimizer, means, progress, keeper)
             measured = monitor.measure(model, epoch + 1, keeper.stop_if_asked)
-            keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
+            # Logged before it is saved: a run killed in between does the epoch, and its line, again.
             log_epoch(log, means, epoch + 1, phase, rate, progress, target_facts(model, before), measured)
+            keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
             report_bad_images(loader.dataset, keeper.run_dir)
     progress.close()
 
