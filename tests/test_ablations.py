@@ -149,7 +149,8 @@ CHANGES = {
     "epochs": ("", "--epochs 3"),
     "device_aug": ("", "--device-aug"),
 }
-ELSEWHERE = {"dataset", "imbalance", "assignment_interval"}  # in test_datasets.py and test_step.py
+# In test_datasets.py, test_step.py and test_speed.py.
+ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():

@@ -30,14 +30,19 @@ def free_port() -> int:
 
 
 def steps(options: dict) -> tuple[list[dict], list[torch.Tensor]]:
-    """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half."""
+    """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half.
+
+    options: of the model; `switch`: the step from which on it is targeted.
+    """
     torch.manual_seed(0)
+    switch = options.pop("switch", None)
     model = tiny_model(num_positive=0, **options)
     ddp = distributed.wrap(model, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     record, encoded = [], []
     model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        model.targeted |= step == switch
         batch = tiny_batch(6)
         out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in batch))
         optimizer.zero_grad()
@@ -59,11 +64,18 @@ def two_ranks(rank: int, port: int, options: dict, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("options", [{}, {"targeted": True, "sep_t": True}], ids=["KCL", "TSC"])
-def test_two_ranks_compute_what_one_computes(options, tmp_path):
+METHODS = {
+    "KCL": {},
+    "TSC": {"targeted": True, "sep_t": True},
+    "KCL, then TSC": {"sep_t": True, "switch": 1},  # in one DistributedDataParallel, whose graph is static
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_compute_what_one_computes(method, tmp_path):
     """Without batch norm and with all positives, in float64: loss, gradients, queue, centroids to 1e-10."""
-    mp.spawn(two_ranks, (free_port(), options, str(tmp_path)), nprocs=2)
-    alone, batches = steps(options)
+    mp.spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path)), nprocs=2)
+    alone, batches = steps(dict(METHODS[method]))
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-10, atol=1e-10)
 
