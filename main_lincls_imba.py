@@ -105,6 +105,7 @@ def prepare(args) -> None:
     build_classifier(args, spec.num_classes)
     for split in ("train", "val", "test"):
         data = resolve.open_split(args, split, None)
+        setattr(args, f"{split}_list", data.digest)  # a run goes on with the lists it began with
         if split == "train":
             ClassAwareBatches(data.labels, spec.repeat, args.batch_size, seed=0)
 
@@ -187,7 +188,7 @@ def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, 
     for epoch in range(state["epoch"], args.epochs):
         rate = learning_rate(args.lr, epoch, args.epochs, args.schedule, cosine=False)
         set_learning_rate(optimizer, rate)
-        first = max(done - epoch * len(loader), 0)  # 0, but for an epoch that goes on
+        first = state["step"] if epoch == state["epoch"] else 0  # of an epoch that goes on
         batches.set_epoch(epoch, first)
         means = Means(f"Epoch: [{epoch + 1}/{args.epochs}]", device, state.get("means") if first else None)
         keeper.begin_epoch(epoch, first, optimizer, means, results=results)
@@ -203,7 +204,7 @@ def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, 
         log_epoch(log, means, epoch + 1, rate, measured, progress)
         # The files hold the frozen encoder too, for they are the release's: written once an epoch, from one encoding.
         keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=best)
-        report_bad_images(train_set, keeper.run_dir)
+        report_bad_images(train_set, keeper.run_dir, device)
     progress.close()
     return results
 

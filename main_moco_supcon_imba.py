@@ -86,6 +86,7 @@ def prepare(args) -> None:
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     check_resume(args.resume, Path(args.run_dir))
     train_set = resolve.open_split(args, "train", None)
+    args.train_list = train_set.digest  # a run goes on with the list it began with
     if args.monitor_freq:
         resolve.open_split(args, "val", None)
     ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
@@ -132,7 +133,10 @@ def main_worker(args) -> None:
 
     model = build_model(args, spec).to(device)
     if resume:
+        targets = model.optimal_target.clone() if args.targeted else None
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+        if targets is not None and not torch.equal(targets, model.optimal_target):
+            say(f"note: {resume} brings its own targets; those of {args.targets} are other ones, and not used")
         assignment = state.get("assignment")  # what a stale one was, with --assignment-interval
         model.assignment = None if assignment is None else assignment.to(device)
         speed.load(state, resume)
@@ -165,7 +169,7 @@ def train(
         if "optimizer" in state and not starts and done <= (phase.start + phase.epochs) * steps:
             checkpoint.load_optimizer(optimizer, state, args.resume)
         for epoch in range(max(phase.start, state["epoch"]), phase.start + phase.epochs):
-            first = max(done - epoch * steps, 0)  # 0, but for an epoch that goes on
+            first = state["step"] if epoch == state["epoch"] else 0  # of an epoch that goes on
             rate = learning_rate(args.lr, epoch - phase.start, phase.epochs, args.schedule, args.cos)
             set_learning_rate(optimizer, rate)
             batches.set_epoch(epoch, first)
@@ -179,7 +183,7 @@ def train(
             # Logged before it is saved: a run killed in between does the epoch, and its line, again.
             log_epoch(log, means, epoch + 1, phase, rate, progress, target_facts(model, before), measured)
             keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
-            report_bad_images(loader.dataset, keeper.run_dir)
+            report_bad_images(loader.dataset, keeper.run_dir, device)
     progress.close()
 
 
@@ -191,7 +195,8 @@ def build_model(args, spec: DatasetSpec) -> KCL:
             if not Path(args.targets).exists():
                 say(f"{args.targets}: not there yet, making it")
                 generate_file(Path(args.targets), spec.num_classes, args.moco_dim, device=args.device)
-        targets = load_targets(args.targets, spec.num_classes, args.moco_dim)
+        # Rank 0's for all: machines that do not share a folder may have made different ones.
+        targets = distributed.same_on_all_ranks(load_targets(args.targets, spec.num_classes, args.moco_dim))
     torch.manual_seed(args.seed)
     model = KCL(
         get_encoder(args.arch, args.image_size),

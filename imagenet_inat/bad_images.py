@@ -13,14 +13,13 @@ from utils.logger import say
 FILE = "bad_images.txt"
 
 
-def report_bad_images(dataset: LongTailDataset, run_dir: Path) -> None:
+def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.device) -> None:
     """Say how many images have been passed over so far, on all ranks, and write which into bad_images.txt.
 
     Nothing is said or written while there is none. All ranks call it, after an epoch.
     """
     if dataset.passed_over is None:
         return
-    device = "cuda" if torch.cuda.is_available() and distributed.active() else "cpu"
     found = distributed.sum_over_ranks(dataset.passed_over.int().to(device)).nonzero()[:, 0].tolist()
     if not found or not distributed.is_main():
         return

@@ -5,6 +5,7 @@ names; both scripts then take it. A set that is used once needs no row: --datase
 """
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +267,8 @@ class LongTailDataset(Dataset):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
         self.transform, self.seed = transform, seed
         paths, self.labels = read_split(self.list_file, num_classes)
+        # Of paths and labels in their order: runs on lists with the same one see the same images.
+        self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
         self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
         self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
         first = self.root / self.paths[0].decode()
@@ -315,6 +318,6 @@ class LongTailDataset(Dataset):
             with Image.open(path) as image:
                 image.load()
                 return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             line = index + 1
             raise InputError(f"{path}: not a readable image, {self.list_file}:{line} ({error})") from None

@@ -13,6 +13,8 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from imagenet_inat import digits
+from target_generation import generate_file
 from utils import checkpoint
 from utils.errors import InputError, Stopped
 from utils.keeper import Keeper
@@ -221,6 +223,52 @@ def test_within_an_epoch_the_batch_size_stays(flags, tsc_run, tmp_path):
     with pytest.raises(InputError, match="2 batches of 512 into it; go on with -b 512"):
         stage1.main([*flags, *options, "--epochs", "2"])
     assert not (tmp_path / "r").exists()
+
+
+def test_another_list_is_another_argument(flags, tsc_run, digits_root, tmp_path):
+    """Also under the same name: the run would go on with other images."""
+    shutil.copytree(digits.prepare(digits_root, 50.0)[1], tmp_path / "lists")
+    train = tmp_path / "lists" / "digits_LT_train.txt"
+    train.write_text(train.read_text().replace(" 0\n", " 1\n", 1))
+    options = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--splits", str(tmp_path / "lists")]
+    resume = ["--resume", str(tsc_run / "checkpoint_0001.pth.tar"), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=r"made with other arguments \(train_list \w+ -> \w+\)"):
+        stage1.main([*flags, *options, *resume])
+
+
+def test_other_targets_than_the_checkpoints_are_said(flags, tsc_run, tmp_path, capsys):
+    other = tmp_path / "other.npy"
+    generate_file(other, 10, 16, seed=7)
+    options = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tmp_path / "run")]
+    stage1.main([*flags, *options, "--targets", str(other), "--resume", str(tsc_run / "checkpoint_0001.pth.tar")])
+    assert f"brings its own targets; those of {other} are other ones, and not used" in capsys.readouterr().out
+    assert_same_end(tmp_path / "run", tsc_run)
+
+
+def test_a_kill_between_two_files_loses_neither(flags, whole, tmp_path, monkeypatch):
+    """checkpoint_XXXX is written, last.pth.tar not any more: the epoch is done again, and all is there."""
+    run = [*flags, *TSC, "-s", "1", "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
+    count, write_whole = iter(range(1, 1000)), checkpoint.write_whole
+
+    def killed(*args, **options):
+        if next(count) == 4:  # the second epoch's last.pth.tar
+            raise MemoryError
+        write_whole(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_whole", killed)
+        with pytest.raises(MemoryError):
+            stage1.main(run)
+    assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
+    stage1.main(run)
+    assert_same_end(tmp_path / "run", whole)
+    assert [checkpoint.load(tmp_path / "run" / f"checkpoint_{i:04d}.pth.tar")["epoch"] for i in range(1, 5)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_another_number_of_processes_is_said(flags, tsc_run, tmp_path, capsys):

@@ -119,7 +119,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=positive_int,
         metavar="PX",
-        help="side of the network's input (default: the data set's, 224 or 16)",
+        help="side of the network's input (default: the data set's)",
     )
     group.add_argument(
         "-j",
@@ -149,8 +149,7 @@ def add_model_group(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "-a",
         "--arch",
-        help="a torchvision network with an fc head, or resnet20, resnet32 for small images "
-        "(default: the data set's, resnet50 or resnet20)",
+        help="a torchvision network with an fc head, or resnet20, resnet32 for small images (default: the data set's)",
     )
     return group
 

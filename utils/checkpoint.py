@@ -16,7 +16,7 @@ from utils.files import draft_pattern, write_whole
 
 PREFIX = "module."
 LAST, PREVIOUS = "last.pth.tar", "previous.pth.tar"
-DRAFTS = draft_pattern("*.pth.tar")
+DRAFTS = draft_pattern("*")
 
 
 def save(path: Path, state: dict) -> None:
@@ -26,11 +26,14 @@ def save(path: Path, state: dict) -> None:
 
 
 def save_last(run_dir: Path, state: dict, also: tuple[str, ...] = ()) -> None:
-    """Write last.pth.tar, keep the one before as previous.pth.tar, and copies under the names in `also`."""
+    """Write copies under the names in `also`, then last.pth.tar, and keep the one before as previous.pth.tar.
+
+    In this order: a run killed in between does the epoch again, and writes the copies again.
+    """
     data = _encoded(state)
-    write_whole(run_dir / LAST, lambda file: file.write(data), keep_old=run_dir / PREVIOUS)
     for name in also:
         write_whole(run_dir / name, lambda file: file.write(data))
+    write_whole(run_dir / LAST, lambda file: file.write(data), keep_old=run_dir / PREVIOUS)
 
 
 def _encoded(state: dict) -> memoryview:

@@ -39,6 +39,8 @@ def launch(worker: Callable, args) -> None:
         _spawn((worker, args, per_node), per_node)
     else:
         args.device = _device(args, 0)
+        if args.device.type == "cuda":
+            torch.cuda.set_device(args.device)
         _share_cores(args, processes=1)
         worker(args)
 
@@ -58,6 +60,10 @@ def _spawn(work: tuple, processes: int) -> None:
     try:
         while not context.join(**patience):
             pass
+    except mp.ProcessRaisedException:
+        if any(process.exitcode == 2 for process in context.processes):
+            sys.exit(2)  # a user's mistake that one process has named; the others only missed it
+        raise
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:
             sys.exit(error.exit_code)  # the process has said why
@@ -218,7 +224,7 @@ def max_over_ranks(number: int) -> int:
     """The largest of the ranks' numbers, on every rank; it does not wait for the device."""
     if not active():
         return number
-    box = torch.tensor(number)
+    box = torch.tensor(int(number))
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return int(box)
 

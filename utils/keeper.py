@@ -59,11 +59,12 @@ class Keeper:
 
     def _write(self, also: tuple[str, ...]) -> None:
         means = self.means.state()  # raises if a loss was not finite: nothing is overwritten then
+        weights = checkpoint.packed(self.model)
+        finite = all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
+        if distributed.max_over_ranks(not finite):
+            raise self.means.diverged("a weight is not finite", self.step)
         if not distributed.is_main():
             return
-        weights = checkpoint.packed(self.model)
-        if not all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point()):
-            raise self.means.diverged("a weight is not finite", self.step)
         state = {
             "epoch": self.epoch,
             "step": self.step,

@@ -20,6 +20,7 @@ import torchvision
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import InputError
 from utils.files import write_text
 from utils.metrics import Means
 from utils.resolve import plain_args
@@ -62,9 +63,8 @@ class RunLog:
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
 
     def _drop_records_after(self, epochs_done: int) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["epoch"] <= epochs_done]
-        write_text(self.path, "".join(kept))  # a line without its end was being written when the run was killed
+        kept = [record for record in read_log(self.path) if record["epoch"] <= epochs_done]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
         """TensorBoard scalars of an epoch; None is a value that was not measured."""
@@ -77,8 +77,24 @@ class RunLog:
         if distributed.is_main():
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
-            records = [json.loads(line) for line in self.path.read_text().splitlines()]
-            write_text(self.path.with_name("epochs.csv"), csv_table(records))
+            write_text(self.path.with_name("epochs.csv"), csv_table(read_log(self.path)))
+
+
+def read_log(path: Path) -> list[dict]:
+    """The records of a log.jsonl; the last line may be half written, by a run that lives or was killed.
+
+    Raises:
+        InputError: another line is no JSON object.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise InputError(f"{path}:{number}: not a JSON object ({error})") from None
+    return records
 
 
 def csv_table(records: list[dict]) -> str:

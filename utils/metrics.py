@@ -53,7 +53,8 @@ class Means:
         return {"steps": self.steps, "count": count, "sums": sums}
 
     def _totals(self, over_ranks: bool) -> tuple[float, dict[str, float]]:
-        if step := int(self.first_bad):
+        bad = int(self.first_bad)
+        if step := distributed.max_over_ranks(bad) if over_ranks else bad:
             raise self.diverged("the loss is not finite", step)
         totals = torch.stack([self.count, *self.sums.values()])
         if over_ranks:

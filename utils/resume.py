@@ -4,8 +4,9 @@ import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -103,6 +104,9 @@ def _check_kinds(state: dict, path: Path | None) -> None:
     for name, kind in KINDS.items():
         if name in state and not (isinstance(state[name], kind) and not isinstance(state[name], bool)):
             raise InputError(f"checkpoint {path}: {name} is {str(state[name])[:60]}, expected {kind}")
+    means = state.get("means")
+    if means is not None and not (means.keys() == {"steps", "count", "sums"} and isinstance(means["sums"], dict)):
+        raise InputError(f"checkpoint {path}: means is {str(means)[:60]}, expected steps, count and sums")
     if min(state["epoch"], state["step"]) < 0:
         raise InputError(f"checkpoint {path}: epoch {state['epoch']} and step {state['step']}, expected 0 or more")
 
@@ -140,22 +144,35 @@ def hold(run_dir: Path, state: dict) -> Iterator[None]:
     Raises:
         InputError: another run holds it.
     """
-    if not distributed.is_main():
+    if distributed.is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK).open("a+") if distributed.is_main() else nullcontext() as file:
+        holder = distributed.same_on_all_ranks(_lock(file) if distributed.is_main() else None)
+        if holder is not None:
+            raise InputError(f"{run_dir}: another run is writing there ({holder})")
+        if distributed.is_main():
+            _clean_up(run_dir, state)
         yield
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / LOCK).open("a+") as file:
-        try:
-            # A record lock: loader workers do not inherit it, so none of them can outlive the run with it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise InputError(f"{run_dir}: another run is writing there ({file.read().strip()})") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        for draft in run_dir.glob(DRAFTS):
-            draft.unlink()
-        for path in state.get("broken", ()):
-            os.replace(path, path.with_name(path.name + ".broken"))
-        yield
+
+
+def _lock(file: TextIO) -> str | None:
+    """Lock the file and write this process into it; returns who else holds it."""
+    try:
+        # A record lock: loader workers do not inherit it, so none of them can outlive the run with it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        return file.read().strip()
+    except OSError as error:  # some network file systems have no locks
+        say(f"note: {file.name} cannot be locked ({error.strerror}): nothing keeps a second run out of this folder")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return None
+
+
+def _clean_up(run_dir: Path, state: dict) -> None:
+    for draft in run_dir.glob(DRAFTS):
+        draft.unlink()
+    for path in state.get("broken", ()):
+        os.replace(path, path.with_name(path.name + ".broken"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import InputError
+from utils.logger import read_log
 from utils.resolve import FREE
 from utils.tables import CHOICES, SHOTS
 
@@ -71,13 +72,7 @@ def read_stage(folder: Path) -> Stage:
         raise InputError(
             f"{folder / 'args.json'}: has no 'args' with a seed, expected what a run of this project writes"
         )
-    log = folder / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    try:
-        # A line without its end is being written, or was when the run was killed.
-        return Stage(folder, about, [json.loads(line) for line in lines if line.endswith("}")])
-    except ValueError as error:
-        raise InputError(f"{log}: not one JSON object a line ({error})") from None
+    return Stage(folder, about, read_log(folder / "log.jsonl"))
 
 
 def _read_json(path: Path, otherwise: str) -> dict:

@@ -21,7 +21,7 @@ def stopped(number: int, where: str) -> Stopped:
 class StopSignals:
     """While this context is open, SIGTERM, SIGINT and SIGUSR1 wait until `agreed` is asked.
 
-    A second Ctrl-C does not wait: it raises KeyboardInterrupt, and the last checkpoint stays.
+    A Ctrl-C after that does not wait: it raises KeyboardInterrupt, and the last checkpoint stays.
     """
 
     def __enter__(self) -> "StopSignals":
@@ -37,7 +37,7 @@ class StopSignals:
 
     def _note(self, number: int, _frame) -> None:
         now = time.monotonic()
-        if number == self.number == signal.SIGINT and now - self.since > IMPATIENT_AFTER:
+        if number == signal.SIGINT and self.number and now - self.since > IMPATIENT_AFTER:
             raise KeyboardInterrupt
         if not self.number:
             self.number, self.since = number, now
