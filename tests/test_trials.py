@@ -145,7 +145,7 @@ def test_a_pattern_that_makes_no_group(pattern, message, runs):
         (lambda run: (run / "args.json").unlink(), "is no run folder"),
         (lambda run: (run / "args.json").write_text("[1"), "not JSON"),
         (lambda run: (run / "args.json").write_text("{}"), "has no 'args'"),
-        (lambda run: (run / "log.jsonl").write_text("x}\n"), "not one JSON object a line"),
+        (lambda run: (run / "log.jsonl").write_text("x}\n{}\n"), "log.jsonl:1: not a JSON object"),
         (lambda run: shutil.copytree(run / "probe", run / "probe_2"), r"has 2 probes \(probe, probe_2\)"),
     ],
 )
