@@ -29,6 +29,7 @@ EVALUATIONS = 400  # of ours; the random start passes the second level after som
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
+    parser.add_argument("device", nargs="?", choices=["cpu", "cuda"], default="cpu", help="where both are measured")
     parser.add_argument("--repeats", type=positive_int, default=3, help="turns; the median counts")
     parser.add_argument("--steps", type=positive_int, default=60, help="of the release's recipe, in each turn")
     return parser

@@ -115,3 +115,15 @@ def test_a_loader_process_that_dies_is_an_error_with_its_cause(folder):
     assert err.startswith("error: a loader process died: DataLoader worker (pid")
     assert "Killed" in err or "exited unexpectedly" in err  # torch finds out in one of two ways
     assert err.count("\n") == 1
+
+
+def test_a_run_that_fails_does_not_wait_for_its_loader_processes(folder):
+    """They ignore SIGTERM, by which Python would end them; whoever keeps the error keeps them alive till the exit."""
+    program = (
+        "import sys, main_moco_supcon_imba as stage1\n"
+        "try: stage1.main(sys.argv[1:])\n"
+        "except Exception as error: kept = error; print('failed', flush=True)"
+    )
+    command = [sys.executable, "-c", program, *flags(folder, 2), *STAGE_1, "--run-dir", str(folder / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.endswith("failed\n") and done.returncode == 0

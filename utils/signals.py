@@ -1,8 +1,10 @@
 """Signals that ask a run to stop: noted when they come, acted on after the step."""
 
+import multiprocessing
 import signal
 import threading
 import time
+from multiprocessing.util import Finalize
 
 from utils import distributed
 from utils.errors import Stopped
@@ -54,3 +56,13 @@ def ignore_in_worker(_worker: int) -> None:
     """A loader worker leaves the signals to its parent, which still needs its batches for the last step."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers_left() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:  # a loader's
+            process.kill()
+
+
+# Workers that an error has left behind: at exit Python ends them by SIGTERM, which they ignore, and waits for ever.
+Finalize(None, _kill_workers_left, exitpriority=10)
