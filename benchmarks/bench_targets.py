@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     bound = energy_bound(NUM_CLASSES, DIM, TEMPERATURE)
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     print(f"{NUM_CLASSES} × {DIM}, {torch.get_num_threads()} threads{load}; lower bound {bound:.4f}\n")
-    textbook(10)  # the first calls start threads and fill caches
+    textbook(10, args.device)  # the first calls start threads and fill caches
     steps, random, symmetric = [], [], []
     for seed in range(args.repeats):
-        steps.append(textbook(args.steps))
-        random.append(search(partial(random_points, NUM_CLASSES, DIM), seed))
-        symmetric.append(search(first_start, seed))
+        steps.append(textbook(args.steps, args.device))
+        random.append(search(partial(random_points, NUM_CLASSES, DIM), seed, args.device))
+        symmetric.append(search(first_start, seed, args.device))
     release = median(steps) * spread.RELEASE_STEPS
     print(f"| targets {NUM_CLASSES} × {DIM} | energy ratio | seconds | release ÷ ours |\n|---|--:|--:|--:|")
     print(f"| the release's {spread.RELEASE_STEPS} Adam steps, extrapolated | 1.563 (known) | {release:.1f} | 1 |")
@@ -62,10 +62,10 @@ def first_start(rng: torch.Generator) -> torch.Tensor:
     return next(starts(NUM_CLASSES, DIM, 1, "lbfgs", rng))
 
 
-def textbook(steps: int) -> float:
+def textbook(steps: int, device: str) -> float:
     """Seconds a step of Adam on L_u with its self term."""
     start = random_points(NUM_CLASSES, DIM, torch.Generator().manual_seed(0))
-    raw = torch.nn.Parameter(start)
+    raw = torch.nn.Parameter(start.to(device))
     optimizer = torch.optim.Adam([raw], lr=spread.RELEASE_LR)
     begin = time.perf_counter()
     for _ in range(steps):
@@ -74,10 +74,11 @@ def textbook(steps: int) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    loss.item()  # waits for the device
     return (time.perf_counter() - begin) / steps
 
 
-def search(make_start, seed: int) -> dict:
+def search(make_start, seed: int, device: str) -> dict:
     """Seconds of the whole L-BFGS, its start included, and until each level; the energy ratio at its end."""
     best, reached = spread.Best(), dict.fromkeys(LEVELS, float("nan"))
     begin = time.perf_counter()
@@ -87,13 +88,13 @@ def search(make_start, seed: int) -> dict:
             if when != when and energy <= torch.tensor(level).log():
                 reached[level] = time.perf_counter() - begin
 
-    start = make_start(torch.Generator().manual_seed(seed))
+    start = make_start(torch.Generator().manual_seed(seed)).to(device)
     spread.lbfgs(start, TEMPERATURE, EVALUATIONS, best, watch)
     seconds = time.perf_counter() - begin
     return {
         "seconds": seconds,
         "reached": reached,
-        "ratio": measures(best.points.double().numpy(), TEMPERATURE)["energy_ratio"],
+        "ratio": measures(best.points.double().cpu().numpy(), TEMPERATURE)["energy_ratio"],
     }
 
 
