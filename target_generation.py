@@ -29,7 +29,7 @@ from utils.arguments import Parser, positive_int, seed_number
 from utils.certificate import as_text, certificate
 from utils.files import write_whole
 from utils.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
-from utils.resolve import check_device
+from utils.resolve import pick_device
 
 TEMPERATURE = 0.07
 DIM = 128
@@ -131,18 +131,6 @@ def check_place(flag: str, file: Path) -> None:
     """Refuse a file that could not be written before anything is computed."""
     if file.is_dir() or not file.parent.is_dir():
         raise errors.InputError(f"{flag} {file}: expected the name of a file in a folder that is there")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of --device.
-
-    Raises:
-        InputError: it is not there.
-    """
-    check_device(name, 1)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def checked(file: str, num_classes: int | None, dim: int | None) -> Tensor:

@@ -73,7 +73,7 @@ def test_what_is_no_checkpoint_is_refused(content, tmp_path):
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "f", release_style(tiny_model()))
+    torch.save(release_style(tiny_model()), tmp_path / "f")
     whole = (tmp_path / "f").read_bytes()
     (tmp_path / "f").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="not a checkpoint"):
@@ -93,8 +93,8 @@ def test_missing_file_and_missing_weights_are_said(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
-    checkpoint.save(tmp_path / "f", {"state_dict": {}, "epoch": 1})
+    checkpoint.save_last(tmp_path, {"state_dict": {}, "epoch": 1})
     with pytest.raises(AttributeError, match="local object"):
-        checkpoint.save(tmp_path / "f", {"state_dict": {}, "bad": lambda: None})
-    assert checkpoint.load(tmp_path / "f")["epoch"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+        checkpoint.save_last(tmp_path, {"state_dict": {}, "bad": lambda: None})
+    assert checkpoint.load(tmp_path / checkpoint.LAST)["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.LAST]

@@ -208,21 +208,24 @@ def test_another_batch_size_goes_on_in_the_same_queue(flags, tsc_run, tmp_path):
     assert (weights["module.queue_labels"] >= 0).all() and weights["module.queue_ptr"].item() == 512
 
 
-def test_within_an_epoch_the_batch_size_stays(flags, tsc_run, tmp_path):
+@pytest.mark.parametrize("change", ["-b 1024", "--imbalance 40"])
+def test_within_an_epoch_the_batches_stay(change, flags, tsc_run, tmp_path):
+    """Those that are left are counted in batches of the size, and in the order of the list, that it began with."""
     state = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar") | {"step": 2}
     torch.save(state, tmp_path / "within.pth.tar")
-    options = [
-        "--resume",
-        str(tmp_path / "within.pth.tar"),
-        "--override",
-        "-b",
-        "1024",
-        "--run-dir",
-        str(tmp_path / "r"),
-    ]
-    with pytest.raises(InputError, match="2 batches of 512 into it; go on with -b 512"):
-        stage1.main([*flags, *options, "--epochs", "2"])
+    options = ["--resume", str(tmp_path / "within.pth.tar"), "--override", "--run-dir", str(tmp_path / "r")]
+    with pytest.raises(InputError, match="2 batches of 512 into it; go on with -b 512 and the training list"):
+        stage1.main([*flags, *options, *change.split(), "--epochs", "2"])
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("results", [{"last": 5}, {"last": None}, {"selected": [1]}])
+def test_results_of_a_damaged_probe_are_named(results, tsc_run, probe_run, probe_flags, tmp_path):
+    torch.save(checkpoint.load(probe_run / "last.pth.tar") | {"results": results}, tmp_path / "damaged.pth.tar")
+    options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--resume", str(tmp_path / "damaged.pth.tar")]
+    with pytest.raises(InputError, match=r"damaged\.pth\.tar: results is .*, expected a table of tables"):
+        stage2.main([*probe_flags, *options, "--epochs", "3", "--run-dir", str(tmp_path / "p")])
+    assert not (tmp_path / "p").exists()
 
 
 def test_another_list_is_another_argument(flags, tsc_run, digits_root, tmp_path):

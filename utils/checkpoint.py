@@ -19,16 +19,11 @@ LAST, PREVIOUS = "last.pth.tar", "previous.pth.tar"
 DRAFTS = draft_pattern("*")
 
 
-def save(path: Path, state: dict) -> None:
-    """Write `state` (plain dicts, numbers, strings, tensors), whole or not at all."""
-    data = _encoded(state)
-    write_whole(path, lambda file: file.write(data))
-
-
 def save_last(run_dir: Path, state: dict, also: tuple[str, ...] = ()) -> None:
-    """Write copies under the names in `also`, then last.pth.tar, and keep the one before as previous.pth.tar.
+    """Write `state` (plain dicts, numbers, strings, tensors), each file whole or not at all.
 
-    In this order: a run killed in between does the epoch again, and writes the copies again.
+    First copies under the names in `also`, then last.pth.tar; the one before is kept as
+    previous.pth.tar. In this order: a run killed in between does the epoch again, and writes the copies again.
     """
     data = _encoded(state)
     for name in also:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from utils import errors
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE_SECONDS = 20
 MAX_WORKERS = 32  # the release's default
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
@@ -54,7 +53,7 @@ def _spawn(work: tuple, processes: int) -> None:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    before = {number: signal.signal(number, pass_on) for number in errors.EXIT_CODES}
     # One that fails takes the others down; one that does not go by itself, stuck on the lost peer, is killed.
     patience = {"grace_period": GRACE_SECONDS} if "grace_period" in signature(context.join).parameters else {}
     try:
@@ -128,10 +127,15 @@ def _torchrun_group() -> dict:
 def _device(args, local_rank: int) -> torch.device:
     if args.gpu is not None:
         return torch.device("cuda", args.gpu)
-    name = args.device
+    device = device_named(args.device)
+    return torch.device("cuda", local_rank) if device == torch.device("cuda") else device
+
+
+def device_named(name: str) -> torch.device:
+    """What --device says; auto: a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+    return torch.device(name)
 
 
 def _share_cores(args, processes: int) -> None:

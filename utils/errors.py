@@ -1,9 +1,12 @@
 """One line for a user's mistake, exit code 2; a traceback only for a fault of ours."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 
+# Signals that ask a run to stop, and the exit codes they get. SIGUSR1 is a scheduler's warning: a planned end.
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: of a file that does not say which it is
 
 
@@ -17,7 +20,7 @@ class InputError(Exception):
 class Stopped(Exception):  # noqa: N818, it is no error
     """The run has saved itself and ends because a signal has asked it to.
 
-    exit_code: 143 for SIGTERM, 130 for SIGINT, 0 for SIGUSR1.
+    exit_code: one of EXIT_CODES.
     """
 
     def __init__(self, message: str, exit_code: int):

@@ -75,5 +75,7 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
         "only if many thousand classes, not yet settled, hold the step up: the targets are then some steps stale",
     )
     group.add_argument(
-        "--targets", metavar="FILE", help="the targets (default: optimal_<C>_<D>.npy here, made if missing)"
+        "--targets",
+        metavar="FILE",
+        help="the targets, a file that is there (default: optimal_<C>_<D>.npy in this folder, made if missing)",
     )

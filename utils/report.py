@@ -9,14 +9,12 @@ Trials, groups of runs that differ in their seed alone, as Markdown on the conso
 
 from pathlib import Path
 
-import torch
-
 from utils import errors, trials
 from utils.arguments import Parser
 from utils.logger import say
 from utils.report_page import markdown_section, write_report
 from utils.report_sections import commands, feature_sections, run_sections
-from utils.resolve import check_device
+from utils.resolve import pick_device
 from utils.runs import Run, read_run, short_names
 
 
@@ -54,9 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.runs:
         print(markdown_section(trials.section(groups)), end="")
         return
-    check_device(args.device, 1)
-    name = "cuda" if torch.cuda.is_available() else "cpu"
-    args.device = torch.device(name if args.device == "auto" else args.device)
+    args.device = pick_device(args.device)
     runs = named([read_run(path) for path in args.runs])
     make_report(runs, groups, Path(args.output or args.runs[0]), args)
 

@@ -102,6 +102,16 @@ def check_device(device: str, world: int) -> None:
         raise InputError(f"device {device}: {world} processes cannot share it; leave --device and --gpu out")
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of --device, for a program of one process.
+
+    Raises:
+        InputError: it is not there.
+    """
+    check_device(name, 1)
+    return distributed.device_named(name)
+
+
 def resolve_seed(args: argparse.Namespace, state: dict) -> None:
     """Take the seed of the checkpoint that a run goes on from, or draw one, the same on all ranks.
 

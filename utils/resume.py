@@ -107,6 +107,8 @@ def _check_kinds(state: dict, path: Path | None) -> None:
     means = state.get("means")
     if means is not None and not (means.keys() == {"steps", "count", "sums"} and isinstance(means["sums"], dict)):
         raise InputError(f"checkpoint {path}: means is {str(means)[:60]}, expected steps, count and sums")
+    if not all(isinstance(entry, dict) for entry in state.get("results", {}).values()):
+        raise InputError(f"checkpoint {path}: results is {str(state['results'])[:60]}, expected a table of tables")
     if min(state["epoch"], state["step"]) < 0:
         raise InputError(f"checkpoint {path}: epoch {state['epoch']} and step {state['step']}, expected 0 or more")
 
@@ -123,10 +125,11 @@ def _check_same_place(state: dict, device: torch.device) -> None:
 def _check_same_arguments(state: dict, args, path: Path | None) -> None:
     then, now = state.get("args", {}), plain_args(args)
     changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
-    if state["step"] and "batch_size" in changed:
+    if state["step"] and {"batch_size", "train_list"} & set(changed):
         raise InputError(
             f"checkpoint {path}: stands within an epoch, {state['step']} batches of {then['batch_size']} into it; "
-            f"go on with -b {then['batch_size']}, or from a checkpoint of an epoch's end"
+            f"go on with -b {then['batch_size']} and the training list it was made with, or from a checkpoint of an "
+            "epoch's end"
         )
     if changed and not args.override:
         listed = ", ".join(f"{name} {then[name]} -> {now[name]}" for name in changed)

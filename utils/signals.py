@@ -7,10 +7,8 @@ import time
 from multiprocessing.util import Finalize
 
 from utils import distributed
-from utils.errors import Stopped
+from utils.errors import EXIT_CODES, Stopped
 
-# SIGUSR1 is a scheduler's warning before its time limit: a planned end.
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 IMPATIENT_AFTER = 1.0  # seconds; sooner, a second Ctrl-C is the first one's echo from the launching process
 
 
