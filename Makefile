@@ -1,10 +1,11 @@
-# make demo: everything once, on the embedded digits.  make test: the tests.  make bench: benchmarks/RESULTS.md.
+# make demo: everything once, on the embedded digits.  make test: the tests.
+# make results: docs/results.md, an hour and a half on two cores.  make bench: benchmarks/RESULTS.md.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-slow test-browser bench lint format clean
+.PHONY: venv demo results test test-slow test-browser bench lint format clean
 
 venv: $(STAMP)
 
@@ -16,6 +17,9 @@ $(STAMP): requirements.txt requirements-dev.txt
 
 demo: venv
 	$(PY) -m examples.demo
+
+results: venv
+	$(PY) -m examples.results
 
 test: venv
 	$(PY) -m pytest

@@ -8,33 +8,39 @@ On ImageNet-LT, the recipe of the release:
         --epochs 40 --schedule 20 30 -b 2048 --seed 0
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from imagenet_inat.bad_images import report_bad_images
 from imagenet_inat.datasets import DatasetSpec, LongTailDataset
-from imagenet_inat.loaders import DeviceBatches, eval_loader, train_loader
+from imagenet_inat.loaders import train_loader
 from imagenet_inat.samplers import ClassAwareBatches
-from moco.loader import eval_transform, train_transform
+from moco.loader import train_transform
 from utils import arguments, checkpoint, distributed, errors, resolve
 from utils.classifier import build_classifier, frozen_weights, moved
-from utils.files import write_text
+from utils.evaluation import (
+    BEST,
+    add_evaluation_arguments,
+    best_on_test,
+    check_epochs_left,
+    check_splits,
+    choose,
+    finish,
+    log_epoch,
+    measure_if_due,
+    open_eval_loaders,
+    validate,
+)
 from utils.keeper import Keeper
-from utils.logger import Progress, RunLog, describe, say
-from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.logger import Progress, RunLog, say
+from utils.metrics import Means, in_top_k, rank_of_label
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
 from utils.speed import Speed, sgd, tf32
 from utils.tables import show_accuracies
-
-BEST = "model_best.pth.tar"
-EVAL_BATCH = 256  # images a process measures at least at a time
 
 
 def get_args_parser() -> arguments.Parser:
@@ -61,21 +67,7 @@ def get_args_parser() -> arguments.Parser:
         action="store_true",
         help="measure the stage-2 checkpoint given with --resume; train nothing",
     )
-    running.add_argument(
-        "--eval-freq",
-        type=arguments.positive_int,
-        default=1,
-        metavar="E",
-        help="validate and test after every E-th epoch and after the last; 'selected' and 'best_on_test' choose "
-        "among those. 1: the release; more where measuring takes as long as training",
-    )
-    running.add_argument(
-        "--eval-batch-size",
-        type=arguments.positive_int,
-        metavar="N",
-        help="images a process measures at a time; it changes no result (default: 256, or a process's share of "
-        "--batch-size if that is more)",
-    )
+    add_evaluation_arguments(running)
     arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
     return parser
@@ -103,11 +95,7 @@ def prepare(args) -> None:
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args))
         check_resume(args.resume, Path(args.run_dir))
     build_classifier(args, spec.num_classes)
-    for split in ("train", "val", "test"):
-        data = resolve.open_split(args, split, None)
-        setattr(args, f"{split}_list", data.digest)  # a run goes on with the lists it began with
-        if split == "train":
-            ClassAwareBatches(data.labels, spec.repeat, args.batch_size, seed=0)
+    check_splits(args, spec)
 
 
 def run_name(args) -> str:
@@ -135,26 +123,13 @@ def main_worker(args) -> None:
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {resume}: is a probe of another encoder than {args.pretrained}")
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
-    measured = state.get("results", {}).get("last", {}).get("epoch")  # a checkpoint of the release has none
-    if state["epoch"] >= args.epochs and measured != state["epoch"]:
-        raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
+    check_epochs_left(args, state)
     train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
     loaders = open_eval_loaders(args, spec)
     speed.apply_to(model.to(args.device))
     with StopSignals() as stop, hold(Path(args.run_dir), state), tf32(args.tf32, args.device):
         results = train(args, model, speed, train_set, loaders, Keeper(args, model, stop), state)
         finish(args, Path(args.run_dir), results, train_set.class_counts)
-
-
-def open_eval_loaders(args, spec: DatasetSpec) -> dict[str, DeviceBatches]:
-    """Validation and test; one loader where one list serves as both."""
-    lists = resolve.find_lists(args)[1]
-    names = ("val",) if lists["val"] == lists["test"] else ("val", "test")
-    splits = {name: resolve.open_split(args, name, eval_transform(spec, args.image_size)) for name in names}
-    for data in filter(lambda data: data.layout, splits.values()):
-        say(f"{data.list_file.name}: layout {data.layout}")
-    size = args.eval_batch_size or max(EVAL_BATCH, args.batch_size // distributed.world_size())
-    return {name: eval_loader(data, size, args.workers, spec, args.device) for name, data in splits.items()}
 
 
 def evaluate(args, spec: DatasetSpec, speed: Speed) -> None:
@@ -196,14 +171,11 @@ def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, 
         if epoch == state["epoch"]:
             assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
         distributed.broadcast_buffers(model)
-        measured, is_best = {}, False
-        if (epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs:
-            measured = measure(loaders, model, speed, train_set.class_counts, keeper.stop_if_asked)
-            is_best = choose(results, epoch + 1, measured)
-        best = results["best_on_test"]["acc1"] if results else 0.0
+        measured = measure_if_due(args, epoch + 1, loaders, model, speed, train_set.class_counts, keeper.stop_if_asked)
+        is_best = choose(results, epoch + 1, measured)
         log_epoch(log, means, epoch + 1, rate, measured, progress)
         # The files hold the frozen encoder too, for they are the release's: written once an epoch, from one encoding.
-        keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=best)
+        keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=best_on_test(results))
         report_bad_images(train_set, keeper.run_dir, device)
     progress.close()
     return results
@@ -226,83 +198,6 @@ def train_one_epoch(
         means.add(len(labels), loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
         progress.step(means)
         keeper.after_step()
-
-
-def measure(loaders: dict, model, speed: Speed, class_counts: np.ndarray, between: Callable) -> dict[str, dict]:
-    """What `validate` says of val and of test; they may be one split."""
-    measured = {split: validate(loader, model, speed, class_counts, between) for split, loader in loaders.items()}
-    return measured | {"test": measured.get("test", measured["val"])}
-
-
-@torch.no_grad()
-def validate(
-    loader: DeviceBatches, model, speed: Speed, class_counts: np.ndarray, between: Callable = lambda: None
-) -> dict:
-    """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
-
-    between: called after each batch that every rank has.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    accuracy = ClassAccuracy(len(class_counts), device)
-    loss = torch.zeros((), device=device)
-    for number, (images, labels) in enumerate(loader):
-        with speed.autocast():
-            logits = model(images)
-        accuracy.add(logits, labels)
-        loss += cross_entropy(logits, labels, reduction="sum")
-        if number < loader.on_every_rank:
-            between()
-    return {
-        "loss": float(distributed.sum_over_ranks(loss)) / len(loader.dataset),
-        **accuracy.summary(class_counts),
-    }
-
-
-def choose(results: dict, epoch: int, measured: dict[str, dict]) -> bool:
-    """Note this epoch's test accuracies under each name it earns; True when validation chose it.
-
-    selected: best top-1 on validation. last. best_on_test: the release's own number,
-    which picks the epoch by the test split and so flatters it.
-    """
-    entry = {"epoch": epoch, **measured["test"], "val_acc1": measured["val"]["acc1"]}
-    results["last"] = entry
-    if "best_on_test" not in results or entry["acc1"] > results["best_on_test"]["acc1"]:
-        results["best_on_test"] = entry
-    if "selected" in results and entry["val_acc1"] <= results["selected"]["val_acc1"]:
-        return False
-    results["selected"] = entry
-    return True
-
-
-def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured: dict, progress: Progress) -> None:
-    means = epoch_means.read(over_ranks=True)
-    rows = {"train": means}
-    for split, values in measured.items():
-        rows[split] = {"loss": values["loss"], "top1": values["acc1"], "top5": values["acc5"]}
-    for split, values in rows.items():
-        log.scalars(split, values, epoch)
-    log.record(epoch=epoch, lr=rate, **rows, **progress.rates())
-    accuracies = "".join(f"{split} {measured[split]['acc1']:.2f}  " for split in ("val", "test") if measured)
-    say(f"{epoch_means.where}  {describe(means)}  {accuracies}lr {rate:.4g}  ETA {progress.eta()}")
-
-
-def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None:
-    """Write results.json, show the table and say what there is."""
-    record = {
-        "dataset": args.dataset,
-        "arch": args.arch,
-        "seed": args.seed,
-        "pretrained": str(args.pretrained),
-    }
-    record |= {name: results[name] for name in ("selected", "last", "best_on_test")}
-    record["train_counts"] = class_counts.tolist()
-    if distributed.is_main():
-        write_text(run_dir / "results.json", json.dumps(record, indent=2) + "\n")
-    for name in ("selected", "last", "best_on_test"):
-        show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
-    files = f"args.json, log.jsonl, epochs.csv, last.pth.tar, {BEST}, results.json"
-    say(f"wrote {run_dir}: {files}, train/ val/ test/ (TensorBoard)")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from torch.utils.data import TensorDataset
 
 from benchmarks import common
 from benchmarks.bench_step import FAST, LARGE, PLAIN, SMALL
-from main_lincls_imba import EVAL_BATCH, validate
 from moco.encoders import get_encoder
 from utils.classifier import freeze
+from utils.evaluation import EVAL_BATCH, validate
 from utils.metrics import Means, in_top_k, rank_of_label
 from utils.speed import Speed, sgd
 

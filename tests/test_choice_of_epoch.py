@@ -1,6 +1,6 @@
 """Which epoch of a probe is reported under which name."""
 
-from main_lincls_imba import choose
+from utils.evaluation import choose
 
 
 def test_selected_by_validation_best_on_test_by_test():

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from utils.feature_measures import alignment, class_centres, knn_scores, neighbourhood_uniformity, uniformity
+from utils.feature_measures import (
+    alignment,
+    class_centres,
+    knn_scores,
+    neighbourhood_uniformity,
+    neighbours_of_a_class,
+    uniformity,
+)
 
 SQRT2 = math.sqrt(2)
 
@@ -38,6 +45,11 @@ def test_uniformity_is_largest_for_the_simplex():
 @pytest.mark.parametrize(("k", "expected"), [(1, SQRT2), (2, (2 * SQRT2 + 2) / 3), (10, (2 * SQRT2 + 2) / 3)])
 def test_neighbourhood_uniformity_takes_the_nearest(k, expected):
     assert neighbourhood_uniformity(on_circle(0, 90, 180), k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("classes", "k"), [(2, 1), (3, 1), (10, 3), (30, 9), (31, 10), (1000, 10), (8142, 10)])
+def test_the_neighbourhood_is_ten_classes_or_a_third_of_few(classes, k):
+    assert neighbours_of_a_class(classes) == k
 
 
 def test_a_class_without_an_image_has_no_distance():

@@ -10,7 +10,7 @@ import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
 from benchmarks import bench_targets
-from examples import demo, figure1
+from examples import cross_entropy, demo, figure1, results
 from imagenet_inat import splits
 from utils import export, report
 
@@ -19,7 +19,9 @@ MODULES = {
     "main_moco_supcon_imba.py": main_moco_supcon_imba,
     "main_lincls_imba.py": main_lincls_imba,
     "target_generation.py": target_generation,
+    "examples.cross_entropy": cross_entropy,
     "examples.demo": demo,
+    "examples.results": results,
     "examples.figure1": figure1,
     "utils.export": export,
     "imagenet_inat.splits": splits,
@@ -56,7 +58,7 @@ def test_the_demos_own_commands_parse():
 
 
 def test_make_targets_that_readme_names_exist():
-    named = set(re.findall(r"\bmake (venv|demo|test-browser|test|lint)\b", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"\bmake (venv|demo|results|test-browser|test|lint)\b", (ROOT / "README.md").read_text()))
     makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)

@@ -19,6 +19,7 @@ from tests.tiny import tiny_batch, tiny_model
 from utils import checkpoint
 from utils.classifier import freeze
 from utils.errors import InputError, Stopped
+from utils.evaluation import open_eval_loaders
 from utils.speed import Speed, sgd, tf32
 
 ROOT = Path(__file__).parent.parent
@@ -254,7 +255,7 @@ def test_evaluation_takes_256_images_or_the_batch_of_training(flag, expected, pr
     args = stage2.get_args_parser().parse_args([*probe_flags, *flag.split()])
     spec = stage2.resolve.resolve(args)
     args.device, args.workers = CPU, 0
-    loaders = stage2.open_eval_loaders(args, spec)
+    loaders = open_eval_loaders(args, spec)
     assert {loader.loader.batch_size for loader in loaders.values()} == {expected}
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-NEIGHBOUR_CLASSES = 10  # k of the neighbourhood uniformity
 KNN_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.07  # as in instance discrimination, MoCo and DINO
 BLOCK = 256  # queries compared with the whole bank at a time
 
@@ -42,6 +41,14 @@ def uniformity(centres: Tensor) -> float | None:
         centres: (C, D) unit, rows of nan are left out.
     """
     return neighbourhood_uniformity(centres, len(centres))
+
+
+def neighbours_of_a_class(num_classes: int) -> int:
+    """k of the neighbourhood uniformity: 10, and of fewer than 31 classes a third of the others.
+
+    With all others U_k would be U again.
+    """
+    return max(1, min(10, (num_classes - 1) // 3))
 
 
 def neighbourhood_uniformity(centres: Tensor, k: int) -> float | None:

@@ -12,11 +12,11 @@ from moco.builder import KCL, unit
 from moco.loader import eval_transform
 from utils import distributed, resolve
 from utils.feature_measures import (
-    NEIGHBOUR_CLASSES,
     alignment,
     class_centres,
     knn_scores,
     neighbourhood_uniformity,
+    neighbours_of_a_class,
     uniformity,
 )
 from utils.metrics import ClassAccuracy
@@ -116,7 +116,7 @@ def measures(
 def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
     """The SPREAD of (n, D) unit features with labels (n,)."""
     centres = class_centres(features, labels, num_classes)
-    near = neighbourhood_uniformity(centres, NEIGHBOUR_CLASSES)
+    near = neighbourhood_uniformity(centres, neighbours_of_a_class(num_classes))
     return dict(zip(SPREAD, (alignment(features, labels), uniformity(centres), near), strict=True))
 
 

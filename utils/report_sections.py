@@ -6,7 +6,7 @@ from sklearn.manifold import TSNE
 
 from utils import report_plots as plots
 from utils.errors import InputError, one_line
-from utils.feature_measures import NEIGHBOUR_CLASSES, class_centres
+from utils.feature_measures import class_centres
 from utils.monitor import spread
 from utils.plots import Picture, draw
 from utils.report_page import Section, Table
@@ -169,13 +169,12 @@ def centres_section(found: dict[str, RunFeatures], reasons: list[str]) -> Sectio
         pictures.append(
             draw(f"centres_{len(pictures)}", caption, plots.centre_similarities, cosines, list(map(str, order)))
         )
-    near = min((NEIGHBOUR_CLASSES, *(len(run.class_counts) - 1 for run in found.values())))
     text = (
         "The head's unit output for the validation split in its evaluation view, by the last checkpoint of stage 1. "
         "A: mean distance of two images of a class, the lower the tighter. U: mean distance of two class centres, "
-        f"U_{near}: to its {near} nearest; the higher the more even.",
+        "U_k: to its k nearest, k = 10, of fewer than 31 classes a third of the others; the higher the more even.",
     )
-    tables = (Table(["run", "epoch", "A", "U", f"U_{near}"], rows),) if rows else ()
+    tables = (Table(["run", "epoch", "A", "U", "U_k"], rows),) if rows else ()
     return Section("Class centres", (*(text if rows else ()), *reasons), tables, tuple(pictures))
 
 

@@ -100,18 +100,20 @@ def table(groups: list[Group], choice: str) -> tuple[list[str], list[list[str]]]
         for run, entry in zip(group.runs, entries, strict=True):
             rows.append([next(folders), _seed(run), str(entry["epoch"]), *map(percent, accuracies(entry))])
     for name, values in zip(names, measured, strict=True):
-        rows.append([name, f"{len(values)} trials", "mean ± std", *map(_mean_and_std, values.T)])
+        rows.append([name, f"{len(values)} trials", "mean ± std", *map(mean_and_std, values.T)])
     for name, values in zip(names[1:], measured[1:], strict=True):
-        cells = map(_with_interval, (values - measured[0]).T)
+        cells = map(with_interval, (values - measured[0]).T)
         rows.append([f"{name} − {names[0]}", "paired", "mean [95 %]", *cells])
     return HEADER, rows
 
 
-def _mean_and_std(values: np.ndarray) -> str:
+def mean_and_std(values: np.ndarray) -> str:
+    """Of (n,) trials, for a table; – if one has no such value."""
     return "–" if np.isnan(values).any() else f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
 
 
-def _with_interval(values: np.ndarray) -> str:
+def with_interval(values: np.ndarray) -> str:
+    """Mean of (n,) paired differences and its 95 % interval, for a table; – if one has no such value."""
     if np.isnan(values).any():
         return "–"
     mean, low, high = paired_difference(values)

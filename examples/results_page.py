@@ -1,0 +1,164 @@
+"""The page and the picture of examples/results.py: nothing here runs, all is read from run folders."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from utils.feature_measures import neighbours_of_a_class
+from utils.files import write_text
+from utils.plots import COLOURS
+from utils.tables import CHOICES, SHOT_NOTE, SHOTS, accuracies, markdown
+from utils.trials import Group, mean_and_std, with_interval
+
+Groups = dict[tuple[int, str], Group]  # (imbalance, method) -> its trials, one a seed
+SETTINGS = ("KCL", "TSC", "cross-entropy")
+COMPARED = (("TSC", "KCL"), ("KCL", "cross-entropy"))  # the first minus the second
+MEASURES = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "knn_top1": "kNN"}
+OF_VARIANTS = {"KCL, D = 3": "KCL", "TSC, D = 3": "KCL, D = 3", "KCL, queue of 256": "KCL"}
+OF_VARIANTS |= {"TSC, queue of 256": "KCL, queue of 256"}  # what a row is compared with; KCL where nothing is said
+
+
+def write_page(groups: Groups, varied: int, output: Path, command: str) -> Path:
+    """Write results.md and results.png.
+
+    Args:
+        varied: the imbalance at which variants were run. command: what makes the page again.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    draw(groups, output / "results.png")
+    imbalances = sorted({imbalance for imbalance, _ in groups})
+    parts = ["# Results on long-tailed handwritten digits", "![accuracy and uniformity](results.png)"]
+    parts += [about(groups, command), *meaning(groups)]
+    for choice in ("selected", "last"):
+        parts += [f"## Test accuracy, {choice}", f"{CHOICES[choice]}.".capitalize()]
+        parts.append(accuracy_table(groups, imbalances, choice))
+    parts += ["## Features of the validation split", feature_table(groups)]
+    parts += [f"## Variants, imbalance {varied}", variant_table(groups, varied)]
+    parts += ["## Each seed, over all classes, selected", seed_table(groups)]
+    page = output / "results.md"
+    write_text(page, "\n\n".join(parts) + "\n")
+    return page
+
+
+def about(groups: Groups, command: str) -> str:
+    runs = [run for group in groups.values() for run in group.runs]
+    stages = [stage for run in runs for stage in (run.pretraining, run.probe) if stage]
+    commits = sorted({str(stage.about["git"]) for stage in stages})
+    machines = sorted({f"{s.about['machine']}, PyTorch {s.about['versions']['torch']}" for s in stages})
+    minutes = sum(record["seconds"] for stage in stages for record in stage.epochs) / 60
+    return (
+        f"`{command}`: {len(runs)} trials, {minutes:.0f} minutes of training on one core in all, "
+        f"on {'; '.join(machines)}, commit {', '.join(commits)}."
+    )
+
+
+def meaning(groups: Groups) -> list[str]:
+    counts = {imbalance: group.runs[0].results["train_counts"] for (imbalance, _), group in groups.items()}
+    sizes = "; ".join(f"{imbalance}: {', '.join(map(str, of_class))}" for imbalance, of_class in counts.items())
+    return [
+        "Top-1 in percent on 400 test images, 40 a class; ± is the standard deviation over seeds. Differences are of "
+        "the same seed, with Student's 95 % interval of their mean: one that holds 0 says nothing of which is better.",
+        f"Training images of the classes, by imbalance: {sizes}. {SHOT_NOTE}.",
+    ]
+
+
+def accuracy_of(group: Group, choice: str) -> np.ndarray:
+    """(trials, 4) many, medium, few, all; nan for shots without a class."""
+    return np.array([accuracies(run.results[choice]) for run in group.runs], dtype=float)
+
+
+def accuracy_table(groups: Groups, imbalances: list[int], choice: str) -> str:
+    rows = []
+    for imbalance in imbalances:
+        values = {name: accuracy_of(groups[imbalance, name], choice) for name in SETTINGS}
+        rows += [[str(imbalance), name, *map(mean_and_std, values[name].T)] for name in SETTINGS]
+        for one, other in COMPARED:
+            rows.append([str(imbalance), f"{one} − {other}", *map(with_interval, (values[one] - values[other]).T)])
+    return markdown(["imbalance", "method", *SHOTS, "all"], rows, words=2)
+
+
+def measured(group: Group, name: str) -> np.ndarray:
+    """(trials,) of the last epoch of stage 1."""
+    return np.array([run.pretraining.epochs[-1]["val"][name] for run in group.runs])
+
+
+def facts(group: Group) -> list[str]:
+    """Of TSC: cosine of centroid and target in its first and its last epoch, and until when classes change targets."""
+    if group.runs[0].pretraining.epochs[-1].get("target_cosine") is None:
+        return ["–"] * 3
+    cosines, changes = [], []
+    for run in group.runs:
+        epochs = [record for record in run.pretraining.epochs if record["target_cosine"] is not None]
+        cosines.append([epochs[0]["target_cosine"], epochs[-1]["target_cosine"]])
+        changes.append(max((record["epoch"] for record in epochs if record["target_changed"]), default=0))
+    return [*map(mean_and_std, np.array(cosines).T), f"{min(changes)}–{max(changes)}"]
+
+
+FACTS = ["cosine at the switch", "cosine at the end", "last change of a target, epoch"]
+
+
+def feature_table(groups: Groups) -> str:
+    rows, classes = [], set()
+    for (imbalance, name), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        if group.runs[0].pretraining:
+            values = (mean_and_std(measured(group, measure)) for measure in MEASURES)
+            rows.append([str(imbalance), name, *values, *facts(group)])
+        classes.add(len(group.runs[0].results["train_counts"]))
+    (near,) = {neighbours_of_a_class(number) for number in classes}
+    text = (
+        f"By the last checkpoint of stage 1: alignment A (lower is tighter), uniformity U and U_k, k = {near} (higher "
+        "is more even), top-1 of a kNN vote. Cosine: of a class's running centroid and its target."
+    )
+    return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows, words=2)
+
+
+def variant_table(groups: Groups, varied: int) -> str:
+    """Accuracy of what was run at one imbalance, and each row's difference to its KCL."""
+    rows = []
+    for (imbalance, name), group in groups.items():
+        if imbalance != varied:
+            continue
+        values, other = accuracy_of(group, "selected"), OF_VARIANTS.get(name, "KCL")
+        difference = (values - accuracy_of(groups[varied, other], "selected"))[:, -2:]
+        cells = ["", "", ""] if name == other else [other, *map(with_interval, difference.T)]
+        rows.append([name, *map(mean_and_std, values[:, -2:].T), *cells])
+    return markdown(["method", "few", "all", "minus", "few", "all"], rows)
+
+
+def seed_table(groups: Groups) -> str:
+    rows = []
+    for (imbalance, name), group in groups.items():
+        rows.append([str(imbalance), name, *(f"{value:.2f}" for value in accuracy_of(group, "selected")[:, -1])])
+    seeds = [run.seeds[0] for run in next(iter(groups.values())).runs]
+    return markdown(["imbalance", "method", *(f"seed {seed}" for seed in seeds)], rows, words=2)
+
+
+def draw(groups: Groups, path: Path) -> None:
+    """Accuracy over all and over few, and uniformity, over the imbalance: a dot a seed, a line at their mean."""
+    panels = {"test accuracy, all, %": -1, "test accuracy, few, %": -2, "uniformity U": "uniformity"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 3.6), layout="constrained")
+    for panel, (label, what) in zip(axes, panels.items(), strict=True):
+        names = [name for name in SETTINGS if what != "uniformity" or name != "cross-entropy"]
+        for place, name in enumerate(names):
+            dots(panel, groups, name, what, place - (len(names) - 1) / 2)
+        panel.set(xlabel="imbalance, largest class ÷ smallest", ylabel=label)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def dots(axes: Axes, groups: Groups, name: str, what: int | str, shift: float) -> None:
+    """A method's seeds at each imbalance. what: a column of `accuracy_of`, or the name of a measure."""
+    imbalances = sorted({imbalance for imbalance, _ in groups})
+    colour = COLOURS[SETTINGS.index(name)]
+    for place, imbalance in enumerate(imbalances):
+        group = groups[imbalance, name]
+        values = measured(group, what) if isinstance(what, str) else accuracy_of(group, "selected")[:, what]
+        x = place + 0.22 * shift
+        axes.scatter(np.full(len(values), x), values, s=18, color=colour, alpha=0.6, linewidth=0)
+        label = {"label": f"{name} (a dot a seed)"} if place == 0 else {}
+        axes.plot([x - 0.09, x + 0.09], [values.mean()] * 2, color=colour, linewidth=2.5, **label)
+    axes.set_xticks(range(len(imbalances)), imbalances)
