@@ -46,11 +46,11 @@ class Method(NamedTuple):
 
 
 KCL, TSC = demo.METHODS["KCL"], demo.METHODS["TSC"]
-LOW = "--moco-dim 3 --targets {folder}/optimal_10_3.npy"
+LOW = "--moco-dim 3 --moco-t 0.2 --lr 0.01"  # at the demo's rate all features of few dimensions fall onto one point
 METHODS = (Method("kcl", "KCL", KCL), Method("tsc", "TSC", TSC), Method("ce", "cross-entropy", None))
 VARIANTS = (
-    Method("kcl_3d", "KCL, D = 3", f"{KCL} --moco-dim 3"),
-    Method("tsc_3d", "TSC, D = 3", f"{TSC} {LOW}"),
+    Method("kcl_3d", "KCL, D = 3", f"{KCL} {LOW}"),
+    Method("tsc_3d", "TSC, D = 3", f"{TSC} {LOW} --targets {{folder}}/optimal_10_3.npy"),
     Method("tsc_tw1", "TSC, λ = 1", f"{TSC} --tw 1"),
     Method("tsc_queue", "TSC, centroids from the queue", f"{TSC} --centroid-init queue"),
     Method("kcl_k256", "KCL, queue of 256", f"{KCL} --moco-k 256"),
