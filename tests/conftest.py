@@ -13,6 +13,7 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from target_generation import generate_file
+from tests.stopping import FOUR_EPOCHS
 
 
 @pytest.fixture(autouse=True)
@@ -57,4 +58,12 @@ def probe_run(tsc_run, probe_flags) -> Path:
     run = tsc_run / "probe"
     checkpoint = str(tsc_run / "last.pth.tar")
     stage2.main([*probe_flags, "--epochs", "2", "--pretrained", checkpoint, "--run-dir", str(run)])
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(flags, tmp_path_factory) -> Path:
+    """The folder of a run of two epochs KCL and two TSC that nothing disturbed, each epoch's checkpoint kept."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    stage1.main([*flags, *FOUR_EPOCHS, "-s", "1", "--run-dir", str(run)])
     return run

@@ -7,9 +7,9 @@ import torch
 
 import main_lincls_imba as stage2
 from examples import cross_entropy
-from tests.test_resume import assert_same_end, stop_at
+from tests.stopping import assert_stops_change_nothing
 from utils import checkpoint
-from utils.errors import InputError, Stopped
+from utils.errors import InputError
 from utils.runs import read_run
 
 
@@ -37,15 +37,8 @@ def test_all_weights_train(words, tmp_path):
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_it_goes_on_from_any_step(amp, words, tmp_path, monkeypatch):
-    words = [*words, "--amp", amp]
-    cross_entropy.main([*words, "--run-dir", str(tmp_path / "whole")])
-    for step in (2, 4):  # within the first epoch, then within the second
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            with pytest.raises(Stopped):
-                cross_entropy.main([*words, "--run-dir", str(tmp_path / "run")])
-    cross_entropy.main([*words, "--run-dir", str(tmp_path / "run")])
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    steps = (2, 4)  # within the first epoch, then within the second
+    assert_stops_change_nothing(cross_entropy.main, [*words, "--amp", amp], tmp_path, monkeypatch, steps)
     ours, theirs = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "whole"))
     assert ours == theirs
 

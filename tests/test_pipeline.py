@@ -12,11 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import IMAGENET_STATISTICS, REGISTRY, DatasetSpec, LongTailDataset
+from tests.stopping import log_of
 from utils import checkpoint
-
-
-def log_of(run) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def scalars(folder) -> dict[str, list]:

@@ -14,7 +14,7 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
-from tests.test_resume import assert_same_end, stop_at
+from tests.stopping import assert_stops_change_nothing, log_of, stop_at, stopped_run
 from tests.tiny import tiny_batch, tiny_model
 from utils import checkpoint
 from utils.classifier import freeze
@@ -43,10 +43,6 @@ def outputs(encoder: torch.nn.Module) -> list[torch.Tensor]:
     return seen
 
 
-def log_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("flag", FLAGS)
 def test_both_stages_come_close_to_float32(flag, flags, probe_flags, tsc_run, tmp_path):
     stage1.main([*flags, *TSC, *flag.split(), "--run-dir", str(tmp_path / "run")])
@@ -73,15 +69,7 @@ def test_both_stages_come_close_to_float32(flag, flags, probe_flags, tsc_run, tm
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_stopped_run_goes_on_to_the_same_bits(flag, flags, tmp_path, monkeypatch):
     """Stopped in KCL (step 3) and in TSC (step 8); with fp16 the scale of the loss goes on too."""
-    run = [*flags, *TSC, *flag.split(), "--resume", "auto"]
-    stage1.main([*run, "--run-dir", str(tmp_path / "whole")])
-    for step in (3, 5):
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            with pytest.raises(Stopped):
-                stage1.main([*run, "--run-dir", str(tmp_path / "run")])
-    stage1.main([*run, "--run-dir", str(tmp_path / "run")])
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_stops_change_nothing(stage1.main, [*flags, *TSC, *flag.split()], tmp_path, monkeypatch, (3, 5))
     ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar") for name in ("run", "whole"))
     assert ours.get("scaler") == theirs.get("scaler")
     assert ("scaler" in ours) == (flag == "--amp fp16")
@@ -288,14 +276,8 @@ def test_epochs_between_evaluations_are_not_chosen(every, each_epoch, tmp_path):
 
 def test_evaluations_are_the_same_when_a_run_was_stopped(each_epoch, tmp_path, monkeypatch):
     run = [*each_epoch[0], "--eval-freq", "2"]
-    stage2.main([*run, "--run-dir", str(tmp_path / "whole")])
-    for step in (3, 5, 4):  # within the first epoch, within the second, and in the third
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            with pytest.raises(Stopped):
-                stage2.main([*run, "--run-dir", str(tmp_path / "run")])
-    stage2.main([*run, "--run-dir", str(tmp_path / "run")])
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    steps = (3, 5, 4)  # within the first epoch, within the second, and in the third
+    assert_stops_change_nothing(stage2.main, run, tmp_path, monkeypatch, steps)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "whole")]
     assert results[0] == results[1]
 
@@ -303,9 +285,6 @@ def test_evaluations_are_the_same_when_a_run_was_stopped(each_epoch, tmp_path, m
 def test_a_shorter_run_whose_last_epoch_was_not_measured_is_refused(tsc_run, probe_flags, tmp_path, monkeypatch):
     run = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), "--eval-freq", "5", "--resume", "auto"]
     run += ["--run-dir", str(tmp_path / "run")]
-    with monkeypatch.context() as patch:
-        stop_at(patch, 7)
-        with pytest.raises(Stopped):
-            stage2.main([*run, "--epochs", "3"])
+    stopped_run(stage2.main, [*run, "--epochs", "3"], monkeypatch, 7)
     with pytest.raises(InputError, match="--epochs 1: 1 are done, none is left to train"):
         stage2.main([*run, "--epochs", "1", "--override"])
