@@ -88,7 +88,11 @@ def prepare(args) -> None:
     train_set = resolve.open_split(args, "train", None)
     args.train_list = train_set.digest  # a run goes on with the list it began with
     if args.monitor_freq:
-        resolve.open_split(args, "val", None)
+        images, processes = len(resolve.open_split(args, "val", None)), distributed.world_size_from(args)
+        if images < processes:
+            raise errors.InputError(
+                f"--monitor-freq: {images} validation images for {processes} processes, expected one each"
+            )
     ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
 
 

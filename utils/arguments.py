@@ -1,11 +1,13 @@
 """The command line the two scripts share: its groups of flags. What they mean is in resolve.py."""
 
 import argparse
+import os
 
 from imagenet_inat import datasets
 from utils.logger import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
+LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
 TARGET_FLAGS = ("tr", "sep_t", "tw", "loss_form", "centroid_init", "assignment_interval")
 
 
@@ -35,6 +37,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         ("without --targeted", not getattr(args, "targeted", True), TARGET_FLAGS),
         ("with --loss MoCo", getattr(args, "loss", "") == "MoCo", ("K",)),
         ("with --cos", getattr(args, "cos", False), ("schedule",)),
+        ("under torchrun", "LOCAL_RANK" in os.environ, LAUNCH_FLAGS),
     )
     spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
     for condition, holds, names in idle:
@@ -235,7 +238,7 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
-    group = parser.add_argument_group("Speed", "all off: float32, operation by operation, as the release")
+    group = parser.add_argument_group("Speed", "all off: float32 and PyTorch's defaults, as the release")
     group.add_argument(
         "--amp",
         choices=["off", "bf16", "fp16"],

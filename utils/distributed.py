@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
@@ -160,12 +160,29 @@ def usable_cores() -> int:
 
 
 def world_size_from(args) -> int:
-    """How many processes `launch` will make of these arguments, before it has."""
+    """How many processes `launch` will make of these arguments, before it has.
+
+    Raises:
+        InputError: a launcher has set LOCAL_RANK and not the rest, or started more processes than there are GPUs.
+    """
     if "LOCAL_RANK" in os.environ:
+        _check_launcher(device_named(args.device), os.environ)
         return int(os.environ["WORLD_SIZE"])
     if args.multiprocessing_distributed:
         return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
     return 1
+
+
+def _check_launcher(device: torch.device, environment: Mapping[str, str]) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in environment]:
+        raise errors.InputError(
+            f"LOCAL_RANK is set and {', '.join(missing)} not, expected all that torchrun sets; start with torchrun, "
+            "or unset LOCAL_RANK"
+        )
+    processes, gpus = int(environment["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if device == torch.device("cuda") and processes > gpus:
+        raise errors.InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")
 
 
 def active() -> bool:

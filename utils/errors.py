@@ -53,9 +53,12 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except RuntimeError as error:
+        first = (str(error).splitlines() or [""])[0].rstrip(".")
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+            print(f"error: {first}. A smaller -b, or --amp bf16, needs less", file=sys.stderr)
+            sys.exit(1)
         if not str(error).startswith("DataLoader worker"):
             raise
-        first = str(error).splitlines()[0].rstrip(".")
         print(
             f"error: a loader process died: {first}. Too little memory? -j asks for fewer, or for none", file=sys.stderr
         )

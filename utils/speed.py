@@ -1,6 +1,6 @@
 """How the encoders are computed, from --amp, --channels-last, --compile and --tf32.
 
-With all of them off: float32, operation by operation, as the release does it.
+With all of them off: float32 and PyTorch's defaults, as the release.
 """
 
 from collections.abc import Callable, Iterable, Iterator

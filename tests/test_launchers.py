@@ -1,0 +1,68 @@
+"""What a launcher gives and what it does not, before any process has met another."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_moco_supcon_imba as stage1
+from imagenet_inat import digits
+from utils import arguments, distributed, errors
+from utils.errors import InputError
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The environment of the first of torchrun's two processes."""
+    for name, value in ({"LOCAL_RANK": "0"} | TORCHRUN).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("missing", TORCHRUN)
+def test_a_launcher_that_sets_half_is_named(missing, torchrun, flags, tmp_path, monkeypatch):
+    monkeypatch.delenv(missing)
+    with pytest.raises(InputError, match=f"LOCAL_RANK is set and {missing} not, expected all that torchrun sets"):
+        stage1.main([*flags, "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_more_processes_than_gpus_are_refused(device, torchrun, flags, monkeypatch):
+    """On a machine with one GPU, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    args = stage1.get_args_parser().parse_args([*flags, "--device", device])
+    with pytest.raises(InputError, match="2 processes on a machine with 1 GPUs: start 1, or --device cpu"):
+        distributed.world_size_from(args)
+    args.device = "cpu"
+    assert distributed.world_size_from(args) == 2
+
+
+def test_the_releases_launch_flags_are_idle_under_torchrun(torchrun, flags, capsys):
+    words = [*flags, "--multiprocessing-distributed", "--dist-url", "tcp://elsewhere:1"]
+    arguments.parse(stage1.get_args_parser(), words)
+    assert capsys.readouterr().out == "note: --multiprocessing-distributed, --dist-url without effect under torchrun\n"
+
+
+def test_fewer_validation_images_than_processes_are_refused(torchrun, flags, digits_root, tmp_path):
+    shutil.copytree(digits.prepare(digits_root, 50.0)[1], tmp_path / "lists")
+    val = tmp_path / "lists" / "digits_LT_val.txt"
+    val.write_text(val.read_text().splitlines(keepends=True)[0])
+    words = [*flags, "--splits", str(tmp_path / "lists"), "--monitor-freq", "1", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="--monitor-freq: 1 validation images for 2 processes, expected one each"):
+        stage1.main(words)
+
+
+def test_out_of_memory_is_one_line_with_what_to_do():
+    program = (
+        "import torch; from utils import errors\ndef main(): raise torch.OutOfMemoryError('CUDA out of memory. x')"
+    )
+    command = [sys.executable, "-c", f"{program}\nerrors.run(main)"]
+    done = subprocess.run(command, cwd=Path(errors.__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: CUDA out of memory. x. A smaller -b, or --amp bf16, needs less\n"
