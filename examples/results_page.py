@@ -15,7 +15,7 @@ from utils.trials import Group, mean_and_std, with_interval
 Groups = dict[tuple[int, str], Group]  # (imbalance, method) -> its trials, one a seed
 SETTINGS = ("KCL", "TSC", "cross-entropy")
 COMPARED = (("TSC", "KCL"), ("KCL", "cross-entropy"))  # the first minus the second
-MEASURES = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "knn_top1": "kNN"}
+MEASURES = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "knn_few": "kNN, few", "knn_top1": "kNN, all"}
 OF_VARIANTS = {"KCL, D = 3": "KCL", "TSC, D = 3": "KCL, D = 3", "KCL, queue of 256": "KCL"}
 OF_VARIANTS |= {"TSC, queue of 256": "KCL, queue of 256"}  # what a row is compared with; KCL where nothing is said
 
@@ -100,18 +100,24 @@ FACTS = ["cosine at the switch", "cosine at the end", "last change of a target, 
 
 
 def feature_table(groups: Groups) -> str:
-    rows, classes = [], set()
+    rows, differences = [], []
     for (imbalance, name), group in sorted(groups.items(), key=lambda item: item[0][0]):
-        if group.runs[0].pretraining:
-            values = (mean_and_std(measured(group, measure)) for measure in MEASURES)
-            rows.append([str(imbalance), name, *values, *facts(group)])
-        classes.add(len(group.runs[0].results["train_counts"]))
-    (near,) = {neighbours_of_a_class(number) for number in classes}
+        if not group.runs[0].pretraining:
+            continue
+        values = {measure: measured(group, measure) for measure in MEASURES}
+        rows.append([str(imbalance), name, *map(mean_and_std, values.values()), *facts(group)])
+        other = OF_VARIANTS.get(name, "KCL")
+        if name.startswith("TSC"):
+            cells = (
+                with_interval(values[measure] - measured(groups[imbalance, other], measure)) for measure in MEASURES
+            )
+            differences.append([str(imbalance), f"{name} − {other}", *cells, *[""] * len(FACTS)])
+    near = neighbours_of_a_class(len(group.runs[0].results["train_counts"]))
     text = (
         f"By the last checkpoint of stage 1: alignment A (lower is tighter), uniformity U and U_k, k = {near} (higher "
         "is more even), top-1 of a kNN vote. Cosine: of a class's running centroid and its target."
     )
-    return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows, words=2)
+    return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows + differences, words=2)
 
 
 def variant_table(groups: Groups, varied: int) -> str:
@@ -124,7 +130,7 @@ def variant_table(groups: Groups, varied: int) -> str:
         difference = (values - accuracy_of(groups[varied, other], "selected"))[:, -2:]
         cells = ["", "", ""] if name == other else [other, *map(with_interval, difference.T)]
         rows.append([name, *map(mean_and_std, values[:, -2:].T), *cells])
-    return markdown(["method", "few", "all", "minus", "few", "all"], rows)
+    return markdown(["method", "few", "all", "compared with", "few, difference", "all, difference"], rows)
 
 
 def seed_table(groups: Groups) -> str:

@@ -38,6 +38,7 @@ def write_run(folder: Path, seed: int, acc1: float, uniformity: float | None, ta
     for epoch, cosine, changed in TSC_EPOCHS if targeted else ():
         epochs[epoch - 1] |= {"target_cosine": cosine, "target_changed": changed}
     epochs[-1]["val"] = {"alignment": 0.2, "uniformity": uniformity, "uniformity_k": 0.9, "knn_top1": 80.0}
+    epochs[-1]["val"]["knn_few"] = 60.0 + 10 * targeted
     (folder / "log.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
 
@@ -67,10 +68,13 @@ def test_means_and_paired_differences_by_hand(groups):
 
 
 def test_what_the_features_and_the_targets_did(groups):
-    assert rows_of(results_page.feature_table(groups).split("\n\n")[1]) == [
-        "60 | KCL | 0.20 ± 0.00 | 1.00 ± 0.00 | 0.90 ± 0.00 | 80.00 ± 0.00 | – | – | –",
-        "60 | TSC | 0.20 ± 0.00 | 1.20 ± 0.00 | 0.90 ± 0.00 | 80.00 ± 0.00 | 0.10 ± 0.00 | 0.50 ± 0.00 | 3–3",
-    ]
+    kcl, tsc, difference = rows_of(results_page.feature_table(groups).split("\n\n")[1])
+    measures = "0.20 ± 0.00 | {} ± 0.00 | 0.90 ± 0.00 | {} ± 0.00 | 80.00 ± 0.00"
+    assert kcl == f"60 | KCL | {measures.format('1.00', '60.00')} | – | – | –"
+    assert tsc == f"60 | TSC | {measures.format('1.20', '70.00')} | 0.10 ± 0.00 | 0.50 ± 0.00 | 3–3"
+    even, few = "+0.20 [+0.20, +0.20]", "+10.00 [+10.00, +10.00]"
+    same = "+0.00 [+0.00, +0.00]"
+    assert difference == f"60 | TSC − KCL | {same} | {even} | {same} | {few} | {same}"
 
 
 def test_the_page_is_whole(groups, tmp_path):
