@@ -91,7 +91,8 @@ def prepare(args) -> None:
         images, processes = len(resolve.open_split(args, "val", None)), distributed.world_size_from(args)
         if images < processes:
             raise errors.InputError(
-                f"--monitor-freq: {images} validation images for {processes} processes, expected one each"
+                f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; "
+                "start fewer, or leave it out"
             )
     ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
 

@@ -19,6 +19,7 @@ from imagenet_inat.samplers import ClassAwareBatches
 from moco.encoders import get_encoder
 from moco.loader import train_transform
 from utils import arguments, checkpoint, distributed, errors, evaluation, resolve
+from utils.classifier import with_float32_logits
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, say
 from utils.metrics import Means, in_top_k, rank_of_label
@@ -70,7 +71,7 @@ def main_worker(args) -> None:
     resolve.resolve_seed(args, state)
     torch.manual_seed(args.seed)
 
-    model = get_encoder(args.arch, args.image_size)(num_classes=spec.num_classes)
+    model = with_float32_logits(get_encoder(args.arch, args.image_size)(num_classes=spec.num_classes))
     if resume:
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
         speed.load(state, resume)
@@ -127,7 +128,6 @@ def train_one_epoch(loader, model, speed: Speed, optimizer, means: Means, progre
     for images, labels in progress.epoch(loader, means.where, keeper.step):
         with speed.autocast():
             logits = model(images)  # (N, C)
-        logits = logits.float()
         loss = cross_entropy(logits, labels)
         speed.step(loss, optimizer)
 

@@ -3,8 +3,8 @@
     python -m examples.results
 
 The demo's recipe at imbalances 10, 50 and 100, a cross-entropy network of as many epochs, and at 100 variants that
-ask what a difference hangs on. As many runs at a time as there are cores, each on one. Writes docs/results.md and
-docs/results.png; the runs stay in runs/results. Interrupted, the same command goes on where it was.
+ask what a difference hangs on (results_plan.py). As many runs at a time as there are cores, each on one. Writes
+docs/results.md and docs/results.png; the runs stay in runs/results. Interrupted, the same command goes on where it was.
 """
 
 import os
@@ -16,56 +16,26 @@ import time
 from collections import deque
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 
-from examples import demo
-from examples.results_page import write_page
+import main_lincls_imba
+import main_moco_supcon_imba
+from examples import cross_entropy
+from examples.results_page import Groups, write_page
+from examples.results_plan import MONITORED, Trial, cells, trial_of
 from target_generation import generate_file
 from utils import errors
 from utils.arguments import Parser, positive_int
 from utils.distributed import usable_cores
 from utils.logger import say
-from utils.trials import read_group
+from utils.resolve import FREE
+from utils.runs import Stage, read_stage
+from utils.trials import group_of
 
-IMBALANCES, VARIED = (10, 50, 100), 100
-ONE_CORE = "--imbalance {imbalance} -j 0"
-PROBE_EPOCHS = 8  # of demo.STAGE_2: cross-entropy has them too
-MONITORED = 4  # --monitor-freq of demo.STAGE_1
-CROSS_ENTROPY = (
-    "-m examples.cross_entropy --dataset digits --epochs {all_epochs} -b 64 --lr 0.1 --cos --seed {seed} -p 0 "
-    "--resume auto --run-dir {run_dir}"
-)
-
-
-class Method(NamedTuple):
-    """key: in the names of run folders. title: in tables. flags: of stage 1, None for cross-entropy."""
-
-    key: str
-    title: str
-    flags: str | None
-
-
-KCL, TSC = demo.METHODS["KCL"], demo.METHODS["TSC"]
-LOW = "--moco-dim 3 --moco-t 0.2 --lr 0.01"  # at the demo's rate all features of few dimensions fall onto one point
-METHODS = (Method("kcl", "KCL", KCL), Method("tsc", "TSC", TSC), Method("ce", "cross-entropy", None))
-VARIANTS = (
-    Method("kcl_3d", "KCL, D = 3", f"{KCL} {LOW}"),
-    Method("tsc_3d", "TSC, D = 3", f"{TSC} {LOW} --targets {{folder}}/optimal_10_3.npy"),
-    Method("tsc_tw1", "TSC, λ = 1", f"{TSC} --tw 1"),
-    Method("tsc_queue", "TSC, centroids from the queue", f"{TSC} --centroid-init queue"),
-    Method("kcl_k256", "KCL, queue of 256", f"{KCL} --moco-k 256"),
-    Method("tsc_k256", "TSC, queue of 256", f"{TSC} --moco-k 256"),
-)
-
-
-class Trial(NamedTuple):
-    """One seed of a method. commands: what is left to run of it, in this order, each as words."""
-
-    run_dir: Path
-    commands: tuple[list[str], ...]
-
-    def done(self) -> bool:
-        return any((self.run_dir / place / "results.json").exists() for place in ("", "probe"))
+SCRIPTS = {
+    "main_moco_supcon_imba.py": main_moco_supcon_imba,
+    "main_lincls_imba.py": main_lincls_imba,
+    "examples.cross_entropy": cross_entropy,
+}
 
 
 def get_args_parser() -> Parser:
@@ -86,49 +56,56 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError(f"--seeds {args.seeds}: expected 2 or more, for there to be a spread")
     if args.epochs % MONITORED:
         raise errors.InputError(
-            f"--epochs {args.epochs}: expected a multiple of {MONITORED}, so that the last is measured"
+            f"--epochs {args.epochs}: expected a multiple of {MONITORED}: the last must be measured"
         )
     folder = Path(args.folder)
+    plan = {cell: [trial_of(*cell, seed, args) for seed in range(args.seeds)] for cell in cells()}
+    trials = [trial for of_one_seed in zip(*plan.values(), strict=True) for trial in of_one_seed]
+    waiting = [trial for trial in trials if not done(trial)]  # raises if what is there is something else
     folder.mkdir(parents=True, exist_ok=True)
     for dim in (128, 3):
         if not (file := folder / f"optimal_10_{dim}.npy").exists():
             generate_file(file, 10, dim)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through run_all, which takes its runs along
-    waiting = [trial for seed in range(args.seeds) for trial in trials_of(seed, args) if not trial.done()]
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: through run_all, which takes its runs along
+        signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     run_all(waiting, args.jobs or usable_cores())
-    groups = {
-        (imbalance, method.title): read_group(str(run_dir_of(folder, imbalance, method, "*")))
-        for imbalance, method in cells()
+    groups: Groups = {
+        (imbalance, method.title): group_of(method.title, [str(trial.run_dir) for trial in of_method])
+        for (imbalance, method), of_method in plan.items()
     }
-    check_finished_alike(groups, args)
-    command = shlex.join(["python", "-m", "examples.results", *sys.argv[1:]])
-    page = write_page(groups, VARIED, Path(args.output), command)
+    command = shlex.join(["python", "-m", "examples.results", *(sys.argv[1:] if argv is None else argv)])
+    page = write_page(groups, Path(args.output), command)
     say(f"wrote {page} and {page.with_suffix('.png').name}; the runs are in {folder}")
 
 
-def cells() -> list[tuple[int, Method]]:
-    """Imbalance and method of all that is run."""
-    return [*((rho, method) for rho in IMBALANCES for method in METHODS), *((VARIED, method) for method in VARIANTS)]
+def done(trial: Trial) -> bool:
+    """Whether the trial has ended.
+
+    Raises:
+        InputError: its folder holds a run that other commands have made.
+    """
+    return all([ended(command, trial) for command in trial.commands])  # a list: each is looked at
 
 
-def run_dir_of(folder: Path, imbalance: int, method: Method, seed: int | str) -> Path:
-    return folder / f"rho{imbalance}" / f"{method.key}_s{seed}"
+def ended(command: list[str], trial: Trial) -> bool:
+    """Whether the run of a command is there, with all its epochs; see `done`."""
+    script = next(word for word in command if word in SCRIPTS)
+    asked = SCRIPTS[script].get_args_parser().parse_args(command[command.index(script) + 1 :])
+    if not (Path(asked.run_dir) / "args.json").exists():
+        return False
+    stage = read_stage(Path(asked.run_dir))
+    if changed := differences(vars(asked), stage):
+        raise errors.InputError(
+            f"{asked.run_dir}: made with other arguments ({', '.join(changed)}); name another --folder, or delete it"
+        )
+    last = stage.epochs[-1]["epoch"] if stage.epochs else 0
+    return last == asked.epochs and (script == "main_moco_supcon_imba.py" or (stage.folder / "results.json").exists())
 
 
-def trials_of(seed: int, args) -> list[Trial]:
-    """One seed of everything."""
-    trials = []
-    for imbalance, method in cells():
-        run_dir = run_dir_of(Path(args.folder), imbalance, method, seed)
-        stages = [f"{demo.STAGE_1} {method.flags} --run-dir {{run_dir}}"]
-        stages.append(f"{demo.STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe")
-        if method.flags is None:
-            stages = [CROSS_ENTROPY]
-        values = {"epochs": args.epochs, "all_epochs": args.epochs + PROBE_EPOCHS, "folder": args.folder}
-        values |= {"imbalance": imbalance, "seed": seed, "run_dir": run_dir}
-        words = (f"{stage} {ONE_CORE}".split() for stage in stages)
-        trials.append(Trial(run_dir, tuple([word.format(**values) for word in command] for command in words)))
-    return trials
+def differences(asked: dict, stage: Stage) -> list[str]:
+    """`lr 0.1 -> 0.03` for each argument that was given, decides the result and is not the run's."""
+    given = {name: value for name, value in asked.items() if value is not None and name not in FREE - {"seed"}}
+    return [f"{name} {stage.args.get(name)} -> {v}" for name, v in given.items() if stage.args.get(name) != v]
 
 
 def run_all(trials: list[Trial], jobs: int) -> None:
@@ -148,7 +125,9 @@ def run_all(trials: list[Trial], jobs: int) -> None:
             for process in [process for process in running if process.poll() is not None]:
                 trial = running.pop(process)
                 if process.returncode:
-                    raise errors.InputError(f"{trial.run_dir}: {last_line(output_of(trial))} ({output_of(trial)})")
+                    raise errors.InputError(
+                        f"{trial.run_dir}: {why(process, trial)}; its output is in {output_of(trial)}"
+                    )
                 if rest := trial.commands[1:]:
                     waiting.appendleft(trial._replace(commands=rest))
                     continue
@@ -175,24 +154,10 @@ def output_of(trial: Trial) -> Path:
     return trial.run_dir / "output.txt"
 
 
-def last_line(file: Path) -> str:
-    return (file.read_text().splitlines() or ["it ended without a word"])[-1]
-
-
-def check_finished_alike(groups: dict, args) -> None:
-    """The runs that were there already are those that were asked for.
-
-    Raises:
-        InputError: they have another number of epochs or of seeds.
-    """
-    for (_, title), group in groups.items():
-        epochs = args.epochs if group.runs[0].pretraining else args.epochs + PROBE_EPOCHS
-        found = {(run.pretraining or run.probe).args["epochs"] for run in group.runs}
-        if found != {epochs} or len(group.runs) != args.seeds:
-            raise errors.InputError(
-                f"{args.folder}: {title} has {len(group.runs)} runs of {found} epochs, expected {args.seeds} of "
-                f"{epochs}; name another --folder, or delete it"
-            )
+def why(process: subprocess.Popen, trial: Trial) -> str:
+    if process.returncode < 0:
+        return f"killed by {signal.Signals(-process.returncode).name}"
+    return (output_of(trial).read_text().splitlines() or ["ended without a word"])[-1]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from examples.results_plan import METHODS, VARIANTS, VARIED
 from utils.feature_measures import neighbours_of_a_class
 from utils.files import write_text
 from utils.plots import COLOURS
@@ -13,19 +14,20 @@ from utils.tables import CHOICES, SHOT_NOTE, SHOTS, accuracies, markdown
 from utils.trials import Group, mean_and_std, with_interval
 
 Groups = dict[tuple[int, str], Group]  # (imbalance, method) -> its trials, one a seed
-SETTINGS = ("KCL", "TSC", "cross-entropy")
+SETTINGS = tuple(method.title for method in METHODS)
 COMPARED = (("TSC", "KCL"), ("KCL", "cross-entropy"))  # the first minus the second
-MEASURES = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "knn_few": "kNN, few", "knn_top1": "kNN, all"}
-OF_VARIANTS = {"KCL, D = 3": "KCL", "TSC, D = 3": "KCL, D = 3", "KCL, queue of 256": "KCL"}
-OF_VARIANTS |= {"TSC, queue of 256": "KCL, queue of 256"}  # what a row is compared with; KCL where nothing is said
+MEASURES = {
+    "alignment": "A",
+    "uniformity": "U",
+    "uniformity_k": "U_k",
+    "knn_few": "kNN, few",
+    "knn_top1": "kNN, all",
+}
+COMPARED_WITH = {method.title: method.compared_with for method in (*METHODS, *VARIANTS)}
 
 
-def write_page(groups: Groups, varied: int, output: Path, command: str) -> Path:
-    """Write results.md and results.png.
-
-    Args:
-        varied: the imbalance at which variants were run. command: what makes the page again.
-    """
+def write_page(groups: Groups, output: Path, command: str) -> Path:
+    """Write results.md and results.png; command: what makes them again."""
     output.mkdir(parents=True, exist_ok=True)
     draw(groups, output / "results.png")
     imbalances = sorted({imbalance for imbalance, _ in groups})
@@ -35,7 +37,7 @@ def write_page(groups: Groups, varied: int, output: Path, command: str) -> Path:
         parts += [f"## Test accuracy, {choice}", f"{CHOICES[choice]}.".capitalize()]
         parts.append(accuracy_table(groups, imbalances, choice))
     parts += ["## Features of the validation split", feature_table(groups)]
-    parts += [f"## Variants, imbalance {varied}", variant_table(groups, varied)]
+    parts += [f"## Variants, imbalance {VARIED}", variant_table(groups)]
     parts += ["## Each seed, over all classes, selected", seed_table(groups)]
     page = output / "results.md"
     write_text(page, "\n\n".join(parts) + "\n")
@@ -60,6 +62,8 @@ def meaning(groups: Groups) -> list[str]:
     return [
         "Top-1 in percent on 400 test images, 40 a class; ± is the standard deviation over seeds. Differences are of "
         "the same seed, with Student's 95 % interval of their mean: one that holds 0 says nothing of which is better.",
+        "Cross-entropy is the same network in one stage, on the class-balanced batches of the probe, for as many "
+        "epochs as pre-training and probe together.",
         f"Training images of the classes, by imbalance: {sizes}. {SHOT_NOTE}.",
     ]
 
@@ -96,7 +100,7 @@ def facts(group: Group) -> list[str]:
     return [*map(mean_and_std, np.array(cosines).T), f"{min(changes)}–{max(changes)}"]
 
 
-FACTS = ["cosine at the switch", "cosine at the end", "last change of a target, epoch"]
+FACTS = ["cosine after the switch", "cosine at the end", "last change of a target, epoch"]
 
 
 def feature_table(groups: Groups) -> str:
@@ -106,8 +110,8 @@ def feature_table(groups: Groups) -> str:
             continue
         values = {measure: measured(group, measure) for measure in MEASURES}
         rows.append([str(imbalance), name, *map(mean_and_std, values.values()), *facts(group)])
-        other = OF_VARIANTS.get(name, "KCL")
         if name.startswith("TSC"):
+            other = COMPARED_WITH[name]
             cells = (
                 with_interval(values[measure] - measured(groups[imbalance, other], measure)) for measure in MEASURES
             )
@@ -115,20 +119,23 @@ def feature_table(groups: Groups) -> str:
     near = neighbours_of_a_class(len(group.runs[0].results["train_counts"]))
     text = (
         f"By the last checkpoint of stage 1: alignment A (lower is tighter), uniformity U and U_k, k = {near} (higher "
-        "is more even), top-1 of a kNN vote. Cosine: of a class's running centroid and its target."
+        "is more even), top-1 of a kNN vote. Cosine: of a class's running centroid and its target, mean over the "
+        "classes, in the first and in the last epoch of TSC."
     )
     return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows + differences, words=2)
 
 
-def variant_table(groups: Groups, varied: int) -> str:
-    """Accuracy of what was run at one imbalance, and each row's difference to its KCL."""
+def variant_table(groups: Groups) -> str:
+    """Accuracy of what was run at one imbalance, and each row's difference to what it is compared with."""
     rows = []
     for (imbalance, name), group in groups.items():
-        if imbalance != varied:
+        if imbalance != VARIED:
             continue
-        values, other = accuracy_of(group, "selected"), OF_VARIANTS.get(name, "KCL")
-        difference = (values - accuracy_of(groups[varied, other], "selected"))[:, -2:]
-        cells = ["", "", ""] if name == other else [other, *map(with_interval, difference.T)]
+        values, other = accuracy_of(group, "selected"), COMPARED_WITH[name]
+        cells = ["", "", ""]
+        if other:
+            difference = (values - accuracy_of(groups[VARIED, other], "selected"))[:, -2:]
+            cells = [other, *map(with_interval, difference.T)]
         rows.append([name, *map(mean_and_std, values[:, -2:].T), *cells])
     return markdown(["method", "few", "all", "compared with", "few, difference", "all, difference"], rows)
 

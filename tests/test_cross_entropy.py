@@ -43,11 +43,13 @@ def test_it_goes_on_from_any_step(amp, words, tmp_path, monkeypatch):
     assert ours == theirs
 
 
-def test_its_checkpoint_can_be_measured_and_probed(words, probe_flags, tmp_path, capsys):
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_its_checkpoint_is_measured_as_it_was(amp, words, probe_flags, tmp_path, capsys):
+    words = [*words, "--amp", amp]
     cross_entropy.main([*words, "--run-dir", str(tmp_path / "run")])
     last = json.loads((tmp_path / "run" / "results.json").read_text())["last"]
     capsys.readouterr()
-    stage2.main([*probe_flags, "--evaluate", "--resume", str(tmp_path / "run" / "last.pth.tar")])
+    stage2.main([*probe_flags, "--amp", amp, "--evaluate", "--resume", str(tmp_path / "run" / "last.pth.tar")])
     assert f"test, epoch 2: top-1 {last['acc1']:.2f}" in capsys.readouterr().out
 
 

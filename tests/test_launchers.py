@@ -10,7 +10,7 @@ import torch
 
 import main_moco_supcon_imba as stage1
 from imagenet_inat import digits
-from utils import arguments, distributed, errors
+from utils import arguments, distributed, errors, resolve
 from utils.errors import InputError
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -25,7 +25,9 @@ def torchrun(monkeypatch):
 
 @pytest.mark.parametrize("missing", TORCHRUN)
 def test_a_launcher_that_sets_half_is_named(missing, torchrun, flags, tmp_path, monkeypatch):
+    """Also with a flag that is idle, and said to be, before that."""
     monkeypatch.delenv(missing)
+    flags = [*flags, "--dist-url", "tcp://elsewhere:1"]
     with pytest.raises(InputError, match=f"LOCAL_RANK is set and {missing} not, expected all that torchrun sets"):
         stage1.main([*flags, "--run-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
@@ -44,9 +46,10 @@ def test_more_processes_than_gpus_are_refused(device, torchrun, flags, monkeypat
 
 
 def test_the_releases_launch_flags_are_idle_under_torchrun(torchrun, flags, capsys):
-    words = [*flags, "--multiprocessing-distributed", "--dist-url", "tcp://elsewhere:1"]
-    arguments.parse(stage1.get_args_parser(), words)
-    assert capsys.readouterr().out == "note: --multiprocessing-distributed, --dist-url without effect under torchrun\n"
+    words = [*flags, "--world-size", "2", "--rank", "3", "--dist-url", "tcp://elsewhere:1"]
+    args = arguments.parse(stage1.get_args_parser(), words)
+    assert capsys.readouterr().out == "note: --world-size, --rank, --dist-url without effect under torchrun\n"
+    resolve.resolve(args)
 
 
 def test_fewer_validation_images_than_processes_are_refused(torchrun, flags, digits_root, tmp_path):
@@ -54,7 +57,9 @@ def test_fewer_validation_images_than_processes_are_refused(torchrun, flags, dig
     val = tmp_path / "lists" / "digits_LT_val.txt"
     val.write_text(val.read_text().splitlines(keepends=True)[0])
     words = [*flags, "--splits", str(tmp_path / "lists"), "--monitor-freq", "1", "--run-dir", str(tmp_path / "run")]
-    with pytest.raises(InputError, match="--monitor-freq: 1 validation images for 2 processes, expected one each"):
+    with pytest.raises(
+        InputError, match="--monitor-freq: 1 validation images for 2 processes, expected one each or more; start fewer"
+    ):
         stage1.main(words)
 
 
@@ -65,4 +70,4 @@ def test_out_of_memory_is_one_line_with_what_to_do():
     command = [sys.executable, "-c", f"{program}\nerrors.run(main)"]
     done = subprocess.run(command, cwd=Path(errors.__file__).parent.parent, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: CUDA out of memory. x. A smaller -b, or --amp bf16, needs less\n"
+    assert done.stderr == "error: CUDA out of memory. x. Training needs less with a smaller -b or --amp bf16\n"

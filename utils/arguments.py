@@ -1,9 +1,9 @@
 """The command line the two scripts share: its groups of flags. What they mean is in resolve.py."""
 
 import argparse
-import os
 
 from imagenet_inat import datasets
+from utils import distributed
 from utils.logger import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
@@ -37,7 +37,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         ("without --targeted", not getattr(args, "targeted", True), TARGET_FLAGS),
         ("with --loss MoCo", getattr(args, "loss", "") == "MoCo", ("K",)),
         ("with --cos", getattr(args, "cos", False), ("schedule",)),
-        ("under torchrun", "LOCAL_RANK" in os.environ, LAUNCH_FLAGS),
+        ("under torchrun", distributed.under_torchrun(), LAUNCH_FLAGS),
     )
     spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
     for condition, holds, names in idle:

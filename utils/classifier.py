@@ -18,6 +18,14 @@ class Float32Linear(nn.Linear):
             return super().forward(at_least_float32(x))
 
 
+def with_float32_logits(model: nn.Module) -> nn.Module:
+    """The same network, its `fc` replaced by a Float32Linear of the same weights, which train."""
+    fc = skip_init(Float32Linear, *model.fc.weight.shape[::-1])
+    fc.load_state_dict(model.fc.state_dict())
+    model.fc = fc
+    return model
+
+
 def build_classifier(args, num_classes: int) -> nn.Module:
     """The network with the pre-trained encoder frozen and `fc` new."""
     share = args.batch_size // distributed.world_size_from(args)
@@ -30,7 +38,7 @@ def build_classifier(args, num_classes: int) -> nn.Module:
 def freeze(model: nn.Module) -> nn.Module:
     """The same network with a new `fc`, the only part that trains: weight N(0, 0.01), bias 0."""
     model.requires_grad_(False)
-    model.fc = skip_init(Float32Linear, *model.fc.weight.shape[::-1])
+    with_float32_logits(model)
     nn.init.normal_(model.fc.weight, mean=0.0, std=0.01)
     nn.init.zeros_(model.fc.bias)
     return model

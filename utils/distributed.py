@@ -31,7 +31,7 @@ def launch(worker: Callable, args) -> None:
     `--multiprocessing-distributed` is the release's way: --world-size counts
     machines, --rank is this machine's number, --dist-url says where machine 0 is.
     """
-    if "LOCAL_RANK" in os.environ:  # torchrun has started us, once per process
+    if under_torchrun():
         _work(int(os.environ["LOCAL_RANK"]), worker, args, None)
     elif args.multiprocessing_distributed:
         per_node = torch.cuda.device_count() or PROCESSES_WITHOUT_GPU
@@ -159,13 +159,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process, once for each of the job."""
+    return "LOCAL_RANK" in os.environ
+
+
 def world_size_from(args) -> int:
     """How many processes `launch` will make of these arguments, before it has.
 
     Raises:
         InputError: a launcher has set LOCAL_RANK and not the rest, or started more processes than there are GPUs.
     """
-    if "LOCAL_RANK" in os.environ:
+    if under_torchrun():
         _check_launcher(device_named(args.device), os.environ)
         return int(os.environ["WORLD_SIZE"])
     if args.multiprocessing_distributed:
@@ -181,7 +186,7 @@ def _check_launcher(device: torch.device, environment: Mapping[str, str]) -> Non
             "or unset LOCAL_RANK"
         )
     processes, gpus = int(environment["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if device == torch.device("cuda") and processes > gpus:
+    if device == torch.device("cuda") and 0 < gpus < processes:
         raise errors.InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")
 
 
@@ -201,8 +206,8 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the one process that writes files and prints."""
-    if not active() and "LOCAL_RANK" in os.environ:  # torchrun's process, before it has joined the others
-        return os.environ["RANK"] == "0"
+    if not active() and under_torchrun():  # before it has joined the others
+        return os.environ.get("RANK", "0") == "0"
     return rank() == 0
 
 

@@ -36,6 +36,8 @@ def one_line(error: InputError) -> str:
 def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
     """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C, or `Stopped`'s.
 
+    And 1 where memory has run out, or a loader process has died.
+
     Args:
         interrupted: what to say after Ctrl-C about what is there and how to go on.
     """
@@ -55,7 +57,7 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
     except RuntimeError as error:
         first = (str(error).splitlines() or [""])[0].rstrip(".")
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-            print(f"error: {first}. A smaller -b, or --amp bf16, needs less", file=sys.stderr)
+            print(f"error: {first}. Training needs less with a smaller -b or --amp bf16", file=sys.stderr)
             sys.exit(1)
         if not str(error).startswith("DataLoader worker"):
             raise

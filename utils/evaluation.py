@@ -102,6 +102,7 @@ def validate(
     for number, (images, labels) in enumerate(loader):
         with speed.autocast():
             logits = model(images)
+        assert logits.dtype == torch.float32, "half-precision logits tie, and a tie would count as a hit"
         accuracy.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
         if number < loader.on_every_rank:

@@ -37,17 +37,22 @@ def resolve(args: argparse.Namespace) -> DatasetSpec:
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
     args.imbalance = resolve_imbalance(spec, args.imbalance)
-    nodes = max(args.world_size, 1)
-    if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
-        raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
-    if args.rank >= nodes:
-        raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1}, for --world-size {nodes}")
+    if not distributed.under_torchrun():  # which numbers the machines itself
+        _check_machines(args)
     world = distributed.world_size_from(args)
     if args.batch_size % world:
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
     check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
     args.num_classes = spec.num_classes or _count_classes(args)
     return spec_of(args)
+
+
+def _check_machines(args: argparse.Namespace) -> None:
+    nodes = max(args.world_size, 1)
+    if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
+        raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
+    if args.rank >= nodes:
+        raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1}, for --world-size {nodes}")
 
 
 def spec_of(args: argparse.Namespace) -> DatasetSpec:

@@ -42,30 +42,35 @@ def read_groups(patterns: list[str]) -> list[Group]:
 
 
 def read_group(pattern: str) -> Group:
-    """The finished runs whose folders a shell pattern matches.
-
-    Raises:
-        InputError: fewer than two, one without results, two of one seed, or runs that differ in
-            more than the seed, each with the list of differences.
-    """
+    """The finished runs whose folders a shell pattern matches; raises as `group_of`."""
     folders = sorted(glob.glob(pattern.rstrip("/")))  # noqa: PTH207, the pattern may be absolute
     if len(folders) < 2:
         found = f"matches {folders[0]} alone" if folders else "matches no folder"
         raise InputError(
             f"--trials {pattern}: {found}, expected two or more runs; put the pattern into quotation marks"
         )
+    return group_of(pattern, folders)
+
+
+def group_of(name: str, folders: list[str]) -> Group:
+    """The finished runs in these folders.
+
+    Raises:
+        InputError: one without results, two of one seed, or runs that differ in more than the
+            seed, each with the list of differences.
+    """
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         if run.results is None:
             raise InputError(f"{run.name}: has no results.json yet, its probe has not ended")
     if changed := differences(runs):
-        listed = "; ".join(f"{name}: {_by_run(runs, values)}" for name, values in changed.items())
-        raise InputError(f"--trials {pattern}: its runs differ in more than the seed: {listed}")
+        listed = "; ".join(f"{argument}: {_by_run(runs, values)}" for argument, values in changed.items())
+        raise InputError(f"{name}: its runs differ in more than the seed: {listed}")
     runs.sort(key=lambda run: run.seeds)
     for one, next_one in itertools.pairwise(runs):
         if one.seeds == next_one.seeds:
             raise InputError(f"{one.name} and {next_one.name}: the same seed, {_seed(one)}: one trial, not two")
-    return Group(pattern, runs)
+    return Group(name, runs)
 
 
 def _by_run(runs: list[Run], values: list) -> str:
