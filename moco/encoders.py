@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 
 class BasicBlock(nn.Module):
@@ -87,9 +87,8 @@ def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.
         try:
             out = network(torch.empty(batch, 3, image_size, image_size))
         except (RuntimeError, ValueError) as error:
-            first = str(error).splitlines()[0]
             raise InputError(
-                f"--arch {arch}: cannot train on {batch} {image_size}-px images a process ({first})"
+                f"--arch {arch}: cannot train on {batch} {image_size}-px images a process ({first_line(error)})"
             ) from None
     if not isinstance(out, Tensor) or out.shape != (batch, 2):
         raise InputError(f"--arch {arch}: gives more than one vector an image; expected a network with fc alone")

@@ -160,6 +160,17 @@ def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch)
     assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
 
 
+@pytest.mark.parametrize("name", ["assignment", "assignment_before"])
+@pytest.mark.parametrize("values", [[0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], []])
+def test_an_assignment_that_is_no_permutation_is_named(name, values, flags, whole, tmp_path):
+    value = torch.tensor(values) if name == "assignment" else values
+    torch.save(checkpoint.load(whole / "checkpoint_0003.pth.tar") | {name: value}, tmp_path / "damaged.pth.tar")
+    words = [*flags, *FOUR_EPOCHS, "--resume", str(tmp_path / "damaged.pth.tar"), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=rf"damaged\.pth\.tar: {name} is .*, expected each of 10 targets once"):
+        stage1.main(words)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("results", [{"last": 5}, {"last": None}, {"selected": [1]}])
 def test_results_of_a_damaged_probe_are_named(results, tsc_run, probe_run, probe_flags, tmp_path):
     torch.save(checkpoint.load(probe_run / "last.pth.tar") | {"results": results}, tmp_path / "damaged.pth.tar")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.files import draft_pattern, write_whole
 
 PREFIX = "module."
@@ -51,8 +51,8 @@ def read(path: str | Path) -> dict:
     except OSError as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # an unpickler meets anything in a file that is none of ours
-        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({first})") from None
+        why = first_line(error)[:160]
+        raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({why})") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {path}: holds a {type(state).__name__}, expected a table of tensors")
     return state

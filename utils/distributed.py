@@ -90,9 +90,10 @@ def _work(local_rank: int, worker: Callable, args, per_node: int | None) -> None
         try:
             dist.init_process_group(backend, timeout=timedelta(minutes=30), **(group or _torchrun_group()))
         except (RuntimeError, ValueError) as error:
-            first = str(error).splitlines()[0]
             url = args.dist_url if per_node else "env://"
-            raise errors.InputError(f"the processes cannot meet at {url} over {backend}: {first}") from None
+            raise errors.InputError(
+                f"the processes cannot meet at {url} over {backend}: {errors.first_line(error)}"
+            ) from None
         try:
             worker(args)
             barrier()  # nobody leaves while another still writes or speaks

@@ -28,6 +28,11 @@ class Stopped(Exception):  # noqa: N818, it is no error
         self.exit_code = exit_code
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library says of a failure; its class if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def one_line(error: InputError) -> str:
     """The message without the traceback a loader worker wraps around it."""
     return str(error).rsplit("InputError: ", 1)[-1].strip()
@@ -55,7 +60,7 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except RuntimeError as error:
-        first = (str(error).splitlines() or [""])[0].rstrip(".")
+        first = first_line(error).rstrip(".")
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
             print(f"error: {first}. Training needs less with a smaller -b or --amp bf16", file=sys.stderr)
             sys.exit(1)

@@ -12,7 +12,7 @@ import torch
 from imagenet_inat.datasets import CUSTOM, REGISTRY, DatasetSpec, LongTailDataset, how_to_get, list_files, locate, row
 from imagenet_inat.split_lists import count_classes, read_split
 from utils import distributed
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 # Arguments that say where and how a run is done, not what it computes: free to differ when it goes on.
 # The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
@@ -102,7 +102,7 @@ def check_device(device: str, world: int) -> None:
             raise RuntimeError("computes nothing")
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device {device}: {first_line(error)}") from None
     if parsed.index is not None and world > 1:
         raise InputError(f"device {device}: {world} processes cannot share it; leave --device and --gpu out")
 

@@ -80,6 +80,8 @@ def load_run(args) -> tuple[Path | None, dict]:
         state = load(path, NEEDS)
     state.setdefault("step", 0)
     _check_kinds(state, path)
+    for name in ("assignment", "assignment_before"):
+        _check_permutation(state, name, args.num_classes, path)
     _check_same_place(state, args.device)
     _check_same_arguments(state, args, path)
     then, now = state.get("processes", distributed.world_size()), distributed.world_size()
@@ -111,6 +113,19 @@ def _check_kinds(state: dict, path: Path | None) -> None:
         raise InputError(f"checkpoint {path}: results is {str(state['results'])[:60]}, expected a table of tables")
     if min(state["epoch"], state["step"]) < 0:
         raise InputError(f"checkpoint {path}: epoch {state['epoch']} and step {state['step']}, expected 0 or more")
+
+
+def _check_permutation(state: dict, name: str, num_classes: int, path: Path | None) -> None:
+    """Of the classes' targets, if there is one."""
+    if (values := state.get(name)) is None:
+        return
+    values = values.tolist() if isinstance(values, torch.Tensor) else values
+    if not (
+        isinstance(values, list) and all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))
+    ):
+        raise InputError(
+            f"checkpoint {path}: {name} is {str(values)[:60]}, expected each of {num_classes} targets once"
+        )
 
 
 def _check_same_place(state: dict, device: torch.device) -> None:

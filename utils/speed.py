@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.logger import say
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,8 +88,7 @@ def _try(flag: str, work: Callable[[], None], device: torch.device, advice: str)
     try:
         work()
     except Exception as error:  # a compiler meets anything
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{flag}: does not work on {device} here ({first}); {advice}") from None
+        raise InputError(f"{flag}: does not work on {device} here ({first_line(error)}); {advice}") from None
 
 
 def sgd(parameters: Iterable[nn.Parameter], args) -> torch.optim.SGD:
