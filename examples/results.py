@@ -22,6 +22,7 @@ import main_moco_supcon_imba
 from examples import cross_entropy
 from examples.results_page import Groups, write_page
 from examples.results_plan import MONITORED, Trial, cells, trial_of
+from moco.targets import target_file_name
 from target_generation import generate_file
 from utils import errors
 from utils.arguments import Parser, positive_int
@@ -63,9 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     trials = [trial for of_one_seed in zip(*plan.values(), strict=True) for trial in of_one_seed]
     waiting = [trial for trial in trials if not done(trial)]  # raises if what is there is something else
     folder.mkdir(parents=True, exist_ok=True)
-    for dim in (128, 3):
-        if not (file := folder / f"optimal_10_{dim}.npy").exists():
-            generate_file(file, 10, dim)
+    if not (file := folder / target_file_name(10, 128)).exists():
+        generate_file(file, 10, 128)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: through run_all, which takes its runs along
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     run_all(waiting, args.jobs or usable_cores())

@@ -28,16 +28,12 @@ class Method(NamedTuple):
 
 
 KCL, TSC = demo.METHODS["KCL"], demo.METHODS["TSC"]
-LOW = "--moco-dim 3 --moco-t 0.2 --lr 0.01"  # at the demo's rate all features of few dimensions fall onto one point
-LOW_TARGETS = "--targets {folder}/optimal_10_3.npy"
 METHODS = (
     Method("kcl", "KCL", KCL, None),
     Method("tsc", "TSC", TSC),
     Method("ce", "cross-entropy", None),
 )
 VARIANTS = (
-    Method("kcl_3d", "KCL, D = 3 (τ 0.2, lr 0.01)", f"{KCL} {LOW}"),
-    Method("tsc_3d", "TSC, D = 3 (τ 0.2, lr 0.01)", f"{TSC} {LOW} {LOW_TARGETS}", "KCL, D = 3 (τ 0.2, lr 0.01)"),
     Method("tsc_tw1", "TSC, λ = 1", f"{TSC} --tw 1"),
     Method("tsc_queue", "TSC, centroids from the queue", f"{TSC} --centroid-init queue"),
     Method("kcl_k256", "KCL, queue of 256", f"{KCL} --moco-k 256"),
