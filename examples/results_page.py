@@ -100,7 +100,7 @@ def facts(group: Group) -> list[str]:
     return [*map(mean_and_std, np.array(cosines).T), f"{min(changes)}–{max(changes)}"]
 
 
-FACTS = ["cosine after the switch", "cosine at the end", "last change of a target, epoch"]
+FACTS = ["cosine after the switch", "cosine at the end", "last change of a target"]
 
 
 def feature_table(groups: Groups) -> str:
@@ -120,7 +120,8 @@ def feature_table(groups: Groups) -> str:
     text = (
         f"By the last checkpoint of stage 1: alignment A (lower is tighter), uniformity U and U_k, k = {near} (higher "
         "is more even), top-1 of a kNN vote. Cosine: of a class's running centroid and its target, mean over the "
-        "classes, in the first and in the last epoch of TSC."
+        "classes, in the first and in the last epoch of TSC. Last change: the epoch after which no class changed its "
+        "target again, first and last of the seeds; 0 if none ever did."
     )
     return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows + differences, words=2)
 
