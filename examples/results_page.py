@@ -48,11 +48,11 @@ def about(groups: Groups, command: str) -> str:
     runs = [run for group in groups.values() for run in group.runs]
     stages = [stage for run in runs for stage in (run.pretraining, run.probe) if stage]
     commits = sorted({str(stage.about["git"]) for stage in stages})
-    machines = sorted({f"{s.about['machine']}, PyTorch {s.about['versions']['torch']}" for s in stages})
+    machines = sorted({f"{s.about['machine'].split('-')[0]}, PyTorch {s.about['versions']['torch']}" for s in stages})
     minutes = sum(record["seconds"] for stage in stages for record in stage.epochs) / 60
     return (
         f"`{command}`: {len(runs)} trials, {minutes:.0f} minutes of training on one core in all, "
-        f"on {'; '.join(machines)}, commit {', '.join(commits)}."
+        f"on {'; '.join(machines)}, commit {' and '.join(commits)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Every command line that README and the scripts' docstrings show is accepted as it stands."""
+"""Every command line that README, its pages and the scripts' docstrings show is accepted as it stands."""
 
 import re
 import shlex
@@ -28,12 +28,14 @@ MODULES = {
     "utils.report": report,
     "benchmarks.bench_targets": bench_targets,
 }
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}
 
 
 def commands() -> list[str]:
-    """Lines of README and of docstrings that call one of our scripts, continuation lines joined."""
-    texts = [(ROOT / "README.md").read_text(), *(module.__doc__ for module in MODULES.values())]
+    """Lines of README, its pages and docstrings that call one of our scripts, continuation lines joined."""
+    texts = [page.read_text() for page in PAGES]
+    texts += [module.__doc__ for module in MODULES.values()]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if re.match(r"\s*(python|torchrun) ", line)]
 
@@ -62,6 +64,12 @@ def test_make_targets_that_readme_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_paths_that_readme_names_exist():
