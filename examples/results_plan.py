@@ -38,6 +38,8 @@ VARIANTS = (
     Method("tsc_queue", "TSC, centroids from the queue", f"{TSC} --centroid-init queue"),
     Method("kcl_k256", "KCL, queue of 256", f"{KCL} --moco-k 256"),
     Method("tsc_k256", "TSC, queue of 256", f"{TSC} --moco-k 256", "KCL, queue of 256"),
+    Method("kcl_long", "KCL, twice the epochs", f"{KCL} --epochs {{twice}}"),
+    Method("tsc_long", "TSC, twice the epochs", f"{TSC} --epochs {{twice}}", "KCL, twice the epochs"),
 )
 
 
@@ -60,7 +62,12 @@ def trial_of(imbalance: int, method: Method, seed: int, args) -> Trial:
     if method.flags is not None:
         stages = [f"{demo.STAGE_1} {method.flags} --run-dir {{run_dir}}"]
         stages.append(f"{demo.STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe")
-    values = {"epochs": args.epochs, "all_epochs": args.epochs + PROBE_EPOCHS, "folder": args.folder}
+    values = {
+        "epochs": args.epochs,
+        "twice": 2 * args.epochs,
+        "all_epochs": args.epochs + PROBE_EPOCHS,
+        "folder": args.folder,
+    }
     values |= {"imbalance": imbalance, "seed": seed, "run_dir": run_dir}
     words = (f"{stage} {ONE_CORE}".split() for stage in stages)  # split first: a folder's name may hold spaces
     return Trial(run_dir, tuple([word.format(**values) for word in command] for command in words))

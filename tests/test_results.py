@@ -168,7 +168,7 @@ def test_a_signal_ends_the_runs_too(number, code, tmp_path):
 
 def test_one_seed_of_everything(args):
     trials = [trial_of(*cell, 3, args) for cell in cells()]
-    assert len({trial.run_dir for trial in trials}) == len(trials) == 13
+    assert len({trial.run_dir for trial in trials}) == len(trials) == 15
     assert [command[0] for command in trials[0].commands] == ["main_moco_supcon_imba.py", "main_lincls_imba.py"]
     assert trials[2].commands[0][:2] == ["-m", "examples.cross_entropy"]
     for trial in trials:
