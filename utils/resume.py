@@ -80,10 +80,10 @@ def load_run(args) -> tuple[Path | None, dict]:
         state = load(path, NEEDS)
     state.setdefault("step", 0)
     _check_kinds(state, path)
-    for name in ("assignment", "assignment_before"):
-        _check_permutation(state, name, args.num_classes, path)
     _check_same_place(state, args.device)
     _check_same_arguments(state, args, path)
+    for name in ("assignment", "assignment_before"):
+        _check_permutation(state, name, args.num_classes, path)
     then, now = state.get("processes", distributed.world_size()), distributed.world_size()
     if then != now:
         say(f"note: {then} processes wrote {path}, {now} go on: not bit for bit as they would have")
