@@ -1,5 +1,5 @@
 # make demo: everything once, on the embedded digits.  make test: the tests.
-# make results: docs/results.md, over an hour on two cores.  make bench: benchmarks/RESULTS.md.
+# make results: docs/results.md, an hour and a half on two cores.  make bench: benchmarks/RESULTS.md.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
