@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PARALLEL := -n auto --maxprocesses 8
 
-.PHONY: venv demo results test test-slow test-browser bench lint format clean
+.PHONY: venv demo results test test-oldest test-versions test-slow test-browser bench lint format clean
 
 venv: $(STAMP)
 
@@ -22,10 +23,16 @@ results: venv
 	$(PY) -m examples.results
 
 test: venv
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
+
+test-oldest: venv
+	$(PY) -m nox -s "tests(oldest)"
+
+test-versions: venv
+	$(PY) -m nox
 
 test-slow: venv
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(PARALLEL)
 
 bench: venv
 	$(PY) -m benchmarks
@@ -44,4 +51,4 @@ format: venv
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .nox .pytest_cache .ruff_cache
