@@ -39,7 +39,7 @@ from utils.metrics import Means, in_top_k, rank_of_label
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
-from utils.speed import Speed, sgd, tf32
+from utils.speed import Speed, arithmetic, sgd
 from utils.tables import show_accuracies
 
 
@@ -127,7 +127,7 @@ def main_worker(args) -> None:
     train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
     loaders = open_eval_loaders(args, spec)
     speed.apply_to(model.to(args.device))
-    with StopSignals() as stop, hold(Path(args.run_dir), state), tf32(args.tf32, args.device):
+    with StopSignals() as stop, hold(Path(args.run_dir), state), arithmetic(args):
         results = train(args, model, speed, train_set, loaders, Keeper(args, model, stop), state)
         finish(args, Path(args.run_dir), results, train_set.class_counts)
 
@@ -139,7 +139,7 @@ def evaluate(args, spec: DatasetSpec, speed: Speed) -> None:
     checkpoint.load_into(model, checkpoint.unpacked(state), args.resume)
     speed.apply_to(model.to(args.device))
     class_counts = resolve.open_split(args, "train", None).class_counts
-    with tf32(args.tf32, args.device):
+    with arithmetic(args):
         for split, loader in open_eval_loaders(args, spec).items():
             show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, speed, class_counts))
 

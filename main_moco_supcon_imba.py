@@ -31,7 +31,7 @@ from utils.monitor import Monitor, assignment_of, describe_facts, describe_measu
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
-from utils.speed import Speed, sgd, tf32
+from utils.speed import Speed, arithmetic, sgd
 
 
 def get_args_parser() -> arguments.Parser:
@@ -147,7 +147,7 @@ def main_worker(args) -> None:
         speed.load(state, resume)
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
     speed.apply_to(model.encoder_q, model.encoder_k)
-    with StopSignals() as stop, hold(run_dir, state), tf32(args.tf32, device):
+    with StopSignals() as stop, hold(run_dir, state), arithmetic(args):
         keeper = Keeper(args, model, stop, lambda: {"assignment": model.assignment} | speed.state())
         train(args, model, speed, loader, batches, keeper, state)
         finish(args, run_dir)

@@ -26,7 +26,7 @@ from utils.metrics import Means, in_top_k, rank_of_label
 from utils.resume import check_resume, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
-from utils.speed import Speed, sgd, tf32
+from utils.speed import Speed, arithmetic, sgd
 
 
 def get_args_parser() -> arguments.Parser:
@@ -80,7 +80,7 @@ def main_worker(args) -> None:
     train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
     loaders = evaluation.open_eval_loaders(args, spec)
     speed.apply_to(model.to(args.device))
-    with StopSignals() as stop, hold(Path(args.run_dir), state), tf32(args.tf32, args.device):
+    with StopSignals() as stop, hold(Path(args.run_dir), state), arithmetic(args):
         keeper = Keeper(args, model, stop, live=speed.state)
         results = train(args, model, speed, train_set, loaders, keeper, state)
         evaluation.finish(args, Path(args.run_dir), results, train_set.class_counts)

@@ -65,7 +65,8 @@ class Assignment:
 
     def _solve_when(self, copied: torch.cuda.Event | None) -> np.ndarray:
         if copied is not None:
-            copied.synchronize()
+            with torch.cuda.device(self._device):  # a thread starts on GPU 0, and waiting there takes its memory
+                copied.synchronize()
         return self.solve(self._incoming)
 
     def solve(self, centroids: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from moco.assignment import Assignment
 from moco.losses import LOSS_FORMS, PositiveSum, all_positives, at_least_float32, contrastive_loss, sample_positives
 from moco.targets import check_targets, queue_centroids, update_centroids
 from utils import distributed
-from utils.randomness import Stream, torch_rng
+from utils.randomness import Stream, sent, torch_rng
 
 # In the release's state dict, but a function of other entries: not stored here.
 DERIVABLE = ("optimal_target_unique", "target_labels")
@@ -164,7 +164,7 @@ class KCL(nn.Module):
             return unit(self.encoder_k(im_k))
         images = distributed.gather(im_k)  # (B, 3, H, W)
         rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # the same on all ranks
-        order = torch.randperm(len(images), generator=rng).to(images.device)  # (B,)
+        order = sent(torch.randperm(len(images), generator=rng), images.device)  # (B,)
         share = images[order.chunk(world)[rank]]  # (N, 3, H, W)
         shuffled = distributed.gather(unit(self.encoder_k(share)))  # (B, D)
         return shuffled[order.argsort()]
@@ -181,6 +181,7 @@ class KCL(nn.Module):
         all_q = distributed.gather(q.detach())  # (B, D)
         with torch.autocast(q.device.type, enabled=False):
             self.class_centroid.copy_(update_centroids(self.class_centroid, all_q, all_labels))
+        distributed.same_tensor(self.class_centroid)  # GPUs of two kinds may round otherwise, and assign otherwise
         if self.assignment is None or self.step % self.assignment_interval == 0:
             self._solver = self._solver or Assignment(self.optimal_target[:: self.tr])
             self._solver.start(self.class_centroid)
@@ -202,7 +203,7 @@ class KCL(nn.Module):
             rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
             copies = 0 if target is None or always else self.tr
             k = min(self.num_positive, self.K + copies) if self.supervised else 0
-            draws = torch.randint(LARGEST_DRAW, (len(labels), k), generator=rng).to(labels.device)  # (N, k)
+            draws = sent(torch.randint(LARGEST_DRAW, (len(labels), k), generator=rng), labels.device)  # (N, k)
             drawn, assigned = sample_positives(queue, queue_labels, labels, draws, target, copies)
         if always:  # all r copies, whatever was drawn
             assigned = PositiveSum(self.tr * target, target.new_full((len(labels),), self.tr))

@@ -106,11 +106,12 @@ def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (C, D) the new centroids.
     """
-    # A product with the one-hot labels, not index_add_, whose order of summation on a GPU is
-    # left to chance: all ranks must come to the same bits, for each solves the assignment.
+    # A product with the one-hot labels, not index_add_, whose order of summation on a GPU is left to chance; in
+    # float64 there, which --tf32 does not round.
     member = torch.arange(len(centroids), device=labels.device)[:, None] == labels  # (C, B)
-    total = member.to(centroids.dtype) @ q.to(centroids.dtype)  # (C, D)
-    mean = normalize(total, dim=1)  # normalising the sum is normalising the mean
+    wide = torch.float64 if q.is_cuda else centroids.dtype
+    total = member.to(wide) @ q.to(wide)  # (C, D)
+    mean = normalize(total, dim=1).to(centroids.dtype)  # normalising the sum is normalising the mean
     moved = normalize(CENTROID_MOMENTUM * centroids + (1 - CENTROID_MOMENTUM) * mean, dim=1)
     return torch.where(member.any(dim=1, keepdim=True), moved, centroids)
 

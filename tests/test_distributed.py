@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from moco import builder
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from tests import faults
@@ -105,13 +106,34 @@ def queues(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_buffers_stay_equal_on_all_ranks_without_being_sent(tmp_path):
-    """Queue, labels, pointer and centroids, and the weights of both encoders; only batch-norm statistics differ."""
+def test_buffers_stay_equal_on_all_ranks(tmp_path):
+    """Queue, labels and pointer without being sent, centroids, and the weights of both encoders; batch-norm
+    statistics differ."""
     mp.spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     differ = {name.rsplit(".", 1)[-1] for name in one if not torch.equal(one[name], other[name])}
     assert differ == {"running_mean", "running_var"}
     assert (one["queue_labels"] >= 0).all()
+
+
+def centroids_that_part(rank: int, port: int, folder: str) -> None:
+    """Two steps of TSC; the second rank adds up otherwise, as a GPU of another kind may."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    model = tiny_model(targeted=True)
+    exact = builder.update_centroids
+    builder.update_centroids = lambda *args: exact(*args) + 0.1 * rank
+    for _ in range(2):
+        model(*(part.chunk(2)[rank] for part in tiny_batch()))
+    torch.save((model.class_centroid, model.assignment), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_that_round_otherwise_assign_the_same_targets(tmp_path):
+    mp.spawn(centroids_that_part, (free_port(), str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:

@@ -20,7 +20,7 @@ from utils import checkpoint
 from utils.classifier import freeze
 from utils.errors import InputError, Stopped
 from utils.evaluation import open_eval_loaders
-from utils.speed import Speed, sgd, tf32
+from utils.speed import Speed, sgd
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -33,7 +33,8 @@ FLAGS = [
 
 
 def speed(amp: str = "off", channels_last: bool = False, compiled: bool = False) -> Speed:
-    return Speed(Namespace(device=CPU, amp=amp, channels_last=channels_last, compile=compiled))
+    flags = {"amp": amp, "channels_last": channels_last, "compile": compiled, "deterministic": False}
+    return Speed(Namespace(device=CPU, **flags))
 
 
 def outputs(encoder: torch.nn.Module) -> list[torch.Tensor]:
@@ -146,7 +147,7 @@ def test_compiling_keeps_the_keys_and_the_step():
     speed(compiled=True).apply_to(compiled.encoder_q, compiled.encoder_k)
     batch = tiny_batch()
     for model in (plain, compiled):
-        optimizer = sgd(model.parameters(), Namespace(device=CPU, lr=0.5, momentum=0.9, weight_decay=0.0))
+        optimizer = sgd(model.parameters(), Namespace(lr=0.5, momentum=0.9, weight_decay=0.0))
         for _ in range(2):
             speed().step(model(*batch).loss, optimizer)
     torch.testing.assert_close(plain.state_dict(), compiled.state_dict(), rtol=1e-10, atol=1e-12)
@@ -179,24 +180,6 @@ def test_a_missing_compiler_is_said_before_anything_is_written(flags, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
-def test_tf32_is_for_gpus_and_ends_with_the_run(capsys):
-    def settings() -> tuple:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-
-    torch.backends.cudnn.allow_tf32 = False
-    before = settings()
-    with tf32(True, CPU):
-        assert settings() == before
-    assert capsys.readouterr().out == "note: --tf32 without effect on cpu, it is for GPUs\n"
-    with tf32(False, torch.device("cuda")):
-        assert settings() == before
-    with pytest.raises(KeyError), tf32(True, torch.device("cuda")):
-        assert settings() == ("high", True)
-        raise KeyError
-    assert settings() == before
-    torch.backends.cudnn.allow_tf32 = True
-
-
 def test_both_scripts_take_tf32(flags, probe_flags, tsc_run, tmp_path, capsys):
     stage1.main([*flags, "--epochs", "1", "--tf32", "--run-dir", str(tmp_path / "run")])
     probe = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), "--epochs", "1", "--tf32"]
@@ -209,10 +192,10 @@ def test_the_optimiser_goes_on_with_the_kernels_and_strides_of_this_run():
     args = Namespace(lr=0.1, momentum=0.9, weight_decay=0.1)
     weights = [torch.nn.Parameter(torch.randn(4, 3, 2, 2)) for _ in range(2)]
     weights[1].data = weights[1].to(memory_format=torch.channels_last)
-    there, here = sgd(weights[:1], Namespace(device=torch.device("cuda"), **vars(args))), None
+    there = torch.optim.SGD(weights[:1], 0.1, momentum=0.9, weight_decay=0.1, fused=True)
     weights[0].grad = torch.randn(4, 3, 2, 2)
     there.step()
-    here = sgd(weights[1:], Namespace(device=CPU, **vars(args)))
+    here = sgd(weights[1:], args)
     checkpoint.load_optimizer(here, {"optimizer": there.state_dict()}, Path("a.tar"))
     assert there.param_groups[0]["fused"] and not here.param_groups[0]["fused"]
     momentum = here.state[weights[1]]["momentum_buffer"]

@@ -238,7 +238,7 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
-    group = parser.add_argument_group("Speed", "all off: float32 and PyTorch's defaults, as the release")
+    group = parser.add_argument_group("Speed", "all off: float32, as the release")
     group.add_argument(
         "--amp",
         choices=["off", "bf16", "fp16"],
@@ -259,8 +259,15 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "--tf32",
         action="store_true",
-        help="float32 products with factors of 10 bits on GPUs since Ampere, in the loss too (convolutions are that "
-        "by PyTorch's default); on other devices without effect",
+        help="float32 products with factors of 10 bits on GPUs since Ampere, in the loss too, not in the class "
+        "centroids (convolutions are that by PyTorch's default); on other devices without effect",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU the same seed gives the same bits, on the same kind of GPU and versions, also after a resume: "
+        "algorithms without a choice or a race, some of them slower. Without it cuDNN tries its algorithms and takes "
+        "the fastest. The CPU gives the same bits anyway",
     )
     return group
 

@@ -89,6 +89,8 @@ def _work(local_rank: int, worker: Callable, args, per_node: int | None) -> None
     def join_and_work() -> None:
         try:
             dist.init_process_group(backend, timeout=timedelta(minutes=30), **(group or _torchrun_group()))
+            if "nccl" in backend:
+                _check_one_gpu_each(args.device)
         except (RuntimeError, ValueError) as error:
             url = args.dist_url if per_node else "env://"
             raise errors.InputError(
@@ -129,7 +131,27 @@ def _device(args, local_rank: int) -> torch.device:
     if args.gpu is not None:
         return torch.device("cuda", args.gpu)
     device = device_named(args.device)
-    return torch.device("cuda", local_rank) if device == torch.device("cuda") else device
+    if device != torch.device("cuda"):
+        return device
+    # A launcher may show each process its own GPU alone: Slurm's --gpus-per-task does.
+    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
+
+
+def _check_one_gpu_each(device: torch.device) -> None:
+    """Refuse processes that share a GPU, which NCCL cannot, and would say in forty lines.
+
+    Raises:
+        InputError: two have the same one; on every rank.
+    """
+    mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", rank()))  # torch 2.4 does not tell
+    everyone = [""] * world_size()
+    dist.all_gather_object(everyone, mine)
+    if shared := sorted({gpu for gpu in everyone if everyone.count(gpu) > 1}):
+        ranks = [number for number, gpu in enumerate(everyone) if gpu == shared[0]]
+        raise errors.InputError(
+            f"processes {', '.join(map(str, ranks))} have the same GPU, {shared[0]}: start one process for each GPU, "
+            "or show each its own (CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def device_named(name: str) -> torch.device:
@@ -140,7 +162,7 @@ def device_named(name: str) -> torch.device:
 
 
 def _share_cores(args, processes: int) -> None:
-    """Give this process its part of the machine's loader workers; on the CPU also of its threads.
+    """Give this process its part of the machine's loader workers and threads.
 
     Without a GPU, workers and training compete for the cores, and threads that spin
     while a worker holds their core cost more than they bring: each core gets one job.
@@ -151,8 +173,8 @@ def _share_cores(args, processes: int) -> None:
         args.workers = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
     else:
         args.workers = math.ceil(args.workers / processes)
-    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores - args.workers))
+    if "OMP_NUM_THREADS" not in os.environ:  # as torchrun sets it
+        torch.set_num_threads(max(1, cores - args.workers) if on_cpu else cores)
 
 
 def usable_cores() -> int:
@@ -187,7 +209,8 @@ def _check_launcher(device: torch.device, environment: Mapping[str, str]) -> Non
             "or unset LOCAL_RANK"
         )
     processes, gpus = int(environment["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if device == torch.device("cuda") and 0 < gpus < processes:
+    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in environment  # if not, they say so when they have met
+    if device == torch.device("cuda") and 0 < gpus < processes and not each_its_own:
         raise errors.InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")
 
 
@@ -271,11 +294,16 @@ def same_on_all_ranks(value):
     return box[0]
 
 
+def same_tensor(tensor: Tensor) -> None:
+    """Give every rank rank 0's values, in place; nothing waits for the device."""
+    if active():
+        dist.broadcast(tensor, src=0)
+
+
 def broadcast_buffers(model: nn.Module) -> None:
     """Give every rank rank 0's buffers: batch-norm statistics differ between ranks."""
-    if active():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+    for buffer in model.buffers():
+        same_tensor(buffer)
 
 
 @contextmanager

@@ -29,8 +29,9 @@ class Stopped(Exception):  # noqa: N818, it is no error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what a library says of a failure; its class if it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of what a library says of a failure, with the next one if it ends in a colon; else its class."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def one_line(error: InputError) -> str:
@@ -64,6 +65,14 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
             print(f"error: {first}. Training needs less with a smaller -b or --amp bf16", file=sys.stderr)
             sys.exit(1)
+        operation, nondeterministic, _ = first.partition(" does not have a deterministic implementation")
+        if nondeterministic:
+            print(
+                f"error: --deterministic: {operation} has no deterministic form on a GPU; leave --deterministic out, "
+                "or choose another --arch",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         if not str(error).startswith("DataLoader worker"):
             raise
         print(

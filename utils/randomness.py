@@ -8,6 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class Stream(IntEnum):
@@ -34,3 +35,8 @@ def numpy_rng(seed: int, stream: Stream, *key: int) -> np.random.Generator:
 def torch_rng(seed: int, stream: Stream, *key: int) -> torch.Generator:
     """A torch generator on the CPU, so that draws do not depend on the device."""
     return torch.Generator().manual_seed(counted_seed(seed, stream, *key))
+
+
+def sent(draws: Tensor, device: torch.device) -> Tensor:
+    """CPU numbers on the device; the host does not wait, as it would from pageable memory for all that is queued."""
+    return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)

@@ -91,6 +91,8 @@ def _count_classes(args: argparse.Namespace) -> int:
 def check_device(device: str, world: int) -> None:
     """Refuse a --device that this machine does not have, or that `world` processes cannot share.
 
+    Nothing is put on a GPU: each process that did so, before it knows its own, would hold memory of the first.
+
     Raises:
         InputError: says which.
     """
@@ -100,11 +102,21 @@ def check_device(device: str, world: int) -> None:
         parsed = torch.device(device)
         if parsed.type == "meta":
             raise RuntimeError("computes nothing")
-        torch.empty(0, device=parsed)
+        if parsed.type == "cuda":
+            _check_cuda(parsed.index)
+        else:
+            torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}: {first_line(error)}") from None
     if parsed.index is not None and world > 1:
         raise InputError(f"device {device}: {world} processes cannot share it; leave --device and --gpu out")
+
+
+def _check_cuda(index: int | None) -> None:
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} finds no GPU that it can use here")
+    if index is not None and index >= torch.cuda.device_count():
+        raise RuntimeError(f"there are {torch.cuda.device_count()}, counted from 0")
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,8 +1,10 @@
-"""How the encoders are computed, from --amp, --channels-last, --compile and --tf32.
+"""How the encoders are computed, from --amp, --channels-last, --compile, --tf32 and --deterministic.
 
-With all of them off: float32 and PyTorch's defaults, as the release.
+With all of them off: float32, and on a GPU the algorithms that cuDNN finds fastest, as the release.
 """
 
+import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +21,7 @@ class Speed:
     """What the flags make of a model, its forward pass and its step.
 
     Args:
-        args: the resolved arguments; amp, channels_last, compile and device are used here.
+        args: the resolved arguments; amp, channels_last, compile, deterministic and device are used here.
 
     Raises:
         InputError: this machine cannot do what a flag asks for; it was tried on a few numbers.
@@ -28,6 +30,8 @@ class Speed:
     def __init__(self, args):
         self.device, self.dtype = args.device, DTYPES[args.amp]
         self.channels_last, self.compile = args.channels_last, args.compile
+        if args.deterministic:  # cuBLAS reads it once, at its first product
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.dtype:
             _try(f"--amp {args.amp}", self._multiply, self.device, "leave it out, or try the other of bf16 and fp16")
         if self.compile:
@@ -41,9 +45,9 @@ class Speed:
             nn.Linear(8, 8, device=self.device)(torch.ones(8, 8, device=self.device))
 
     def _compile_a_little(self) -> None:
-        # Not from the cache: it would answer for a compiler that is gone.
-        little = torch.compile(lambda x: x.sin() + 1, options={"force_disable_caches": True})
-        little(torch.ones(8, device=self.device))
+        # A program nobody has compiled yet: the cache on disk would answer for a compiler that is gone.
+        number = secrets.randbelow(2**31)
+        torch.compile(lambda x: x.sin() + number)(torch.ones(8, device=self.device))
 
     def apply_to(self, *encoders: nn.Module) -> None:
         """Give encoders their memory format and compile them, in place: the keys of state dicts stay as they are."""
@@ -92,24 +96,40 @@ def _try(flag: str, work: Callable[[], None], device: torch.device, advice: str)
 
 
 def sgd(parameters: Iterable[nn.Parameter], args) -> torch.optim.SGD:
-    """The optimiser of the command line; on a GPU one kernel a step. The CPU's fused one rounds otherwise."""
-    fused = True if args.device.type == "cuda" else None
-    return torch.optim.SGD(parameters, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
+    """The optimiser of the command line.
+
+    Not torch's fused one: its momentum is garbage if the first step of --amp fp16 overflows, on the CPU it rounds
+    otherwise, and what it saves is lost beside the encoders.
+    """
+    return torch.optim.SGD(parameters, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
 @contextmanager
-def tf32(wanted: bool, device: torch.device) -> Iterator[None]:
-    """Let a GPU round the factors of float32 products to TF32 (10 of 23 bits) in the block."""
-    if not wanted or device.type != "cuda":
-        if wanted:
-            say(f"note: --tf32 without effect on {device}, it is for GPUs")
+def arithmetic(args) -> Iterator[None]:
+    """How a GPU computes in the block, by --tf32 and --deterministic; as it was before, afterwards.
+
+    tf32: factors of float32 products are rounded to TF32 (10 of 23 bits).
+    deterministic: each operation by an algorithm that gives the same bits every time. Without it cuDNN tries its
+    algorithms at each new size and takes the fastest, which is not always the same one.
+    """
+    on_gpu = args.device.type == "cuda"
+    for flag in ("tf32", "deterministic"):
+        if getattr(args, flag) and not on_gpu:
+            say(f"note: --{flag} without effect on {args.device}, it is for GPUs")
+    if not on_gpu:
         yield
         return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+    strict = torch.are_deterministic_algorithms_enabled()
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
+        cudnn.allow_tf32 = True
+    cudnn.benchmark = not args.deterministic
+    torch.use_deterministic_algorithms(args.deterministic)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        cudnn.allow_tf32, cudnn.benchmark = before[1:]
+        torch.use_deterministic_algorithms(strict)
