@@ -66,30 +66,34 @@ class Solved:
         return torch.arange(self.classes, device=GPU)
 
 
-def fake_step(monkeypatch, **options) -> Watch:
-    """What one step does on a GPU, as far as the forward pass: C = 3, D = 4, Q = 12, N = 4."""
+def fake_step(monkeypatch, processes: int = 1, **options) -> Watch:
+    """What one step does on a GPU, as far as the forward pass: C = 3, D = 4, Q = 12, N = 3 in each process."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(distributed, "gather", lambda tensor: torch.cat([tensor] * processes))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
             model = KCL(TinyEncoder, 4, 12, num_positive=2, num_classes=3, **options)
             model.optimal_target, model._solver = torch.randn(3, 4), Solved()
-            images, labels = torch.randn(4, *IMAGE), torch.zeros(4, dtype=torch.int64)
+            images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
         with Watch() as watch:
             model(images, images, labels)
     return watch
 
 
 @fake_gpu
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_the_host_does_not_wait_within_a_step(targeted, monkeypatch):
-    watch = fake_step(monkeypatch, targeted=targeted, sep_t=True)
+def test_the_host_does_not_wait_within_a_step(targeted, processes, monkeypatch):
+    watch = fake_step(monkeypatch, processes, targeted=targeted, sep_t=True)
     assert watch.products and not watch.waits
 
 
 @fake_gpu
-def test_the_watch_sees_a_copy_that_waits(monkeypatch):
+def test_the_watch_sees_copies_that_wait(monkeypatch):
+    """Of the draws, and of the shuffle's permutation."""
     monkeypatch.setattr("moco.builder.sent", lambda draws, device: draws.to(device))
-    assert fake_step(monkeypatch).waits == ["_to_copy"]
+    assert fake_step(monkeypatch, processes=2).waits == ["_to_copy"] * 2
 
 
 @fake_gpu
