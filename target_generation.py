@@ -12,7 +12,6 @@ How good is a file? How far from the best possible, and what do its cosines look
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from moco.targets import check_targets, read_targets, target_file_name
 from utils import errors, spread
 from utils.arguments import Parser, positive_int, seed_number
 from utils.certificate import as_text, certificate
-from utils.files import write_whole
+from utils.files import json_text, write_whole
 from utils.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
 from utils.resolve import pick_device
 
@@ -146,7 +145,7 @@ def report(targets: Tensor, file: Path, args) -> None:
     if len(targets) < 2:
         raise errors.InputError(f"{file}: one target alone has no cosines to report")
     facts = {"file": str(file)} | certificate(targets.numpy(), args.temperature)
-    print(json.dumps(facts, indent=2) if args.json else as_text(facts), flush=True)
+    print(json_text(facts, indent=2) if args.json else as_text(facts), flush=True)
     if args.plot:
         from utils.target_plot import plot_targets  # matplotlib takes a second to import
 

@@ -52,6 +52,14 @@ def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
     assert records == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
 
 
+def test_the_log_stays_json(tmp_path):
+    log = RunLog(tmp_path, argparse.Namespace(seed=float("inf")), ("train",), epochs_done=0)
+    log.record(epoch=1, loss=float("nan"), val={"top1": float("-inf"), "shots": [1.0, float("nan")]})
+    text = (tmp_path / "log.jsonl").read_text()
+    assert text == '{"epoch": 1, "loss": null, "val": {"top1": null, "shots": [1.0, null]}}\n'
+    assert json.loads((tmp_path / "args.json").read_text())["args"]["seed"] is None
+
+
 def test_arguments_become_plain_data():
     args = argparse.Namespace(b=Path("x"), a=[1], device=torch.device("cpu"), none=None)
     assert plain_args(args) == {"a": [1], "b": "x", "device": "cpu", "none": None}

@@ -1,5 +1,7 @@
 """Files and folders that are never half: written beside their place, flushed to disk, then renamed."""
 
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -54,6 +56,19 @@ def _flush_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def json_text(value, indent: int | None = None) -> str:
+    """JSON that every reader takes: a number that is not finite is null in it."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_folder(place: Path, write: Callable[[Path], None]) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import json_text, write_text
 from utils.metrics import Means
 from utils.resolve import plain_args
 
@@ -58,13 +58,13 @@ class RunLog:
         self.boards = {}
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_text(run_dir / "args.json", json.dumps(describe_run(args), indent=2) + "\n")
+            write_text(run_dir / "args.json", json_text(describe_run(args), indent=2) + "\n")
             self._drop_records_after(epochs_done)
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
 
     def _drop_records_after(self, epochs_done: int) -> None:
         kept = [record for record in read_log(self.path) if record["epoch"] <= epochs_done]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path, "".join(json_text(record) + "\n" for record in kept))
 
     def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
         """TensorBoard scalars of an epoch; None is a value that was not measured."""
@@ -76,7 +76,7 @@ class RunLog:
         """One JSON object, one line: an epoch."""
         if distributed.is_main():
             with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json_text(values) + "\n")
             write_text(self.path.with_name("epochs.csv"), csv_table(read_log(self.path)))
 
 
