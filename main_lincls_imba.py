@@ -141,7 +141,8 @@ def evaluate(args, spec: DatasetSpec, speed: Speed) -> None:
     class_counts = resolve.open_split(args, "train", None).class_counts
     with arithmetic(args):
         for split, loader in open_eval_loaders(args, spec).items():
-            show_accuracies(f"{split}, epoch {state['epoch']}", validate(loader, model, speed, class_counts))
+            accuracies = validate(loader, model, speed, class_counts, where=f"checkpoint {args.resume}, {split}")
+            show_accuracies(f"{split}, epoch {state['epoch']}", accuracies)
 
 
 def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, keeper: Keeper, state: dict) -> dict:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import distributed
 from utils.errors import InputError
 from utils.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
 
@@ -12,8 +13,16 @@ CPU = torch.device("cpu")
 
 def test_rank_of_the_label():
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
-    assert rank_of_label(logits, torch.tensor([2, 1])).tolist() == [1, 1]
+    assert rank_of_label(logits, torch.tensor([2, 1])).tolist() == [1, 2]  # the tied other counts as before it
     assert rank_of_label(logits, torch.tensor([0, 2])).tolist() == [0, 0]
+
+
+def test_a_tie_or_a_logit_that_is_no_number_is_no_hit():
+    nan = float("nan")
+    logits = torch.tensor([[1.0, 1.0, 0.0], [nan, 1.0, 0.0], [nan, nan, nan], [1.0, nan, 0.0]])
+    rank = rank_of_label(logits, torch.zeros(4, dtype=torch.long))
+    assert rank.tolist()[::3] == [1, 1]
+    assert in_top_k(rank, 1).item() == 0 and in_top_k(rank, 5).item() == 50  # three classes: all are among five
 
 
 def test_top_k_is_in_percent():
@@ -36,6 +45,27 @@ def test_accuracy_over_classes_and_shots():
         "few": 100.0,
         "per_class": [50.0, 100.0, None],
     }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_give_no_accuracy(value):
+    logits = torch.eye(3)
+    logits[1, 2] = value
+    accuracy = ClassAccuracy(3, CPU, "epoch 2, val")
+    accuracy.add(logits, torch.arange(3))
+    with pytest.raises(InputError, match=r"epoch 2, val: 1 of 3 images have logits that are not finite"):
+        accuracy.summary(np.array([200, 5, 5]))
+
+
+def test_a_rank_learns_of_another_ones_logits(monkeypatch):
+    """All raise together: one that went on alone would wait for the others."""
+    other = torch.zeros(4, 3)
+    other[2:, 0] = 1  # one image, without finite logits
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda mine: mine + other)
+    accuracy = ClassAccuracy(3, CPU)
+    accuracy.add(torch.eye(3), torch.arange(3))
+    with pytest.raises(InputError, match="1 of 4 images"):
+        accuracy.summary(np.array([200, 5, 5]))
 
 
 def test_means_weigh_batches_by_their_size():

@@ -1,6 +1,5 @@
 """Measuring a classifier on validation and test while it trains, and choosing the epoch: what stage 2 reports."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from imagenet_inat.samplers import ClassAwareBatches
 from moco.loader import eval_transform
 from utils import arguments, distributed, resolve
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import json_text, write_text
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import ClassAccuracy, Means
 from utils.speed import Speed
@@ -83,26 +82,38 @@ def measure_if_due(
     """What `validate` says of val and of test, which may be one split; nothing between --eval-freq's epochs."""
     if epochs_done % args.eval_freq and epochs_done != args.epochs:
         return {}
-    measured = {split: validate(loader, model, speed, class_counts, between) for split, loader in loaders.items()}
+    measured = {
+        split: validate(loader, model, speed, class_counts, between, f"epoch {epochs_done}, {split}")
+        for split, loader in loaders.items()
+    }
     return measured | {"test": measured.get("test", measured["val"])}
 
 
 @torch.no_grad()
 def validate(
-    loader: DeviceBatches, model, speed: Speed, class_counts: np.ndarray, between: Callable = lambda: None
+    loader: DeviceBatches,
+    model,
+    speed: Speed,
+    class_counts: np.ndarray,
+    between: Callable = lambda: None,
+    where: str = "this split",
 ) -> dict:
     """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
 
-    between: called after each batch that every rank has.
+    Args:
+        between: called after each batch that every rank has. where: what the split is called in messages.
+
+    Raises:
+        InputError: on all ranks, if a logit is not finite.
     """
     model.eval()
     device = next(model.parameters()).device
-    accuracy = ClassAccuracy(len(class_counts), device)
+    accuracy = ClassAccuracy(len(class_counts), device, where)
     loss = torch.zeros((), device=device)
     for number, (images, labels) in enumerate(loader):
         with speed.autocast():
             logits = model(images)
-        assert logits.dtype == torch.float32, "half-precision logits tie, and a tie would count as a hit"
+        assert logits.dtype == torch.float32, "half-precision logits tie, and a tie is no hit"
         accuracy.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
         if number < loader.on_every_rank:
@@ -159,7 +170,7 @@ def finish(args, run_dir: Path, results: dict, class_counts: np.ndarray) -> None
     record |= {name: results[name] for name in CHOICES}
     record["train_counts"] = class_counts.tolist()
     if distributed.is_main():
-        write_text(run_dir / "results.json", json.dumps(record, indent=2) + "\n")
+        write_text(run_dir / "results.json", json_text(record, indent=2) + "\n")
     for name in CHOICES:
         show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
     files = f"args.json, log.jsonl, epochs.csv, last.pth.tar, {BEST}, results.json"

@@ -10,6 +10,8 @@ from imagenet_inat.datasets import shots
 from utils import distributed
 from utils.errors import InputError
 
+NO_HIT = 2**62  # the rank of a label whose own logit is no number
+
 
 class Means:
     """Running means of a training epoch, kept on the device and read only when shown.
@@ -74,20 +76,30 @@ def in_top_k(rank: Tensor, k: int) -> Tensor:
 
 
 def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) int64: how many of the (N, C) logits exceed the label's own."""
-    return (logits > logits.gather(1, labels[:, None])).sum(1)
+    """(N,) int64: how many other of the (N, C) logits are not below the label's own; a tie is no hit.
+
+    Where the label's own is nan, NO_HIT, which is among no first k.
+    """
+    own = logits.gather(1, labels[:, None])  # (N, 1)
+    rank = (~(logits < own)).sum(1) - 1
+    return rank.masked_fill(own[:, 0].isnan(), NO_HIT)
 
 
 class ClassAccuracy:
-    """Top-1 and top-5 hits counted class by class, summed over ranks."""
+    """Top-1 and top-5 hits counted class by class, summed over ranks.
 
-    def __init__(self, num_classes: int, device: torch.device):
-        self.hits = torch.zeros(3, num_classes, device=device)  # top-1, top-5, images
+    Args:
+        where: what is measured, for the message about logits that are not finite.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, where: str = "this split"):
+        self.hits = torch.zeros(4, num_classes, device=device)  # top-1, top-5, images, images without finite logits
+        self.where = where
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (N, C), labels (N,)."""
         rank = rank_of_label(logits, labels)
-        ones = torch.stack([rank < 1, rank < 5, torch.ones_like(rank, dtype=torch.bool)])
+        ones = torch.stack([rank < 1, rank < 5, torch.ones_like(rank, dtype=torch.bool), ~logits.isfinite().all(1)])
         self.hits.index_add_(1, labels, ones.float())
 
     def summary(self, class_counts: np.ndarray) -> dict:
@@ -96,8 +108,17 @@ class ClassAccuracy:
         Args:
             class_counts: (C,) training images a class, which make the shots. A shot
                 without a class, and a class without a test image, gets None.
+
+        Raises:
+            InputError: on all ranks, if an image has a logit that is not finite: there is no accuracy then.
         """
-        top1, top5, images = distributed.sum_over_ranks(self.hits).cpu().double().numpy()
+        top1, top5, images, bad = distributed.sum_over_ranks(self.hits).cpu().double().numpy()
+        if bad.any():
+            raise InputError(
+                f"{self.where}: {bad.sum():.0f} of {images.sum():.0f} images have logits that are not finite, so there "
+                "is no accuracy; the network has diverged, or overflows in --amp fp16: leave that out, take an earlier "
+                "checkpoint, or train with a smaller --lr"
+            )
         with np.errstate(invalid="ignore"):
             per_class = 100 * top1 / images  # (C,), nan where there is no image
         out = {"acc1": 100 * top1.sum() / images.sum(), "acc5": 100 * top5.sum() / images.sum()}
