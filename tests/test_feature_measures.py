@@ -72,6 +72,22 @@ def test_knn_asks_the_k_nearest_alone():
     assert (knn_scores(on_circle(0), bank, labels, 2, k=2) > 0).all()
 
 
+def test_all_that_are_as_near_as_the_kth_vote():
+    """The order of the bank decides nothing where features have fallen onto one point."""
+    bank, labels = on_circle(30).repeat(50, 1).float(), torch.tensor([0] * 10 + [1] * 40)
+    for order in (torch.arange(50), torch.arange(50).flip(0)):
+        scores = knn_scores(bank[:3], bank[order], labels[order], 2, k=5)
+        torch.testing.assert_close(scores, torch.tensor([[10.0, 40.0]] * 3) * math.exp(1 / 0.07))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_knn_of_features_that_are_not_finite_is_refused(which):
+    features = [on_circle(0, 10), on_circle(20, 30)]
+    features[which][0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        knn_scores(*features, torch.tensor([0, 1]), 2)
+
+
 def test_knn_in_blocks_is_knn_at_once():
     queries, bank = torch.nn.functional.normalize(torch.randn(2, 600, 5).double(), dim=2)
     labels = torch.arange(600) % 4

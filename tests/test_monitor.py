@@ -180,6 +180,29 @@ def test_features_leave_the_encoder_as_it_was():
     assert labels.tolist() == list(range(7))
 
 
+def test_features_that_are_not_finite_are_counted():
+    encoder = BatchNormEncoder()
+    encoder.norm.running_var.fill_(-1)
+    with pytest.raises(InputError, match="epoch 4, val: 7 of 7 images have features that are not finite"):
+        extract_features(encoder, batches_of(seven_images(), 3), where="epoch 4, val")
+
+
+def test_a_run_whose_features_are_not_finite_stops_and_keeps_its_checkpoint(few_images, tmp_path, monkeypatch):
+    """The training loss is finite, and what the evaluation mode makes of the images is not."""
+    measure = stage1.Monitor.measure
+
+    def overflowing(monitor, model, epochs_done, between):
+        if epochs_done == 2:
+            model.encoder_q.bn1.running_var.fill_(-1)
+        return measure(monitor, model, epochs_done, between)
+
+    monkeypatch.setattr(stage1.Monitor, "measure", overflowing)
+    with pytest.raises(InputError, match=r"epoch 2, train: 24 of 24 images have features that are not finite"):
+        stage1.main([*few_images, "--monitor-freq", "1", "--run-dir", str(tmp_path)])
+    assert checkpoint.load(tmp_path / "last.pth.tar")["epoch"] == 1
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1]
+
+
 def one_of_two(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     torch.save(features_and_knn(), f"{folder}/{rank}.pt")

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 KNN_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.07  # as in instance discrimination, MoCo and DINO
-BLOCK = 256  # queries compared with the whole bank at a time
+BLOCK = 64  # queries compared with the whole bank at a time
+ROUNDING = 8  # in units of a float's resolution: cosines this near are equal, for a product rounds
 
 
 def class_centres(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -74,13 +75,23 @@ def knn_scores(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: 
     """(n, C) votes of the k nearest features of the bank, each of weight exp(cosine / 0.07).
 
     The weighted vote of Wu et al. 2018 (instance discrimination), with their k = 200 and τ = 0.07;
-    a bank of fewer than k votes as a whole.
+    a bank of fewer than k votes as a whole. All that are as near as the k-th vote: features that have
+    fallen onto one point are not told apart by the order in which the bank holds them.
 
     Args:
         queries: (n, D) unit. bank: (m, D) unit. bank_labels: (m,) int64 in [0, C).
+
+    Raises:
+        FloatingPointError: a feature is not finite.
     """
+    if not (queries.isfinite().all() and bank.isfinite().all()):
+        raise FloatingPointError("a feature is not finite")
     scores = queries.new_zeros(len(queries), num_classes)
+    slack = ROUNDING * torch.finfo(queries.dtype).eps
     for rows, part in zip(scores.split(BLOCK), queries.split(BLOCK), strict=True):
-        cosines, nearest = (part @ bank.T).topk(min(k, len(bank)))  # (n, k) each
-        rows.scatter_add_(1, bank_labels[nearest], (cosines / KNN_TEMPERATURE).exp())
+        cosines = part @ bank.T  # (n, m)
+        last = cosines.topk(min(k, len(bank))).values[:, -1:]  # (n, 1)
+        query, near = (cosines >= last - slack).nonzero(as_tuple=True)  # n·k pairs, and ties
+        votes = (cosines[query, near] / KNN_TEMPERATURE).exp()
+        rows.index_put_((query, bank_labels[near]), votes, accumulate=True)
     return scores

@@ -11,6 +11,7 @@ from imagenet_inat.loaders import DeviceBatches, eval_loader
 from moco.builder import KCL, unit
 from moco.loader import eval_transform
 from utils import distributed, resolve
+from utils.errors import InputError
 from utils.feature_measures import (
     alignment,
     class_centres,
@@ -45,12 +46,18 @@ class Monitor:
 
         Args:
             between: called after each batch that every rank has.
+
+        Raises:
+            InputError: a feature is not finite; the last checkpoint stays as it was.
         """
         if not self.every:
             return {}
         if epochs_done % self.every:
             return dict.fromkeys(MEASURES)
-        train, val = (extract_features(model.encoder_q, loader, between) for loader in self.loaders.values())
+        train, val = (
+            extract_features(model.encoder_q, loader, between, f"epoch {epochs_done}, {split}")
+            for split, loader in self.loaders.items()
+        )
         return measures(*val, *train, self.class_counts)
 
 
@@ -65,13 +72,16 @@ def open_loaders(args, splits: tuple[str, ...]) -> dict[str, DeviceBatches]:
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module, loader: DeviceBatches, between: Callable[[], None] = lambda: None
+    encoder: nn.Module, loader: DeviceBatches, between: Callable[[], None] = lambda: None, where: str = "this split"
 ) -> tuple[Tensor, Tensor]:
     """Unit features of a split in its order, (n, D) float32, and labels (n,), the same on every rank.
 
     The encoder's whole output, after the projection head, as in the paper's measures. It is in
     eval mode here with rank 0's batch-norm statistics, which are those that checkpoints hold, and
-    afterwards in the mode it was in.
+    afterwards in the mode it was in. where: what the split is called in messages.
+
+    Raises:
+        InputError: on all ranks, if a feature is not finite.
     """
     was_training = encoder.training
     distributed.broadcast_buffers(encoder)
@@ -84,7 +94,13 @@ def extract_features(
             between()
     encoder.train(was_training)
     total = len(loader.dataset)
-    return _whole_split(torch.cat(features), total), _whole_split(torch.cat(labels), total)
+    whole = _whole_split(torch.cat(features), total)
+    if bad := int((~whole.isfinite().all(dim=1)).sum()):
+        raise InputError(
+            f"{where}: {bad} of {total} images have features that are not finite; the network has diverged: take an "
+            "earlier checkpoint, or train with a smaller --lr"
+        )
+    return whole, _whole_split(torch.cat(labels), total)
 
 
 def _whole_split(share: Tensor, total: int) -> Tensor:

@@ -42,7 +42,7 @@ def features_of(stage: Stage, device: torch.device, data_root: str | None = None
 
     Raises:
         InputError: the checkpoint, the data set's row, its lists or its images are not there, or
-            an argument of the run, as in a folder of another version.
+            an argument of the run, as in a folder of another version; or a feature is not finite.
     """
     try:
         return _features_of(stage, device, data_root)
@@ -64,7 +64,7 @@ def _features_of(stage: Stage, device: torch.device, data_root: str | None) -> R
     loader = open_loaders(args, ("val",))["val"]
     model = load_model(args, state, path).to(device)
     with tqdm(total=len(loader), desc=f"{stage.folder}: validation", unit="batch", leave=False, disable=None) as bar:
-        features, labels = extract_features(model.encoder_q, loader, bar.update)
+        features, labels = extract_features(model.encoder_q, loader, bar.update, f"checkpoint {path}, val")
     targets = cosines = None
     if (assignment := assignment_of(model)) is not None:
         targets = model.optimal_target[:: model.tr]
