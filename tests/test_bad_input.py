@@ -240,6 +240,50 @@ def test_stage_2_refuses_an_encoder_with_a_part_missing(tsc_run, probe_flags, tm
         stage2.main([*probe_flags, "--pretrained", str(tmp_path / "holed.pth.tar"), "--run-dir", str(tmp_path / "p")])
 
 
+def damaged(source: Path, change, into: Path) -> str:
+    """The checkpoint with its state changed, under another name."""
+    state = checkpoint.load(source)
+    change(state)
+    torch.save(state, into)
+    return str(into)
+
+
+def test_no_accuracy_is_said_of_logits_that_are_not_finite(probe_run, probe_flags, tmp_path, capsys):
+    """One weight of a batch norm too large for float32's products: refused where it is measured."""
+    path = damaged(
+        probe_run / "last.pth.tar",
+        lambda state: state["state_dict"]["module.bn1.weight"].fill_(3e38),
+        tmp_path / "overflows.pth.tar",
+    )
+    with pytest.raises(
+        InputError, match=r"overflows\.pth\.tar, val: 140 of 140 images have logits that are not finite"
+    ):
+        stage2.main([*probe_flags, "--evaluate", "--resume", path])
+    assert "top-1" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_weight_that_is_no_number_is_named_before_anything_is_measured(value, probe_run, probe_flags, tmp_path):
+    path = damaged(
+        probe_run / "last.pth.tar",
+        lambda state: state["state_dict"]["module.fc.weight"][3].fill_(value),
+        tmp_path / "nan.pth.tar",
+    )
+    with pytest.raises(InputError, match=r"nan\.pth\.tar: fc\.weight has a value that is not finite"):
+        stage2.main([*probe_flags, "--evaluate", "--resume", path])
+
+
+def test_a_pretrained_encoder_with_a_nan_is_named(tsc_run, probe_flags, tmp_path):
+    path = damaged(
+        tsc_run / "last.pth.tar",
+        lambda state: state["state_dict"]["module.encoder_q.conv1.weight"][0].fill_(float("nan")),
+        tmp_path / "nan.pth.tar",
+    )
+    with pytest.raises(InputError, match=r"nan\.pth\.tar: conv1\.weight has a value that is not finite"):
+        stage2.main([*probe_flags, "--pretrained", path, "--run-dir", str(tmp_path / "p")])
+    assert not (tmp_path / "p").exists()
+
+
 def test_help_shows_defaults_once(capsys):
     for script in (stage1, stage2):
         with pytest.raises(SystemExit) as end:

@@ -52,6 +52,58 @@ def test_keys_that_differ_are_named(change, message):
         checkpoint.load_into(model, weights, "file")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("encoder_q.fc.weight", lambda w: w.fill_(float("nan")), "has a value that is not finite"),
+        (
+            "class_centroid",
+            lambda w: w.index_fill(0, torch.tensor([1]), float("inf")),
+            "has a value that is not finite",
+        ),
+        ("queue", lambda w: w.to(torch.int8), r"is torch\.int8, expected real floating point numbers"),
+        (
+            "encoder_q.fc.bias",
+            lambda w: w.to(torch.complex64),
+            r"is torch\.complex64, expected real floating point numbers",
+        ),
+        ("queue_ptr", lambda w: w.float(), r"is torch\.float32, expected whole numbers"),
+        ("queue_labels", lambda w: w.bool(), r"is torch\.bool, expected whole numbers"),
+        ("queue", lambda w: w.to_sparse(), r"is torch\.sparse_coo, expected a dense tensor"),
+        ("queue", lambda w: w.to("meta"), "is empty, expected a dense tensor"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_named(name, change, message):
+    model = tiny_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = before | {name: change(before[name].clone())}
+    with pytest.raises(InputError, match=rf"checkpoint file: {name} {message}; it is damaged"):
+        checkpoint.load_into(model, weights, "file")
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_half_precision_weights_are_weights():
+    model = tiny_model().float()
+    checkpoint.load_into(
+        model, {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, "f"
+    )
+
+
+def test_a_variance_below_0_is_named():
+    weights = torch.nn.BatchNorm1d(3).state_dict() | {"running_var": torch.tensor([1.0, -1.0, 1.0])}
+    with pytest.raises(InputError, match="running_var has a variance below 0"):
+        checkpoint.load_into(torch.nn.BatchNorm1d(3), weights, "file")
+
+
+@pytest.mark.parametrize("value", [torch.tensor([float("nan"), 0]), torch.zeros(2).to(torch.complex64)])
+def test_an_optimiser_that_holds_no_numbers_is_named(value):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9)
+    state = optimizer.state_dict() | {"state": {0: {"momentum_buffer": value}}}
+    with pytest.raises(InputError, match=r"its optimiser does not fit the model \(momentum_buffer (has a value|is)"):
+        checkpoint.load_optimizer(optimizer, {"optimizer": state}, "file")
+
+
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     class Attack:
         def __reduce__(self):

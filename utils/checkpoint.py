@@ -15,6 +15,7 @@ from utils.errors import InputError, first_line
 from utils.files import draft_pattern, write_whole
 
 PREFIX = "module."
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LAST, PREVIOUS = "last.pth.tar", "previous.pth.tar"
 DRAFTS = draft_pattern("*")
 
@@ -82,9 +83,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) 
     """Load the optimiser of a checkpoint; by which kernels it computes, and in which memory format, stays its own.
 
     Raises:
-        InputError: it was made for other parameters.
+        InputError: it was made for other parameters, or holds numbers that are not finite.
     """
     try:
+        for name, value in (item for entries in state["optimizer"]["state"].values() for item in entries.items()):
+            if torch.is_tensor(value) and (wrong := what_is_wrong(value, torch.zeros(()))):
+                raise ValueError(f"{name} {wrong}")
         optimizer.load_state_dict(state["optimizer"])
         for group in optimizer.param_groups:
             group |= {name: optimizer.defaults[name] for name in ("foreach", "fused")}
@@ -115,8 +119,14 @@ def load_into(
     """Load weights whose keys and shapes match, but for exactly the `missing` ones.
 
     Raises:
-        InputError: names the first keys that differ, on both sides.
+        InputError: names the first keys that differ, on both sides; or the tensor whose numbers are no weights:
+            not finite, of another kind than the model's, or a running variance below 0.
     """
+    for name, own in model.state_dict().items():
+        if name in weights and (wrong := what_is_wrong(weights[name], own)):
+            raise InputError(f"checkpoint {source}: {name} {wrong}; it is damaged: take another")
+        if name in weights and name.endswith("running_var") and (weights[name] < 0).any():
+            raise InputError(f"checkpoint {source}: {name} has a variance below 0; it is damaged: take another")
     try:
         result = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # sizes differ; the first line says only that
@@ -128,6 +138,17 @@ def load_into(
             f"checkpoint {source}: does not fit the model: it lacks {_some(lacking)} and has {_some(extra)} "
             "besides; check -a, --mlp and --targeted"
         )
+
+
+def what_is_wrong(value: Tensor, own: Tensor) -> str | None:
+    """Why a stored tensor's numbers cannot be `own`, a tensor of the model; None if they can."""
+    if value.layout != torch.strided or value.is_meta:
+        return f"is {'empty' if value.is_meta else value.layout}, expected a dense tensor"
+    if not own.is_floating_point():
+        return None if value.dtype in INTEGERS else f"is {value.dtype}, expected whole numbers"
+    if not value.is_floating_point():
+        return f"is {value.dtype}, expected real floating point numbers"
+    return None if value.to(own.dtype).isfinite().all() else "has a value that is not finite"
 
 
 def _some(keys) -> str:
