@@ -85,8 +85,10 @@ def prepare(args) -> None:
     if args.evaluate and args.pretrained:
         raise errors.InputError("--evaluate measures the checkpoint given with --resume: leave --pretrained out")
     if args.evaluate:
-        if not Path(args.resume).is_file():
-            raise errors.InputError(f'--evaluate: --resume "{args.resume}" is no file, expected a stage-2 checkpoint')
+        if not Path(args.resume or "").is_file():
+            raise errors.InputError(
+                f'--evaluate: --resume "{args.resume or ""}" is no file, expected a stage-2 checkpoint'
+            )
     elif not args.pretrained or not Path(args.pretrained).is_file():
         raise errors.InputError(
             f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'

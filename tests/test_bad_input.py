@@ -11,7 +11,9 @@ from PIL import Image
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from utils import arguments, checkpoint, distributed
+import target_generation
+from imagenet_inat import splits
+from utils import arguments, checkpoint, distributed, export, report
 from utils.errors import InputError, one_line, run
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +62,31 @@ def test_wrong_flags_are_answered_in_one_line(given, message, capsys):
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "given"),
+    [
+        *((stage1.main, flag) for flag in ("--resume", "--targets", "--run-dir", "--data-root", "--save-folder")),
+        *((stage2.main, flag) for flag in ("--pretrained", "--resume", "--train-txt", "--splits")),
+        *((target_generation.main, flag) for flag in ("--check", "--output", "--plot")),
+        *((report.main, words) for words in ("RUN", "a --output", "a --data-root", "--trials a")),
+        *((export.main, words) for words in ("a OUT",)),
+        *((splits.main, f"verify digits {flag}") for flag in ("--data-root", "--splits")),
+        *((splits.main, f"make {words}") for words in ("a --output", "inat --json a")),
+        (splits.main, "download imagenet --output"),
+    ],
+)
+def test_an_empty_path_is_an_unset_variable_and_no_default(main, given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in given.split() if not word.isupper()]  # a name in capitals is an argument without a flag
+    with pytest.raises(SystemExit) as end:
+        main([*words, ""])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    name = next(word for word in reversed(given.split()) if word.isupper() or word.startswith("--"))
+    assert error.startswith(f"error: argument {name}: found an empty value") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

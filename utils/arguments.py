@@ -12,10 +12,23 @@ TARGET_FLAGS = ("tr", "sep_t", "tw", "loss_form", "centroid_init", "assignment_i
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults in --help and answers a wrong flag in one line."""
+    """Shows defaults in --help and answers a wrong flag in one line.
+
+    An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
+    a path that is empty would stand for the default, or for the folder one is in.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(namespace, action.dest, None)
+            if value != action.default and "" in (value if isinstance(value, list) else [value]):
+                name = "/".join(action.option_strings) or action.metavar or action.dest
+                self.error(f"argument {name}: found an empty value, expected a path or a name")
+        return namespace, rest
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the flags)\n")
@@ -203,7 +216,6 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
     group.add_argument("--run-dir", metavar="DIR", help="the run folder outright (default: named after the flags)")
     group.add_argument(
         "--resume",
-        default="",
         metavar="PATH",
         help="go on from this checkpoint; 'auto': from the run folder if it holds one",
     )

@@ -33,7 +33,7 @@ KINDS = {
 LOCK = ".lock"
 
 
-def check_resume(resume: str, run_dir: Path) -> None:
+def check_resume(resume: str | None, run_dir: Path) -> None:
     """Check, before anything is made, that the checkpoint is there and the folder is the run's to write.
 
     Raises:
@@ -75,7 +75,7 @@ def load_run(args) -> tuple[Path | None, dict]:
     path, state = None, {"epoch": args.start_epoch}
     if args.resume == "auto" and candidates(Path(args.run_dir)):
         path, state = _newest_good(Path(args.run_dir))
-    elif args.resume not in ("", "auto"):
+    elif args.resume not in (None, "auto"):
         path = Path(args.resume)
         state = load(path, NEEDS)
     state.setdefault("step", 0)
