@@ -26,7 +26,7 @@ from moco.targets import check_targets, read_targets, target_file_name
 from utils import errors, spread
 from utils.arguments import Parser, positive_int, seed_number
 from utils.certificate import as_text, certificate
-from utils.files import json_text, write_whole
+from utils.files import check_regular, first_free, json_text, write_whole
 from utils.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
 from utils.resolve import pick_device
 
@@ -50,6 +50,9 @@ def get_args_parser() -> Parser:
         "C ≤ D + 1; 0.05 to 0.2 is usual",
     )
     parser.add_argument("--output", metavar="FILE", help="(default: optimal_<C>_<D>.npy here)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the files of --output and --plot if they exist"
+    )
     add_search_arguments(parser.add_argument_group("Search", "without effect when C ≤ D + 1, but for the seed"))
     add_report_arguments(parser.add_argument_group("Report"))
     return parser
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     num_classes, dim = size(args)
     if args.plot:
-        check_place("--plot", Path(args.plot))
+        check_place("--plot", Path(args.plot), args.overwrite)
         if Path(args.plot).suffix.lower() != ".png":
             raise errors.InputError(f"--plot {args.plot}: expected a name that ends in .png")
     if args.check:
@@ -106,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         num_classes, dim = num_classes or 1000, dim or DIM
         file = Path(args.output or target_file_name(num_classes, dim))
-        check_place("--output", file)
+        check_place("--output", file, args.overwrite)
         search = {"seed": args.seed, "iters": args.iters, "restarts": args.restarts, "optimizer": args.optimizer}
         device = pick_device(args.device)
         targets = generate_file(
@@ -123,13 +126,18 @@ def size(args) -> tuple[int | None, int | None]:
         raise errors.InputError("--check and --output: a check writes no targets, leave one of the two out")
     if args.optimizer == "adam" and args.restarts > 1:
         raise errors.InputError("--restarts: the release's recipe, --optimizer adam, has one start")
+    if args.num_classes == 1 and not args.check:
+        raise errors.InputError("--num-classes 1: one class has none to keep apart from, expected 2 or more")
     return REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes, args.dim
 
 
-def check_place(flag: str, file: Path) -> None:
+def check_place(flag: str, file: Path, overwrite: bool) -> None:
     """Refuse a file that could not be written before anything is computed."""
     if file.is_dir() or not file.parent.is_dir():
         raise errors.InputError(f"{flag} {file}: expected the name of a file in a folder that is there")
+    check_regular(file)
+    if file.exists() and not overwrite:
+        raise errors.InputError(f"{flag} {file}: is there already; --overwrite replaces it")
 
 
 def checked(file: str, num_classes: int | None, dim: int | None) -> Tensor:
@@ -175,13 +183,18 @@ def generate_file(
         if best.points is None or not keep_interrupted:
             raise
         # What is there may be better than half a search.
-        place = output.with_suffix(".interrupted.npy") if output.exists() else output
+        place = first_free(lambda n: interrupted_name(output, n)) if output.exists() else output
         save(place, best.points)
         tell(f"\ninterrupted: the best set so far is in {place}, {brief(best.points, temperature)}")
         sys.exit(130)
     save(output, targets)
     tell(f"wrote {output}: {brief(targets, temperature)}")
     return targets
+
+
+def interrupted_name(output: Path, number: int) -> Path:
+    """Where half a search goes, beside a file that is there: t.interrupted.npy, t.interrupted-2.npy, ..."""
+    return output.with_suffix(".interrupted.npy" if number == 1 else f".interrupted-{number}.npy")
 
 
 def save(output: Path, targets: Tensor) -> None:

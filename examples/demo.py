@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     folder, started = Path(args.folder), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    run("target_generation.py --dataset digits --output {folder}/optimal_10_128.npy", folder=folder)
+    if not (folder / "optimal_10_128.npy").exists():
+        run("target_generation.py --dataset digits --output {folder}/optimal_10_128.npy", folder=folder)
     results = {}
     for method, flags in METHODS.items():
         run_dir = folder / method.lower()

@@ -1,6 +1,7 @@
 """Targets are unit, spread, the exact simplex where there is one, and the same for the same seed."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,14 +118,38 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path, monkeypatch, capsys):
     assert gap(load_targets(tmp_path / "t.npy", 40, 6)) < gap(generate(40, 6, iters=5))
 
 
-def test_ctrl_c_leaves_the_file_that_is_there_alone(tmp_path, monkeypatch):
+def test_ctrl_c_leaves_the_files_that_are_there_alone(tmp_path, monkeypatch):
+    """The set that was to be overwritten, and what was left of an earlier search."""
     generate_file(tmp_path / "t.npy", 40, 6, iters=30)
     before = (tmp_path / "t.npy").read_bytes()
-    monkeypatch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 5))
-    with pytest.raises(SystemExit):
-        target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy".split())
-    assert (tmp_path / "t.npy").read_bytes() == before
-    load_targets(tmp_path / "t.interrupted.npy", 40, 6)
+    for name in ("t.interrupted.npy", "t.interrupted-2.npy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 5))
+            with pytest.raises(SystemExit):
+                target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy --overwrite".split())
+        assert (tmp_path / "t.npy").read_bytes() == before
+        load_targets(tmp_path / name, 40, 6)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("flag", ["--output", "--plot"])
+def test_a_file_that_is_there_needs_overwrite(flag, tmp_path):
+    file = tmp_path / "t.png"
+    file.write_bytes(b"mine")
+    words = f"--num-classes 5 --dim 4 --output {tmp_path}/t.npy {flag} {file}".split()
+    with pytest.raises(InputError, match=rf"{flag} .*/t\.png: is there already; --overwrite replaces it"):
+        target_generation.main(words)
+    assert file.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+    target_generation.main([*words, "--overwrite"])
+    assert file.read_bytes() != b"mine"
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for words in ("--num-classes 5 --output", "--check t.npy --plot"):
+        with pytest.raises(InputError, match=r"/pipe\.png: is there and no regular file"):
+            target_generation.main([*words.split(), str(tmp_path / "pipe.png"), "--overwrite"])
+    assert (tmp_path / "pipe.png").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_run_that_makes_its_targets_keeps_no_half_search(tmp_path, monkeypatch):
@@ -139,6 +164,7 @@ def test_a_run_that_makes_its_targets_keeps_no_half_search(tmp_path, monkeypatch
     ("given", "message"),
     [
         ("--dataset digits --num-classes 5", "give one of them"),
+        ("--num-classes 1 --output {tmp}/t.npy", "--num-classes 1: one class has none to keep apart from"),
         ("--num-classes 5 --output {tmp}/no/t.npy", "expected the name of a file"),
         ("--num-classes 5 --output {tmp}", "expected the name of a file"),
         ("--num-classes 5 --plot {tmp}/t.jpg", "expected a name that ends in .png"),

@@ -6,8 +6,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
+
+from utils.errors import InputError
 
 
 def draft_pattern(name: str) -> str:
@@ -22,8 +25,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_old: Path 
         keep_old: where the old file goes, if there is one.
 
     Raises:
+        InputError: as `check_regular`.
         OSError: the write failed, as on a full disk; it names `path`.
     """
+    check_regular(path)
+    if keep_old:
+        check_regular(keep_old)
     try:
         handle, draft = tempfile.mkstemp(prefix=draft_pattern(path.name).rstrip("*"), dir=path.parent)
         try:
@@ -42,6 +49,21 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_old: Path 
         error.filename = str(path)
         raise
     _flush_folder(path.parent)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to replace what is no regular file.
+
+    Raises:
+        InputError: a folder, a device or a pipe is there.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is there and no regular file; nothing else is replaced, choose another name")
+
+
+def first_free(name: Callable[[int], Path]) -> Path:
+    """The first of name(1), name(2), ... that is not there."""
+    return next(path for path in map(name, count(1)) if not path.exists())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from utils.certificate import pair_cosines, quadrature
+from utils.files import write_whole
 from utils.plots import COLOURS
 
 BINS = 101  # odd: a single cosine is in the middle of one
@@ -31,7 +32,7 @@ def plot_targets(points: np.ndarray, facts: dict, path: Path) -> None:
         on_the_circle(figure.add_subplot(1, 2, 2), points)
     elif dim == 3:
         on_the_sphere(figure.add_subplot(1, 2, 2, projection="3d"), points)
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
     plt.close(figure)
 
 
