@@ -52,6 +52,27 @@ def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
     assert records == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
 
 
+def test_epochs_that_a_resume_sets_aside_are_kept(tmp_path, capsys):
+    """From a checkpoint of the run's own folder, which --resume names, its later epochs are done anew."""
+    lines = [f'{{"epoch": {epoch}}}\n' for epoch in (1, 2, 3, 4)]
+    for number, done in enumerate((2, 3), start=1):  # the second time a single line
+        (tmp_path / "log.jsonl").write_text("".join(lines))
+        RunLog(tmp_path, argparse.Namespace(resume="RUN/checkpoint.pth.tar"), ("train",), epochs_done=done)
+        assert (tmp_path / "log.jsonl").read_text() == "".join(lines[:done])
+        assert (tmp_path / f"log.jsonl.bak-{number}").read_text() == "".join(lines[done:])
+        assert f"moved to log.jsonl.bak-{number}" in capsys.readouterr().out
+
+
+def test_a_line_that_a_crash_left_alone_is_made_again(tmp_path, capsys):
+    """--resume auto: logged, not saved; of more than one line a file is kept."""
+    for lines, files in ((2, 0), (3, 1)):
+        (tmp_path / "log.jsonl").write_text("".join(f'{{"epoch": {n + 1}}}\n' for n in range(lines)))
+        RunLog(tmp_path, argparse.Namespace(resume="auto"), ("train",), epochs_done=1)
+        assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n'
+        assert len(list(tmp_path.glob("*.bak*"))) == files
+        assert ("epoch 2 was logged and not saved" in capsys.readouterr().out) == (not files)
+
+
 def test_the_log_stays_json(tmp_path):
     log = RunLog(tmp_path, argparse.Namespace(seed=float("inf")), ("train",), epochs_done=0)
     log.record(epoch=1, loss=float("nan"), val={"top1": float("-inf"), "shots": [1.0, float("nan")]})

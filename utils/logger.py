@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import InputError
-from utils.files import json_text, write_text
+from utils.files import first_free, json_text, write_text
 from utils.metrics import Means
 from utils.resolve import plain_args
 
@@ -50,7 +50,9 @@ class RunLog:
     Args:
         run_dir: the run folder, made here. args: the resolved arguments.
         splits: one TensorBoard folder each. epochs_done: a resumed run's; records of
-            later epochs are dropped, for they are run again.
+            later epochs leave the log, for they are run again, and are kept in log.jsonl.bak-<n>.
+            Not the one that a run leaves which dies between its line and its checkpoint: --resume
+            auto makes the same line again.
     """
 
     def __init__(self, run_dir: Path, args, splits: tuple[str, ...], epochs_done: int):
@@ -59,12 +61,19 @@ class RunLog:
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             write_text(run_dir / "args.json", json_text(describe_run(args), indent=2) + "\n")
-            self._drop_records_after(epochs_done)
+            self._drop_records_after(epochs_done, args)
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
 
-    def _drop_records_after(self, epochs_done: int) -> None:
-        kept = [record for record in read_log(self.path) if record["epoch"] <= epochs_done]
-        write_text(self.path, "".join(json_text(record) + "\n" for record in kept))
+    def _drop_records_after(self, epochs_done: int, args) -> None:
+        records = read_log(self.path)
+        later = [record for record in records if record["epoch"] > epochs_done]
+        if [record["epoch"] for record in later] == [epochs_done + 1] and getattr(args, "resume", None) == "auto":
+            say(f"note: epoch {epochs_done + 1} was logged and not saved: it is done, and logged, again")
+        elif later:
+            place = first_free(lambda n: self.path.with_name(f"{self.path.name}.bak-{n}"))
+            write_text(place, json_lines(later))
+            say(f"note: {len(later)} lines of {self.path} are of epochs after {epochs_done}: moved to {place.name}")
+        write_text(self.path, json_lines([record for record in records if record["epoch"] <= epochs_done]))
 
     def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
         """TensorBoard scalars of an epoch; None is a value that was not measured."""
@@ -76,8 +85,12 @@ class RunLog:
         """One JSON object, one line: an epoch."""
         if distributed.is_main():
             with self.path.open("a") as file:
-                file.write(json_text(values) + "\n")
+                file.write(json_lines([values]))
             write_text(self.path.with_name("epochs.csv"), csv_table(read_log(self.path)))
+
+
+def json_lines(records: list[dict]) -> str:
+    return "".join(json_text(record) + "\n" for record in records)
 
 
 def read_log(path: Path) -> list[dict]:
