@@ -39,7 +39,8 @@ class DatasetSpec:
     flat_folder: a folder below the root that may lack the class folders of the lists' paths.
     imbalance, largest: of a set that is made: its default imbalance and its largest class.
     prepare: root and folder of the lists for (--data-root, imbalance), where they are not
-        --data-root and imagenet_inat/data/<set_name>; may write both at first use.
+        --data-root and imagenet_inat/data/<set_name>.
+    write: writes images and lists into these two, unless they are there.
     """
 
     name: str
@@ -61,6 +62,7 @@ class DatasetSpec:
     imbalance: float | None = None
     largest: int = 0
     prepare: Callable[[Path, float], tuple[Path, Path]] | None = None
+    write: Callable[[Path, float], object] | None = None
 
     def list_name(self, split: str) -> str:
         """The file name of the list that serves as train, val or test."""
@@ -158,7 +160,8 @@ REGISTRY = {
             repeat=8,
             imbalance=50.0,
             largest=digits.TRAIN_LARGEST,
-            prepare=digits.prepare,
+            prepare=functools.partial(made_folders, "digits_LT"),
+            write=digits.prepare,
         ),
     )
 }
@@ -187,8 +190,10 @@ def row(name: str) -> DatasetSpec:
 def locate(
     spec: DatasetSpec, data_root: str, splits: str | None = None, imbalance: float | None = None
 ) -> tuple[Path, Path]:
-    """The folder that the lists' paths start from, and the folder of the lists."""
+    """The folder that the lists' paths start from, and the folder of the lists; digits are written at first use."""
     root, lists = Path(data_root), LISTS_ROOT / spec.set_name
+    if spec.write:
+        spec.write(root, imbalance or spec.imbalance)
     if spec.prepare:
         root, lists = spec.prepare(root, imbalance or spec.imbalance)
     return root, Path(splits) if splits else lists

@@ -94,6 +94,27 @@ def test_no_features_asks_for_no_image(tsc_run, tmp_path, capsys):
     assert f"open file://{tmp_path}/report.html" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_report_makes_no_data(there, tsc_run, tmp_path):
+    root = tmp_path / "data"
+    if there:
+        root.mkdir()
+    with pytest.raises(InputError, match=r"data/digits_LT/images: no such folder; a report reads the images of"):
+        report.main([str(tsc_run), "--output", str(tmp_path / "out"), "--data-root", str(root), "--device", "cpu"])
+    assert list(tmp_path.rglob("*")) == ([root] if there else [])
+
+
+def test_a_run_whose_data_is_gone_has_a_report_without_it(tsc_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tsc_run, run)
+    about = json.loads((run / "args.json").read_text())
+    about["args"]["data_root"] = str(tmp_path / "gone")
+    (run / "args.json").write_text(json.dumps(about))
+    report.main([str(run), "--device", "cpu"])
+    assert "gone/digits_LT/images: no such folder" in (run / "report.html").read_text()
+    assert not (tmp_path / "gone").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

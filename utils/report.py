@@ -15,6 +15,7 @@ from utils.logger import say
 from utils.report_page import markdown_section, write_report
 from utils.report_sections import commands, feature_sections, run_sections
 from utils.resolve import pick_device
+from utils.run_features import need_data
 from utils.runs import Run, read_run, short_names
 
 
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     args.device = pick_device(args.device)
     runs = named([read_run(path) for path in args.runs])
+    if args.data_root and not args.no_features:
+        for stage in (run.pretraining for run in runs if run.pretraining):
+            need_data(stage, args.data_root)
     make_report(runs, groups, Path(args.output or args.runs[0]), args)
 
 

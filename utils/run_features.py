@@ -1,6 +1,7 @@
 """Features of a run after it ended: its last checkpoint on its validation split."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from imagenet_inat.datasets import names
+from imagenet_inat.datasets import names, row
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from moco.targets import assign_targets
@@ -52,11 +53,33 @@ def features_of(stage: Stage, device: torch.device, data_root: str | None = None
         raise InputError(f"{stage.folder / 'args.json'}: has no '{error.name}' among its arguments") from None
 
 
+def need_data(stage: Stage, data_root: str) -> None:
+    """Check that the data of a run is below a folder: who only reads a run makes none, nor folders for it.
+
+    Raises:
+        InputError: it is not. Of a set that the registry does not know nothing is said here.
+    """
+    if stage.args.get("dataset") not in names():
+        return
+    spec = row(stage.args["dataset"])
+    folders = [Path(data_root)]
+    if spec.prepare:
+        root, lists = spec.prepare(Path(data_root), stage.args.get("imbalance") or spec.imbalance)
+        folders = [root / "images", lists]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}: no such folder; a report reads the images of {stage.folder} and makes none: say where they "
+                "are with --data-root, or --no-features"
+            )
+
+
 def _features_of(stage: Stage, device: torch.device, data_root: str | None) -> RunFeatures:
     args = Namespace(**stage.args)
     if args.dataset not in names():
         raise InputError(f"--dataset {args.dataset}: no row of imagenet_inat/datasets.py")
     args.data_root, args.device = data_root or args.data_root, device
+    need_data(stage, args.data_root)
     args.workers = min(args.workers or 0, distributed.usable_cores())
     path = stage.folder / checkpoint.LAST
     state = checkpoint.load(path, needs=("state_dict", "epoch"))
