@@ -28,7 +28,7 @@ from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
 from utils.metrics import Means, in_top_k
 from utils.monitor import Monitor, assignment_of, describe_facts, describe_measures, target_facts
-from utils.resume import check_resume, hold, load_run
+from utils.resume import candidates, check_queue, check_resume, check_step, hold, load_run, queue_grid
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
 from utils.speed import Speed, arithmetic, sgd
@@ -126,7 +126,7 @@ def main_worker(args) -> None:
     """The run, in one of its processes."""
     device, run_dir, speed = args.device, Path(args.run_dir), Speed(args)
     resume, state = load_run(args)
-    if state["epoch"] >= args.epochs and not (run_dir / checkpoint.LAST).exists():
+    if state["epoch"] >= args.epochs and not candidates(run_dir):
         raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
     resolve.resolve_seed(args, state)
     spec = resolve.spec_of(args)
@@ -135,11 +135,14 @@ def main_worker(args) -> None:
     train_set = resolve.open_split(args, "train", TwoCropsTransform(view))
     batches = ShuffledBatches(len(train_set), spec.repeat, args.batch_size, args.seed)
     loader = train_loader(train_set, batches, args.workers, spec, device)
+    check_step(state, len(loader))
 
     model = build_model(args, spec).to(device)
+    grid = queue_grid(state, args.batch_size)
     if resume:
         targets = model.optimal_target.clone() if args.targeted else None
         checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+        check_queue(model, grid, resume)
         if targets is not None and not torch.equal(targets, model.optimal_target):
             say(f"note: {resume} brings its own targets; those of {args.targets} are other ones, and not used")
         assignment = state.get("assignment")  # what a stale one was, with --assignment-interval
@@ -148,7 +151,8 @@ def main_worker(args) -> None:
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
     speed.apply_to(model.encoder_q, model.encoder_k)
     with StopSignals() as stop, hold(run_dir, state), arithmetic(args):
-        keeper = Keeper(args, model, stop, lambda: {"assignment": model.assignment} | speed.state())
+        live = {"queue_grid": grid}
+        keeper = Keeper(args, model, stop, lambda: live | {"assignment": model.assignment} | speed.state())
         train(args, model, speed, loader, batches, keeper, state)
         finish(args, run_dir)
 

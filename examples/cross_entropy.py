@@ -23,7 +23,7 @@ from utils.classifier import with_float32_logits
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, say
 from utils.metrics import Means, in_top_k, rank_of_label
-from utils.resume import check_resume, hold, load_run
+from utils.resume import check_resume, check_step, hold, load_run
 from utils.schedules import learning_rate, set_learning_rate
 from utils.signals import StopSignals
 from utils.speed import Speed, arithmetic, sgd
@@ -78,6 +78,7 @@ def main_worker(args) -> None:
         say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
     evaluation.check_epochs_left(args, state)
     train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
+    check_step(state, len(ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)))
     loaders = evaluation.open_eval_loaders(args, spec)
     speed.apply_to(model.to(args.device))
     with StopSignals() as stop, hold(Path(args.run_dir), state), arithmetic(args):

@@ -119,7 +119,9 @@ def test_another_batch_size_goes_on_in_the_same_queue(flags, tsc_run, tmp_path):
     torch.save(state, tmp_path / "odd.pth.tar")
     options = ["--resume", str(tmp_path / "odd.pth.tar"), "--override", "-b", "1024", "--epochs", "2"]
     stage1.main([*flags, *options, "--run-dir", str(tmp_path / "run")])
-    weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
+    state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
+    weights = state["state_dict"]
+    assert state["queue_grid"] == 512  # of both batches: the next start does not take 512 for damage
     assert (weights["module.queue_labels"] >= 0).all() and weights["module.queue_ptr"].item() == 512
 
 

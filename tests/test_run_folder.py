@@ -11,10 +11,11 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tests.stopping import FOUR_EPOCHS, assert_same_end, log_of
+from tests.tiny import tiny_model
 from utils import checkpoint
 from utils.errors import InputError
 from utils.keeper import Keeper
-from utils.resume import candidates, check_resume, hold
+from utils.resume import candidates, check_queue, check_resume, hold, queue_grid
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,6 +80,21 @@ def test_a_broken_last_checkpoint_is_reported_and_the_one_before_taken(damage, f
     assert checkpoint.load(run / "previous.pth.tar")["epoch"] == 3  # the broken file has not taken its place
     if broken is not None:
         assert "not a checkpoint" in out and (run / "last.pth.tar.broken").read_bytes() == broken
+
+
+@pytest.mark.parametrize("damage", [b"?" * 5000, None])
+def test_a_kept_checkpoint_takes_the_place_of_last_and_previous(damage, flags, whole, tmp_path, capsys):
+    """All epochs are done: nothing trains that would write last.pth.tar, and the probe is to start from it."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for name in ("last.pth.tar", "previous.pth.tar"):
+        (run / name).unlink() if damage is None else (run / name).write_bytes(damage)
+    stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
+    assert f"wrote {run}/last.pth.tar anew, from checkpoint_0004.pth.tar" in capsys.readouterr().out
+    assert (run / "last.pth.tar").read_bytes() == (run / "checkpoint_0004.pth.tar").read_bytes()
+    assert_same_end(run, whole)
+    broken = ["last.pth.tar.broken", "previous.pth.tar.broken"] if damage else []
+    assert sorted(path.name for path in run.glob("*.broken")) == broken
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_touched(flags, whole, tmp_path):
@@ -158,6 +174,62 @@ def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"Epoch: \[2/2\] KCL, step .*: a weight is not finite"):
         stage1.main([*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
     assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
+
+
+def test_a_queues_pointer_and_labels_are_what_a_run_writes():
+    def check(pointer, label, grid=4):
+        model = tiny_model()
+        model.queue_ptr.fill_(pointer)
+        model.queue_labels[0, 5] = label
+        check_queue(model, grid, Path("x.pth.tar"))
+
+    for pointer, grid in ((-1, 1), (12, 4), (10**6, 4), (7, 4), (2, 4)):
+        with pytest.raises(
+            InputError, match=rf"checkpoint x\.pth\.tar: queue_ptr is {pointer}, expected 0 to 11 and a"
+        ):
+            check(pointer, 0, grid)
+    for label in (-2, 3, 10**9):
+        with pytest.raises(
+            InputError, match=rf"1 of 12 queue_labels are none, the first {label}, expected -1 \(empty\)"
+        ):
+            check(0, label)
+    check(8, -1)
+    check(7, 2, grid=1)
+
+
+def test_the_pointers_grid_is_of_all_batches_so_far():
+    path = Path("x")
+    assert queue_grid({"source": None}, 512) == 512
+    assert queue_grid({"source": path, "args": {"batch_size": 512}}, 1024) == 512
+    assert queue_grid({"source": path, "args": {"batch_size": 1024}, "queue_grid": 512}, 1024) == 512
+    assert queue_grid({"source": path}, 512) == 1  # the release's: its batches are not known
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"module.queue_ptr": torch.tensor([7])}, "queue_ptr is 7, expected 0 to 1023 and a multiple of 512"),
+        ({"module.queue_labels": torch.full((1, 1024), 10)}, "1024 of 1024 queue_labels are none, the first 10"),
+        ({"step": 6}, "step 6 of an epoch of 5"),
+    ],
+)
+def test_stage_1_refuses_a_checkpoint_that_no_run_writes(change, message, flags, whole, tmp_path):
+    state = checkpoint.load(whole / "checkpoint_0003.pth.tar")
+    for name, value in change.items():
+        (state if name == "step" else state["state_dict"])[name] = value
+    torch.save(state, tmp_path / "damaged.pth.tar")
+    words = [*flags, *FOUR_EPOCHS, "--resume", str(tmp_path / "damaged.pth.tar"), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=rf"damaged\.pth\.tar: {message}"):
+        stage1.main(words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stage_2_refuses_a_step_beyond_its_epoch(tsc_run, probe_run, probe_flags, tmp_path):
+    torch.save(checkpoint.load(probe_run / "last.pth.tar") | {"epoch": 1, "step": 10**6}, tmp_path / "damaged.pth.tar")
+    options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--resume", str(tmp_path / "damaged.pth.tar")]
+    with pytest.raises(InputError, match=r"damaged\.pth\.tar: step 1000000 of an epoch of 5"):
+        stage2.main([*probe_flags, *options, "--epochs", "2", "--run-dir", str(tmp_path / "p")])
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize("name", ["assignment", "assignment_before"])

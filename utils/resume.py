@@ -1,18 +1,22 @@
 """Going on: which checkpoint a run continues from, whether it may, and who may write into its folder."""
 
 import fcntl
+import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 import torch
+from torch import nn
 
 from utils import distributed
 from utils.checkpoint import DRAFTS, LAST, PREVIOUS, load
 from utils.errors import InputError
+from utils.files import write_whole
 from utils.logger import say
 from utils.resolve import FREE, plain_args
 
@@ -22,6 +26,7 @@ KINDS = {
     "step": int,
     "seed": int,
     "processes": int,
+    "queue_grid": int,
     "arch": str,
     "args": dict,
     "optimizer": dict,
@@ -65,8 +70,8 @@ def load_run(args) -> tuple[Path | None, dict]:
     With --resume auto a checkpoint that cannot be read is reported, and the one before it taken.
 
     Returns:
-        The path, and the state with at least `epoch` (whole epochs done) and `step`
-        (steps done in the next one).
+        The path, and the state with at least `epoch` (whole epochs done), `step`
+        (steps done in the next one) and `source` (the path).
 
     Raises:
         InputError: no checkpoint can be read; an argument that changes the result is not
@@ -79,6 +84,7 @@ def load_run(args) -> tuple[Path | None, dict]:
         path = Path(args.resume)
         state = load(path, NEEDS)
     state.setdefault("step", 0)
+    state["source"] = path
     _check_kinds(state, path)
     _check_same_place(state, args.device)
     _check_same_arguments(state, args, path)
@@ -128,6 +134,53 @@ def _check_permutation(state: dict, name: str, num_classes: int, path: Path | No
         )
 
 
+def check_step(state: dict, steps: int) -> None:
+    """Refuse a checkpoint that stands beyond the end of its epoch of so many steps.
+
+    Raises:
+        InputError: it does.
+    """
+    if state["step"] > steps:
+        raise InputError(
+            f"checkpoint {state['source']}: step {state['step']} of an epoch of {steps}; it is damaged: take another"
+        )
+
+
+def queue_grid(state: dict, batch_size: int) -> int:
+    """What the queue's pointer is a multiple of: the greatest common divisor of all its global batches.
+
+    1 of a checkpoint that does not say in what batches its queue was filled, as the release's.
+    """
+    if state["source"] is None:
+        return batch_size
+    then = state.get("queue_grid", state.get("args", {}).get("batch_size"))
+    return math.gcd(batch_size, then if type(then) is int else 1)
+
+
+def check_queue(model: nn.Module, grid: int, source: Path) -> None:
+    """Check a queue that was loaded: where its pointer stands, and whose keys it holds.
+
+    Args:
+        model: with `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). grid: see `queue_grid`.
+
+    Raises:
+        InputError: a pointer or a label that no run writes.
+    """
+    pointer, length = int(model.queue_ptr), model.queue_labels.numel()
+    if not 0 <= pointer < length or pointer % grid:
+        raise InputError(
+            f"checkpoint {source}: queue_ptr is {pointer}, expected 0 to {length - 1} and a multiple of {grid}, as its "
+            "batches are; it is damaged: take another"
+        )
+    classes = len(model.class_centroid)
+    wrong = model.queue_labels[(model.queue_labels < -1) | (model.queue_labels >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"checkpoint {source}: {len(wrong)} of {length} queue_labels are none, the first {int(wrong[0])}, expected "
+            f"-1 (empty) to {classes - 1}; it is damaged: take another"
+        )
+
+
 def _check_same_place(state: dict, device: torch.device) -> None:
     mine = torch.tensor([[state["epoch"], state["step"]]], device=device)
     places = distributed.gather(mine).tolist()
@@ -156,8 +209,9 @@ def hold(run_dir: Path, state: dict) -> Iterator[None]:
     """Keep the run folder for this run: made if it is not there, and locked.
 
     The lock is the operating system's and goes with the process, however that ends.
-    What a kill left half written is removed, and checkpoints that `load_run` could not
-    read are renamed, so that they never take a good one's place.
+    What a kill left half written is removed. Checkpoints that `load_run` could not read are
+    renamed, so that they never take a good one's place; where no last.pth.tar is left, it is
+    written anew from the one that the run goes on from.
 
     Raises:
         InputError: another run holds it.
@@ -194,3 +248,8 @@ def _clean_up(run_dir: Path, state: dict) -> None:
         draft.unlink()
     for path in state.get("broken", ()):
         os.replace(path, path.with_name(path.name + ".broken"))
+    source, last = state.get("source"), run_dir / LAST
+    if source and source.resolve().parent == run_dir.resolve() and not last.exists():
+        with source.open("rb") as good:
+            write_whole(last, lambda file: shutil.copyfileobj(good, file))
+        say(f"wrote {last} anew, from {source.name}")
