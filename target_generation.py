@@ -64,7 +64,8 @@ def add_search_arguments(group: argparse._ArgumentGroup) -> None:
         "--optimizer",
         choices=["lbfgs", "adam"],
         default="lbfgs",
-        help="adam: the release's recipe from random points, self term and all, whatever C, to compare with",
+        help="adam: the release's recipe, to compare with: from normal random vectors, on L_u with its self term, "
+        "whatever C; the set of least loss is kept",
     )
     group.add_argument(
         "--iters",
@@ -233,7 +234,7 @@ def generate(
 
     Args:
         iters: evaluations of energy and gradient from each start.
-        optimizer: "lbfgs", or "adam": the release's recipe from random points, for any C.
+        optimizer: "lbfgs", or "adam": the release's recipe from normal random vectors, for any C.
         best: holds the best set at every moment, for who interrupts.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -251,10 +252,16 @@ def generate(
 
 
 def starts(num_classes: int, dim: int, number: int, optimizer: str, rng: torch.Generator) -> Iterator[Tensor]:
-    """Where to search from, (C, D) float32 each: around an elliptic quadric where one fits, then at random."""
+    """Where to search from, (C, D) float32 each.
+
+    L-BFGS: around an elliptic quadric where one fits, then at random, unit rows. Adam, whose steps are of one length
+    whatever the vector's: normal vectors, of norm about √D, as the release.
+    """
     q = fitting_quadric(num_classes, dim)
     for i in range(number):
-        if i == 0 and q is not None and optimizer == "lbfgs":
+        if optimizer == "adam":
+            yield torch.randn(num_classes, dim, generator=rng)
+        elif i == 0 and q is not None:
             yield quadric_start(num_classes, dim, q, rng)
         else:
             yield random_points(num_classes, dim, rng)

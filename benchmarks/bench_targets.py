@@ -64,7 +64,7 @@ def first_start(rng: torch.Generator) -> torch.Tensor:
 
 def textbook(steps: int, device: str) -> float:
     """Seconds a step of Adam on L_u with its self term."""
-    start = random_points(NUM_CLASSES, DIM, torch.Generator().manual_seed(0))
+    start = next(starts(NUM_CLASSES, DIM, 1, "adam", torch.Generator().manual_seed(0)))
     raw = torch.nn.Parameter(start.to(device))
     optimizer = torch.optim.Adam([raw], lr=spread.RELEASE_LR)
     begin = time.perf_counter()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import target_generation
 from tests.tiny import unit
 from utils import spread
 from utils.certificate import measures
@@ -54,16 +55,45 @@ def test_lbfgs_keeps_the_lowest_of_all_it_evaluated():
     assert spread.energy_and_gradient(best.points, 0.07)[0].item() == pytest.approx(best.energy, abs=1e-6)
 
 
-def test_adam_takes_the_releases_steps():
-    """Three steps written out with autograd and torch's Adam, on the mean log-sum-exp with j = i in it."""
-    start = random_points(6, 3, torch.Generator().manual_seed(0))
-    raw = torch.nn.Parameter(start.clone())
-    optimizer = torch.optim.Adam([raw], lr=1e-3)
-    for _ in range(3):
+def adam_by_hand(start: torch.Tensor, steps: int, lr: float) -> list[tuple[float, torch.Tensor]]:
+    """The release's loop with autograd and torch's Adam, on the mean log-sum-exp with j = i in it: the loss and the
+    unit rows of each step."""
+    raw, seen = torch.nn.Parameter(start.clone()), []
+    optimizer = torch.optim.Adam([raw], lr=lr)
+    for _ in range(steps):
         points = raw / raw.norm(dim=1, keepdim=True)
+        loss = torch.log(torch.exp(points @ points.T / 0.07).sum(dim=1)).mean()
+        seen.append((loss.item(), points.detach()))
         optimizer.zero_grad()
-        torch.log(torch.exp(points @ points.T / 0.07).sum(dim=1)).mean().backward()
+        loss.backward()
         optimizer.step()
-    best = spread.Best()
-    spread.adam(start, 0.07, 3, best, lambda energy: None)
-    torch.testing.assert_close(best.points, (raw / raw.norm(dim=1, keepdim=True)).detach(), atol=1e-5, rtol=0)
+    return seen
+
+
+def test_adam_takes_the_releases_steps():
+    """From the generator's normal vectors, not from unit ones."""
+    start = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    expected = min(adam_by_hand(start, 4, lr=1e-3), key=lambda step: step[0])[1]
+    found = target_generation.generate(6, 3, seed=0, optimizer="adam", iters=4)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    unit_start = min(adam_by_hand(start / start.norm(dim=1, keepdim=True), 4, lr=1e-3), key=lambda step: step[0])[1]
+    assert (unit_start - expected).abs().max() > 1e-4  # what this test tells apart
+
+
+def test_adam_keeps_the_set_of_least_loss_not_the_last(monkeypatch):
+    """At a rate at which the loss rises again."""
+    monkeypatch.setattr(spread, "RELEASE_LR", 0.5)
+    start, best = unit(6, 3), spread.Best()
+    seen = adam_by_hand(start, 8, lr=0.5)
+    losses = [loss for loss, _ in seen]
+    least = losses.index(min(losses))
+    assert least < 7 and (seen[least][1] - seen[-1][1]).abs().max() > 1e-3
+    spread.adam(start, 0.07, 8, best, lambda energy: None)
+    torch.testing.assert_close(best.points, seen[least][1], atol=1e-6, rtol=0)
+    assert best.energy == pytest.approx(min(losses), abs=1e-9)
+
+
+def test_adam_starts_from_vectors_of_norm_root_d():
+    """Its steps are of one length whatever the vector's: from unit vectors it would be another recipe."""
+    start = next(target_generation.starts(200, 128, 1, "adam", torch.Generator().manual_seed(0)))
+    assert start.norm(dim=1).mean().item() == pytest.approx(128**0.5, rel=0.01)

@@ -16,7 +16,7 @@ OnEvaluation = Callable[[float], None]  # is told the logarithm of the energy ra
 
 @dataclass
 class Best:
-    """The set to keep if the search ended now, (C, D) unit rows, and its energy."""
+    """The set to keep if the search ended now, (C, D) unit rows, and the energy, or loss, that it minimises."""
 
     energy: float = float("inf")
     points: Tensor | None = None
@@ -85,15 +85,19 @@ def lbfgs(start: Tensor, temperature: float, evaluations: int, best: Best, on_ev
 
 
 def adam(start: Tensor, temperature: float, steps: int, best: Best, on_evaluation: OnEvaluation) -> None:
-    """The release's recipe, to compare with: Adam on L_u with its self term. The last step is the result."""
+    """The release's recipe, to compare with: Adam on L_u with its self term; `best` gets the set of least loss.
+
+    Args:
+        start: (C, D) rows of any length, the optimiser's variables; the release's are normal, of norm about √D.
+    """
     raw = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=RELEASE_LR)
     for step in range(steps):
         points = normalize(raw, dim=1)
         loss = (points @ points.T / temperature).logsumexp(dim=1).mean()
+        best.offer(loss.item(), points.detach())
         optimizer.zero_grad()
         loss.backward()
         if step % 50 == 0:
             on_evaluation(float(energy_and_gradient(points.detach(), temperature)[0]))
         optimizer.step()
-        best.points = normalize(raw.detach(), dim=1)
