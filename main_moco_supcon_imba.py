@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from imagenet_inat.bad_images import report_bad_images
 from imagenet_inat.datasets import DatasetSpec
@@ -21,8 +22,8 @@ from imagenet_inat.samplers import ShuffledBatches
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from moco.loader import TwoCropsTransform, train_transform
-from moco.targets import load_targets, target_file_name
-from target_generation import generate_file
+from moco.targets import check_targets, load_targets, target_file_name
+from target_generation import TEMPERATURE, brief, generate_file
 from utils import arguments, checkpoint, distributed, errors, method_arguments, resolve
 from utils.keeper import Keeper
 from utils.logger import Progress, RunLog, describe, say
@@ -79,10 +80,8 @@ def prepare(args) -> None:
     if args.loss == "MoCo" and args.targeted:
         raise errors.InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
     get_encoder(args.arch, args.image_size, args.batch_size // distributed.world_size_from(args))
-    default = target_file_name(spec.num_classes, args.moco_dim)
-    if args.targeted and (args.targets or Path(default).exists()):
-        load_targets(args.targets or default, spec.num_classes, args.moco_dim)
-    args.targets = args.targets or default
+    if args.targeted and (args.targets or (not args.resume and target_file(args).exists())):  # a checkpoint has its own
+        load_targets(target_file(args), spec.num_classes, args.moco_dim)
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     check_resume(args.resume, Path(args.run_dir))
     train_set = resolve.open_split(args, "train", None)
@@ -104,6 +103,11 @@ def run_name(args) -> str:
         f"_mlp_{args.mlp}_t_{args.moco_t}_{args.moco_k}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
         f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
     )
+
+
+def target_file(args) -> Path:
+    """The file of --targets, or the one of the default name in this folder."""
+    return Path(args.targets or target_file_name(args.num_classes, args.moco_dim))
 
 
 class Phase(NamedTuple):
@@ -137,14 +141,13 @@ def main_worker(args) -> None:
     loader = train_loader(train_set, batches, args.workers, spec, device)
     check_step(state, len(loader))
 
-    model = build_model(args, spec).to(device)
+    weights = checkpoint.unpacked(state) if resume else {}
+    targets = choose_targets(args, weights, state, resume) if args.targeted else None
+    model = build_model(args, spec, targets).to(device)
     grid = queue_grid(state, args.batch_size)
     if resume:
-        targets = model.optimal_target.clone() if args.targeted else None
-        checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+        checkpoint.load_into(model, weights, resume)
         check_queue(model, grid, resume)
-        if targets is not None and not torch.equal(targets, model.optimal_target):
-            say(f"note: {resume} brings its own targets; those of {args.targets} are other ones, and not used")
         assignment = state.get("assignment")  # what a stale one was, with --assignment-interval
         model.assignment = None if assignment is None else assignment.to(device)
         speed.load(state, resume)
@@ -196,16 +199,62 @@ def train(
     progress.close()
 
 
-def build_model(args, spec: DatasetSpec) -> KCL:
+def choose_targets(args, weights: dict[str, Tensor], state: dict, resume: Path | None) -> Tensor:
+    """The targets of a TSC run, (C, D) float32, in a line that says which: the checkpoint's, else a file's.
+
+    With --override a file that --targets names takes the place of the checkpoint's; those are then taken out of
+    `weights`, and what was assigned of them out of `state`, to be solved anew.
+
+    Raises:
+        InputError: without --override, the named file's targets are others than the checkpoint's; or they do not fit.
+    """
+    held = held_targets(args, weights, resume)
+    targets, source = held, f"those of {resume}"
+    if args.targets or held is None:
+        targets, source = file_targets(args), str(target_file(args))
+    if held is not None and not torch.equal(targets, held):
+        if not args.override:
+            raise errors.InputError(
+                f"--targets {args.targets}: other targets than those of {resume}; leave --targets out to go on with "
+                "the checkpoint's, or give --override to go on with the file's"
+            )
+        weights.pop("optimal_target")
+        state |= {"assignment": None, "assignment_before": None}
+        source += f", in place of those of {resume}"
+    if distributed.is_main():  # a second of the host's, with 8142 classes
+        say(f"targets: {source}; {brief(targets, TEMPERATURE)}")
+    return targets
+
+
+def held_targets(args, weights: dict[str, Tensor], resume: Path | None) -> Tensor | None:
+    """The targets in a checkpoint, (C, D) float32, one copy of each; None: it has none."""
+    copies = weights.get("optimal_target")
+    if copies is None:
+        return None
+    expected = (args.num_classes * args.tr, args.moco_dim)
+    if tuple(copies.shape) != expected:
+        raise errors.InputError(
+            f"checkpoint {resume}: does not fit the model: its targets have shape {tuple(copies.shape)}, expected "
+            f"{expected}; check --dataset, --moco-dim and --tr"
+        )
+    held = copies[:: args.tr].float()
+    check_targets(held, args.num_classes, args.moco_dim, source=f"checkpoint {resume}: its targets")
+    return held
+
+
+def file_targets(args) -> Tensor:
+    """The targets of `target_file`, (C, D) float32; the file is made if it is not there."""
+    file = target_file(args)
+    with distributed.main_process_first():
+        if not file.exists():
+            say(f"{file}: not there yet, making it")
+            generate_file(file, args.num_classes, args.moco_dim, device=args.device)
+    # Rank 0's for all: machines that do not share a folder may have made different ones.
+    return distributed.same_on_all_ranks(load_targets(file, args.num_classes, args.moco_dim))
+
+
+def build_model(args, spec: DatasetSpec, targets: Tensor | None) -> KCL:
     """The model of these arguments; all ranks start from the same weights, queue and centroids."""
-    targets = None
-    if args.targeted:
-        with distributed.main_process_first():
-            if not Path(args.targets).exists():
-                say(f"{args.targets}: not there yet, making it")
-                generate_file(Path(args.targets), spec.num_classes, args.moco_dim, device=args.device)
-        # Rank 0's for all: machines that do not share a folder may have made different ones.
-        targets = distributed.same_on_all_ranks(load_targets(args.targets, spec.num_classes, args.moco_dim))
     torch.manual_seed(args.seed)
     model = KCL(
         get_encoder(args.arch, args.image_size),

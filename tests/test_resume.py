@@ -14,7 +14,6 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat import digits
-from target_generation import generate_file
 from tests.stopping import FOUR_EPOCHS, STEPS, assert_same_end, assert_stops_change_nothing, log_of, stopped_run
 from utils import checkpoint
 from utils.errors import InputError, Stopped
@@ -145,15 +144,6 @@ def test_another_list_is_another_argument(flags, tsc_run, digits_root, tmp_path)
     resume = ["--resume", str(tsc_run / "checkpoint_0001.pth.tar"), "--run-dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match=r"made with other arguments \(train_list \w+ -> \w+\)"):
         stage1.main([*flags, *options, *resume])
-
-
-def test_other_targets_than_the_checkpoints_are_said(flags, tsc_run, tmp_path, capsys):
-    other = tmp_path / "other.npy"
-    generate_file(other, 10, 16, seed=7)
-    options = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tmp_path / "run")]
-    stage1.main([*flags, *options, "--targets", str(other), "--resume", str(tsc_run / "checkpoint_0001.pth.tar")])
-    assert f"brings its own targets; those of {other} are other ones, and not used" in capsys.readouterr().out
-    assert_same_end(tmp_path / "run", tsc_run)
 
 
 def test_another_number_of_processes_is_said(flags, tsc_run, tmp_path, capsys):

@@ -77,5 +77,6 @@ def add_loss_arguments(parser: arguments.Parser) -> None:
     group.add_argument(
         "--targets",
         metavar="FILE",
-        help="the targets, a file that is there (default: optimal_<C>_<D>.npy in this folder, made if missing)",
+        help="the targets, a file that is there; another one than a checkpoint's needs --override (default: the "
+        "checkpoint's, and of a new run optimal_<C>_<D>.npy in this folder, made if missing)",
     )
