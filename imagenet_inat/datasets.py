@@ -112,9 +112,9 @@ REGISTRY = {
             get_lists=f"{DOWNLOAD} places --output {{folder}}",
             published=True,
         ),
-        # CIFAR: the statistics that its papers use; the release's views at 32 px (crops of 8 % to 100 % of
-        # the image, flip, jitter), for neither paper nor release names others. The official 10,000 test
-        # images are the only balanced ones, so they serve as validation too.
+        # CIFAR: the statistics that its papers use; the release's views for ImageNet at 32 px (crops of 8 % to
+        # 100 % of the image, flip, jitter). Its cifar_dirty/ has others (crops of 20 % to 100 %, jitter of hue too,
+        # grey). The official 10,000 test images are the only balanced ones, so they serve as validation too.
         DatasetSpec(
             name="cifar10",
             set_name="CIFAR10_LT",

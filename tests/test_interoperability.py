@@ -15,6 +15,7 @@ from tests.tiny import release_style, tiny_model, unit
 from utils import checkpoint, export
 from utils.encoder_weights import load_encoder
 from utils.errors import InputError
+from utils.logger import read_log
 
 ARCH = "resnet18"
 
@@ -130,20 +131,26 @@ def test_a_probe_of_the_exported_encoder_is_the_probe_of_the_run(tsc_run, probe_
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_both_stages_go_on_from_a_checkpoint_of_the_release(prefix, flags, probe_flags, tsc_run, tmp_path):
-    """Its layout and nothing of ours: stage 1 resumes epoch and optimiser, stage 2 probes it."""
+    """Its layout and nothing of ours: stage 1 resumes epoch and optimiser, stage 2 probes it.
+
+    It counts the epochs in a name from 0, and those in the file that are done: checkpoint_0000 after one.
+    """
     ours = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")
     weights = {prefix + key: value for key, value in checkpoint.unpacked(ours).items()}
     targets = checkpoint.unpacked(ours)["optimal_target"]
     weights[prefix + "optimal_target_unique"] = targets.T
     weights[prefix + "target_labels"] = torch.arange(10)[:, None]
     theirs = {"epoch": ours["epoch"], "arch": ours["arch"], "state_dict": weights, "optimizer": ours["optimizer"]}
-    torch.save(theirs, tmp_path / "release.pth.tar")
+    assert theirs["epoch"] == 1
+    torch.save(theirs, tmp_path / "checkpoint_0000.pth.tar")
 
     tsc = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tmp_path / "run")]
-    stage1.main([*flags, *tsc, "--resume", str(tmp_path / "release.pth.tar")])
+    stage1.main([*flags, *tsc, "--resume", str(tmp_path / "checkpoint_0000.pth.tar")])
+    assert [entry["epoch"] for entry in read_log(tmp_path / "run" / "log.jsonl")] == [2]
     resumed, whole = (checkpoint.load(run / "last.pth.tar") for run in (tmp_path / "run", tsc_run))
     torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=0, atol=0)
 
-    probe = ["--pretrained", str(tmp_path / "release.pth.tar"), "--epochs", "1", "--run-dir", str(tmp_path / "probe")]
+    pretrained = ["--pretrained", str(tmp_path / "checkpoint_0000.pth.tar")]
+    probe = [*pretrained, "--epochs", "1", "--run-dir", str(tmp_path / "probe")]
     stage2.main([*probe_flags, *probe])
     assert json.loads((tmp_path / "probe" / "results.json").read_text())["last"]["epoch"] == 1
