@@ -1,12 +1,13 @@
 # make demo: everything once, on the embedded digits.  make test: the tests.
 # make results: docs/results.md, an hour and a half on two cores.  make bench: benchmarks/RESULTS.md.
+# make test-gpu: the tests that need a CUDA device.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PARALLEL := -n auto --maxprocesses 8
 
-.PHONY: venv demo results test test-oldest test-versions test-slow test-browser bench lint format clean
+.PHONY: venv demo results test test-oldest test-versions test-slow test-browser test-gpu bench lint format clean
 
 venv: $(STAMP)
 
@@ -33,6 +34,10 @@ test-versions: venv
 
 test-slow: venv
 	$(PY) -m pytest -m slow $(PARALLEL)
+
+test-gpu: venv
+	@$(PY) -m benchmarks.gpu.device
+	$(PY) -m pytest -m gpu
 
 bench: venv
 	$(PY) -m benchmarks

@@ -30,22 +30,22 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def steps(options: dict) -> tuple[list[dict], list[torch.Tensor]]:
+def steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Tensor]]:
     """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half.
 
-    options: of the model; `switch`: the step from which on it is targeted.
+    options: of the model; `switch`: the step from which on it is targeted. where: the device, of this rank.
     """
     torch.manual_seed(0)
     switch = options.pop("switch", None)
-    model = tiny_model(num_positive=0, **options)
-    ddp = distributed.wrap(model, torch.device("cpu"))
+    model = tiny_model(num_positive=0, **options).to(where)
+    ddp = distributed.wrap(model, torch.device(where))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     record, encoded = [], []
     model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
     for step in range(STEPS):
         model.targeted |= step == switch
         batch = tiny_batch(6)
-        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in batch))
+        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()].to(where) for part in batch))
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
@@ -56,9 +56,12 @@ def steps(options: dict) -> tuple[list[dict], list[torch.Tensor]]:
     return record, encoded
 
 
-def two_ranks(rank: int, port: int, options: dict, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    record, encoded = steps(options)
+def two_ranks(rank: int, port: int, options: dict, folder: str, device: str = "cpu") -> None:
+    backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    record, encoded = steps(options, where)
     torch.save(record, f"{folder}/{rank}.pt")
     torch.save(encoded, f"{folder}/encoded_{rank}.pt")
     dist.barrier()
