@@ -1,13 +1,13 @@
 # make demo: everything once, on the embedded digits.  make test: the tests.
 # make results: docs/results.md, an hour and a half on two cores.  make bench: benchmarks/RESULTS.md.
-# make test-gpu: the tests that need a CUDA device.
+# On a machine with a CUDA device: make test-gpu, and make gpu: benchmarks/RESULTS-gpu.md, at most 40 minutes.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PARALLEL := -n auto --maxprocesses 8
 
-.PHONY: venv demo results test test-oldest test-versions test-slow test-browser test-gpu bench lint format clean
+.PHONY: venv demo results test test-oldest test-versions test-slow test-browser test-gpu bench gpu lint format clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,9 @@ test-gpu: venv
 
 bench: venv
 	$(PY) -m benchmarks
+
+gpu: venv
+	@$(PY) -m benchmarks.gpu
 
 test-browser: venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

@@ -43,8 +43,8 @@ def textbook_loss(model: KCL, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
     return -((mask * log_p).sum(1) / (mask > 0).sum(1)).mean()
 
 
-def long_tailed_labels(size: int) -> Tensor:
-    weight = torch.arange(1, C + 1).float() ** -0.8
+def long_tailed_labels(size: int, classes: int = C) -> Tensor:
+    weight = torch.arange(1, classes + 1).float() ** -0.8
     return torch.multinomial(weight, size, replacement=True)
 
 

@@ -3,13 +3,13 @@
 The step of the linear probe, batch 64: forward with batch statistics, classifier, loss, backward through the
 classifier, optimiser, measures. Its floor is the encoder's forward pass alone; the notes give the peak memory of
 both, for no activation is kept. Then 256 images measured as after an epoch, in batches of 64 and of 256 (what
---eval-batch-size is by default), and the floor of both is the encoder's forward pass in batches of 64.
-
-On a CUDA device also resnet50, 224 px, batch 256: float32, then bf16 + channels-last + compile.
+--eval-batch-size is by default), and the floor of both is the encoder's forward pass in batches of 64. The same at
+the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
 """
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from benchmarks import common
-from benchmarks.bench_step import FAST, LARGE, PLAIN, SMALL
+from benchmarks.bench_step import PLAIN, SMALL, arguments
 from moco.encoders import get_encoder
 from utils.classifier import freeze
 from utils.evaluation import EVAL_BATCH, validate
 from utils.metrics import Means, in_top_k, rank_of_label
-from utils.speed import Speed, sgd
+from utils.speed import Speed, arithmetic, sgd
 
 C = 1000
 IMAGES = 256  # measured in an evaluation
@@ -46,7 +46,7 @@ class Probe:
 
     def __init__(self, where: torch.device, size: tuple, how: Namespace):
         arch, pixels, batch = size
-        args = Namespace(device=where, lr=1.0, momentum=0.9, weight_decay=0.0, **vars(how))
+        args = arguments(where, how)
         self.speed, self.where, self.pixels, self.batch = Speed(args), where, pixels, batch
         self.model = freeze(get_encoder(arch, pixels)(num_classes=C)).to(where)
         self.speed.apply_to(self.model)
@@ -80,13 +80,10 @@ def measure_step(probe: Probe, what: str) -> str:
         probe.forward(probe.images, train=True)
 
     times = common.interleaved({"floor": floor, "step": probe.step}, probe.where, ROUNDS)
-    peaks = [common.peak_memory(work, probe.where) / 2**20 for work in (floor, probe.step)]
-    return common.row(
-        f"probe, {what}",
-        times["step"],
-        times["floor"],
-        notes="peak memory {:.0f} MiB, floor's {:.0f}".format(*peaks[::-1]),
-    )
+    peaks = [common.peak_memory(work, probe.where) / 2**20 for work in (probe.step, floor)]
+    rate = probe.batch / median(times["step"])
+    notes = f"{rate:.0f} images/s; peak memory {peaks[0]:.0f} MiB, floor's {peaks[1]:.0f}"
+    return common.row(f"probe, {what}", times["step"], times["floor"], notes=notes)
 
 
 def measure_evaluation(probe: Probe, what: str) -> Iterator[str]:
@@ -111,9 +108,8 @@ def main() -> None:
     torch.manual_seed(0)
     where = common.device()
     print(common.HEADER)
-    for size, how in [(SMALL, PLAIN)] + [(LARGE, how) for how in (PLAIN, FAST) if where.type == "cuda"]:
-        probe = Probe(where, size, how)
-        what = "{}, {} px, batch {}".format(*size) + (", bf16 + channels-last + compile" if how is FAST else "")
+    with arithmetic(arguments(where, PLAIN)):
+        probe, what = Probe(where, SMALL, PLAIN), "{}, {} px, batch {}".format(*SMALL)
         print(measure_step(probe, what), flush=True)
         for line in measure_evaluation(probe, what):
             print(line, flush=True)

@@ -4,10 +4,7 @@ resnet18, 32 px, batch 64, D = 128, Q = 65536, k = 6, --mlp: KCL, and TSC with C
 --sep_t --tw 0.2. The step is all that happens between two batches: both encoders, momentum update, centroids
 and assignment, loss, queue, backward, optimiser, measures. The floor is the encoders alone: forward q, forward k
 without gradient, backward; no optimiser and no momentum update in it. The textbook version is the step with the
-mask over all logits.
-
-On a CUDA device also resnet50, 224 px, batch 256: float32, then bf16 + channels-last + compile, each beside
-the encoders computed in the same way.
+mask over all logits. The same at the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
 """
 
 from argparse import Namespace
@@ -22,42 +19,52 @@ from benchmarks.bench_head import C, D, K, Q, T, long_tailed_labels, textbook_lo
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from utils.metrics import Means, in_top_k
-from utils.speed import Speed, sgd
+from utils.speed import Speed, arithmetic, sgd
 
 SMALL = ("resnet18", 32, 64)  # arch, pixels, batch
-LARGE = ("resnet50", 224, 256)
 ROUNDS = 15
 SETTLING = 3  # steps before the first that counts: the optimiser's buffers, the first assignment
-PLAIN = Namespace(amp="off", channels_last=False, compile=False, deterministic=False)
-FAST = Namespace(amp="bf16", channels_last=True, compile=True, deterministic=False)
+PLAIN = Namespace(amp="off", channels_last=False, compile=False, tf32=False, deterministic=False)
 
 
-def settled_model(arch: str, pixels: int, targeted: bool) -> KCL:
+def settled_model(arch: str, pixels: int, targeted: bool, classes: int = C, queue: int = Q) -> KCL:
     """A model whose queue is full and whose centroids are near targets, as after some epochs."""
-    targets = normalize(torch.randn(C, D), dim=1)
-    options = {"targeted": targeted, "sep_t": True, "tw": 0.2, "num_classes": C, "targets": targets}
-    model = KCL(get_encoder(arch, pixels), D, Q, T=T, mlp=True, num_positive=K, **options)
-    model.queue_labels.copy_(long_tailed_labels(Q)[None])
-    noise = 0.02 * torch.randn(C, D)
-    model.class_centroid.copy_(normalize(targets[torch.randperm(C)] + noise, dim=1))
+    targets = normalize(torch.randn(classes, D), dim=1)
+    options = {"targeted": targeted, "sep_t": True, "tw": 0.2, "num_classes": classes, "targets": targets}
+    model = KCL(get_encoder(arch, pixels), D, queue, T=T, mlp=True, num_positive=K, **options)
+    model.queue_labels.copy_(long_tailed_labels(queue, classes)[None])
+    noise = 0.02 * torch.randn(classes, D)
+    model.class_centroid.copy_(normalize(targets[torch.randperm(classes)] + noise, dim=1))
     return model
 
 
-def works(where: torch.device, size: tuple, how: Namespace, targeted: bool) -> dict[str, Callable[[], None]]:
+def arguments(where: torch.device, how: Namespace) -> Namespace:
+    """What Speed, sgd and arithmetic read of a command line."""
+    return Namespace(device=where, lr=0.03, momentum=0.9, weight_decay=1e-4, **vars(how))
+
+
+def images_of(batch: int, pixels: int, where: torch.device, classes: int = C) -> tuple[Tensor, Tensor, Tensor]:
+    """Two views and labels, on the device."""
+    views = torch.randn(2, batch, 3, pixels, pixels, device=where)
+    return views[0], views[1], long_tailed_labels(batch, classes).to(where)
+
+
+def works(
+    where: torch.device, size: tuple, how: Namespace, targeted: bool, classes: int = C, queue: int = Q
+) -> dict[str, Callable[[], None]]:
     """floor, step and textbook, on one model and one batch."""
     arch, pixels, batch = size
-    args = Namespace(device=where, lr=0.03, momentum=0.9, weight_decay=1e-4, **vars(how))
-    speed, model = Speed(args), settled_model(arch, pixels, targeted).to(where)
+    args = arguments(where, how)
+    speed, model = Speed(args), settled_model(arch, pixels, targeted, classes, queue).to(where)
     speed.apply_to(model.encoder_q, model.encoder_k)
-    im_q, im_k = (torch.randn(batch, 3, pixels, pixels, device=where) for _ in range(2))
-    labels = long_tailed_labels(batch).to(where)
+    im_q, im_k, labels = images_of(batch, pixels, where, classes)
     optimizer, means = sgd(model.parameters(), args), Means("step", where)
 
     def encoders() -> tuple[Tensor, Tensor]:
         with speed.autocast():
-            q = model.encoder_q(im_q)
+            q = model.encoder_q(im_q).float()
             with torch.no_grad():
-                return q.float(), model.encoder_k(im_k).float()
+                return q, model.encoder_k(im_k).float()
 
     def floor() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -91,8 +98,7 @@ def measure(where: torch.device, size: tuple, how: Namespace, targeted: bool) ->
     """A row, with the images a second of the step."""
     times = common.interleaved(works(where, size, how, targeted), where, ROUNDS)
     arch, pixels, batch = size
-    fast = ", bf16 + channels-last + compile" if how is FAST else ""
-    what = f"step, {'TSC' if targeted else 'KCL'}, {arch}, {pixels} px, batch {batch}{fast}"
+    what = f"step, {'TSC' if targeted else 'KCL'}, {arch}, {pixels} px, batch {batch}"
     images = f"{batch / sorted(times['step'])[ROUNDS // 2]:.0f} images/s"
     return common.row(what, times["step"], times["floor"], times["textbook"], images)
 
@@ -101,9 +107,9 @@ def main() -> None:
     torch.manual_seed(0)
     where = common.device()
     print(common.HEADER)
-    for size, how in [(SMALL, PLAIN)] + [(LARGE, how) for how in (PLAIN, FAST) if where.type == "cuda"]:
+    with arithmetic(arguments(where, PLAIN)):
         for targeted in (False, True):
-            print(measure(where, size, how, targeted), flush=True)
+            print(measure(where, SMALL, PLAIN, targeted), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
 from benchmarks import bench_targets
+from benchmarks.gpu import __main__ as gpu
 from examples import cross_entropy, demo, figure1, results
 from imagenet_inat import splits
 from utils import export, report
@@ -27,6 +28,7 @@ MODULES = {
     "imagenet_inat.splits": splits,
     "utils.report": report,
     "benchmarks.bench_targets": bench_targets,
+    "benchmarks.gpu": gpu,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}

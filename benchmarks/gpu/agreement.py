@@ -1,0 +1,91 @@
+"""One step on the CPU and on the GPU side by side: how far losses, gradients and buffers lie from the CPU's float64."""
+
+import copy
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench_step import PLAIN, arguments, images_of, settled_model
+from benchmarks.gpu.plan import NEEDS_CUDA, Plan, methods
+from moco.builder import KCL
+from utils.speed import arithmetic
+
+CPU = torch.device("cpu")
+TF32 = Namespace(**{**vars(PLAIN), "tf32": True})
+
+
+@contextmanager
+def convolutions(tf32: bool | None) -> Iterator[None]:
+    """Whether cuDNN's convolutions may use TF32 in the block; None: as it is."""
+    before = torch.backends.cudnn.allow_tf32
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def one_step(model: KCL, images: tuple[Tensor, ...], where: torch.device, dtype: torch.dtype) -> dict[str, list]:
+    """What a step leaves, as float64 on the CPU: loss, gradients, queue and centroids; and the assignment."""
+    model = copy.deepcopy(model).to(where, dtype)
+    im_q, im_k, labels = images
+    out = model(im_q.to(where, dtype), im_k.to(where, dtype), labels.to(where))
+    out.loss.backward()
+    left = {
+        "loss": [out.loss],
+        "gradients": [weight.grad for weight in model.encoder_q.parameters()],
+        "queue": [model.queue],
+        "centroids": [model.class_centroid],
+        "assignment": [torch.zeros(0) if model.assignment is None else model.assignment],
+    }
+    return {name: [value.detach().to(CPU, torch.float64) for value in values] for name, values in left.items()}
+
+
+def farthest(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest of ‖ours − theirs‖ ÷ ‖theirs‖ over tensors."""
+    return max(float((a - b).norm() / b.norm().clamp(min=1e-300)) for a, b in zip(ours, theirs, strict=True))
+
+
+def cases(plan: Plan) -> list[tuple[str, torch.device, torch.dtype, bool | None, Namespace]]:
+    """Name, device, type, TF32 in convolutions, flags."""
+    here, single, double = plan.where, torch.float32, torch.float64
+    return [
+        ("CPU, float32", CPU, single, None, PLAIN),
+        ("GPU, float64", here, double, None, PLAIN),
+        ("GPU, float32, no TF32 anywhere", here, single, False, PLAIN),
+        ("GPU, float32, all flags off", here, single, None, PLAIN),
+        ("GPU, float32, --tf32", here, single, None, TF32),
+    ]
+
+
+def agreement(plan: Plan, facts: dict) -> Iterator[str]:
+    """A row a case; facts: `differences` of the gradients."""
+    facts["differences"] = {}
+    arch, pixels, batch = plan.agree
+    yield (
+        f"{arch}, {pixels} px, batch {batch}, from one seed, beside the CPU in float64: the largest over tensors of "
+        "‖a − b‖ ÷ ‖b‖."
+    )
+    yield ""
+    yield "| | loss | gradients | queue | centroids | assignment |"
+    yield "|---|--:|--:|--:|--:|---|"
+    for method, targeted in methods():
+        torch.manual_seed(0)
+        model = settled_model(arch, pixels, targeted, plan.classes, plan.queue)
+        images = images_of(batch, pixels, CPU, plan.classes)
+        reference = one_step(model, images, CPU, torch.float64)
+        for name, where, dtype, tf32, flags in cases(plan):
+            if name.startswith("GPU") and plan.rehearsal:
+                yield f"| {method}, {name} | {NEEDS_CUDA} | | | | |"
+                continue
+            with arithmetic(arguments(where, flags)), convolutions(tf32):
+                ours = one_step(model, images, where, dtype)
+            same = all(map(torch.equal, ours.pop("assignment"), reference["assignment"]))
+            far = {part: farthest(values, reference[part]) for part, values in ours.items()}
+            facts["differences"][f"{method}, {name}"] = far["gradients"]
+            assigned = ("the same" if same else "another") if targeted else "–"
+            yield f"| {method}, {name} | " + " | ".join(f"{value:.0e}" for value in far.values()) + f" | {assigned} |"

@@ -1,0 +1,104 @@
+"""What the loader gives on this machine, what an epoch of the real sets takes, and both stages at their real sizes."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.bench_loader import IMAGES, SPEC, write_photographs
+from benchmarks.gpu.plan import NEEDS_CUDA, Plan
+from benchmarks.gpu.suite import lines_of
+from imagenet_inat.datasets import REGISTRY, LongTailDataset
+from imagenet_inat.known_files import PUBLISHED
+from imagenet_inat.loaders import DeviceBatches, train_loader
+from imagenet_inat.samplers import ShuffledBatches
+from moco.loader import TwoCropsTransform, train_transform
+
+TURNS = 3
+KCL_EPOCHS = 200  # of the recipe; TSC's 400 are as many of KCL and as many of TSC
+REAL_SIZES = ["--targeted", "--steps", "3", "-b", "64"]
+AUGMENTED = {False: "default", True: "--device-aug"}
+
+
+def open_loader(plan: Plan, folder: Path, device_aug: bool) -> DeviceBatches:
+    """Batches of stage 1 from the photographs in a folder: one a worker to begin with, then four a worker."""
+    _, pixels, batch = plan.size
+    transform = TwoCropsTransform(train_transform(SPEC, pixels, device_aug))
+    dataset = LongTailDataset(folder, folder / "list.txt", 1, transform)
+    repeat = -(-5 * plan.workers * batch // IMAGES)
+    batches = ShuffledBatches(IMAGES, repeat, batch, seed=0)
+    return train_loader(dataset, batches, plan.workers, SPEC, plan.where)
+
+
+def images_a_second(loader: DeviceBatches, workers: int) -> float:
+    """Of an epoch after its first `workers` batches, which find idle processes, views on the device."""
+    counted, started = 0, 0.0
+    for number, (_, labels) in enumerate(loader):
+        if number + 1 == workers:
+            started = time.perf_counter()
+        elif number >= workers:
+            counted += len(labels)
+    if loader.device.type == "cuda":
+        torch.cuda.synchronize()
+    return counted / (time.perf_counter() - started)
+
+
+def loader(plan: Plan, facts: dict) -> Iterator[str]:
+    """Images/s (two views each) of the default loader and of --device-aug, in turns; facts: both, as `loader`."""
+    facts["loader"] = {}
+    with tempfile.TemporaryDirectory() as name:
+        write_photographs(Path(name))
+        loaders = {device_aug: open_loader(plan, Path(name), device_aug) for device_aug in AUGMENTED}
+        rates = {device_aug: [] for device_aug in AUGMENTED}
+        for turn in range(TURNS):
+            for device_aug, batches in loaders.items():
+                batches.loader.batch_sampler.set_epoch(turn)
+                rates[device_aug].append(images_a_second(batches, plan.workers))
+        del loaders, batches  # and with them their processes
+    yield f"500 × 375 JPEG files, {plan.workers} workers, batches of {plan.size[-1]}; median of {TURNS} turns."
+    yield ""
+    yield "| loader | images/s | ÷ what the fastest step takes |"
+    yield "|---|--:|--:|"
+    fastest = max(facts["rates"].values())
+    for device_aug, name in AUGMENTED.items():
+        facts["loader"][name] = rate = median(rates[device_aug])
+        yield f"| {name} | {rate:.0f} | {rate / fastest:.2f} (of {fastest:.0f}) |"
+
+
+def epochs(plan: Plan, facts: dict) -> Iterator[str]:
+    """From the rates of step and loader: the slower of the two decides."""
+    rates, loaders = facts["rates"], facts["loader"]
+    yield "| one GPU | step, images/s | loader, images/s | an epoch | the recipe of stage 1 |"
+    yield "|---|--:|--:|--:|--:|"
+    for data, many in (("imagenet", False), ("inat", True)):
+        images = PUBLISHED[REGISTRY[data].list_name("train")].lines
+        for flags, aug in (("off", "default"), ("fast", "--device-aug")):
+            if many and flags == "off":
+                continue  # not measured with so many classes
+            seconds = {}
+            for method in ("KCL", "TSC"):
+                rate = rates["TSC fast, many classes" if many and method == "TSC" else f"{method} {flags}"]
+                seconds[method] = images / min(rate, loaders[aug])
+                recipe = KCL_EPOCHS * sum(seconds.values())  # TSC's begins with KCL's
+                name = f"{data} ({images:,} images), {method}, {flags}, loader {aug}"
+                yield f"| {name} | {rate:.0f} | {loaders[aug]:.0f} | {_time(seconds[method])} | {_time(recipe)} |"
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def real_sizes(plan: Plan, facts: dict) -> Iterator[str]:
+    """The tables of benchmarks/real_sizes.py: both stages from the command line, on stand-in images."""
+    for data in ("imagenet", "inat"):
+        if plan.rehearsal:
+            yield f"`benchmarks/real_sizes.py --dataset {data}`: {NEEDS_CUDA} (on a CPU it takes minutes)"
+            continue
+        command = [sys.executable, "-m", "benchmarks.real_sizes", "--dataset", data, *REAL_SIZES]
+        yield from lines_of(command)
+        yield ""

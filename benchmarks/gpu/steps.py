@@ -1,0 +1,73 @@
+"""The step of stage 1 beside the bare encoders, and computed in three ways: all flags off, fast, the release's."""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+
+from benchmarks import common
+from benchmarks.bench_step import PLAIN, SETTLING, arguments, images_of, settled_model, works
+from benchmarks.gpu import release_way
+from benchmarks.gpu.plan import Plan, forget_models, methods
+from utils.speed import sgd
+
+
+def beside_encoders(plan: Plan, facts: dict) -> Iterator[str]:
+    """Step ÷ forward q, forward k, backward, in the same precision; facts: these ratios, as `beside`."""
+    facts["beside"] = ratios = {}
+    yield from common.HEADER.splitlines()
+    for flags, how in (("all off", PLAIN), (plan.fast_name, plan.fast)):
+        for method, targeted in methods():
+            work = works(plan.where, plan.size, how, targeted, plan.classes, plan.queue)
+            del work["textbook"]
+            times = common.interleaved(work, plan.where, plan.rounds)
+            step, floor = (common.peak_memory(work[name], plan.where) / 2**30 for name in ("step", "floor"))
+            notes = f"peak memory beyond weights and queue {step:.2f} GiB, floor's {floor:.2f}"
+            yield common.row(f"step, {method}, {flags}", times["step"], times["floor"], notes=notes)
+            ratios[f"{method}, {flags}"] = common.ratio(times["step"], times["floor"])
+            del work
+            forget_models()
+
+
+def release_step(plan: Plan, targeted: bool) -> Callable[[], None]:
+    """The step in the release's way, float32, settled."""
+    arch, pixels, batch = plan.size
+    model = settled_model(arch, pixels, targeted, plan.classes, plan.queue).to(plan.where)
+    optimizer = sgd(model.parameters(), arguments(plan.where, PLAIN))
+    images = images_of(batch, pixels, plan.where, plan.classes)
+
+    def step() -> None:
+        loss = release_way.forward(model, *images)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(SETTLING):
+        step()
+    return step
+
+
+def ways(plan: Plan, facts: dict) -> Iterator[str]:
+    """Images a second of three ways to the same step; facts: `rates` of them, and `gains`."""
+    facts["rates"], facts["gains"] = rates, gains = {}, {}
+    yield f"| step | all off | {plan.fast_name} | the release's way | fast ÷ off | off ÷ release | fast ÷ release |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    batch = plan.size[-1]
+    for method, targeted in methods():
+        work = {"release": release_step(plan, targeted)}
+        for name, how in (("off", PLAIN), ("fast", plan.fast)):
+            work[name] = works(plan.where, plan.size, how, targeted, plan.classes, plan.queue)["step"]
+        times = common.interleaved(work, plan.where, plan.rounds)
+        for name in work:
+            rates[f"{method} {name}"] = batch / median(times[name])
+        off, fast, release = (times[name] for name in ("off", "fast", "release"))
+        speeds = " | ".join(f"{rates[f'{method} {name}']:.0f} images/s" for name in ("off", "fast", "release"))
+        ratios = [common.ratio(*pair) for pair in ((off, fast), (release, off), (release, fast))]
+        gains[method] = ratios[0]
+        yield f"| {method} | {speeds} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"
+        del work
+        forget_models()
+    step = works(plan.where, plan.size, plan.fast, True, plan.many_classes, plan.queue)["step"]
+    times = common.interleaved({"step": step}, plan.where, plan.rounds)["step"]
+    rates["TSC fast, many classes"] = batch / median(times)
+    yield f"| TSC, {plan.many_classes} classes | – | {batch / median(times):.0f} images/s | – | – | – | – |"
+    del step
+    forget_models()
