@@ -150,7 +150,7 @@ CHANGES = {
     "device_aug": ("", "--device-aug"),
 }
 # In test_datasets.py, test_step.py and test_speed.py.
-ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32"}
+ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():
