@@ -89,7 +89,7 @@ def _work(local_rank: int, worker: Callable, args, per_node: int | None) -> None
     def join_and_work() -> None:
         try:
             dist.init_process_group(backend, timeout=timedelta(minutes=30), **(group or _torchrun_group()))
-            if "nccl" in backend:
+            if on_gpu and "nccl" in backend:
                 _check_one_gpu_each(args.device)
         except (RuntimeError, ValueError) as error:
             url = args.dist_url if per_node else "env://"
