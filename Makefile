@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PARALLEL := -n auto --maxprocesses 8
+# Each process takes a stretch of files, whose fixtures it shares, and the slower one's rest at the end.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: venv demo results test test-oldest test-versions test-slow test-browser test-gpu bench gpu lint format clean
 

@@ -10,6 +10,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
+PARALLEL = "-n auto --maxprocesses 8 --dist worksteal".split()  # as make test
 
 
 @nox.session
@@ -17,4 +18,4 @@ nox.options.reuse_venv = "yes"
 def tests(session: nox.Session, versions: str) -> None:
     chosen = ["--upgrade"] if versions == "newest" else ["--constraint", f"tests/versions/{versions}.txt"]
     session.install("--requirement", "requirements-dev.txt", *chosen)
-    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "auto", "--maxprocesses", "8"]))
+    session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from imagenet_inat.profiles import class_sizes
 from imagenet_inat.split_lists import made_folders
@@ -19,6 +18,13 @@ from utils.files import write_folder
 NUM_CLASSES = 10
 TEST_PER_CLASS, VAL_PER_CLASS, TRAIN_LARGEST = 40, 14, 120
 SPLIT_SEED = 0
+
+
+def load_digits():
+    """scikit-learn's digits, needed once: its import would take a second of every start."""
+    from sklearn import datasets
+
+    return datasets.load_digits()
 
 
 def train_counts(imbalance: float) -> list[int]:
