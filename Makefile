@@ -28,10 +28,10 @@ test: venv
 	$(PY) -m pytest $(PARALLEL)
 
 test-oldest: venv
-	$(PY) -m nox -s "tests(oldest)"
+	$(PY) -m nox -s "tests(oldest)" -- $(PARALLEL)
 
 test-versions: venv
-	$(PY) -m nox
+	$(PY) -m nox -- $(PARALLEL)
 
 test-slow: venv
 	$(PY) -m pytest -m slow $(PARALLEL)

@@ -1,7 +1,7 @@
 """The tests on the versions that requirements.txt promises: its lowest, some between, and the newest there are.
 
-    nox -s "tests(oldest)"     what `make test-oldest` does
-    nox                        all three: `make test-versions`
+    nox -s "tests(oldest)" -- -n auto     what `make test-oldest` does
+    nox -- -n auto                        all three: `make test-versions`
 
 The environments stay in .nox, about 6 GB each. Arguments after -- are pytest's.
 """
@@ -10,7 +10,6 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
-PARALLEL = "-n auto --maxprocesses 8 --dist worksteal".split()  # as make test
 
 
 @nox.session
@@ -18,4 +17,4 @@ PARALLEL = "-n auto --maxprocesses 8 --dist worksteal".split()  # as make test
 def tests(session: nox.Session, versions: str) -> None:
     chosen = ["--upgrade"] if versions == "newest" else ["--constraint", f"tests/versions/{versions}.txt"]
     session.install("--requirement", "requirements-dev.txt", *chosen)
-    session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
+    session.run("python", "-m", "pytest", *session.posargs)
