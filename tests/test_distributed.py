@@ -239,30 +239,34 @@ def is_rank(pid: int) -> bool:
     return "main_moco" in words(pid) and "torch.distributed.run" not in words(pid)
 
 
-def test_a_signal_to_the_launching_process_saves_and_all_go_on_bit_for_bit(flags, tmp_path):
-    """SIGTERM within an epoch: both ranks stop after the same step, one saves, and nothing is lost."""
-    epochs = ["--epochs", "4", "--targeted", "--sep_t", "--resume", "auto"]
-    whole = run(long_run("release", flags, tmp_path / "whole", *epochs))
-    assert whole.returncode == 0, whole.stderr
+FOUR_EPOCHS = ["--epochs", "4", "--targeted", "--sep_t", "--resume", "auto"]
 
-    job = start(long_run("release", flags, tmp_path / "run", *epochs))
+
+@pytest.fixture(scope="module")
+def whole_of_two(flags, tmp_path_factory) -> dict:
+    """The weights of a run of two processes that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole_of_two") / "run"
+    done = run(long_run("release", flags, folder, *FOUR_EPOCHS))
+    assert done.returncode == 0, done.stderr
+    return checkpoint.load(folder / "last.pth.tar")["state_dict"]
+
+
+def test_a_signal_to_the_launching_process_saves_and_all_go_on_bit_for_bit(flags, whole_of_two, tmp_path):
+    """SIGTERM within an epoch: both ranks stop after the same step, one saves, and nothing is lost."""
+    job = start(long_run("release", flags, tmp_path / "run", *FOUR_EPOCHS))
     next(line for line in job.stdout if "Epoch: [2/4] KCL[   1/5]" in line)
     job.send_signal(signal.SIGTERM)
     _, err = job.communicate(timeout=60)
     assert job.returncode == 143 and "stopped by SIGTERM after epoch" in err
-    again = run(long_run("release", flags, tmp_path / "run", *epochs))
+    again = run(long_run("release", flags, tmp_path / "run", *FOUR_EPOCHS))
     assert again.returncode == 0 and "resumed" in again.stdout, again.stderr
-    ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar") for name in ("run", "whole"))
-    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
+    weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
+    torch.testing.assert_close(weights, whole_of_two, rtol=0, atol=0)
 
 
-def test_torchrun_starts_killed_workers_again_and_nothing_is_lost(flags, tmp_path):
+def test_torchrun_starts_killed_workers_again_and_nothing_is_lost(flags, whole_of_two, tmp_path):
     """--max-restarts with --resume auto: a worker is killed within an epoch, the group starts again."""
-    epochs = ["--epochs", "4", "--targeted", "--sep_t", "--resume", "auto", "--save-steps", "1"]
-    whole = run(long_run("torchrun", flags, tmp_path / "whole", *epochs))
-    assert whole.returncode == 0, whole.stderr
-
-    command = long_run("torchrun", flags, tmp_path / "run", *epochs)
+    command = long_run("torchrun", flags, tmp_path / "run", *FOUR_EPOCHS, "--save-steps", "1")
     command[3:3] = ["--max-restarts", "2"]
     job = start(command)
     next(line for line in job.stdout if "Epoch: [2/4] KCL[   2/5]" in line)
@@ -270,8 +274,8 @@ def test_torchrun_starts_killed_workers_again_and_nothing_is_lost(flags, tmp_pat
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert "resumed" in out
-    ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar") for name in ("run", "whole"))
-    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
+    weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
+    torch.testing.assert_close(weights, whole_of_two, rtol=0, atol=0)
 
 
 def test_a_mistake_is_said_before_any_process_starts(flags, tmp_path):
