@@ -81,10 +81,12 @@ def test_two_ranks_compute_what_one_computes(method, tmp_path):
     mp.spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path)), nprocs=2)
     alone, batches = steps(dict(METHODS[method]))
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-10, atol=1e-10
+        )
 
     # shuffle-BN: together the ranks encode the batch, but not each its own part of it
-    shares = [torch.load(tmp_path / f"encoded_{rank}.pt") for rank in range(2)]
+    shares = [torch.load(tmp_path / f"encoded_{rank}.pt", weights_only=True) for rank in range(2)]
     for batch, *parts in zip(batches, *shares, strict=True):
         together = torch.cat(parts).flatten(1)
         assert not torch.equal(together, batch.flatten(1))
@@ -113,7 +115,7 @@ def test_buffers_stay_equal_on_all_ranks(tmp_path):
     """Queue, labels and pointer without being sent, centroids, and the weights of both encoders; batch-norm
     statistics differ."""
     mp.spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     differ = {name.rsplit(".", 1)[-1] for name in one if not torch.equal(one[name], other[name])}
     assert differ == {"running_mean", "running_var"}
     assert (one["queue_labels"] >= 0).all()
@@ -135,7 +137,7 @@ def centroids_that_part(rank: int, port: int, folder: str) -> None:
 
 def test_ranks_that_round_otherwise_assign_the_same_targets(tmp_path):
     mp.spawn(centroids_that_part, (free_port(), str(tmp_path)), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 

@@ -285,6 +285,6 @@ def test_two_gpus_compute_what_one_cpu_computes(method, tmp_path):
     mp.spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path), "cuda"), nprocs=2)
     alone, _ = steps(dict(METHODS[method]))
     for rank in range(2):
-        theirs = torch.load(tmp_path / f"{rank}.pt", map_location="cpu")
+        theirs = torch.load(tmp_path / f"{rank}.pt", map_location="cpu", weights_only=True)
         assert len(theirs) == STEPS
         torch.testing.assert_close(theirs, alone, rtol=1e-9, atol=1e-9)

@@ -223,7 +223,7 @@ def test_two_ranks_see_each_image_once_in_the_splits_order(tmp_path):
     features, labels, values = features_and_knn()
     assert values["knn_top1"] == pytest.approx(100 / 7)
     for rank in range(2):
-        got_features, got_labels, got_values = torch.load(tmp_path / f"{rank}.pt")
+        got_features, got_labels, got_values = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(got_features, features)
         assert torch.equal(got_labels, labels)
         assert got_values == pytest.approx(values, nan_ok=True)

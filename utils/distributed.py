@@ -280,8 +280,9 @@ def max_over_ranks(number: int) -> int:
 
 
 def barrier() -> None:
-    """Wait for all ranks; of hosts, not of devices: NCCL's own barrier would have to guess this rank's GPU."""
-    max_over_ranks(0)
+    """Wait for all ranks."""
+    if active():
+        dist.barrier()
 
 
 def same_on_all_ranks(value):

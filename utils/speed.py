@@ -4,7 +4,6 @@ With all of them off: float32, and on a GPU the algorithms that cuDNN finds fast
 """
 
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -45,9 +44,7 @@ class Speed:
             nn.Linear(8, 8, device=self.device)(torch.ones(8, 8, device=self.device))
 
     def _compile_a_little(self) -> None:
-        # A program nobody has compiled yet: the cache on disk would answer for a compiler that is gone.
-        number = secrets.randbelow(2**31)
-        torch.compile(lambda x: x.sin() + number)(torch.ones(8, device=self.device))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=self.device))
 
     def apply_to(self, *encoders: nn.Module) -> None:
         """Give encoders their memory format and compile them, in place: the keys of state dicts stay as they are."""
