@@ -10,10 +10,11 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
+VERSIONS = ["oldest", "middle", "newest"]
 
 
 @nox.session
-@nox.parametrize("versions", ["oldest", "middle", "newest"])
+@nox.parametrize("versions", VERSIONS, ids=VERSIONS)
 def tests(session: nox.Session, versions: str) -> None:
     chosen = ["--upgrade"] if versions == "newest" else ["--constraint", f"tests/versions/{versions}.txt"]
     session.install("--requirement", "requirements-dev.txt", *chosen)
