@@ -195,7 +195,8 @@ def test_two_machines_are_one_job_with_one_writer(launcher, processes, flags, tm
         machines.append(start([*command, "--run-dir", str(tmp_path / "run")]))
     (first, _), (second, err) = (machine.communicate(timeout=240) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], err
-    assert "Epoch: [1/1] KCL  Loss" in first and second == ""
+    said = [line for line in second.splitlines() if not line.startswith("[Gloo]")]  # PyTorch 2.9 says who has met
+    assert "Epoch: [1/1] KCL  Loss" in first and not said
     assert json.loads((tmp_path / "run" / "args.json").read_text())["processes"] == processes
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
 
