@@ -89,17 +89,22 @@ def test_the_page_is_whole(groups, tmp_path):
     assert picture.shape[1] > 1000 and np.std(picture) > 0.05
 
 
+def arguments(folder: Path):
+    """A folder whose name has a space."""
+    return results.get_args_parser().parse_args(["--epochs", "4", "--folder", str(folder / "a b")])
+
+
 @pytest.fixture
 def args(tmp_path):
-    """A folder whose name has a space."""
-    return results.get_args_parser().parse_args(["--epochs", "4", "--folder", str(tmp_path / "a b")])
+    return arguments(tmp_path)
 
 
-@pytest.fixture
-def ce_trial(args, monkeypatch) -> Trial:
+@pytest.fixture(scope="module")
+def ce_trial(tmp_path_factory) -> Trial:
     """A trial of cross-entropy on 8 px, run to its end."""
-    monkeypatch.setattr(results_plan, "CROSS_ENTROPY", f"{results_plan.CROSS_ENTROPY} --image-size 8 -b 256 --lr 0.2")
-    trial = trial_of(100, METHODS[2], 3, args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results_plan, "CROSS_ENTROPY", f"{results_plan.CROSS_ENTROPY} --image-size 8 -b 256 --lr 0.2")
+        trial = trial_of(100, METHODS[2], 3, arguments(tmp_path_factory.mktemp("results")))
     assert not results.done(trial)
     run_all([trial], jobs=1)
     return trial
@@ -115,8 +120,11 @@ def test_what_has_ended_is_known_and_what_others_made_is_refused(ce_trial):
 
 def test_a_run_that_stopped_early_has_not_ended(ce_trial):
     log = ce_trial.run_dir / "log.jsonl"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    whole = log.read_text()
+    log.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     assert not results.done(ce_trial)
+    log.write_text(whole)
+    assert results.done(ce_trial)
 
 
 def note(run_dir: Path, word: str) -> list[str]:
