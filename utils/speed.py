@@ -95,8 +95,8 @@ def _try(flag: str, work: Callable[[], None], device: torch.device, advice: str)
 def sgd(parameters: Iterable[nn.Parameter], args) -> torch.optim.SGD:
     """The optimiser of the command line.
 
-    Not torch's fused one: its momentum is garbage if the first step of --amp fp16 overflows, on the CPU it rounds
-    otherwise, and what it saves is lost beside the encoders.
+    Not torch's fused one: its momentum is garbage if the first step of --amp fp16 overflows, and on the CPU it rounds
+    otherwise.
     """
     return torch.optim.SGD(parameters, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
 
