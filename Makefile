@@ -49,7 +49,7 @@ gpu: venv
 test-browser: venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 		{ echo "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium" >&2; exit 1; }
-	$(PY) -m pytest -m browser tests/test_report_browser.py
+	$(PY) -m pytest -m browser tests/report/test_report_browser.py
 
 lint: venv
 	$(PY) -m ruff check .

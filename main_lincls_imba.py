@@ -10,47 +10,41 @@ On ImageNet-LT, the recipe of the release:
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
 
-from imagenet_inat.bad_images import report_bad_images
-from imagenet_inat.datasets import DatasetSpec, LongTailDataset
-from imagenet_inat.loaders import train_loader
-from imagenet_inat.samplers import ClassAwareBatches
-from moco.loader import train_transform
-from utils import arguments, checkpoint, distributed, errors, resolve
-from utils.classifier import build_classifier, frozen_weights, moved
-from utils.evaluation import (
-    BEST,
-    add_evaluation_arguments,
-    best_on_test,
-    check_epochs_left,
-    check_splits,
-    choose,
-    finish,
-    log_epoch,
-    measure_if_due,
-    open_eval_loaders,
-    validate,
-)
-from utils.keeper import Keeper
-from utils.logger import Progress, RunLog, say
-from utils.metrics import Means, in_top_k, rank_of_label
-from utils.resume import check_resume, check_step, hold, load_run
-from utils.schedules import learning_rate, set_learning_rate
-from utils.signals import StopSignals
-from utils.speed import Speed, arithmetic, sgd
-from utils.tables import show_accuracies
+from imagenet_inat import options
+from imagenet_inat.loaders import check_lists, open_evaluation, open_images
+from imagenet_inat.options import Data
+from moco.heads import HEADS, build_classifier, frozen_weights, moved
+from utils import distributed, errors
+from utils.distributed import say
+from utils.measure.results import show_accuracies
+from utils.run import arguments, checkpoint, launch
+from utils.run.evaluation import add_evaluation_arguments, finish, has_ended, train_classifier, validate
+from utils.run.folder import check_resume, hold
+from utils.run.keeper import Keeper
+from utils.run.loop import sgd
+from utils.run.resume import check_epochs_left, load_run
+from utils.run.signals import StopSignals
+from utils.run.speed import Speed
 
 
 def get_args_parser() -> arguments.Parser:
     parser = arguments.Parser(description=__doc__)
-    arguments.add_data_arguments(parser)
+    options.add_data_arguments(parser)
     model = arguments.add_model_group(parser)
     model.add_argument(
         "--pretrained",
         metavar="PATH",
         help="whose encoder is probed: a stage-1 checkpoint (ours, the release's, MoCo's) or a torchvision state dict",
+    )
+    model.add_argument(
+        "--head",
+        choices=list(HEADS),
+        default="linear",
+        help="; ".join(f"{name}: {head.help}" for name, head in HEADS.items()),
     )
     model.add_argument(
         "--bn-mode",
@@ -76,12 +70,13 @@ def get_args_parser() -> arguments.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = arguments.parse(get_args_parser(), argv)
     prepare(args)
-    distributed.launch(main_worker, args)
+    launch.launch(main_worker, arguments.Frozen(args))
 
 
 def prepare(args) -> None:
     """Check everything that can be checked before a process group or a file is made."""
-    spec = resolve.resolve(args)
+    options.fill_in(args)
+    processes = launch.check(args)
     if args.evaluate and args.pretrained:
         raise errors.InputError("--evaluate measures the checkpoint given with --resume: leave --pretrained out")
     if args.evaluate:
@@ -96,112 +91,92 @@ def prepare(args) -> None:
     else:
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args))
         check_resume(args.resume, Path(args.run_dir))
-    build_classifier(args, spec.num_classes)
-    check_splits(args, spec)
+    data = options.data_of(args)
+    args.num_classes = data.spec.num_classes
+    classifier_of(args, processes, None)
+    vars(args).update(check_lists(data, HEADS[args.head].sampling, args.batch_size))
 
 
 def run_name(args) -> str:
     """The release's name of a probe, a folder beside the pre-trained file."""
     return (
-        f"{resolve.data_name(args)}_linear_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
+        f"{options.data_name(args)}_{args.head}_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
         f"_bsz{args.batch_size}_{args.name}"
     )
 
 
-def main_worker(args) -> None:
+def classifier_of(args, processes: int, counts: np.ndarray | None) -> nn.Module:
+    """The frozen encoder with a new `fc`; with --evaluate, which has no --pretrained, a checkpoint brings all weights.
+
+    Args:
+        counts: (C,) training images of each class, None where nothing will be trained.
+    """
+    batch = args.batch_size // processes
+    return build_classifier(args.arch, args.image_size, args.num_classes, batch, args.pretrained, args.head, counts)
+
+
+def main_worker(args, place: launch.Place) -> None:
     """The probe, in one of its processes."""
-    spec, speed = resolve.spec_of(args), Speed(args)
+    data, speed = options.data_of(args), Speed.asked(args, place.device)
     if args.evaluate:
-        evaluate(args, spec, speed)
+        evaluate(args, data, speed, place)
         return
-    resume, state = load_run(args)
-    resolve.resolve_seed(args, state)
-    torch.manual_seed(args.seed)
+    state = load_run(args, place)
+    torch.manual_seed(state.seed)
 
-    model = build_classifier(args, spec.num_classes)
-    if resume:
+    loader = open_images(data, HEADS[args.head].sampling, args.batch_size, state.seed, place)
+    model = classifier_of(args, distributed.world_size(), loader.dataset.class_counts)
+    if state.source:
         encoder = frozen_weights(model, "train")
-        checkpoint.load_into(model, checkpoint.unpacked(state), resume)
+        state.load_into(model)
         if moved(model, encoder):
-            raise errors.InputError(f"checkpoint {resume}: is a probe of another encoder than {args.pretrained}")
-        say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
-    check_epochs_left(args, state)
-    train_set = resolve.open_split(args, "train", train_transform(spec, args.image_size, args.device_aug))
-    check_step(state, len(ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)))
-    loaders = open_eval_loaders(args, spec)
-    speed.apply_to(model.to(args.device))
-    with StopSignals() as stop, hold(Path(args.run_dir), state), arithmetic(args):
-        results = train(args, model, speed, train_set, loaders, Keeper(args, model, stop), state)
-        finish(args, Path(args.run_dir), results, train_set.class_counts)
+            raise errors.InputError(f"checkpoint {state.source}: is a probe of another encoder than {args.pretrained}")
+        say(f"resumed {state.source} after {state}")
+    check_epochs_left(state, args.epochs, ended=has_ended(state))
+    state.check_step(len(loader))
+    splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
+    speed.apply_to(model.to(place.device))
+    with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
+        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps)
+        results = train(args, keeper, loader, splits, speed)
+        finish(keeper.run_dir, state.args, results, loader.dataset.class_counts)
 
 
-def evaluate(args, spec: DatasetSpec, speed: Speed) -> None:
-    """Show the accuracies of the checkpoint given with --resume; write nothing."""
-    state = checkpoint.load(args.resume, needs=("state_dict", "epoch"))
-    model = build_classifier(args, spec.num_classes)
-    checkpoint.load_into(model, checkpoint.unpacked(state), args.resume)
-    speed.apply_to(model.to(args.device))
-    class_counts = resolve.open_split(args, "train", None).class_counts
-    with arithmetic(args):
-        for split, loader in open_eval_loaders(args, spec).items():
-            accuracies = validate(loader, model, speed, class_counts, where=f"checkpoint {args.resume}, {split}")
-            show_accuracies(f"{split}, epoch {state['epoch']}", accuracies)
-
-
-def train(args, model, speed: Speed, train_set: LongTailDataset, loaders: dict, keeper: Keeper, state: dict) -> dict:
-    """Train `fc` from where `state` stands, and measure every --eval-freq epochs; returns the results."""
-    spec, device, results = resolve.spec_of(args), args.device, state.get("results", {})
-    batches = ClassAwareBatches(train_set.labels, spec.repeat, args.batch_size, args.seed)
-    loader = train_loader(train_set, batches, args.workers, spec, device)
-    ddp = distributed.wrap(model, device)
+def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
+    """Train `fc` from where the keeper's state stands; returns the results."""
+    model, head = keeper.model, HEADS[args.head]
     # No weight decay and no momentum reaches the encoder: only what trains is given.
-    optimizer = sgd(model.fc.parameters(), args)
-    if "optimizer" in state:
-        checkpoint.load_optimizer(optimizer, state, args.resume)
-
-    log = RunLog(Path(args.run_dir), args, ("train", "val", "test"), state["epoch"])
-    say(f"{len(train_set)} images, {len(loader)} steps an epoch, seed {args.seed}, {device}: {args.run_dir}")
-    done = state["epoch"] * len(loader) + state["step"]
-    progress = Progress(args.epochs * len(loader), done, args.batch_size, args.print_freq)
+    optimizer = sgd(model.fc.parameters(), args.lr, args.momentum, args.weight_decay)
     frozen = frozen_weights(model, args.bn_mode)
-    for epoch in range(state["epoch"], args.epochs):
-        rate = learning_rate(args.lr, epoch, args.epochs, args.schedule, cosine=False)
-        set_learning_rate(optimizer, rate)
-        first = state["step"] if epoch == state["epoch"] else 0  # of an epoch that goes on
-        batches.set_epoch(epoch, first)
-        means = Means(f"Epoch: [{epoch + 1}/{args.epochs}]", device, state.get("means") if first else None)
-        keeper.begin_epoch(epoch, first, optimizer, means, results=results)
-        train_one_epoch(loader, ddp, speed, optimizer, means, args.bn_mode, progress, keeper)
-        if epoch == state["epoch"]:
-            assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
-        distributed.broadcast_buffers(model)
-        measured = measure_if_due(args, epoch + 1, loaders, model, speed, train_set.class_counts, keeper.stop_if_asked)
-        is_best = choose(results, epoch + 1, measured)
-        log_epoch(log, means, epoch + 1, rate, measured, progress)
-        # The files hold the frozen encoder too, for they are the release's: written once an epoch, from one encoding.
-        keeper.end_epoch(also=(BEST,) if is_best else (), best_acc1=best_on_test(results))
-        report_bad_images(train_set, keeper.run_dir, device)
-    progress.close()
-    return results
 
-
-def train_one_epoch(
-    loader, model, speed: Speed, optimizer, means: Means, bn_mode: str, progress: Progress, keeper: Keeper
-) -> None:
-    """What is left of an epoch of class-balanced batches; adds to its means."""
-    model.train(bn_mode == "train")
-    for images, labels in progress.epoch(loader, means.where, keeper.step):
+    def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with speed.autocast():
             logits = model(images)  # (N, C); of the frozen encoder nothing is kept for the backward pass
-        loss = cross_entropy(logits, labels)
+        loss = head.loss(logits, labels, keeper.state.epoch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # through fc alone, in float32: float16 needs no scaled loss here
         optimizer.step()
+        return logits, loss
 
-        rank = rank_of_label(logits.detach(), labels)
-        means.add(len(labels), loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
-        progress.step(means)
-        keeper.after_step()
+    def check() -> None:
+        assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
+
+    training = args.bn_mode == "train"
+    return train_classifier(args, keeper, loader, splits, speed, optimizer, step, training=training, after_epoch=check)
+
+
+def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
+    """Show the accuracies of the checkpoint given with --resume; write nothing."""
+    state = checkpoint.load(args.resume, needs=("state_dict", "epoch"))
+    model = classifier_of(args, distributed.world_size(), None)
+    checkpoint.load_into(model, checkpoint.unpacked(state), args.resume)
+    speed.apply_to(model.to(place.device))
+    splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
+    counts = data.open("train").class_counts
+    with speed.arithmetic():
+        for split, loader in splits.items():
+            accuracies = validate(loader, model, speed, counts, where=f"checkpoint {args.resume}, {split}")
+            show_accuracies(f"{split}, epoch {state['epoch']}", accuracies)
 
 
 if __name__ == "__main__":

@@ -10,36 +10,30 @@ KCL and TSC on ImageNet-LT, one process per GPU of this machine:
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from imagenet_inat.bad_images import report_bad_images
-from imagenet_inat.datasets import DatasetSpec
-from imagenet_inat.loaders import DeviceBatches, train_loader
+from imagenet_inat import options
+from imagenet_inat.loaders import DeviceBatches, open_pairs, open_splits
 from imagenet_inat.samplers import ShuffledBatches
-from moco.builder import KCL
 from moco.encoders import get_encoder
-from moco.loader import TwoCropsTransform, train_transform
-from moco.targets import check_targets, load_targets, target_file_name
-from target_generation import TEMPERATURE, brief, generate_file
-from utils import arguments, checkpoint, distributed, errors, method_arguments, resolve
-from utils.keeper import Keeper
-from utils.logger import Progress, RunLog, describe, say
-from utils.metrics import Means, in_top_k
-from utils.monitor import Monitor, assignment_of, describe_facts, describe_measures, target_facts
-from utils.resume import candidates, check_queue, check_resume, check_step, hold, load_run, queue_grid
-from utils.schedules import learning_rate, set_learning_rate
-from utils.signals import StopSignals
-from utils.speed import Speed, arithmetic, sgd
+from moco.methods import METHODS, Method, add_method_arguments
+from utils import distributed, errors
+from utils.distributed import say
+from utils.measure.metrics import Means
+from utils.measure.monitor import Monitor, describe_measures
+from utils.run import arguments, checkpoint, launch
+from utils.run.folder import candidates, check_resume, hold
+from utils.run.keeper import Keeper
+from utils.run.logger import Progress, RunLog, describe, open_log
+from utils.run.loop import Epoch, epochs, set_learning_rate, sgd
+from utils.run.resume import check_epochs_left, load_run
+from utils.run.signals import StopSignals
+from utils.run.speed import Speed
 
 
 def get_args_parser() -> arguments.Parser:
     parser = arguments.Parser(description=__doc__)
-    arguments.add_data_arguments(parser)
-    method_arguments.add_model_arguments(arguments.add_model_group(parser))
-    method_arguments.add_loss_arguments(parser)
+    options.add_data_arguments(parser)
+    add_method_arguments(parser, arguments.add_model_group(parser))
     optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
     optim.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
     running = arguments.add_running_arguments(parser)
@@ -65,223 +59,104 @@ def get_args_parser() -> arguments.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments.parse(get_args_parser(), argv)
+    args = arguments.parse(get_args_parser(), argv, lambda args: METHODS[args.loss].idle(args))
     prepare(args)
-    distributed.launch(main_worker, args)
+    launch.launch(main_worker, arguments.Frozen(args))
 
 
 def prepare(args) -> None:
     """Check everything that can be checked before a process group, a model or a file is made."""
-    spec = resolve.resolve(args)
-    if args.moco_k % args.batch_size:
-        raise errors.InputError(
-            f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}"
-        )
-    if args.loss == "MoCo" and args.targeted:
-        raise errors.InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
-    get_encoder(args.arch, args.image_size, args.batch_size // distributed.world_size_from(args))
-    if args.targeted and (args.targets or (not args.resume and target_file(args).exists())):  # a checkpoint has its own
-        load_targets(target_file(args), spec.num_classes, args.moco_dim)
+    options.fill_in(args)
+    processes, method = launch.check(args), METHODS[args.loss](args)
+    method.check()
+    get_encoder(args.arch, args.image_size, args.batch_size // processes)
+    data = options.data_of(args)
+    args.num_classes = data.spec.num_classes
+    method.check_files(args.num_classes)
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     check_resume(args.resume, Path(args.run_dir))
-    train_set = resolve.open_split(args, "train", None)
+    train_set = data.open("train")
     args.train_list = train_set.digest  # a run goes on with the list it began with
-    if args.monitor_freq:
-        images, processes = len(resolve.open_split(args, "val", None)), distributed.world_size_from(args)
-        if images < processes:
-            raise errors.InputError(
-                f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; "
-                "start fewer, or leave it out"
-            )
-    ShuffledBatches(len(train_set), spec.repeat, args.batch_size, seed=0)
+    if args.monitor_freq and (images := len(data.open("val"))) < processes:
+        raise errors.InputError(
+            f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; "
+            "start fewer, or leave it out"
+        )
+    ShuffledBatches(len(train_set), data.spec.repeat, args.batch_size, seed=0)
 
 
 def run_name(args) -> str:
     """The release's name of a run."""
     return (
-        f"{resolve.data_name(args)}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
+        f"{options.data_name(args)}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
         f"_mlp_{args.mlp}_t_{args.moco_t}_{args.moco_k}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
         f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
     )
 
 
-def target_file(args) -> Path:
-    """The file of --targets, or the one of the default name in this folder."""
-    return Path(args.targets or target_file_name(args.num_classes, args.moco_dim))
-
-
-class Phase(NamedTuple):
-    """A stretch of epochs with its own optimiser and schedule."""
-
-    name: str
-    start: int
-    epochs: int
-
-
-def get_phases(epochs: int, targeted: bool) -> list[Phase]:
-    """KCL alone, or KCL for the first half (rounded down) and TSC for the rest."""
-    if not targeted:
-        return [Phase("KCL", 0, epochs)]
-    warm_up = epochs // 2
-    return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, epochs - warm_up)]
-
-
-def main_worker(args) -> None:
+def main_worker(args, place: launch.Place) -> None:
     """The run, in one of its processes."""
-    device, run_dir, speed = args.device, Path(args.run_dir), Speed(args)
-    resume, state = load_run(args)
-    if state["epoch"] >= args.epochs and not candidates(run_dir):
-        raise errors.InputError(f"--epochs {args.epochs}: {state['epoch']} are done, none is left to train")
-    resolve.resolve_seed(args, state)
-    spec = resolve.spec_of(args)
+    run_dir, speed = Path(args.run_dir), Speed.asked(args, place.device)
+    method, data = METHODS[args.loss](args), options.data_of(args)
+    state = load_run(args, place, method.read_state)
+    check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
+    loader = open_pairs(data, args.batch_size, state.seed, place)
+    state.check_step(len(loader))
 
-    view = train_transform(spec, args.image_size, args.device_aug)
-    train_set = resolve.open_split(args, "train", TwoCropsTransform(view))
-    batches = ShuffledBatches(len(train_set), spec.repeat, args.batch_size, args.seed)
-    loader = train_loader(train_set, batches, args.workers, spec, device)
-    check_step(state, len(loader))
+    model = method.build(data.spec.num_classes, state, place.device).to(place.device)
+    if state.source:
+        state.load_into(model)
+        method.restore(state)
+        speed.load(state.scaler, state.source)
+        say(f"resumed {state.source} after {state}")
+    speed.apply_to(*method.encoders())
 
-    weights = checkpoint.unpacked(state) if resume else {}
-    targets = choose_targets(args, weights, state, resume) if args.targeted else None
-    model = build_model(args, spec, targets).to(device)
-    grid = queue_grid(state, args.batch_size)
-    if resume:
-        checkpoint.load_into(model, weights, resume)
-        check_queue(model, grid, resume)
-        assignment = state.get("assignment")  # what a stale one was, with --assignment-interval
-        model.assignment = None if assignment is None else assignment.to(device)
-        speed.load(state, resume)
-        say(f"resumed {resume} after epoch {state['epoch']} and {state['step']} steps")
-    speed.apply_to(model.encoder_q, model.encoder_k)
-    with StopSignals() as stop, hold(run_dir, state), arithmetic(args):
-        live = {"queue_grid": grid}
-        keeper = Keeper(args, model, stop, lambda: live | {"assignment": model.assignment} | speed.state())
-        train(args, model, speed, loader, batches, keeper, state)
+    def take_along(state) -> None:
+        state.extra, state.scaler = method.extra_state(), speed.state()
+
+    with StopSignals() as stop, hold(run_dir, state.source, state.broken), speed.arithmetic():
+        share = max(1, args.batch_size // distributed.world_size())
+        splits = open_splits(data, ("train", "val"), share, place) if args.monitor_freq else {}
+        monitor = Monitor(args.monitor_freq, loader.dataset.class_counts, splits, run_dir)
+        keeper = Keeper(run_dir, state, model, stop, args.save_steps, take_along)
+        train(args, method, speed, loader, keeper, monitor)
         finish(args, run_dir)
 
 
-def train(
-    args, model: KCL, speed: Speed, loader: DeviceBatches, batches: ShuffledBatches, keeper: Keeper, state: dict
-) -> None:
-    """All phases, from where `state` stands."""
-    device, steps = args.device, len(loader)
-    done = state["epoch"] * steps + state["step"]
+def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Keeper, monitor: Monitor) -> None:
+    """All phases, from where the keeper's state stands."""
+    model, state, device = method.model, keeper.state, speed.device
     ddp = distributed.wrap(model, device)
-    monitor = Monitor(args, loader.dataset.class_counts)
-    log = RunLog(Path(args.run_dir), args, ("train", "val") if args.monitor_freq else ("train",), state["epoch"])
-    say(f"{len(loader.dataset)} images, {steps} steps an epoch, seed {args.seed}, {device}: {args.run_dir}")
-    progress = Progress(args.epochs * steps, done, args.batch_size, args.print_freq)
-    for phase in get_phases(args.epochs, args.targeted):
-        model.targeted = phase.name == "TSC"
-        starts = done <= phase.start * steps
-        if model.targeted and starts and args.centroid_init == "queue":
-            model.centroids_from_queue()
-        # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
-        optimizer = sgd(model.parameters(), args)
-        if "optimizer" in state and not starts and done <= (phase.start + phase.epochs) * steps:
-            checkpoint.load_optimizer(optimizer, state, args.resume)
-        for epoch in range(max(phase.start, state["epoch"]), phase.start + phase.epochs):
-            first = state["step"] if epoch == state["epoch"] else 0  # of an epoch that goes on
-            rate = learning_rate(args.lr, epoch - phase.start, phase.epochs, args.schedule, args.cos)
-            set_learning_rate(optimizer, rate)
-            batches.set_epoch(epoch, first)
-            model.step = epoch * steps + first
-            title = f"Epoch: [{epoch + 1}/{args.epochs}] {phase.name}"
-            means = Means(title, device, state.get("means") if first else None)
-            before = state.get("assignment_before") if first else assignment_of(model)  # the targets of an epoch ago
-            keeper.begin_epoch(epoch, first, optimizer, means, phase=phase.name, assignment_before=before)
-            train_one_epoch(loader, ddp, speed, optimizer, means, progress, keeper)
-            measured = monitor.measure(model, epoch + 1, keeper.stop_if_asked)
-            # Logged before it is saved: a run killed in between does the epoch, and its line, again.
-            log_epoch(log, means, epoch + 1, phase, rate, progress, target_facts(model, before), measured)
-            keeper.end_epoch(also=kept_name(epoch + 1, args.save_freq))
-            report_bad_images(loader.dataset, keeper.run_dir, device)
+    log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if args.monitor_freq else ("train",))
+    for epoch in epochs(method.phases(), state, len(loader)):
+        if epoch.enters:
+            method.begin_phase(epoch.phase.name, epoch.fresh)
+            # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
+            optimizer = sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
+            if state.optimizer is not None and not epoch.fresh:
+                checkpoint.load_optimizer(optimizer, state.optimizer, state.source)
+        rate = epoch.learning_rate(args.lr, args.schedule, args.cos)
+        set_learning_rate(optimizer, rate)
+        method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)
+        means = Means(epoch.title, device, state.means if epoch.first_step else None)
+        loader.start_at(epoch.number, epoch.first_step)
+        keeper.begin_epoch(epoch, optimizer, means)
+        train_one_epoch(loader, ddp, method, speed, optimizer, means, progress, keeper)
+        measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned())
+        # Logged before it is saved: a run killed in between does the epoch, and its line, again.
+        log_epoch(log, means, epoch, rate, progress, method.facts(), measured)
+        keeper.end_epoch(also=kept_name(epoch.number + 1, args.save_freq))
+        loader.report_bad_images(keeper.run_dir)
     progress.close()
+    monitor.finish(model.encoder_q, state.epoch, method.assigned())
 
 
-def choose_targets(args, weights: dict[str, Tensor], state: dict, resume: Path | None) -> Tensor:
-    """The targets of a TSC run, (C, D) float32, in a line that says which: the checkpoint's, else a file's.
-
-    With --override a file that --targets names takes the place of the checkpoint's; those are then taken out of
-    `weights`, and what was assigned of them out of `state`, to be solved anew.
-
-    Raises:
-        InputError: without --override, the named file's targets are others than the checkpoint's; or they do not fit.
-    """
-    held = held_targets(args, weights, resume)
-    targets, source = held, f"those of {resume}"
-    if args.targets or held is None:
-        targets, source = file_targets(args), str(target_file(args))
-    if held is not None and not torch.equal(targets, held):
-        if not args.override:
-            raise errors.InputError(
-                f"--targets {args.targets}: other targets than those of {resume}; leave --targets out to go on with "
-                "the checkpoint's, or give --override to go on with the file's"
-            )
-        weights.pop("optimal_target")
-        state |= {"assignment": None, "assignment_before": None}
-        source += f", in place of those of {resume}"
-    if distributed.is_main():  # a second of the host's, with 8142 classes
-        say(f"targets: {source}; {brief(targets, TEMPERATURE)}")
-    return targets
-
-
-def held_targets(args, weights: dict[str, Tensor], resume: Path | None) -> Tensor | None:
-    """The targets in a checkpoint, (C, D) float32, one copy of each; None: it has none."""
-    copies = weights.get("optimal_target")
-    if copies is None:
-        return None
-    expected = (args.num_classes * args.tr, args.moco_dim)
-    if tuple(copies.shape) != expected:
-        raise errors.InputError(
-            f"checkpoint {resume}: does not fit the model: its targets have shape {tuple(copies.shape)}, expected "
-            f"{expected}; check --dataset, --moco-dim and --tr"
-        )
-    held = copies[:: args.tr].float()
-    check_targets(held, args.num_classes, args.moco_dim, source=f"checkpoint {resume}: its targets")
-    return held
-
-
-def file_targets(args) -> Tensor:
-    """The targets of `target_file`, (C, D) float32; the file is made if it is not there."""
-    file = target_file(args)
-    with distributed.main_process_first():
-        if not file.exists():
-            say(f"{file}: not there yet, making it")
-            generate_file(file, args.num_classes, args.moco_dim, device=args.device)
-    # Rank 0's for all: machines that do not share a folder may have made different ones.
-    return distributed.same_on_all_ranks(load_targets(file, args.num_classes, args.moco_dim))
-
-
-def build_model(args, spec: DatasetSpec, targets: Tensor | None) -> KCL:
-    """The model of these arguments; all ranks start from the same weights, queue and centroids."""
-    torch.manual_seed(args.seed)
-    model = KCL(
-        get_encoder(args.arch, args.image_size),
-        args.moco_dim,
-        args.moco_k,
-        args.moco_m,
-        args.moco_t,
-        args.mlp,
-        args.K,
-        args.targeted,
-        args.tr,
-        args.sep_t,
-        args.tw,
-        num_classes=spec.num_classes,
-        targets=targets,
-        supervised=args.loss == "SupCon",
-        loss_form=args.loss_form,
-        assignment_interval=args.assignment_interval,
-    )
-    model.seed = args.seed
-    return model
-
-
-def train_one_epoch(loader, model, speed: Speed, optimizer, means: Means, progress: Progress, keeper: Keeper) -> None:
+def train_one_epoch(
+    loader, model, method: Method, speed: Speed, optimizer, means: Means, progress: Progress, keeper: Keeper
+) -> None:
     """One pass over what is left of the epoch; adds to its means."""
     model.train()
-    for (im_q, im_k), labels in progress.epoch(loader, means.where, keeper.step):
+    for (im_q, im_k), labels in progress.epoch(loader, means.where, keeper.state.step):
         try:
             with speed.autocast():
                 out = model(im_q, im_k, labels)
@@ -289,14 +164,7 @@ def train_one_epoch(loader, model, speed: Speed, optimizer, means: Means, progre
             raise means.diverged(str(error)) from None
         speed.step(out.loss, optimizer)
 
-        means.add(
-            len(labels),
-            loss=out.loss,
-            loss_class=out.loss_class,
-            loss_target=out.loss_target,
-            top1=in_top_k(out.key_rank, 1),
-            top5=in_top_k(out.key_rank, 5),
-        )
+        means.add(len(labels), **method.shown(out))
         progress.step(means)
         keeper.after_step()
 
@@ -307,24 +175,25 @@ def kept_name(epochs_done: int, save_freq: int) -> tuple[str, ...]:
 
 
 def log_epoch(
-    log: RunLog, epoch_means: Means, epoch: int, phase: Phase, rate: float, progress: Progress, facts: dict, val: dict
+    log: RunLog, means_of_epoch: Means, epoch: Epoch, rate: float, progress: Progress, facts: tuple, val: dict
 ) -> None:
-    """facts: `target_facts` of the epoch. val: `Monitor.measure`, empty without one."""
-    means, rates = epoch_means.read(over_ranks=True), progress.rates()
-    log.scalars("train", means | facts | {"lr": rate} | rates, epoch)
-    log.scalars("val", val, epoch)
-    log.record(epoch=epoch, phase=phase.name, lr=rate, **means, **facts, **rates, **({"val": val} if val else {}))
+    """facts: of `Method.facts`. val: of `Monitor.measure`, empty without one."""
+    means, rates, done = means_of_epoch.read(over_ranks=True), progress.rates(), epoch.number + 1
+    values, words = facts
+    log.scalars("train", means | values | {"lr": rate} | rates, done)
+    log.scalars("val", val, done)
+    log.record(epoch=done, phase=epoch.phase.name, lr=rate, **means, **values, **rates, **({"val": val} if val else {}))
     say(
-        f"{epoch_means.where}  {describe(means)}{describe_facts(facts)}  lr {rate:.4g}  "
+        f"{epoch.title}  {describe(means)}{words}  lr {rate:.4g}  "
         f"{progress.speed():.0f} img/s  data {rates['data_share']:.0f} %  ETA {progress.eta()}"
     )
     if any(value is not None for value in val.values()):
-        say(f"{epoch_means.where}  {describe_measures(val)}")
+        say(f"{epoch.title}  {describe_measures(val)}")
 
 
 def finish(args, run_dir: Path) -> None:
     say(f"wrote {run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}")
-    probe = resolve.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
+    probe = options.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
     say(f"next, the linear probe: {probe}")
 
 

@@ -11,28 +11,22 @@ How good is a file? How far from the best possible, and what do its cosines look
     python target_generation.py --check optimal_1000_128.npy --plot targets.png
 """
 
-import argparse
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from imagenet_inat.datasets import REGISTRY
-from moco.targets import check_targets, read_targets, target_file_name
-from utils import errors, spread
-from utils.arguments import Parser, positive_int, seed_number
-from utils.certificate import as_text, certificate
-from utils.files import check_regular, first_free, json_text, write_whole
-from utils.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
-from utils.resolve import pick_device
+from moco.targets import spread
+from moco.targets.certificate import as_text, certificate
+from moco.targets.files import check_targets, read_targets, target_file_name
+from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file, tell
+from utils import errors
+from utils.devices import pick_device
+from utils.files import check_regular, json_text
+from utils.run.arguments import Parser, number, positive_int, seed_number
 
-TEMPERATURE = 0.07
-DIM = 128
-EVALUATIONS = 600  # of the L-BFGS; where 1000 points in R^128 have all but settled
+# exp(1/τ) is a number from here on.
+temperature = number("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")
 
 
 def get_args_parser() -> Parser:
@@ -53,12 +47,7 @@ def get_args_parser() -> Parser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the files of --output and --plot if they exist"
     )
-    add_search_arguments(parser.add_argument_group("Search", "without effect when C ≤ D + 1, but for the seed"))
-    add_report_arguments(parser.add_argument_group("Report"))
-    return parser
-
-
-def add_search_arguments(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("Search", "without effect when C ≤ D + 1, but for the seed")
     group.add_argument("--seed", type=seed_number, default=0, help="another seed, another rotation or local optimum")
     group.add_argument(
         "--optimizer",
@@ -81,21 +70,13 @@ def add_search_arguments(group: argparse._ArgumentGroup) -> None:
         "fits, the others are random; each takes as long as the first",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-
-
-def add_report_arguments(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("Report")
     group.add_argument("--check", metavar="FILE", help="make nothing: say how good this file is")
     group.add_argument("--json", action="store_true", help="the certificate as one JSON object, alone on stdout")
     group.add_argument(
         "--plot", metavar="PNG", help="draw the cosines of all pairs and the bounds; the points too when D is 2 or 3"
     )
-
-
-def temperature(text: str) -> float:
-    value = float(text)
-    if not 0.005 <= value < float("inf"):  # exp(1/τ) is a number up to here
-        raise argparse.ArgumentTypeError(f"found {text}, expected 0.005 or more")
-    return value
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,11 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         num_classes, dim = num_classes or 1000, dim or DIM
         file = Path(args.output or target_file_name(num_classes, dim))
         check_place("--output", file, args.overwrite)
-        search = {"seed": args.seed, "iters": args.iters, "restarts": args.restarts, "optimizer": args.optimizer}
+        search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}
         device = pick_device(args.device)
-        targets = generate_file(
-            file, num_classes, dim, args.temperature, device=device, keep_interrupted=True, **search
-        )
+        targets = generate_file(file, num_classes, dim, keep_interrupted=True, device=device, **search)
     report(targets, file, args)
 
 
@@ -156,120 +135,11 @@ def report(targets: Tensor, file: Path, args) -> None:
     facts = {"file": str(file)} | certificate(targets.numpy(), args.temperature)
     print(json_text(facts, indent=2) if args.json else as_text(facts), flush=True)
     if args.plot:
-        from utils.target_plot import plot_targets  # matplotlib takes a second to import
+        from moco.targets.picture import plot_targets  # matplotlib takes a second to import
 
         plot_targets(targets.numpy(), facts, Path(args.plot))
         tell(f"wrote {args.plot}")
     tell(f"next: a TSC run with --targeted --moco-dim {targets.shape[1]} --targets {file}")
-
-
-def tell(line: str) -> None:
-    """A line for the reader; stdout may be read by a program."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def generate_file(
-    output: Path, num_classes: int, dim: int, temperature: float = TEMPERATURE, keep_interrupted: bool = False, **search
-) -> Tensor:
-    """Make targets and write them as float32 (C, D) .npy, in a line that says so.
-
-    Args:
-        keep_interrupted: on Ctrl-C save the best set so far, and leave with exit code 130.
-        search: see `generate`.
-    """
-    best = spread.Best()
-    try:
-        targets = generate(num_classes, dim, temperature, best=best, progress=True, **search)
-    except KeyboardInterrupt:
-        if best.points is None or not keep_interrupted:
-            raise
-        # What is there may be better than half a search.
-        place = first_free(lambda n: interrupted_name(output, n)) if output.exists() else output
-        save(place, best.points)
-        tell(f"\ninterrupted: the best set so far is in {place}, {brief(best.points, temperature)}")
-        sys.exit(130)
-    save(output, targets)
-    tell(f"wrote {output}: {brief(targets, temperature)}")
-    return targets
-
-
-def interrupted_name(output: Path, number: int) -> Path:
-    """Where half a search goes, beside a file that is there: t.interrupted.npy, t.interrupted-2.npy, ..."""
-    return output.with_suffix(".interrupted.npy" if number == 1 else f".interrupted-{number}.npy")
-
-
-def save(output: Path, targets: Tensor) -> None:
-    check_targets(targets, *targets.shape)
-    write_whole(output, lambda file: np.save(file, targets.cpu().numpy()))
-
-
-def brief(targets: Tensor, temperature: float) -> str:
-    """The certificate in half a line."""
-    text = f"{len(targets)} targets in R^{targets.shape[1]}"
-    if len(targets) < 2:
-        return text
-    facts = certificate(targets.cpu().numpy(), temperature)
-    gap = facts["gap_percent"]
-    how = "optimal" if facts["optimal"] else "bound unknown" if gap is None else f"{gap:.2f} % above the lower bound"
-    return f"{text}, energy ratio {facts['energy_ratio']:.4f}, {how}"
-
-
-def generate(
-    num_classes: int,
-    dim: int,
-    temperature: float = TEMPERATURE,
-    seed: int = 0,
-    *,
-    iters: int | None = None,
-    restarts: int = 1,
-    optimizer: str = "lbfgs",
-    device: torch.device | str = "cpu",
-    best: spread.Best | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """C unit vectors in R^D spread as evenly as possible, (C, D) float32 on the CPU.
-
-    C ≤ D + 1: the regular simplex, which is optimal, rotated at random by the seed.
-    More: a local minimum of the energy L_u without its constant self term, the best from all starts.
-
-    Args:
-        iters: evaluations of energy and gradient from each start.
-        optimizer: "lbfgs", or "adam": the release's recipe from normal random vectors, for any C.
-        best: holds the best set at every moment, for who interrupts.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    if num_classes == 1 or (num_classes <= dim + 1 and optimizer == "lbfgs"):
-        return regular_simplex(num_classes, dim, rng).float()
-    search = getattr(spread, optimizer)
-    iters = iters or (EVALUATIONS if optimizer == "lbfgs" else spread.RELEASE_STEPS)
-    best = best or spread.Best()
-    title = f"targets {num_classes}×{dim}"
-    with tqdm(total=iters * restarts, desc=title, unit="eval", leave=False, disable=None if progress else True) as bar:
-        for number, start in enumerate(starts(num_classes, dim, restarts, optimizer, rng)):
-            search(start.to(device), temperature, iters, best, lambda energy: advance(bar, energy))
-            bar.update((number + 1) * iters - bar.n)  # it may have settled earlier
-    return best.points.cpu()
-
-
-def starts(num_classes: int, dim: int, number: int, optimizer: str, rng: torch.Generator) -> Iterator[Tensor]:
-    """Where to search from, (C, D) float32 each.
-
-    L-BFGS: around an elliptic quadric where one fits, then at random, unit rows. Adam, whose steps are of one length
-    whatever the vector's: normal vectors, of norm about √D, as the release.
-    """
-    q = fitting_quadric(num_classes, dim)
-    for i in range(number):
-        if optimizer == "adam":
-            yield torch.randn(num_classes, dim, generator=rng)
-        elif i == 0 and q is not None:
-            yield quadric_start(num_classes, dim, q, rng)
-        else:
-            yield random_points(num_classes, dim, rng)
-
-
-def advance(bar: tqdm, energy: float) -> None:
-    bar.set_postfix_str(f"energy ratio {np.exp(energy):.4f}", refresh=False)
-    bar.update()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import common
-from moco.assignment import Assignment
+from moco.targets.assignment import Assignment
 
 D, BATCH, CHECKS = 128, 256, 3
 WALKS = {"settled": 0.5, "contested": 0.3}  # how much of a class's mean feature is its target

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision import transforms as T
 
-from imagenet_inat.datasets import REGISTRY, LongTailDataset
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.images import LongTailDataset
 from moco.loader import Normalise, TwoCropsTransform, train_transform
 
 SPEC = REGISTRY["imagenet"]
@@ -59,7 +60,7 @@ def pipelines(folder: Path) -> dict[str, Callable[[int], tuple]]:
     """Functions from an image's number to what a worker's dataset returns."""
 
     def ours(device_aug: bool) -> Callable[[int], tuple]:
-        transform = TwoCropsTransform(train_transform(SPEC, SIZE, device_aug))
+        transform = TwoCropsTransform(train_transform(SPEC.view, SIZE, device_aug))
         data = LongTailDataset(folder, folder / "list.txt", 1, transform)
         return lambda number: data[(number, number)]
 
@@ -94,7 +95,7 @@ def on_device(folder: Path, device: torch.device) -> dict[str, float]:
     """Milliseconds an image (both views) from the worker's batch to the model's input; on the CPU of one thread."""
     torch.set_num_threads(1)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    normalise, times = Normalise(SPEC, device), {}
+    normalise, times = Normalise(SPEC.mean, SPEC.std, device), {}
     for name, get in list(pipelines(folder).items())[-2:]:
         views, _ = default_collate([get(number) for number in range(IMAGES)])
         rows = []

@@ -7,7 +7,6 @@ both, for no activation is kept. Then 256 images measured as after an epoch, in 
 the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
 """
 
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from statistics import median
 
@@ -17,12 +16,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from benchmarks import common
-from benchmarks.bench_step import PLAIN, SMALL, arguments
+from benchmarks.bench_step import PLAIN, RECIPE, SMALL
+from imagenet_inat.loaders import EVAL_BATCH
 from moco.encoders import get_encoder
-from utils.classifier import freeze
-from utils.evaluation import EVAL_BATCH, validate
-from utils.metrics import Means, in_top_k, rank_of_label
-from utils.speed import Speed, arithmetic, sgd
+from moco.heads import freeze
+from utils.measure.metrics import Means, in_top_k, rank_of_label
+from utils.run.evaluation import validate
+from utils.run.loop import sgd
+from utils.run.speed import Speed
 
 C = 1000
 IMAGES = 256  # measured in an evaluation
@@ -44,13 +45,12 @@ class Batches:
 class Probe:
     """A frozen network with a new classifier, and the work of a step."""
 
-    def __init__(self, where: torch.device, size: tuple, how: Namespace):
+    def __init__(self, where: torch.device, size: tuple, how: dict):
         arch, pixels, batch = size
-        args = arguments(where, how)
-        self.speed, self.where, self.pixels, self.batch = Speed(args), where, pixels, batch
+        self.speed, self.where, self.pixels, self.batch = Speed(where, **how), where, pixels, batch
         self.model = freeze(get_encoder(arch, pixels)(num_classes=C)).to(where)
         self.speed.apply_to(self.model)
-        self.optimizer, self.means = sgd(self.model.fc.parameters(), args), Means("step", where)
+        self.optimizer, self.means = sgd(self.model.fc.parameters(), *RECIPE), Means("step", where)
         self.images, self.labels = self.draw(batch)
 
     def draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +108,7 @@ def main() -> None:
     torch.manual_seed(0)
     where = common.device()
     print(common.HEADER)
-    with arithmetic(arguments(where, PLAIN)):
+    with Speed(where).arithmetic():
         probe, what = Probe(where, SMALL, PLAIN), "{}, {} px, batch {}".format(*SMALL)
         print(measure_step(probe, what), flush=True)
         for line in measure_evaluation(probe, what):

@@ -7,7 +7,6 @@ without gradient, backward; no optimiser and no momentum update in it. The textb
 mask over all logits. The same at the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
 """
 
-from argparse import Namespace
 from collections.abc import Callable
 
 import torch
@@ -18,13 +17,15 @@ from benchmarks import common
 from benchmarks.bench_head import C, D, K, Q, T, long_tailed_labels, textbook_loss
 from moco.builder import KCL
 from moco.encoders import get_encoder
-from utils.metrics import Means, in_top_k
-from utils.speed import Speed, arithmetic, sgd
+from utils.measure.metrics import Means, in_top_k
+from utils.run.loop import sgd
+from utils.run.speed import Speed
 
 SMALL = ("resnet18", 32, 64)  # arch, pixels, batch
 ROUNDS = 15
 SETTLING = 3  # steps before the first that counts: the optimiser's buffers, the first assignment
-PLAIN = Namespace(amp="off", channels_last=False, compile=False, tf32=False, deterministic=False)
+PLAIN: dict = {}  # of Speed: all flags off
+RECIPE = (0.03, 0.9, 1e-4)  # learning rate, momentum, weight decay
 
 
 def settled_model(arch: str, pixels: int, targeted: bool, classes: int = C, queue: int = Q) -> KCL:
@@ -38,11 +39,6 @@ def settled_model(arch: str, pixels: int, targeted: bool, classes: int = C, queu
     return model
 
 
-def arguments(where: torch.device, how: Namespace) -> Namespace:
-    """What Speed, sgd and arithmetic read of a command line."""
-    return Namespace(device=where, lr=0.03, momentum=0.9, weight_decay=1e-4, **vars(how))
-
-
 def images_of(batch: int, pixels: int, where: torch.device, classes: int = C) -> tuple[Tensor, Tensor, Tensor]:
     """Two views and labels, on the device."""
     views = torch.randn(2, batch, 3, pixels, pixels, device=where)
@@ -50,15 +46,14 @@ def images_of(batch: int, pixels: int, where: torch.device, classes: int = C) ->
 
 
 def works(
-    where: torch.device, size: tuple, how: Namespace, targeted: bool, classes: int = C, queue: int = Q
+    where: torch.device, size: tuple, how: dict, targeted: bool, classes: int = C, queue: int = Q
 ) -> dict[str, Callable[[], None]]:
     """floor, step and textbook, on one model and one batch."""
     arch, pixels, batch = size
-    args = arguments(where, how)
-    speed, model = Speed(args), settled_model(arch, pixels, targeted, classes, queue).to(where)
+    speed, model = Speed(where, **how), settled_model(arch, pixels, targeted, classes, queue).to(where)
     speed.apply_to(model.encoder_q, model.encoder_k)
     im_q, im_k, labels = images_of(batch, pixels, where, classes)
-    optimizer, means = sgd(model.parameters(), args), Means("step", where)
+    optimizer, means = sgd(model.parameters(), *RECIPE), Means("step", where)
 
     def encoders() -> tuple[Tensor, Tensor]:
         with speed.autocast():
@@ -94,7 +89,7 @@ def works(
     return {"floor": floor, "step": step, "textbook": textbook}
 
 
-def measure(where: torch.device, size: tuple, how: Namespace, targeted: bool) -> str:
+def measure(where: torch.device, size: tuple, how: dict, targeted: bool) -> str:
     """A row, with the images a second of the step."""
     times = common.interleaved(works(where, size, how, targeted), where, ROUNDS)
     arch, pixels, batch = size
@@ -107,7 +102,7 @@ def main() -> None:
     torch.manual_seed(0)
     where = common.device()
     print(common.HEADER)
-    with arithmetic(arguments(where, PLAIN)):
+    with Speed(where).arithmetic():
         for targeted in (False, True):
             print(measure(where, SMALL, PLAIN, targeted), flush=True)
 

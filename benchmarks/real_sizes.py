@@ -30,8 +30,8 @@ import torch
 from PIL import Image
 
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY
-from imagenet_inat.split_lists import read_split
-from utils.arguments import Parser, natural, positive_int
+from imagenet_inat.lists.format import read_split
+from utils.run.arguments import Parser, natural, positive_int
 
 REPOSITORY = Path(__file__).parent.parent
 LINKS_A_FILE = 30_000  # ext4 allows 65,000
@@ -199,9 +199,9 @@ VERIFY_IMAGES = """
 import sys
 from pathlib import Path
 from imagenet_inat.datasets import REGISTRY
-from imagenet_inat.findings import Findings
-from imagenet_inat.split_lists import read_split
-from imagenet_inat.verify_images import check_images
+from imagenet_inat.splits.findings import Findings
+from imagenet_inat.lists.format import read_split
+from imagenet_inat.splits.verify_images import check_images
 file, root, name = sys.argv[1:]
 spec, findings = REGISTRY[name], Findings()
 check_images(spec, name, read_split(Path(file), spec.num_classes)[0], Path(root), False, findings)

@@ -21,20 +21,22 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 import main_moco_supcon_imba as stage1
-from imagenet_inat import digits
+from imagenet_inat import digits, options
 from imagenet_inat.datasets import REGISTRY
-from moco.targets import target_file_name
-from target_generation import generate_file
-from utils import checkpoint, errors
-from utils.arguments import Parser, positive_int, seed_number
-from utils.feature_measures import class_centres
+from imagenet_inat.loaders import open_splits
+from moco.methods import trained
+from moco.targets.files import target_file_name
+from moco.targets.generation import generate_file
+from utils import errors
+from utils.distributed import say
 from utils.files import write_text
-from utils.logger import say
-from utils.monitor import assignment_of, extract_features, open_loaders
-from utils.plots import COLOURS
-from utils.run_features import load_model
-from utils.runs import read_stage
-from utils.tables import markdown
+from utils.measure.features import class_centres
+from utils.measure.monitor import extract_features
+from utils.measure.results import markdown
+from utils.report.style import COLOURS
+from utils.run import checkpoint
+from utils.run.arguments import Parser, positive_int, seed_number
+from utils.run.launch import Place
 
 SET = "three_digits"
 CLASSES = (0, 1, 2)
@@ -53,6 +55,10 @@ class Panel(NamedTuple):
     labels: Tensor
     targets: Tensor | None
 
+    @property
+    def centres(self) -> Tensor:
+        return class_centres(self.features, self.labels, len(CLASSES))
+
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
@@ -66,7 +72,9 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     folder, output, started = Path(args.folder), Path(args.output), time.monotonic()
-    REGISTRY[SET] = dataclasses.replace(REGISTRY["digits"], name=SET, set_name=SET, num_classes=len(CLASSES))
+    lists_alone = {"imbalance": None, "write": None}  # they are written here, from those of all ten digits
+    row = {"name": SET, "set_name": SET, "num_classes": len(CLASSES), **lists_alone}
+    REGISTRY[SET] = dataclasses.replace(REGISTRY["digits"], **row)
     root, whole = digits.prepare(folder / "data", 1)
     targets = folder / target_file_name(len(CLASSES), 2)
     if not targets.exists():
@@ -101,14 +109,11 @@ def write_lists(folder: Path, whole: Path, counts: tuple[int, ...]) -> Path:
 
 def read_panel(run_dir: Path) -> Panel:
     """The test images as the run's last checkpoint sees them."""
-    args = Namespace(**read_stage(run_dir).args)
-    args.device = torch.device("cpu")
-    path = run_dir / checkpoint.LAST
-    model = load_model(args, checkpoint.load(path), path)
-    features, labels = extract_features(model.encoder_q, open_loaders(args, ("test",))["test"])
-    assignment = assignment_of(model)
-    targets = None if assignment is None else model.optimal_target[:: model.tr][assignment]
-    return Panel(features, labels, targets)
+    place = Place(torch.device("cpu"), workers=0)
+    method = trained(run_dir / checkpoint.LAST, place.device)
+    test = open_splits(options.data_of(method.args), ("test",), method.args.batch_size, place)["test"]
+    targets, _ = method.assigned() or (None, None)
+    return Panel(*extract_features(method.model.encoder_q, test), targets)
 
 
 def draw(panels: dict[tuple[str, str], Panel], path: Path) -> None:
@@ -123,8 +128,7 @@ def draw(panels: dict[tuple[str, str], Panel], path: Path) -> None:
 def circle(axes: Axes, panel: Panel, counts: tuple[int, ...]) -> None:
     """Test images as dots inside the circle, class centres as spokes with their angles, targets outside."""
     axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.6"))
-    centres = class_centres(panel.features, panel.labels, len(counts)).numpy()
-    for y, (centre, colour) in enumerate(zip(centres, COLOURS, strict=False)):
+    for y, (centre, colour) in enumerate(zip(panel.centres.numpy(), COLOURS, strict=False)):
         points = panel.features[panel.labels == y].numpy()
         depth = np.linspace(0.86, 0.99, len(points))[:, None]  # side by side where many share a place
         axes.scatter(*(points * depth).T, s=14, color=colour, alpha=0.5, linewidth=0)
@@ -149,10 +153,9 @@ def angles_table(panels: dict[tuple[str, str], Panel], args: Namespace) -> str:
     pairs = [f"{CLASSES[a]}–{CLASSES[b]}" for a, b in itertools.combinations(range(len(CLASSES)), 2)]
     rows = []
     for (method, ratio), panel in panels.items():
-        centres = class_centres(panel.features, panel.labels, len(CLASSES))
-        own = (panel.features * centres[panel.labels]).sum(dim=1).clamp(-1, 1).acos().rad2deg()
+        own = (panel.features * panel.centres[panel.labels]).sum(dim=1).clamp(-1, 1).acos().rad2deg()
         within = [f"{own[panel.labels == y].mean():.0f}°" for y in range(len(CLASSES))]
-        rows.append([method, ratio, *(f"{angle:.0f}°" for angle in angles(centres)), *within])
+        rows.append([method, ratio, *(f"{angle:.0f}°" for angle in angles(panel.centres)), *within])
     header = ["method", "imbalance", *pairs, *(f"within {digit}" for digit in CLASSES)]
     return (
         f"# Three digit classes on the circle\n\n![four circles](figure1.png)\n\n"
@@ -169,8 +172,7 @@ def beside_the_paper(panels: dict[tuple[str, str], Panel]) -> str:
     """What the paper's figure shows of the imbalanced classes, and the angles found here."""
     found = []
     for method in METHODS:
-        panel = panels[method, list(COUNTS)[-1]]
-        *to_frequent, rare = angles(class_centres(panel.features, panel.labels, len(CLASSES)))
+        *to_frequent, rare = angles(panels[method, list(COUNTS)[-1]].centres)
         found.append(f"{rare:.0f}° from each other and {min(to_frequent):.0f}° from the frequent one with {method}")
     return (
         "In the paper's figure all three classes are even in KCL while they are balanced; at 50:1:1 KCL brings the two "

@@ -15,28 +15,19 @@ import sys
 import time
 from collections import deque
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
-import main_lincls_imba
-import main_moco_supcon_imba
-from examples import cross_entropy
 from examples.results_page import Groups, write_page
 from examples.results_plan import MONITORED, Trial, cells, trial_of
-from moco.targets import target_file_name
-from target_generation import generate_file
+from moco.targets.files import target_file_name
+from moco.targets.generation import generate_file
 from utils import errors
-from utils.arguments import Parser, positive_int
-from utils.distributed import usable_cores
-from utils.logger import say
-from utils.resolve import FREE
-from utils.runs import Stage, read_stage
-from utils.trials import group_of
-
-SCRIPTS = {
-    "main_moco_supcon_imba.py": main_moco_supcon_imba,
-    "main_lincls_imba.py": main_lincls_imba,
-    "examples.cross_entropy": cross_entropy,
-}
+from utils.distributed import say
+from utils.report.runs import Stage, read_stage
+from utils.report.trials import group_of
+from utils.run.arguments import FREE, Parser, positive_int
+from utils.run.launch import usable_cores
 
 
 def get_args_parser() -> Parser:
@@ -79,18 +70,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def done(trial: Trial) -> bool:
-    """Whether the trial has ended.
-
-    Raises:
-        InputError: its folder holds a run that other commands have made.
-    """
+    """Whether the trial has ended. Raises InputError: its folder holds a run that other commands have made."""
     return all([ended(command, trial) for command in trial.commands])  # a list: each is looked at
 
 
 def ended(command: list[str], trial: Trial) -> bool:
     """Whether the run of a command is there, with all its epochs; see `done`."""
-    script = next(word for word in command if word in SCRIPTS)
-    asked = SCRIPTS[script].get_args_parser().parse_args(command[command.index(script) + 1 :])
+    script, *flags = command[1:] if command[0] == "-m" else command
+    asked = import_module(script.removesuffix(".py")).get_args_parser().parse_args(flags)
     if not (Path(asked.run_dir) / "args.json").exists():
         return False
     stage = read_stage(Path(asked.run_dir))
@@ -109,13 +96,8 @@ def differences(asked: dict, stage: Stage) -> list[str]:
 
 
 def run_all(trials: list[Trial], jobs: int) -> None:
-    """Run them, so many at a time; whatever ends this ends the runs too, which save themselves.
-
-    Raises:
-        InputError: one failed; where its output is.
-    """
-    waiting, running, total, started = deque(trials), {}, len(trials), time.monotonic()
-    finished = 0
+    """Run them, so many at a time; whatever ends this, as an InputError of one, ends all, which save themselves."""
+    waiting, running, started, finished = deque(trials), {}, time.monotonic(), 0
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -132,8 +114,8 @@ def run_all(trials: list[Trial], jobs: int) -> None:
                     waiting.appendleft(trial._replace(commands=rest))
                     continue
                 finished += 1
-                left = (time.monotonic() - started) / finished * (total - finished)
-                say(f"[{finished:>3}/{total}] {trial.run_dir}  about {timedelta(seconds=round(left))} left")
+                left = (time.monotonic() - started) / finished * (len(trials) - finished)
+                say(f"[{finished:>3}/{len(trials)}] {trial.run_dir}  about {timedelta(seconds=round(left))} left")
     finally:
         for process in running:
             process.terminate()

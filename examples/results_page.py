@@ -7,22 +7,18 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from examples.results_plan import METHODS, VARIANTS, VARIED
-from utils.feature_measures import neighbours_of_a_class
 from utils.files import write_text
-from utils.plots import COLOURS
-from utils.tables import CHOICES, SHOT_NOTE, SHOTS, accuracies, markdown
-from utils.trials import Group, mean_and_std, with_interval
+from utils.measure.features import neighbours_of_a_class
+from utils.measure.monitor import SPREAD
+from utils.measure.results import CHOICES, SHOT_NOTE, SHOTS, markdown, percent
+from utils.report.style import COLOURS
+from utils.report.trials import Group, mean_and_std, with_interval
 
 Groups = dict[tuple[int, str], Group]  # (imbalance, method) -> its trials, one a seed
 SETTINGS = tuple(method.title for method in METHODS)
 COMPARED = (("TSC", "KCL"), ("KCL", "cross-entropy"))  # the first minus the second
-MEASURES = {
-    "alignment": "A",
-    "uniformity": "U",
-    "uniformity_k": "U_k",
-    "knn_few": "kNN, few",
-    "knn_top1": "kNN, all",
-}
+MEASURES = SPREAD | {"knn_few": "kNN, few", "knn_top1": "kNN, all"}
+FACTS = ["cosine after the switch", "cosine at the end", "last change of a target"]
 COMPARED_WITH = {method.title: method.compared_with for method in (*METHODS, *VARIANTS)}
 
 
@@ -30,23 +26,21 @@ def write_page(groups: Groups, output: Path, command: str) -> Path:
     """Write results.md and results.png; command: what makes them again."""
     output.mkdir(parents=True, exist_ok=True)
     draw(groups, output / "results.png")
-    imbalances = sorted({imbalance for imbalance, _ in groups})
     parts = ["# Results on long-tailed handwritten digits", "![accuracy and uniformity](results.png)"]
     parts += [about(groups, command), *meaning(groups)]
     for choice in ("selected", "last"):
         parts += [f"## Test accuracy, {choice}", f"{CHOICES[choice]}.".capitalize()]
-        parts.append(accuracy_table(groups, imbalances, choice))
+        parts.append(accuracy_table(groups, choice))
     parts += ["## Features of the validation split", feature_table(groups)]
     parts += [f"## Variants, imbalance {VARIED}", variant_table(groups)]
     parts += ["## Each seed, over all classes, selected", seed_table(groups)]
-    page = output / "results.md"
-    write_text(page, "\n\n".join(parts) + "\n")
-    return page
+    write_text(output / "results.md", "\n\n".join(parts) + "\n")
+    return output / "results.md"
 
 
 def about(groups: Groups, command: str) -> str:
     runs = [run for group in groups.values() for run in group.runs]
-    stages = [stage for run in runs for stage in (run.pretraining, run.probe) if stage]
+    stages = [stage for run in runs for stage in run.stages.values()]
     commits = sorted({str(stage.about["git"]) for stage in stages})
     machines = sorted({f"{s.about['machine'].split('-')[0]}, PyTorch {s.about['versions']['torch']}" for s in stages})
     minutes = sum(record["seconds"] for stage in stages for record in stage.epochs) / 60
@@ -68,15 +62,14 @@ def meaning(groups: Groups) -> list[str]:
     ]
 
 
-def accuracy_of(group: Group, choice: str) -> np.ndarray:
-    """(trials, 4) many, medium, few, all; nan for shots without a class."""
-    return np.array([accuracies(run.results[choice]) for run in group.runs], dtype=float)
+def imbalances(groups: Groups) -> list[int]:
+    return sorted({imbalance for imbalance, _ in groups})
 
 
-def accuracy_table(groups: Groups, imbalances: list[int], choice: str) -> str:
+def accuracy_table(groups: Groups, choice: str) -> str:
     rows = []
-    for imbalance in imbalances:
-        values = {name: accuracy_of(groups[imbalance, name], choice) for name in SETTINGS}
+    for imbalance in imbalances(groups):
+        values = {name: groups[imbalance, name].accuracy(choice) for name in SETTINGS}
         rows += [[str(imbalance), name, *map(mean_and_std, values[name].T)] for name in SETTINGS]
         for one, other in COMPARED:
             rows.append([str(imbalance), f"{one} − {other}", *map(with_interval, (values[one] - values[other]).T)])
@@ -100,9 +93,6 @@ def facts(group: Group) -> list[str]:
     return [*map(mean_and_std, np.array(cosines).T), f"{min(changes)}–{max(changes)}"]
 
 
-FACTS = ["cosine after the switch", "cosine at the end", "last change of a target"]
-
-
 def feature_table(groups: Groups) -> str:
     rows, differences = [], []
     for (imbalance, name), group in sorted(groups.items(), key=lambda item: item[0][0]):
@@ -112,9 +102,7 @@ def feature_table(groups: Groups) -> str:
         rows.append([str(imbalance), name, *map(mean_and_std, values.values()), *facts(group)])
         if name.startswith("TSC"):
             other = COMPARED_WITH[name]
-            cells = (
-                with_interval(values[measure] - measured(groups[imbalance, other], measure)) for measure in MEASURES
-            )
+            cells = (with_interval(own - measured(groups[imbalance, other], what)) for what, own in values.items())
             differences.append([str(imbalance), f"{name} − {other}", *cells, *[""] * len(FACTS)])
     near = neighbours_of_a_class(len(group.runs[0].results["train_counts"]))
     text = (
@@ -132,21 +120,18 @@ def variant_table(groups: Groups) -> str:
     for (imbalance, name), group in groups.items():
         if imbalance != VARIED:
             continue
-        values, other = accuracy_of(group, "selected"), COMPARED_WITH[name]
-        cells = ["", "", ""]
-        if other:
-            difference = (values - accuracy_of(groups[VARIED, other], "selected"))[:, -2:]
-            cells = [other, *map(with_interval, difference.T)]
-        rows.append([name, *map(mean_and_std, values[:, -2:].T), *cells])
+        values, cells = group.accuracy("selected").T[-2:], [""] * 3
+        if other := COMPARED_WITH[name]:
+            cells = [other, *map(with_interval, values - groups[VARIED, other].accuracy("selected").T[-2:])]
+        rows.append([name, *map(mean_and_std, values), *cells])
     return markdown(["method", "few", "all", "compared with", "few, difference", "all, difference"], rows)
 
 
 def seed_table(groups: Groups) -> str:
-    rows = []
-    for (imbalance, name), group in groups.items():
-        rows.append([str(imbalance), name, *(f"{value:.2f}" for value in accuracy_of(group, "selected")[:, -1])])
-    seeds = [run.seeds[0] for run in next(iter(groups.values())).runs]
-    return markdown(["imbalance", "method", *(f"seed {seed}" for seed in seeds)], rows, words=2)
+    values = {cell: [run.results["selected"]["acc1"] for run in group.runs] for cell, group in groups.items()}
+    rows = [[str(imbalance), name, *map(percent, of_seeds)] for (imbalance, name), of_seeds in values.items()]
+    seeds = [f"seed {run.seeds[0]}" for run in next(iter(groups.values())).runs]
+    return markdown(["imbalance", "method", *seeds], rows, words=2)
 
 
 def draw(groups: Groups, path: Path) -> None:
@@ -165,14 +150,13 @@ def draw(groups: Groups, path: Path) -> None:
 
 
 def dots(axes: Axes, groups: Groups, name: str, what: int | str, shift: float) -> None:
-    """A method's seeds at each imbalance. what: a column of `accuracy_of`, or the name of a measure."""
-    imbalances = sorted({imbalance for imbalance, _ in groups})
-    colour = COLOURS[SETTINGS.index(name)]
-    for place, imbalance in enumerate(imbalances):
+    """A method's seeds at each imbalance. what: a column of `Group.accuracy`, or the name of a measure."""
+    colour, ticks = COLOURS[SETTINGS.index(name)], imbalances(groups)
+    for place, imbalance in enumerate(ticks):
         group = groups[imbalance, name]
-        values = measured(group, what) if isinstance(what, str) else accuracy_of(group, "selected")[:, what]
+        values = measured(group, what) if isinstance(what, str) else group.accuracy("selected")[:, what]
         x = place + 0.22 * shift
         axes.scatter(np.full(len(values), x), values, s=18, color=colour, alpha=0.6, linewidth=0)
         label = {"label": f"{name} (a dot a seed)"} if place == 0 else {}
         axes.plot([x - 0.09, x + 0.09], [values.mean()] * 2, color=colour, linewidth=2.5, **label)
-    axes.set_xticks(range(len(imbalances)), imbalances)
+    axes.set_xticks(range(len(ticks)), ticks)

@@ -16,15 +16,12 @@ CROSS_ENTROPY = (
 
 
 class Method(NamedTuple):
-    """key: in the names of run folders. title: in tables. flags: of stage 1, None for cross-entropy.
-
-    compared_with: the title of the method that differences are taken to.
-    """
+    """key: in the names of run folders. title: in tables. flags: of stage 1, None for cross-entropy."""
 
     key: str
     title: str
     flags: str | None
-    compared_with: str | None = "KCL"
+    compared_with: str | None = "KCL"  # the title of that which differences are taken to
 
 
 KCL, TSC = demo.METHODS["KCL"], demo.METHODS["TSC"]
@@ -62,12 +59,7 @@ def trial_of(imbalance: int, method: Method, seed: int, args) -> Trial:
     if method.flags is not None:
         stages = [f"{demo.STAGE_1} {method.flags} --run-dir {{run_dir}}"]
         stages.append(f"{demo.STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe")
-    values = {
-        "epochs": args.epochs,
-        "twice": 2 * args.epochs,
-        "all_epochs": args.epochs + PROBE_EPOCHS,
-        "folder": args.folder,
-    }
+    values = vars(args) | {"twice": 2 * args.epochs, "all_epochs": args.epochs + PROBE_EPOCHS}
     values |= {"imbalance": imbalance, "seed": seed, "run_dir": run_dir}
     words = (f"{stage} {ONE_CORE}".split() for stage in stages)  # split first: a folder's name may hold spaces
     return Trial(run_dir, tuple([word.format(**values) for word in command] for command in words))

@@ -1,28 +1,18 @@
-"""Data sets: one registry row each, and the one class that reads the images of a split list.
+"""Data sets: one registry row each.
 
-A new data set is a new row in REGISTRY and its lists in the folder that `locate`
-names; both scripts then take it. A set that is used once needs no row: --dataset custom.
+A new data set is a new row in REGISTRY and its lists in imagenet_inat/data/<set_name>; all scripts then take it.
+A set that is used once needs no row: --dataset custom.
 """
 
-import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
-
 from imagenet_inat import digits
-from imagenet_inat.split_lists import made_folders, read_split
-from utils.errors import InputError
-from utils.randomness import Stream, counted_seed
 
 LISTS_ROOT = Path(__file__).parent / "data"
+CIFAR = {"image_size": 32, "arch": "resnet32", "view": "thumbnail", "val_split": "test", "imbalance": 100.0}
 IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many > 100, few < 20
 
 
 @dataclass(frozen=True)
@@ -32,15 +22,14 @@ class DatasetSpec:
     set_name: split lists are called <set_name>_{train,val,test}.txt.
     val_split, test_split: the lists' names of these splits, the same where one list serves as both.
     published: whether the lists can be downloaded; get_lists: the command that makes or fetches
-        them, to be filled in (see `how_to_get`).
-    view: which random view (moco/loader.py); jitter: with colour or contrast jitter.
+        them, to be filled in (see `options.find_lists`).
+    view: a row of VIEWS in moco/loader.py; jitter: with its colour or contrast jitter.
     repeat: how often an epoch passes over the training list (tiny sets).
     source: where the images come from, shown when they are missing.
     flat_folder: a folder below the root that may lack the class folders of the lists' paths.
-    imbalance, largest: of a set that is made: its default imbalance and its largest class.
-    prepare: root and folder of the lists for (--data-root, imbalance), where they are not
-        --data-root and imagenet_inat/data/<set_name>.
-    write: writes images and lists into these two, unless they are there.
+    imbalance, largest: of a set that is made, images and lists below --data-root (see `made_folders`): its
+        default imbalance and its largest class.
+    write: writes these for (--data-root, imbalance), unless they are there.
     """
 
     name: str
@@ -61,7 +50,6 @@ class DatasetSpec:
     flat_folder: str = ""
     imbalance: float | None = None
     largest: int = 0
-    prepare: Callable[[Path, float], tuple[Path, Path]] | None = None
     write: Callable[[Path, float], object] | None = None
 
     def list_name(self, split: str) -> str:
@@ -123,13 +111,8 @@ REGISTRY = {
             std=(0.2023, 0.1994, 0.2010),
             source="CIFAR-10 as image files",
             get_lists=f"{MAKE} cifar10 --imbalance {{imbalance:g}} --output {{data_root}}",
-            image_size=32,
-            arch="resnet32",
-            view="thumbnail",
-            val_split="test",
-            imbalance=100.0,
+            **CIFAR,
             largest=5000,
-            prepare=functools.partial(made_folders, "CIFAR10_LT"),
         ),
         DatasetSpec(
             name="cifar100",
@@ -139,13 +122,8 @@ REGISTRY = {
             std=(0.2675, 0.2565, 0.2761),
             source="CIFAR-100 as image files",
             get_lists=f"{MAKE} cifar100 --imbalance {{imbalance:g}} --output {{data_root}}",
-            image_size=32,
-            arch="resnet32",
-            view="thumbnail",
-            val_split="test",
-            imbalance=100.0,
+            **CIFAR,
             largest=500,
-            prepare=functools.partial(made_folders, "CIFAR100_LT"),
         ),
         DatasetSpec(
             name="digits",
@@ -160,7 +138,6 @@ REGISTRY = {
             repeat=8,
             imbalance=50.0,
             largest=digits.TRAIN_LARGEST,
-            prepare=functools.partial(made_folders, "digits_LT"),
             write=digits.prepare,
         ),
     )
@@ -182,147 +159,11 @@ def names() -> list[str]:
     return [*sorted(REGISTRY), CUSTOM.name]
 
 
+def imbalances() -> dict[str, float]:
+    """The sets that are made, and at which imbalance by default."""
+    return {name: spec.imbalance for name, spec in REGISTRY.items() if spec.imbalance}
+
+
 def row(name: str) -> DatasetSpec:
     """The row of a data set's name; `custom` has one outside REGISTRY, for it has no class count yet."""
     return CUSTOM if name == CUSTOM.name else REGISTRY[name]
-
-
-def locate(
-    spec: DatasetSpec, data_root: str, splits: str | None = None, imbalance: float | None = None
-) -> tuple[Path, Path]:
-    """The folder that the lists' paths start from, and the folder of the lists; digits are written at first use."""
-    root, lists = Path(data_root), LISTS_ROOT / spec.set_name
-    if spec.write:
-        spec.write(root, imbalance or spec.imbalance)
-    if spec.prepare:
-        root, lists = spec.prepare(root, imbalance or spec.imbalance)
-    return root, Path(splits) if splits else lists
-
-
-def how_to_get(spec: DatasetSpec, file: Path, data_root: str, imbalance: float | None) -> str:
-    """What to type when this list is not there."""
-    command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
-    return f"get it: {command}; or name the folder of the lists with --splits"
-
-
-def list_files(spec: DatasetSpec, folder: Path, given: dict[str, str | None]) -> dict[str, Path]:
-    """The lists of train, val and test: as given, or by their names in the folder of the lists."""
-    if spec.val_split == spec.test_split:  # one list, under whichever name it is given
-        val, test = given["val"], given["test"]
-        given = given | {"val": val or test, "test": test or val}
-    return {split: Path(file) if file else folder / spec.list_name(split) for split, file in given.items()}
-
-
-def shots(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks over the classes, (C,) bool each: many > 100, medium 20-100, few < 20 training images."""
-    many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
-    return {"many": many, "medium": ~many & ~few, "few": few}
-
-
-def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray, str]:
-    """A list's paths as they are on disk, where <folder>/<class>/X may lie there as <folder>/X.
-
-    ImageNet's validation archive has no class folders, the published lists assume them.
-
-    Returns:
-        The paths, changed or not, and the layout that was found, "" if the first such
-        image is in neither place or there is none.
-    """
-    inside = [i for i, path in enumerate(paths.tolist()) if path.startswith(f"{folder}/".encode())] if folder else []
-    if not inside:
-        return paths, ""
-    first = paths[inside[0]].decode()
-    if (root / first).is_file():
-        return paths, f"{folder}/<class>/"
-    if not (root / folder / Path(first).name).is_file():
-        return paths, ""
-    flat = paths.copy()
-    flat[inside] = [f"{folder}/".encode() + paths[i].rsplit(b"/", 1)[1] for i in inside]
-    return flat, f"{folder}/ without class folders"
-
-
-class LongTailDataset(Dataset):
-    """The images of one split list.
-
-    Indexed with a number, or by the samplers with (index, draw): `draw` is the number
-    of the draw in the run, and the random view is a function of the seed and of it.
-
-    Args:
-        root: the data root the list's paths start from. list_file: the split list.
-        num_classes: C. transform: of the decoded RGB image. seed: the run's.
-        flat_folder: see DatasetSpec.
-        skip_bad: take another image of the class for one that cannot be read, and note it in
-            `passed_over`, (n,) bool shared with the loader's workers; else that is an error.
-
-    Raises:
-        InputError: see `read_split`; a root without the list's first image; and at
-            access, an image that is missing or cannot be decoded (file and line named).
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        list_file: Path,
-        num_classes: int,
-        transform: Callable,
-        seed: int = 0,
-        flat_folder: str = "",
-        skip_bad: bool = False,
-    ):
-        self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
-        self.transform, self.seed = transform, seed
-        paths, self.labels = read_split(self.list_file, num_classes)
-        # Of paths and labels in their order: runs on lists with the same one see the same images.
-        self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
-        self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
-        self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
-        first = self.root / self.paths[0].decode()
-        if not first.is_file():
-            raise InputError(
-                f"{first}: no such image, the first of {self.list_file}; --data-root must be the "
-                "folder that the list's paths start from"
-            )
-
-    @property
-    def class_counts(self) -> np.ndarray:
-        """(C,) int64, images a class."""
-        return np.bincount(self.labels, minlength=self.num_classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, item: int | tuple[int, int]):
-        index, draw = item if isinstance(item, tuple) else (item, None)
-        try:
-            image = self.read(index)
-        except InputError:
-            if self.passed_over is None:
-                raise
-            image = self._read_another(index)
-        if draw is not None:
-            # torchvision's transforms draw from torch's global generator; only the CPU's is set,
-            # and before each image, so nothing is left of what was drawn earlier.
-            torch.default_generator.manual_seed(counted_seed(self.seed, Stream.AUGMENT, draw))
-        return self.transform(image), int(self.labels[index])
-
-    def _read_another(self, index: int) -> Image.Image:
-        """The next image of the class that can be read: the same whoever asks."""
-        alike = np.flatnonzero(self.labels == self.labels[index])
-        for candidate in np.roll(alike, -int(np.searchsorted(alike, index))):
-            try:
-                return self.read(int(candidate))
-            except InputError as error:
-                self.passed_over[int(candidate)] = True
-                last = error
-        raise InputError(f"class {self.labels[index]} has no readable image left; the last: {last}")
-
-    def read(self, index: int) -> Image.Image:
-        """The decoded RGB image of a line of the list."""
-        path = self.root / self.paths[index].decode()
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            line = index + 1
-            raise InputError(f"{path}: not a readable image, {self.list_file}:{line} ({error})") from None

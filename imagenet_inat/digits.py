@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagenet_inat.profiles import class_sizes
-from imagenet_inat.split_lists import made_folders
+from imagenet_inat.lists.format import made_folders, split_text
+from imagenet_inat.lists.profiles import class_sizes, cut
 from utils.files import write_folder
 
 NUM_CLASSES = 10
@@ -32,30 +32,8 @@ def train_counts(imbalance: float) -> list[int]:
     return class_sizes("exp", NUM_CLASSES, imbalance, TRAIN_LARGEST)
 
 
-def split_lines(imbalance: float) -> dict[str, list[str]]:
-    """The lines of the three lists; images are called images/<digit>/<number in the package>.png."""
-    labels = load_digits().target
-    rng = np.random.RandomState(SPLIT_SEED)  # the legacy generator: the same on every NumPy
-    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for label, count in enumerate(train_counts(imbalance)):
-        shuffled = rng.permutation(np.flatnonzero(labels == label))
-        val_end = TEST_PER_CLASS + VAL_PER_CLASS
-        parts = {
-            "test": shuffled[:TEST_PER_CLASS],
-            "val": shuffled[TEST_PER_CLASS:val_end],
-            "train": shuffled[val_end : val_end + count],
-        }
-        for split, numbers in parts.items():
-            lines[split] += [f"{_image_name(label, number)} {label}" for number in numbers]
-    return lines
-
-
 def prepare(data_root: Path, imbalance: float) -> tuple[Path, Path]:
-    """Write images and lists under data_root unless they are there.
-
-    Returns:
-        The data root of the lists' paths, and the folder of the lists.
-    """
+    """Write images and lists under data_root unless they are there; returns their places, as `made_folders`."""
     root, splits = made_folders("digits_LT", data_root, imbalance)
     write_folder(root / "images", _write_images)
     write_folder(splits, lambda folder: _write_lists(folder, imbalance))
@@ -63,6 +41,7 @@ def prepare(data_root: Path, imbalance: float) -> tuple[Path, Path]:
 
 
 def _image_name(label: int, number: int) -> str:
+    """number: in the package."""
     return f"images/{label}/{number:04d}.png"
 
 
@@ -75,5 +54,8 @@ def _write_images(folder: Path) -> None:
 
 
 def _write_lists(folder: Path, imbalance: float) -> None:
-    for split, lines in split_lines(imbalance).items():
-        (folder / f"digits_LT_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    labels = load_digits().target
+    images = [[_image_name(c, number) for number in np.flatnonzero(labels == c)] for c in range(NUM_CLASSES)]
+    parts = cut(images, train_counts(imbalance), VAL_PER_CLASS, TEST_PER_CLASS, SPLIT_SEED)
+    for split, part in parts.items():
+        (folder / f"digits_LT_{split}.txt").write_text(split_text(*part), encoding="utf-8")

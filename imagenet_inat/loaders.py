@@ -1,16 +1,21 @@
 """Loaders: the training batches of a sampler, and every image of a split once, on the device."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from imagenet_inat.datasets import DatasetSpec, LongTailDataset
-from imagenet_inat.samplers import CountedBatches
-from moco.loader import Normalise
+from imagenet_inat.images import report_bad_images
+from imagenet_inat.options import SPLITS, Data
+from imagenet_inat.samplers import SAMPLERS, CountedBatches, ShuffledBatches
+from moco.loader import Normalise, TwoCropsTransform
 from utils import distributed
-from utils.signals import ignore_in_worker
+from utils.distributed import say
+from utils.run.launch import Place
+from utils.run.signals import ignore_in_worker
+
+EVAL_BATCH = 256  # images a process measures at least at a time
 
 
 class DeviceBatches:
@@ -18,11 +23,13 @@ class DeviceBatches:
 
     Yields (images, labels), images (N, 3, S, S) float32, or a list of two where the
     data set's transform gives two crops; labels (N,) int64.
+    order: which images make up which batch, as DataLoader takes it.
     """
 
-    def __init__(self, loader: DataLoader, spec: DatasetSpec, device: torch.device):
-        self.loader, self.dataset, self.device = loader, loader.dataset, device
-        self.normalise = Normalise(spec, device)
+    def __init__(self, images: Dataset, normalise: Normalise, workers: int, **order):
+        self.dataset, self.normalise = images, normalise
+        pin = normalise.device.type == "cuda"
+        self.loader = DataLoader(images, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_in_worker, **order)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -32,38 +39,79 @@ class DeviceBatches:
         """How many batches each rank has for sure: in evaluation some have one more, or a fuller last one."""
         return len(self.dataset) // distributed.world_size() // self.loader.batch_size
 
+    def start_at(self, epoch: int, first_step: int) -> None:
+        """Of training: which batches come next."""
+        self.loader.batch_sampler.set_epoch(epoch, first_step)
+
+    def report_bad_images(self, run_dir: Path) -> None:
+        """Of training, after an epoch: see `images.report_bad_images`."""
+        report_bad_images(self.dataset, run_dir, self.normalise.device)
+
     def __iter__(self) -> Iterator[tuple[Tensor | list[Tensor], Tensor]]:
         for views, labels in self.loader:
             images = [self.normalise(view) for view in views] if isinstance(views, list) else self.normalise(views)
-            yield images, labels.to(self.device, non_blocking=True)
+            yield images, labels.to(self.normalise.device, non_blocking=True)
 
 
-def train_loader(
-    dataset: LongTailDataset, batches: CountedBatches, workers: int, spec: DatasetSpec, device: torch.device
-) -> DeviceBatches:
+def train_loader(images: Dataset, batches: CountedBatches, normalise: Normalise, workers: int) -> DeviceBatches:
     """This rank's share of the sampler's batches."""
-    pinned = device.type == "cuda"
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pinned,
-        persistent_workers=workers > 0,
-        worker_init_fn=ignore_in_worker,
-    )
-    return DeviceBatches(loader, spec, device)
+    return DeviceBatches(images, normalise, workers, batch_sampler=batches, persistent_workers=workers > 0)
 
 
-def eval_loader(
-    dataset: LongTailDataset, batch_size: int, workers: int, spec: DatasetSpec, device: torch.device
-) -> DeviceBatches:
-    """This rank's share of the split, in order; over all ranks every image exactly once.
+def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers: int) -> DeviceBatches:
+    """This rank's share of the images, in order; over all ranks every image exactly once.
 
     Its workers end with each pass: kept, they would hold memory while the next epoch trains.
     """
-    share = range(distributed.rank(), len(dataset), distributed.world_size())
-    pinned = device.type == "cuda"
-    loader = DataLoader(
-        dataset, batch_size, sampler=share, num_workers=workers, pin_memory=pinned, worker_init_fn=ignore_in_worker
-    )
-    return DeviceBatches(loader, spec, device)
+    share = range(distributed.rank(), len(images), distributed.world_size())
+    return DeviceBatches(images, normalise, workers, batch_size=batch_size, sampler=share)
+
+
+def open_pairs(data: Data, batch_size: int, seed: int, place: Place) -> DeviceBatches:
+    """Stage 1's training batches: two views of each image, every image `repeat` times an epoch."""
+    images = data.open("train", TwoCropsTransform(data.train_view()), seed)
+    batches = ShuffledBatches(len(images), data.spec.repeat, batch_size, seed)
+    return train_loader(images, batches, data.normalise(place.device), place.workers)
+
+
+def open_images(data: Data, sampling: str, batch_size: int, seed: int, place: Place) -> DeviceBatches:
+    """Stage 2's training batches: one view of each image; sampling: a name of SAMPLERS."""
+    images = data.open("train", data.train_view(), seed)
+    batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed)
+    return train_loader(images, batches, data.normalise(place.device), place.workers)
+
+
+def check_lists(data: Data, sampling: str, batch_size: int) -> dict[str, str]:
+    """Open the three lists once, before anything of stage 2 is made.
+
+    Returns:
+        Their digests, for the arguments: a run goes on with the lists it began with.
+
+    Raises:
+        InputError: one cannot be used, or has too few images for a batch.
+    """
+    opened = {split: data.open(split) for split in SPLITS}
+    SAMPLERS[sampling](opened["train"].labels, data.spec.repeat, batch_size, 0)
+    return {f"{split}_list": images.digest for split, images in opened.items()}
+
+
+def open_splits(data: Data, splits: tuple[str, ...], batch_size: int, place: Place) -> dict[str, DeviceBatches]:
+    """Splits in their evaluation view; batch_size: images a process takes at a time."""
+    normalise = data.normalise(place.device)
+    opened = {split: data.open(split, data.eval_view()) for split in splits}
+    return {split: eval_loader(images, batch_size, normalise, place.workers) for split, images in opened.items()}
+
+
+def open_evaluation(data: Data, batch_size: int, given: int | None, place: Place) -> dict[str, DeviceBatches]:
+    """Validation and test; one loader where one list serves as both.
+
+    Args:
+        batch_size: the global one of training. given: --eval-batch-size.
+    """
+    files = data.lists.files
+    size = given or max(EVAL_BATCH, batch_size // distributed.world_size())
+    opened = open_splits(data, ("val",) if files["val"] == files["test"] else ("val", "test"), size, place)
+    for images in (batches.dataset for batches in opened.values()):
+        if images.layout:
+            say(f"{images.list_file.name}: layout {images.layout}")
+    return opened

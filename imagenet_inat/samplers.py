@@ -1,11 +1,10 @@
 """Which images make up which batch: functions of (seed, epoch), the same for any number of ranks.
 
-A sampler yields a rank's share of each global batch as (index, draw) pairs; `draw` is
-the number of the draw in the whole run, which seeds that image's random view.
+A sampler yields a rank's share of each global batch as (index, draw) pairs, for `LongTailDataset`.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -32,14 +31,14 @@ class CountedBatches(Sampler):
             raise InputError(
                 f"--batch-size {batch_size}: an epoch has {epoch_size} training images, expected at most that"
             )
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.size, self.seed = batch_size, self.steps * batch_size, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         self.epoch, self.first_step = epoch, first_step
 
     def draw(self, epoch: int) -> np.ndarray:
-        """(steps · batch_size,) indices of the epoch, in order."""
+        """(size,) indices of the epoch, in order."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -47,11 +46,10 @@ class CountedBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // distributed.world_size()
-        size = self.steps * self.batch_size
         indices = self.draw(self.epoch).tolist()
         for step in range(self.first_step, self.steps):
             start = step * self.batch_size + distributed.rank() * share
-            yield [(indices[i], self.epoch * size + i) for i in range(start, start + share)]
+            yield [(indices[i], self.epoch * self.size + i) for i in range(start, start + share)]
 
 
 class ShuffledBatches(CountedBatches):
@@ -63,7 +61,7 @@ class ShuffledBatches(CountedBatches):
 
     def draw(self, epoch: int) -> np.ndarray:
         order = numpy_rng(self.seed, Stream.ORDER, epoch).permutation(self.epoch_size)
-        return order[: self.steps * self.batch_size] % self.num_images
+        return order[: self.size] % self.num_images
 
 
 class ClassAwareBatches(CountedBatches):
@@ -102,5 +100,11 @@ class ClassAwareBatches(CountedBatches):
         return int(self._image_cycle(label, cycle)[place])
 
     def draw(self, epoch: int) -> np.ndarray:
-        size = self.steps * self.batch_size
-        return np.array([self._image(epoch * size + i) for i in range(size)])
+        return np.array([self._image(epoch * self.size + i) for i in range(self.size)])
+
+
+# Of stage 2: (labels, repeat, batch_size, seed) -> batches.
+SAMPLERS: dict[str, Callable[[np.ndarray, int, int, int], CountedBatches]] = {
+    "class-balanced": ClassAwareBatches,
+    "instance": lambda labels, repeat, batch_size, seed: ShuffledBatches(len(labels), repeat, batch_size, seed),
+}

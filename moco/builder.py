@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from moco.assignment import Assignment
-from moco.losses import LOSS_FORMS, PositiveSum, all_positives, at_least_float32, contrastive_loss, sample_positives
-from moco.targets import check_targets, queue_centroids, update_centroids
+from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
+from moco.positives import Anchors, Chosen, choices
+from moco.targets.assignment import Assignment
+from moco.targets.centroids import queue_centroids, update_centroids
+from moco.targets.files import check_targets
 from utils import distributed
 from utils.randomness import Stream, sent, torch_rng
 
@@ -92,6 +94,7 @@ class KCL(nn.Module):
         self.K, self.m, self.T = K, m, T
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
         self.targeted, self.tr, self.sep_t, self.tw = targeted, tr, sep_t, tw
+        self._kcl_positives, self._tsc_positives = choices(num_positive, K, supervised, sep_t, tr)
         self.seed, self.step = 0, 0
         self.assignment_interval, self.assignment = assignment_interval, None
         self._solver: Assignment | None = None  # made at the first TSC step
@@ -120,31 +123,19 @@ class KCL(nn.Module):
         Args:
             im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
         """
-        q = unit(self.encoder_q(im_q))  # queries: (N, D)
-        all_labels = distributed.gather(labels)  # (B,) of the global batch
-
+        q = unit(self.encoder_q(im_q))  # q = f_q(x) / |f_q(x)|: (N, D)
+        all_labels = distributed.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
             if self.targeted:
-                self._start_assignment(q, all_labels)  # centroids move; the host solves while keys are made
-            self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q, before the keys
-            all_k = self._encode_keys(im_k)  # keys of the global batch: (B, D)
+                self._start_assignment(q, all_labels)  # centroids c_y: (C, D); σ is solved beside the keys
+            self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
+            all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
-        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # only the encoders run in half precision
-            target = self._assigned_targets(labels) if self.targeted else None  # (N, D)
-            drawn, assigned = self._choose_positives(labels, target)
-
-        loss = contrastive_loss(
-            q,
-            k,
-            self.queue,  # as it was: the enqueue comes below
-            drawn,
-            self.T,
-            targets=self.optimal_target if self.targeted else None,
-            assigned=assigned,
-            target_weight=self.tw,
-            form=self.loss_form,
-        )
-        self._enqueue(all_k, all_labels)
+            drawn, assigned = self._choose_positives(labels)  # sums over each anchor's positives: (N, D), (N,)
+        targets = self.optimal_target if self.targeted else None  # t: (C·r, D)
+        # The queue as it was (equation 2), in TSC with the targets (equation 4): scalars.
+        loss = contrastive_loss(q, k, self.queue, drawn, self.T, targets, assigned, self.tw, self.loss_form)
+        self._enqueue(all_k, all_labels)  # the oldest B keys make room: (D, Q)
         self.step += 1
         return StepOutput(loss.loss, loss.loss_class, loss.loss_target, q, loss.key_rank)
 
@@ -193,21 +184,18 @@ class KCL(nn.Module):
             self.assignment = self._solver.result()  # (C,)
         return self.optimal_target[self.assignment[labels] * self.tr]
 
-    def _choose_positives(self, labels: Tensor, target: Tensor | None) -> tuple[PositiveSum, PositiveSum | None]:
+    def _choose_positives(self, labels: Tensor) -> Chosen:
         """The anchors' positives from the queue, and from the targets in TSC."""
-        queue, queue_labels = self.queue, self.queue_labels[0]
-        always = target is not None and (self.sep_t or self.num_positive == 0)
-        if self.supervised and self.num_positive == 0:
-            drawn, assigned = all_positives(queue, queue_labels, labels), None
-        else:
+
+        def draw(k: int) -> Tensor:
             rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
-            copies = 0 if target is None or always else self.tr
-            k = min(self.num_positive, self.K + copies) if self.supervised else 0
-            draws = sent(torch.randint(LARGEST_DRAW, (len(labels), k), generator=rng), labels.device)  # (N, k)
-            drawn, assigned = sample_positives(queue, queue_labels, labels, draws, target, copies)
-        if always:  # all r copies, whatever was drawn
-            assigned = PositiveSum(self.tr * target, target.new_full((len(labels),), self.tr))
-        return drawn, assigned if target is not None else None
+            return sent(torch.randint(LARGEST_DRAW, (len(labels), k), generator=rng), labels.device)  # (N, k)
+
+        choose, target = self._kcl_positives, None
+        if self.targeted:
+            choose, target = self._tsc_positives, self._assigned_targets(labels)  # t_σ(y): (N, D)
+        with torch.autocast(labels.device.type, enabled=False):  # only the encoders run in half precision
+            return choose(Anchors(self.queue, self.queue_labels[0], labels, draw, target))
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:

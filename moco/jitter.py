@@ -34,10 +34,7 @@ def draw(ranges: T.ColorJitter) -> tuple[list[float], list[int]]:
 
 
 def on_host(pixels: Tensor, factors: list[float], order: list[int]) -> Tensor:
-    """Jitter one view, (3, S, S) uint8 to the same.
-
-    Equal to torchvision's on a Pillow image: the same arithmetic, rounded to bytes after each of the three.
-    """
+    """Jitter one view, (3, S, S) uint8 to the same, bit for bit as torchvision: bytes after each of the three."""
     x = pixels.float()
     for kind in order:
         factor = factors[kind]

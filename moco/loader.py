@@ -1,4 +1,8 @@
-"""Views of an image, from a data set's registry row: bytes in the loader's workers, the model's input on the device."""
+"""Views of an image, a row of VIEWS each: bytes in the loader's workers, the model's input on the device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -7,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import transforms as T
 
-from imagenet_inat.datasets import DatasetSpec
 from moco import jitter
 from moco.jitter import Jittered
+from utils.errors import InputError
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -33,7 +37,6 @@ class PhotoCrop:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) if self.fast else image
 
     def draw(self, image: Image.Image | Tensor) -> Tensor:
-        """(3, size, size) uint8."""
         top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         size = (self.size, self.size)
         if self.fast:
@@ -55,20 +58,57 @@ class DigitShift:
         self.affine = T.RandomAffine(12, translate=(0.1, 0.1), scale=(0.85, 1.15), interpolation=bilinear)
 
     def draw(self, image: Image.Image) -> Tensor:
-        """(3, size, size) uint8."""
         return to_pixels(self.affine(image))
 
 
-class RandomView:
-    """One random view of a decoded image.
+def colour_jitter(ranges: T.ColorJitter, pixels: Tensor, device_aug: bool) -> Tensor | Jittered:
+    """Brightness, contrast and saturation, with torchvision's draws."""
+    factors, order = jitter.draw(ranges)
+    if device_aug:
+        return Jittered(pixels, torch.tensor(factors), torch.tensor(order))
+    return jitter.on_host(pixels, factors, order)
 
-    Args:
-        geometry: PhotoCrop or DigitShift. ranges: of the colour jitter, or None.
-        device_aug: leave the jitter to `Normalise`, on the device.
+
+@dataclass(frozen=True)
+class View:
+    """How an RGB image becomes the network's input, of any size.
+
+    geometry: of training, made from (size, device_aug): its `prepare` is done once for both views of an
+        image, its `draw` on what that gives, for each: (3, size, size) uint8.
+    colour: what training does to such pixels, given device_aug: the same again, or Jittered; None: nothing.
+    frame: of evaluation, made from the size: the square of an image that is looked at.
     """
 
-    def __init__(self, geometry: PhotoCrop | DigitShift, ranges: T.ColorJitter | None, device_aug: bool):
-        self.geometry, self.ranges, self.device_aug = geometry, ranges, device_aug
+    geometry: Callable
+    colour: Callable[[Tensor, bool], Tensor | Jittered] | None
+    frame: Callable[[int], Callable[[Image.Image], Image.Image]]
+
+
+def _centre(size: int) -> T.Compose:
+    """Resize(256) and CenterCrop(224), or in that proportion."""
+    return T.Compose([T.Resize(round(size * 256 / 224)), T.CenterCrop(size)])
+
+
+PHOTO_JITTER = partial(colour_jitter, T.ColorJitter(0.4, 0.4, 0.4, 0))
+VIEWS = {
+    "photo": View(PhotoCrop, PHOTO_JITTER, _centre),  # the release's
+    "thumbnail": View(PhotoCrop, PHOTO_JITTER, T.Resize),  # whole already
+    "digit": View(lambda size, _: DigitShift(size), partial(colour_jitter, T.ColorJitter(contrast=0.4)), T.Resize),
+}
+
+
+def view_named(name: str) -> View:
+    """The row of VIEWS, or an InputError that lists them."""
+    if name not in VIEWS:
+        raise InputError(f'view "{name}": expected one of {", ".join(VIEWS)}, the rows of VIEWS in moco/loader.py')
+    return VIEWS[name]
+
+
+class RandomView:
+    """One random view of a decoded image, by the geometry and colour of a View."""
+
+    def __init__(self, geometry, colour: Callable | None, device_aug: bool):
+        self.geometry, self.colour, self.device_aug = geometry, colour, device_aug
 
     def __call__(self, image: Image.Image) -> Tensor | Jittered:
         """(3, S, S) uint8, or with the factors beside it."""
@@ -76,12 +116,7 @@ class RandomView:
 
     def draw(self, prepared: Image.Image | Tensor) -> Tensor | Jittered:
         pixels = self.geometry.draw(prepared)
-        if self.ranges is None:
-            return pixels
-        factors, order = jitter.draw(self.ranges)
-        if self.device_aug:
-            return Jittered(pixels, torch.tensor(factors), torch.tensor(order))
-        return jitter.on_host(pixels, factors, order)
+        return self.colour(pixels, self.device_aug) if self.colour else pixels
 
 
 class TwoCropsTransform:
@@ -95,26 +130,18 @@ class TwoCropsTransform:
         return [self.view.draw(prepared), self.view.draw(prepared)]
 
 
-def train_transform(spec: DatasetSpec, image_size: int, device_aug: bool = False) -> RandomView:
+def train_transform(view: str, image_size: int, device_aug: bool = False, colour: bool = True) -> RandomView:
     """One random view: RGB image to (3, image_size, image_size) uint8, which `Normalise` takes on.
 
-    Photographs: the release's RandomResizedCrop, flip and ColorJitter(0.4, 0.4, 0.4, 0).
-    device_aug: the same draws, resized faster and jittered on the device; see --help.
+    colour: with the view's. device_aug: the same draws, resized faster and jittered on the device; see --help.
     """
-    if spec.view != "digit":
-        geometry, ranges = PhotoCrop(image_size, fast=device_aug), T.ColorJitter(0.4, 0.4, 0.4, 0)
-    else:
-        geometry, ranges = DigitShift(image_size), T.ColorJitter(contrast=0.4)
-    return RandomView(geometry, ranges if spec.jitter else None, device_aug)
+    row = view_named(view)
+    return RandomView(row.geometry(image_size, device_aug), row.colour if colour else None, device_aug)
 
 
-def eval_transform(spec: DatasetSpec, image_size: int) -> T.Compose:
-    """The one view of evaluation: Resize(256) and CenterCrop(224), or in that proportion; uint8 as in training."""
-    if spec.view == "photo":
-        frame = [T.Resize(round(image_size * 256 / 224)), T.CenterCrop(image_size)]
-    else:
-        frame = [T.Resize(image_size)]  # whole already
-    return T.Compose([*frame, to_pixels])
+def eval_transform(view: str, image_size: int) -> T.Compose:
+    """The one view of evaluation, uint8 as in training."""
+    return T.Compose([view_named(view).frame(image_size), to_pixels])
 
 
 class Normalise:
@@ -126,9 +153,9 @@ class Normalise:
     and 50 at most, where a colour clips on the way.
     """
 
-    def __init__(self, spec: DatasetSpec, device: torch.device):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
         self.device = device
-        self.mean, self.std = torch.tensor([spec.mean, spec.std], device=device)[:, :, None, None]  # (3, 1, 1) each
+        self.mean, self.std = torch.tensor([mean, std], device=device)[:, :, None, None]  # (3, 1, 1) each
 
     def __call__(self, view: Tensor | Jittered) -> Tensor:
         """(N, 3, S, S) uint8, with or without jitter to be done, to float32 on the device, normalised."""

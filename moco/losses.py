@@ -16,20 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moco.positives import PositiveSum
+
 # Columns of logits made at a time: on the CPU what stays in the cache, on a GPU what keeps it busy.
 COLUMNS = {"cpu": 2048, "cuda": 16384}
 LOSS_FORMS = ("release", "paper")
-
-
-class PositiveSum(NamedTuple):
-    """The positives of each anchor, summed.
-
-    vector: (N, D) sum of the unit vectors of the anchor's positives.
-    count: (N,) float, how many there are; 0 is allowed.
-    """
-
-    vector: Tensor
-    count: Tensor
 
 
 class LossOutput(NamedTuple):
@@ -48,85 +39,6 @@ class LossOutput(NamedTuple):
 def at_least_float32(values: Tensor) -> Tensor:
     """float16 and bfloat16 as float32; float32 and float64 as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def draw_offsets(size: Tensor, draws: Tensor) -> Tensor:
-    """Draw k distinct offsets out of range(size_i) for every anchor i, uniformly.
-
-    Floyd's sampling (Bentley and Floyd 1987, "A sample of brilliance"): k rounds,
-    one random number each, no rejection, so every anchor does the same work
-    whatever the size of its class.
-
-    Args:
-        size: (N,) int64, how many entries each anchor may draw from; may be 0.
-        draws: (N, k) int64, random non-negative integers far larger than any size.
-
-    Returns:
-        (N, k) int64. An anchor with fewer than k entries draws all of them, and
-        the slots left over hold offsets >= size_i, which are nobody's.
-    """
-    k = draws.shape[1]
-    first = (size - k).clamp(min=0)  # (N,) the last offset of the first round's range
-    offset = torch.full_like(draws, -1)  # (N, k)
-    for slot in range(k):
-        last = first + slot  # (N,) the range grows by one each round
-        pick = draws[:, slot] % (last + 1)  # (N,)
-        seen = (offset[:, :slot] == pick[:, None]).any(dim=1)  # (N,)
-        offset[:, slot] = torch.where(seen, last, pick)
-    return offset
-
-
-def sample_positives(
-    queue: Tensor,
-    queue_labels: Tensor,
-    labels: Tensor,
-    draws: Tensor,
-    target: Tensor | None = None,
-    copies: int = 0,
-) -> tuple[PositiveSum, PositiveSum]:
-    """Draw k positives per anchor, without replacement, from its pool.
-
-    The pool is the queue's entries of the anchor's class and, when `copies` > 0,
-    that many copies of the anchor's target (TSC without ``--sep_t``). If the pool
-    holds fewer than k, all of it is taken (KCL, ICLR 2021, section 3.3).
-
-    Args:
-        queue: (D, Q) past keys. queue_labels: (Q,) int64, -1 where still empty.
-        labels: (N,) int64, the anchors' classes, all >= 0.
-        draws: (N, k) int64 random numbers, see `draw_offsets`.
-        target: (N, D) the target assigned to each anchor's class.
-        copies: how many times that target lies in the pool.
-
-    Returns:
-        The positives drawn from the queue and those drawn from the targets.
-    """
-    order = queue_labels.argsort(stable=True)  # (Q,) columns, equal labels side by side
-    sorted_labels = queue_labels[order]  # (Q,)
-    start = torch.searchsorted(sorted_labels, labels)  # (N,)
-    in_queue = torch.searchsorted(sorted_labels, labels, right=True) - start  # (N,)
-
-    offset = draw_offsets(in_queue + copies, draws)  # (N, k): the queue's entries, then the target copies
-    is_key = offset < in_queue[:, None]  # (N, k)
-    is_target = ~is_key & (offset < (in_queue + copies)[:, None])  # (N, k)
-
-    columns = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (N, k)
-    weight = is_key.to(queue.dtype)  # (N, k)
-    keys = torch.einsum("dnk,nk->nd", queue[:, columns], weight)  # (N, D)
-    from_queue = PositiveSum(keys, weight.sum(1))
-
-    num_target = is_target.sum(1).to(queue.dtype)  # (N,)
-    if target is None:
-        target = torch.zeros_like(keys)
-    return from_queue, PositiveSum(num_target[:, None] * target, num_target)
-
-
-def all_positives(queue: Tensor, queue_labels: Tensor, labels: Tensor) -> PositiveSum:
-    """Every queue entry of the anchor's class (``num_positive = 0``).
-
-    Args and shapes as in `sample_positives`. This one is dense: (N, Q) in memory.
-    """
-    same = (labels[:, None] == queue_labels[None, :]).to(queue.dtype)  # (N, Q)
-    return PositiveSum(same @ queue.T, same.sum(1))
 
 
 class LogSumExp(torch.autograd.Function):
@@ -187,21 +99,17 @@ def contrastive_loss(
         loss_class  = - 1/N sum_i 1/a_i sum_{own key, drawn} log p
         loss_target = - target_weight 1/N sum_i 1/b_i sum_{assigned} log p
 
-    `form` "release", the code the authors ran: a_i = b_i = 1 + drawn + assigned, all
-    positives of anchor i. "paper", its equation: a_i = 1 + drawn, b_i = 1. For KCL the
-    two are one. Half precision is computed in float32, under autocast too: exp(1/0.07)
-    is beyond float16.
+    `form` "release", the code the authors ran: a_i = b_i = 1 + drawn + assigned, all positives of anchor i. "paper",
+    its equation: a_i = 1 + drawn, b_i = 1. For KCL the two are one. Half precision is computed in float32, under
+    autocast too: exp(1/0.07) is beyond float16.
 
     Args:
-        q: (N, D) queries, with gradient. k: (N, D) their own keys.
-        queue: (D, Q) as it was before this step's keys.
-        drawn: the positives besides the own key, from the queue.
-        temperature: the softmax temperature, > 0.
-        targets: (C·r, D) or None. assigned: the target positives; needs `targets`.
+        q: (N, D) queries. k: (N, D) their own keys. temperature: of the softmax, > 0.
+        queue: (D, Q) as it was before this step's keys. drawn: the positives from it.
+        targets: (C·r, D) or None. assigned: the positives from them; needs `targets`.
         target_weight: lambda. form: "release" or "paper".
 
-    The gradient reaches q and k; queue and targets are constants, and may be written to
-    before the backward pass. There is no second derivative.
+    The gradient reaches q and k and has none itself; queue and targets may be written to before the backward pass.
     """
     if form not in LOSS_FORMS:
         raise ValueError(f"form {form!r}, expected one of {LOSS_FORMS}")
@@ -211,7 +119,6 @@ def contrastive_loss(
         others = [queue] if targets is None else [queue, targets.T]  # (D, Q), (D, C·r)
         log_others, key_rank = LogSumExp.apply(scaled, own.detach(), *others)  # (N,), (N,)
     log_z = torch.logaddexp(own, log_others)  # (N,)
-
     positives = 1 + drawn.count  # (N,) own key and drawn
     log_p = own + (scaled * drawn.vector).sum(1) - positives * log_z  # (N,) summed over positives
     if assigned is None:
@@ -219,11 +126,8 @@ def contrastive_loss(
         loss_target = torch.zeros_like(loss_class)
     else:
         log_p_target = (scaled * assigned.vector).sum(1) - assigned.count * log_z  # (N,)
-        if form == "release":
-            by_class = by_target = positives + assigned.count  # (N,)
-        else:
-            by_class, by_target = positives, torch.ones_like(positives)  # (N,)
+        of_all = positives + assigned.count  # (N,)
+        by_class, by_target = (of_all, of_all) if form == "release" else (positives, 1)
         loss_class = -(log_p / by_class).mean()
         loss_target = -target_weight * (log_p_target / by_target).mean()
-
     return LossOutput(loss_class + loss_target, loss_class, loss_target, key_rank)

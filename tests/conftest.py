@@ -12,7 +12,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from target_generation import generate_file
+from moco.targets.generation import generate_file
 from tests.stopping import FOUR_EPOCHS
 
 

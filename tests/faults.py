@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from target_generation import generate_file
-from utils import checkpoint
+from moco.targets.generation import generate_file
+from tests import ROOT
+from utils.run import checkpoint
 
-ROOT = Path(__file__).parent.parent
 COMMON = "--dataset digits --image-size 8 -b 256 -j 0 -p 1 --seed 5 --device cpu --resume auto --save-steps 1"
 STAGE_1 = f"main_moco_supcon_imba.py {COMMON} --moco-k 512 --moco-dim 16 --lr 0.1 --epochs 4 --targeted --sep_t -s 2"
 STAGE_2 = f"main_lincls_imba.py {COMMON} --lr 1 --epochs 3"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import checkpoint
 from utils.errors import Stopped
-from utils.keeper import Keeper
-from utils.logger import read_log
+from utils.measure.feature_file import read_features
+from utils.run import checkpoint
+from utils.run.keeper import Keeper
+from utils.run.logger import read_log
 
 FOUR_EPOCHS = ["--epochs", "4", "--targeted", "--sep_t"]  # two of KCL and two of TSC, 5 steps each
 STEPS = 5
@@ -56,3 +57,9 @@ def assert_stops_change_nothing(main: Callable, words: list[str], folder: Path, 
         stopped_run(main, [*words, "--run-dir", str(folder / "run")], monkeypatch, step)
     main([*words, "--run-dir", str(folder / "run")])
     assert_same_end(folder / "run", folder / "whole")
+
+
+def assert_same_features(run: Path, other: Path) -> None:
+    """The files of two runs hold the same numbers, to the bit."""
+    for ours, theirs in zip(read_features(run), read_features(other), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -1,1 +1,1 @@
-"""What both scripts share: arguments, processes, checkpoints, logs, measures, figures."""
+"""The ground both scripts stand on: it knows neither the method nor the data."""

@@ -20,16 +20,15 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import common
-from benchmarks.bench_step import PLAIN, arguments
 from benchmarks.gpu import agreement, data, probe, steps, suite, syncs
 from benchmarks.gpu.device import need_cuda
 from benchmarks.gpu.keeping import Kept, code_version, machine_key
 from benchmarks.gpu.plan import FAST_NAME, Plan, forget_models, full, rehearsal
 from utils import errors
-from utils.arguments import Parser
+from utils.distributed import say
 from utils.files import write_text
-from utils.logger import say
-from utils.speed import arithmetic
+from utils.run.arguments import Parser
+from utils.run.speed import Speed
 
 PAGE = Path(__file__).parent.parent / "RESULTS-gpu.md"
 FOLDER = Path("runs") / "gpu"
@@ -121,7 +120,7 @@ def measure(part: Part, plan: Plan, facts: ChainMap) -> list[str]:
     forget_models()
     torch.manual_seed(0)
     lines = []
-    with arithmetic(arguments(plan.where, PLAIN)):
+    with Speed(plan.where).arithmetic():
         for line in part.measure(plan, facts):
             if not plan.rehearsal:  # whose page is shown at the end
                 say(line)

@@ -1,20 +1,19 @@
 """One step on the CPU and on the GPU side by side: how far losses, gradients and buffers lie from the CPU's float64."""
 
 import copy
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from benchmarks.bench_step import PLAIN, arguments, images_of, settled_model
+from benchmarks.bench_step import PLAIN, images_of, settled_model
 from benchmarks.gpu.plan import NEEDS_CUDA, Plan, methods
 from moco.builder import KCL
-from utils.speed import arithmetic
+from utils.run.speed import Speed
 
 CPU = torch.device("cpu")
-TF32 = Namespace(**{**vars(PLAIN), "tf32": True})
+TF32 = {"tf32": True}
 
 
 @contextmanager
@@ -50,7 +49,7 @@ def farthest(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm().clamp(min=1e-300)) for a, b in zip(ours, theirs, strict=True))
 
 
-def cases(plan: Plan) -> list[tuple[str, torch.device, torch.dtype, bool | None, Namespace]]:
+def cases(plan: Plan) -> list[tuple[str, torch.device, torch.dtype, bool | None, dict]]:
     """Name, device, type, TF32 in convolutions, flags."""
     here, single, double = plan.where, torch.float32, torch.float64
     return [
@@ -82,7 +81,7 @@ def agreement(plan: Plan, facts: dict) -> Iterator[str]:
             if name.startswith("GPU") and plan.rehearsal:
                 yield f"| {method}, {name} | {NEEDS_CUDA} | | | | |"
                 continue
-            with arithmetic(arguments(where, flags)), convolutions(tf32):
+            with Speed(where, **flags).arithmetic(), convolutions(tf32):
                 ours = one_step(model, images, where, dtype)
             same = all(map(torch.equal, ours.pop("assignment"), reference["assignment"]))
             far = {part: farthest(values, reference[part]) for part, values in ours.items()}

@@ -13,11 +13,12 @@ import torch
 from benchmarks.bench_loader import IMAGES, SPEC, write_photographs
 from benchmarks.gpu.plan import NEEDS_CUDA, Plan
 from benchmarks.gpu.suite import lines_of
-from imagenet_inat.datasets import REGISTRY, LongTailDataset
-from imagenet_inat.known_files import PUBLISHED
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.images import LongTailDataset
+from imagenet_inat.lists.known import PUBLISHED
 from imagenet_inat.loaders import DeviceBatches, train_loader
 from imagenet_inat.samplers import ShuffledBatches
-from moco.loader import TwoCropsTransform, train_transform
+from moco.loader import Normalise, TwoCropsTransform, train_transform
 
 TURNS = 3
 KCL_EPOCHS = 200  # of the recipe; TSC's 400 are as many of KCL and as many of TSC
@@ -28,11 +29,11 @@ AUGMENTED = {False: "default", True: "--device-aug"}
 def open_loader(plan: Plan, folder: Path, device_aug: bool) -> DeviceBatches:
     """Batches of stage 1 from the photographs in a folder: one a worker to begin with, then four a worker."""
     _, pixels, batch = plan.size
-    transform = TwoCropsTransform(train_transform(SPEC, pixels, device_aug))
+    transform = TwoCropsTransform(train_transform(SPEC.view, pixels, device_aug))
     dataset = LongTailDataset(folder, folder / "list.txt", 1, transform)
     repeat = -(-5 * plan.workers * batch // IMAGES)
     batches = ShuffledBatches(IMAGES, repeat, batch, seed=0)
-    return train_loader(dataset, batches, plan.workers, SPEC, plan.where)
+    return train_loader(dataset, batches, Normalise(SPEC.mean, SPEC.std, plan.where), plan.workers)
 
 
 def images_a_second(loader: DeviceBatches, workers: int) -> float:
@@ -43,7 +44,7 @@ def images_a_second(loader: DeviceBatches, workers: int) -> float:
             started = time.perf_counter()
         elif number >= workers:
             counted += len(labels)
-    if loader.device.type == "cuda":
+    if loader.normalise.device.type == "cuda":
         torch.cuda.synchronize()
     return counted / (time.perf_counter() - started)
 

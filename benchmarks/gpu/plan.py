@@ -1,15 +1,14 @@
 """At which sizes the parts measure: the real ones on a GPU, tiny ones in a rehearsal on the CPU."""
 
 import gc
-from argparse import Namespace
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.bench_head import C, Q
-from utils.distributed import MAX_WORKERS, usable_cores
+from utils.run.launch import MAX_WORKERS, usable_cores
 
-FAST = Namespace(amp="bf16", channels_last=True, compile=True, tf32=False, deterministic=False)
+FAST = {"amp": "bf16", "channels_last": True, "compile": True}
 INATURALIST = 8142  # classes
 # A float32 step of resnet50 at 224 px holds about 0.1 GiB an image; beside it weights, queue and workspace.
 GIB_AN_IMAGE, GIB_BESIDE = 0.11, 4
@@ -23,7 +22,7 @@ class Plan(NamedTuple):
 
     where: torch.device
     size: tuple[str, int, int]
-    fast: Namespace
+    fast: dict
     classes: int
     many_classes: int
     queue: int
@@ -37,7 +36,7 @@ class Plan(NamedTuple):
 
     @property
     def fast_name(self) -> str:
-        return FAST_NAME if self.fast.compile else f"{FAST_NAME} (compile {NEEDS_CUDA})"
+        return FAST_NAME if self.fast["compile"] else f"{FAST_NAME} (compile {NEEDS_CUDA})"
 
 
 def full() -> Plan:
@@ -51,7 +50,7 @@ def full() -> Plan:
 
 def rehearsal() -> Plan:
     """resnet20 at 8 px on the CPU, uncompiled: seconds, and no number that means anything."""
-    fast, tiny = Namespace(**{**vars(FAST), "compile": False}), ("resnet20", 8, 32)
+    fast, tiny = FAST | {"compile": False}, ("resnet20", 8, 32)
     return Plan(torch.device("cpu"), tiny, fast, 20, 40, 256, 2, tiny, workers=1)
 
 

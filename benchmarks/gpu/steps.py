@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 from benchmarks import common
-from benchmarks.bench_step import PLAIN, SETTLING, arguments, images_of, settled_model, works
+from benchmarks.bench_step import PLAIN, RECIPE, SETTLING, images_of, settled_model, works
 from benchmarks.gpu import release_way
 from benchmarks.gpu.plan import Plan, forget_models, methods
-from utils.speed import sgd
+from utils.run.loop import sgd
 
 
 def beside_encoders(plan: Plan, facts: dict) -> Iterator[str]:
@@ -31,7 +31,7 @@ def release_step(plan: Plan, targeted: bool) -> Callable[[], None]:
     """The step in the release's way, float32, settled."""
     arch, pixels, batch = plan.size
     model = settled_model(arch, pixels, targeted, plan.classes, plan.queue).to(plan.where)
-    optimizer = sgd(model.parameters(), arguments(plan.where, PLAIN))
+    optimizer = sgd(model.parameters(), *RECIPE)
     images = images_of(batch, pixels, plan.where, plan.classes)
 
     def step() -> None:

@@ -13,14 +13,14 @@ from benchmarks.gpu.plan import NEEDS_CUDA, Plan, forget_models, methods
 from benchmarks.gpu.steps import release_step
 
 ROOT = Path(__file__).parent.parent.parent
-ASSIGNMENT = "moco/assignment.py"
+ASSIGNMENT = "moco/targets/assignment.py"
 LISTED = 6  # places named in a row
 
 
 def waits(work: Callable[[], object]) -> Counter[str]:
     """How often a call waits for the device, by the line of this project that makes it wait.
 
-    A wait within the assignment counts as one of moco/assignment.py, whatever line it is.
+    A wait within the assignment counts as one of moco/targets/assignment.py, whatever line it is.
     """
     found: Counter[str] = Counter()
 

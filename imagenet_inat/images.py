@@ -1,0 +1,153 @@
+"""The images of a split list: read, found in the layout they lie in, and those that cannot be read."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from imagenet_inat.lists.format import read_split
+from utils import distributed
+from utils.distributed import say
+from utils.errors import InputError, one_line
+from utils.files import write_text
+from utils.randomness import Stream, counted_seed
+
+FILE = "bad_images.txt"
+
+
+def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray, str]:
+    """A list's paths as they are on disk, where <folder>/<class>/X may lie there as <folder>/X.
+
+    ImageNet's validation archive has no class folders, the published lists assume them.
+
+    Returns:
+        The paths, changed or not, and the layout that was found, "" if the first such
+        image is in neither place or there is none.
+    """
+    inside = [i for i, path in enumerate(paths.tolist()) if path.startswith(f"{folder}/".encode())] if folder else []
+    if not inside:
+        return paths, ""
+    first = paths[inside[0]].decode()
+    if (root / first).is_file():
+        return paths, f"{folder}/<class>/"
+    if not (root / folder / Path(first).name).is_file():
+        return paths, ""
+    flat = paths.copy()
+    flat[inside] = [f"{folder}/".encode() + paths[i].rsplit(b"/", 1)[1] for i in inside]
+    return flat, f"{folder}/ without class folders"
+
+
+class LongTailDataset(Dataset):
+    """The images of one split list.
+
+    Indexed with a number, or by the samplers with (index, draw): `draw` is the number
+    of the draw in the run, and the random view is a function of the seed and of it.
+
+    Args:
+        root: the data root the list's paths start from. list_file: the split list.
+        num_classes: C. transform: of the decoded RGB image. seed: the run's.
+        flat_folder: see DatasetSpec.
+        skip_bad: take another image of the class for one that cannot be read, and note it in
+            `passed_over`, (n,) bool shared with the loader's workers; else that is an error.
+
+    Raises:
+        InputError: see `read_split`; a root without the list's first image; and at
+            access, an image that is missing or cannot be decoded (file and line named).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        list_file: Path,
+        num_classes: int,
+        transform: Callable,
+        seed: int = 0,
+        flat_folder: str = "",
+        skip_bad: bool = False,
+    ):
+        self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
+        self.transform, self.seed = transform, seed
+        paths, self.labels = read_split(self.list_file, num_classes)
+        # Of paths and labels in their order: runs on lists with the same one see the same images.
+        self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
+        self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
+        self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
+        first = self.root / self.paths[0].decode()
+        if not first.is_file():
+            raise InputError(
+                f"{first}: no such image, the first of {self.list_file}; --data-root must be the "
+                "folder that the list's paths start from"
+            )
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """(C,) int64, images a class."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int | tuple[int, int]):
+        index, draw = item if isinstance(item, tuple) else (item, None)
+        try:
+            image = self.read(index)
+        except InputError:
+            if self.passed_over is None:
+                raise
+            image = self._read_another(index)
+        if draw is not None:
+            # torchvision's transforms draw from torch's global generator; only the CPU's is set,
+            # and before each image, so nothing is left of what was drawn earlier.
+            torch.default_generator.manual_seed(counted_seed(self.seed, Stream.AUGMENT, draw))
+        return self.transform(image), int(self.labels[index])
+
+    def _read_another(self, index: int) -> Image.Image:
+        """The next image of the class that can be read: the same whoever asks."""
+        alike = np.flatnonzero(self.labels == self.labels[index])
+        for candidate in np.roll(alike, -int(np.searchsorted(alike, index))):
+            try:
+                return self.read(int(candidate))
+            except InputError as error:
+                self.passed_over[int(candidate)] = True
+                last = error
+        raise InputError(f"class {self.labels[index]} has no readable image left; the last: {last}")
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded RGB image of a line of the list."""
+        path = self.root / self.paths[index].decode()
+        try:
+            with Image.open(path) as image:
+                image.load()
+                return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: not a readable image, {self.list_file}:{index + 1} ({error})") from None
+
+
+def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.device) -> None:
+    """Say how many images have been passed over so far, and write which into bad_images.txt; nothing while none has.
+
+    All ranks call it, after an epoch.
+    """
+    if dataset.passed_over is None:
+        return
+    found = distributed.sum_over_ranks(dataset.passed_over.int().to(device)).nonzero()[:, 0].tolist()
+    if not found or not distributed.is_main():
+        return
+    file = run_dir / FILE
+    before = file.read_text().splitlines() if file.exists() else []  # of a run that goes on
+    lines = sorted({*before, *(_what_is_wrong(dataset, index) for index in found)})
+    if lines != before:
+        write_text(file, "".join(f"{line}\n" for line in lines))
+        say(f"note: {len(lines)} unreadable images passed over so far, others of their class taken instead: {file}")
+
+
+def _what_is_wrong(dataset: LongTailDataset, index: int) -> str:
+    try:
+        dataset.read(index)
+    except InputError as error:
+        return one_line(error)
+    return f"{dataset.list_file}:{index + 1}: could not be read then, can be now"

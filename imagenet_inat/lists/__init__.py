@@ -1,0 +1,1 @@
+"""Split lists: their format, the known ones, the shapes of a tail."""

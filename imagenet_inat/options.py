@@ -1,0 +1,217 @@
+"""The data of a run: its flags, and what they mean."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from imagenet_inat import datasets
+from imagenet_inat.datasets import CUSTOM, LISTS_ROOT, DatasetSpec, row
+from imagenet_inat.images import LongTailDataset
+from imagenet_inat.lists.format import count_classes, made_folders, read_split
+from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
+from utils.errors import InputError
+from utils.run.arguments import Group, Parser, natural, positive_float, positive_int
+
+SPLITS = ("train", "val", "test")
+
+
+def add_list_arguments(group: Parser | Group) -> None:
+    """Which lists of a data set."""
+    group.add_argument(
+        "--splits",
+        metavar="DIR",
+        help="folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>)",
+    )
+    for split in SPLITS:
+        group.add_argument(
+            f"--{split}-txt", metavar="FILE", help=f"this list, instead of the one in --splits, as {split}"
+        )
+    made = datasets.imbalances()
+    group.add_argument(
+        "--imbalance",
+        type=positive_float,
+        help=f"{', '.join(made)}: largest class ÷ smallest, 1 (balanced) to the images of a class "
+        f"(default: {', '.join(f'{imbalance:g} for {name}' for name, imbalance in made.items())})",
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Data")
+    group.add_argument(
+        "--dataset",
+        choices=datasets.names(),
+        default="imagenet",
+        help="a row of imagenet_inat/datasets.py; custom: your images with your lists",
+    )
+    group.add_argument(
+        "--data-root",
+        default="data",
+        metavar="DIR",
+        help="folder that the split lists' paths start from; digits are written there",
+    )
+    add_list_arguments(group)
+    group.add_argument(
+        "--image-size",
+        type=positive_int,
+        metavar="PX",
+        help="side of the network's input (default: the data set's)",
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=natural,
+        help="loader processes over all training processes of a machine; 0: none, load in between steps "
+        "(default: the cores this job may use, at most the release's 32; on the CPU half of them)",
+    )
+    group.add_argument(
+        "--on-bad-image",
+        choices=["stop", "skip"],
+        default="stop",
+        help="a training image that cannot be read ends the run; skip: take another of its class, count it, list it "
+        "in bad_images.txt. In evaluation it always ends the run: an accuracy is over all images",
+    )
+    group.add_argument(
+        "--device-aug",
+        action="store_true",
+        help="finish the training views on the device: colour jitter as one affine map an image, no rounding or "
+        "clipping between its steps (pixels differ by 1.6 of 255 on average), and a faster resize (by 1 at most); "
+        "loader processes need about 0.6 of the time. For GPUs that wait, when Data is much of Time in the console",
+    )
+
+
+class Lists(NamedTuple):
+    """Where the lists' paths start from, the list of each split, and what to type where it is not there."""
+
+    root: Path
+    files: dict[str, Path]
+    get: dict[str, str]
+
+    def need(self, split: str) -> None:
+        """Raises InputError unless the list of a split is there."""
+        if not self.files[split].is_file():
+            raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
+
+
+def find_lists(spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None) -> Lists:
+    """The lists as --data-root, --splits and --<split>-txt name them, else by their names; digits are written at
+    first use. A list that serves as two splits may be given under either name."""
+    data_root = args.data_root or "data"
+    root, folder = Path(data_root), LISTS_ROOT / spec.set_name
+    if spec.write:
+        spec.write(root, imbalance)
+    if spec.imbalance:
+        root, folder = made_folders(spec.set_name, root, imbalance)
+    folder = Path(args.splits or folder)
+    given = {split: getattr(args, f"{split}_txt") for split in SPLITS}
+    if spec.val_split == spec.test_split:
+        val, test = given["val"], given["test"]
+        given |= {"val": val or test, "test": test or val}
+    files = {split: Path(file or folder / spec.list_name(split)) for split, file in given.items()}
+    get = {}
+    for split, file in files.items():
+        command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
+        get[split] = f"get it: {command}; or name the folder of the lists with --splits"
+    return Lists(root, files, get)
+
+
+def resolve_imbalance(spec: DatasetSpec, given: float | None) -> float | None:
+    """The imbalance of the lists, None where fixed; raises InputError: out of range, or given where fixed."""
+    if spec.imbalance is None and given is not None:
+        made = ", ".join(datasets.imbalances())
+        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; it is for {made}")
+    imbalance = given or spec.imbalance
+    if imbalance and not 1 <= imbalance <= spec.largest:
+        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {spec.largest}")
+    return imbalance
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run: its row of the registry, with the class count of these lists, and its flags.
+
+    skip_bad: whether a training image that cannot be read is passed over.
+    """
+
+    spec: DatasetSpec
+    lists: Lists
+    image_size: int
+    device_aug: bool
+    skip_bad: bool
+
+    def open(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
+        """The images of a split, train, val or test.
+
+        Raises:
+            InputError: root or list is missing (what belongs where), or see LongTailDataset.
+        """
+        spec, root = self.spec, self.lists.root
+        if spec.imbalance:  # images and lists are made together
+            self.lists.need(split)
+        if not root.is_dir():
+            raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
+        self.lists.need(split)
+        skip_bad = split == "train" and self.skip_bad
+        file = self.lists.files[split]
+        return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad)
+
+    def train_view(self) -> RandomView:
+        return train_transform(self.spec.view, self.image_size, self.device_aug, self.spec.jitter)
+
+    def eval_view(self) -> Callable:
+        return eval_transform(self.spec.view, self.image_size)
+
+    def normalise(self, device: torch.device) -> Normalise:
+        return Normalise(self.spec.mean, self.spec.std, device)
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Give the arguments that were left to the data set their values; nothing is read or written.
+
+    Raises:
+        InputError: a row with a view that is none, or an imbalance that the set cannot have.
+    """
+    spec = row(args.dataset)
+    view_named(spec.view)
+    args.arch = args.arch or spec.arch
+    args.image_size = args.image_size or spec.image_size
+    args.imbalance = resolve_imbalance(spec, args.imbalance)
+
+
+def data_of(args: argparse.Namespace) -> Data:
+    """The data of arguments that were filled in.
+
+    Raises:
+        InputError: the training list, which says how many classes there are, is not there, or is none.
+    """
+    spec = row(args.dataset)
+    lists = find_lists(spec, args, args.imbalance)
+    if not spec.num_classes:
+        lists.need("train")
+        train = lists.files["train"]
+        spec = dataclasses.replace(spec, num_classes=count_classes(train, read_split(train, None)[1]))
+    return Data(spec, lists, args.image_size, args.device_aug, args.on_bad_image == "skip")
+
+
+def data_name(args: argparse.Namespace) -> str:
+    """The data set in the names of run folders: two folders of own images do not share one."""
+    if args.dataset != CUSTOM.name:
+        return args.dataset
+    return f"{args.dataset}-{Path(args.data_root).resolve().name}"
+
+
+def command_line(script: str, args: argparse.Namespace, **flags) -> str:
+    """A command to type next on the same data as these arguments."""
+    names = ["dataset", "arch", "data_root", "image_size"]
+    names += [name for name in ("splits", "train_txt", "val_txt", "test_txt", "imbalance") if getattr(args, name)]
+    flags = {name: getattr(args, name) for name in names} | flags
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join([str(python), script, *words])

@@ -1,0 +1,107 @@
+"""Fetch the published split lists: resumable, and a file gets its name only when its bytes are the right ones."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from imagenet_inat.datasets import DatasetSpec
+from imagenet_inat.lists.format import read_split
+from imagenet_inat.lists.known import PUBLISHED, SOURCE, describe
+from utils.errors import InputError
+
+CHUNK, TIMEOUT_S = 1 << 16, 30
+
+
+def download(spec: DatasetSpec, output: Path, source: str | None) -> None:
+    """Put the lists of a data set into `output`.
+
+    Args:
+        source: folder or http(s) address that holds the files themselves; None: the public repository.
+
+    Raises:
+        InputError: the source cannot be read or stops early (what came is kept as .part
+            and continued by the next call), or the bytes are not the published ones.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name in spec.list_names:
+        fetch(f"{SOURCE}/{spec.set_name}" if source is None else source, name, output, spec.num_classes)
+
+
+def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
+    """One list; see `download`."""
+    place, part = output / name, output / f"{name}.part"
+    if place.exists():
+        print(f"{place}: there already, {_checked(place, name, num_classes, 'delete it to fetch it anew')}")
+        return
+    if source.startswith(("http://", "https://")):
+        _transfer(f"{source.rstrip('/')}/{name}", part)
+    else:
+        original = Path(source) / name
+        if not original.is_file():
+            raise InputError(
+                f"{original}: no such file; --from names the folder or http(s) address that holds the lists"
+            )
+        shutil.copyfile(original, part)
+    try:
+        verdict = _checked(part, name, num_classes, f"what came from {source} was dropped")
+    except InputError:
+        part.unlink()
+        raise
+    os.replace(part, place)
+    print(f"{place}: {verdict}")
+
+
+def _checked(path: Path, name: str, num_classes: int, otherwise: str) -> str:
+    """What is right about a file; if it is not, an InputError that ends in `otherwise`."""
+    found, known = describe(path.read_bytes()), PUBLISHED.get(name)
+    if known is None:
+        read_split(path, num_classes)
+        return f"{found.lines:,} lines; no SHA-256 of it is known here, so only its form was checked ({found.sha256})"
+    if found != known:
+        raise InputError(
+            f"{path}: not the published {name}: {found.bytes:,} bytes with SHA-256 {found.sha256}, "
+            f"expected {known.bytes:,} with {known.sha256}; {otherwise}"
+        )
+    return f"{found.lines:,} lines, the published list (SHA-256 verified)"
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Fetch `url` to `part`, going on behind what is there if the server can."""
+    done = part.stat().st_size if part.exists() else 0
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            if response.status != 206:  # the server sends the whole file
+                done = 0
+            total = done + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+            with part.open("ab" if done else "wb") as file:
+                _receive(response, file, part.name.removesuffix(".part"), done, total)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # nothing is left behind what is there
+            return
+        raise InputError(
+            f"{url}: {error.code} {error.reason}; name a folder or mirror that has the lists with --from"
+        ) from None
+    except (OSError, HTTPException, ValueError) as error:  # the last: an address that is none
+        reason = getattr(error, "reason", None) or error
+        kept = "the same command goes on from there" if part.exists() else "check the connection"
+        raise InputError(
+            f"{url}: {reason}; {kept}, or name a folder or mirror that has the lists with --from"
+        ) from None
+
+
+def _receive(response: BinaryIO, file: BinaryIO, title: str, done: int, total: int | None) -> None:
+    with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=title, leave=False, disable=None) as bar:
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+            done += len(chunk)
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")

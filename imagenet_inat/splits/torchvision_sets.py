@@ -1,0 +1,78 @@
+"""Long-tailed CIFAR as the field makes it: torchvision's CIFAR classes, written once as image files.
+
+Of the training images an exponential tail is kept, chosen at random; the 10,000 test images stay as they are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+from tqdm import tqdm
+
+from imagenet_inat.lists.format import made_folders, split_text
+from imagenet_inat.lists.known import write_lists
+from imagenet_inat.lists.profiles import class_sizes, cut
+from utils.errors import InputError
+from utils.files import write_folder
+
+SETS = {"cifar10": ("CIFAR10_LT", CIFAR10), "cifar100": ("CIFAR100_LT", CIFAR100)}
+
+
+def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Path]:
+    """Write the images, unless they are there, and the lists of an imbalance and a seed; returns their places.
+
+    Args:
+        name: of SETS. output: the data root; CIFAR's archive is kept or downloaded there.
+
+    Raises:
+        InputError: CIFAR is neither there nor can be downloaded, or as `split_texts`.
+    """
+    set_name, source = SETS[name]
+    root, lists = made_folders(set_name, output, imbalance)
+    if seed:
+        lists = lists.with_name(f"{lists.name}_seed_{seed}")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        train, test = (source(str(output), train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{output}: {name} is not there and cannot be downloaded ({error}); put {source.filename} there "
+            f"from {source.url}, the same command goes on"
+        ) from None
+    write_folder(root / "images", lambda folder: _write_images(folder, {"train": train, "test": test}))
+    texts = split_texts(np.array(train.targets), np.array(test.targets), imbalance, seed)
+    texts = {f"{set_name}_{split}.txt": text for split, text in texts.items()}
+    made = {"source": name, "profile": "exp", "imbalance": imbalance, "seed": seed, "classes": train.classes}
+    write_folder(lists, lambda folder: write_lists(folder, texts, made))
+    return root, lists
+
+
+def split_texts(train_labels: np.ndarray, test_labels: np.ndarray, imbalance: float, seed: int) -> dict[str, str]:
+    """The texts of the training and test lists.
+
+    Raises:
+        InputError: the smallest class would have no image.
+    """
+    counts = np.bincount(train_labels)
+    if not 1 <= imbalance <= counts.max():
+        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {counts.max()}, the images of a class")
+    images = [[_image_name("train", c, i) for i in np.flatnonzero(train_labels == c)] for c in range(len(counts))]
+    train = cut(images, class_sizes("exp", len(counts), imbalance, counts.max()), 0, 0, seed)["train"]
+    test = [_image_name("test", label, i) for i, label in enumerate(test_labels)]
+    return {"train": split_text(*train), "test": split_text(test, test_labels)}
+
+
+def _image_name(split: str, label: int, number: int) -> str:
+    return f"images/{split}/{label}/{number:05d}.png"
+
+
+def _write_images(folder: Path, parts: dict) -> None:
+    total = sum(len(data.targets) for data in parts.values())
+    with tqdm(total=total, desc="images", unit="file", leave=False, disable=None) as bar:
+        for split, data in parts.items():
+            for number, (pixels, label) in enumerate(zip(data.data, data.targets, strict=True)):
+                path = folder / _image_name(split, label, number).removeprefix("images/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+                bar.update()

@@ -1,0 +1,74 @@
+"""Is every listed image there, and can it be opened? By many threads, for a disk mostly lets one wait."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from imagenet_inat.datasets import DatasetSpec
+from imagenet_inat.images import in_found_layout
+from imagenet_inat.splits.findings import Findings, some
+
+THREADS, CHUNK = 32, 256  # CHUNK: images a task
+
+
+def check_images(
+    spec: DatasetSpec, name: str, listed: np.ndarray, root: Path, decode: bool, findings: Findings
+) -> None:
+    """Look for every image of a list, its paths `listed` (n,) bytes, and say in which layout."""
+    if not root.is_dir():
+        findings.bad(f"{name}: no such folder, expected the root of {spec.source}")
+        return
+    paths, layout = in_found_layout(root, listed, spec.flat_folder)
+    names = [path.decode() for path in paths.tolist()]
+    wrong: dict[str, list[str]] = {}  # what is wrong -> images
+    for path, fault in zip(names, _in_threads(lambda path: _fault(root / path, decode), names, name), strict=True):
+        if fault:
+            kind = fault.split(":")[0]
+            wrong.setdefault(kind, []).append(path + fault.removeprefix(kind))
+    layout = f", layout {layout}" if layout else ""
+    if "missing" in wrong and not layout and spec.flat_folder and _has_class_folders(root / spec.flat_folder, names):
+        findings.note(f"{spec.flat_folder}/ has class folders and {name} has none: use the published list")
+    if not wrong:
+        findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'there'}{layout}")
+    for kind, cases in wrong.items():
+        findings.bad(f"{name}: {len(cases):,} of {len(names):,} images {kind}{layout}: {some(cases)}")
+
+
+def _has_class_folders(folder: Path, names: list[str]) -> bool:
+    flat = any(name.startswith(f"{folder.name}/") and name.count("/") == 1 for name in names)
+    return flat and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
+
+
+def _fault(path: Path, decode: bool) -> str:
+    """What is wrong with an image file, "" if nothing."""
+    try:
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size == 0:
+            return "empty"
+        if decode:
+            with Image.open(path) as image:
+                image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"unreadable: {error}"
+    return ""
+
+
+def _in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
+    """check of each item, in order, by many threads; with a bar."""
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(items), desc=title, unit="image", leave=False, disable=None) as bar,
+    ):
+        try:
+            for results in pool.map(lambda chunk: [check(item) for item in chunk], chunks):
+                bar.update(len(results))
+                yield from results
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
+            raise

@@ -1,0 +1,64 @@
+"""The encoder of a run alone, as a plain state dict that torchvision's network of that name loads.
+
+    python -m moco.export RUN encoder.pth
+    python -m moco.export RUN/checkpoint_0200.pth.tar encoder.safetensors --to torchvision
+
+The key encoder, the queue, the head and the optimiser stay behind; only `fc` is missing in what is
+written:
+    model.load_state_dict(torch.load("encoder.pth", weights_only=True), strict=False)
+"""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from moco.encoders import CIFAR_RESNETS, get_encoder
+from moco.pretrained import SAFETENSORS, read_encoder
+from utils import errors
+from utils.distributed import say
+from utils.files import write_whole
+from utils.run import arguments, checkpoint
+
+FORMATS = (".pth", ".pt", SAFETENSORS)
+
+
+def get_args_parser() -> arguments.Parser:
+    parser = arguments.Parser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run folder (its last.pth.tar) or a checkpoint of either stage")
+    parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
+    parser.add_argument("--to", choices=["torchvision"], default="torchvision", help="whose key names")
+    parser.add_argument("-a", "--arch", help="the architecture, where the file does not name it")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    source = Path(args.run) / checkpoint.LAST if Path(args.run).is_dir() else Path(args.run)
+    output = Path(args.output)
+    if output.suffix not in FORMATS:
+        raise errors.InputError(f"{output}: unknown ending, expected one of {', '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise errors.InputError(f"{output.parent}: no such folder")
+    if output.exists() and not args.overwrite:
+        raise errors.InputError(f"{output}: is there already; --overwrite replaces it")
+    weights, arch = read_encoder(source)
+    arch = args.arch or arch
+    if arch is None:
+        raise errors.InputError(f"{source}: does not name its architecture; give it with --arch")
+    # Only to see whether it fits: nothing may be left over, only `fc` be missing.
+    checkpoint.load_into(get_encoder(arch, 224)(num_classes=1000), weights, source, missing={"fc.weight", "fc.bias"})
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    if output.suffix == SAFETENSORS:
+        data = safetensors.torch.save(weights, metadata={"arch": arch, "format": "pt"})
+        write_whole(output, lambda file: file.write(data))
+    else:
+        write_whole(output, lambda file: torch.save(weights, file))
+    home = "moco.encoders" if arch in CIFAR_RESNETS else "torchvision.models"
+    say(f"wrote {output}: {len(weights)} tensors of {arch}, all of {home}' {arch} but fc")
+    say(f"next, for example: python main_lincls_imba.py --arch {arch} --pretrained {output}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

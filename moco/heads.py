@@ -1,0 +1,116 @@
+"""Stage 2's network: a frozen encoder and a classifier `fc` on it, and the proof that nothing else moved.
+
+Adding a classifier is one function or module that makes it and one row of HEADS.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import skip_init
+
+from moco.encoders import get_encoder
+from moco.losses import at_least_float32
+from moco.pretrained import load_encoder
+
+
+class Head(NamedTuple):
+    """A classifier on the d features of an encoder, for C classes.
+
+    help: what it is, for --help.
+    make: make(d, counts) is the module that becomes `fc`, (N, d) -> (N, C). counts: (C,) training images of each class.
+    loss: loss(logits, labels, epoch) of (N, C) and (N,), a scalar; epochs are counted from 0.
+    sampling: the batches it trains on, a name of SAMPLERS in imagenet_inat/samplers.py.
+    """
+
+    help: str
+    make: Callable[[int, np.ndarray], nn.Module]
+    loss: Callable[[Tensor, Tensor, int], Tensor]
+    sampling: str = "class-balanced"
+
+
+class Float32Linear(nn.Linear):
+    """A Linear that --amp leaves alone: logits of eight bits would often tie."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(at_least_float32(x))
+
+
+def _linear(width: int, counts: np.ndarray) -> nn.Module:
+    """The release's probe: weight N(0, 0.01), bias 0."""
+    fc = skip_init(Float32Linear, width, len(counts))
+    nn.init.normal_(fc.weight, mean=0.0, std=0.01)
+    nn.init.zeros_(fc.bias)
+    return fc
+
+
+HEADS = {
+    "linear": Head(
+        "a linear classifier by cross-entropy, the release's probe",
+        make=_linear,
+        loss=lambda logits, labels, epoch: cross_entropy(logits, labels),
+    ),
+}
+
+
+def build_classifier(
+    arch: str,
+    image_size: int,
+    num_classes: int,
+    batch: int,
+    pretrained: str | Path | None,
+    head: str = "linear",
+    counts: np.ndarray | None = None,
+) -> nn.Module:
+    """The network with the pre-trained encoder frozen and a new `fc`, on the CPU.
+
+    Args:
+        batch: images a process trains on at a time, (batch, 3, image_size, image_size).
+        pretrained: the encoder's file; None: its weights are random, for a checkpoint that brings all.
+        head: a name of HEADS. counts: as in `freeze`.
+
+    Raises:
+        InputError: as `get_encoder` and `load_encoder`.
+    """
+    model = get_encoder(arch, image_size, batch)(num_classes=num_classes)
+    if pretrained is not None:
+        load_encoder(model, pretrained, arch)
+    return freeze(model, head, counts)
+
+
+def freeze(model: nn.Module, head: str = "linear", counts: np.ndarray | None = None) -> nn.Module:
+    """The same network with a new `fc`, the only part that trains.
+
+    Args:
+        counts: (C,) training images of each class; None, one each: nothing will be trained that depends on them.
+    """
+    model.requires_grad_(False)
+    counts = np.ones(model.fc.out_features, dtype=np.int64) if counts is None else counts
+    model.fc = HEADS[head].make(model.fc.in_features, counts)
+    return model
+
+
+def with_float32_logits(model: nn.Module) -> nn.Module:
+    """The same network, its `fc` replaced by a Float32Linear of the same weights, which train."""
+    fc = skip_init(Float32Linear, model.fc.in_features, model.fc.out_features)
+    fc.load_state_dict(model.fc.state_dict())
+    model.fc = fc
+    return model
+
+
+def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
+    """Copies of what must not change; with bn_mode train the batch-norm statistics may."""
+    assert all(name.startswith("fc.") for name, p in model.named_parameters() if p.requires_grad)
+    tensors = model.state_dict() if bn_mode == "eval" else dict(model.named_parameters())
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if not name.startswith("fc.")}
+
+
+def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
+    """The names of frozen weights that are not what they were, to the bit."""
+    now = model.state_dict()
+    return [name for name, before in frozen.items() if not torch.equal(now[name], before)]

@@ -1,0 +1,80 @@
+"""What stage 1 asks of a method; the loop knows no more of it."""
+
+import torch
+from torch import Tensor, nn
+
+from utils.run.arguments import Group
+from utils.run.loop import Phase
+from utils.run.state import RunState
+
+
+class Method:
+    """A way to train stage 1. All but `build` has a default that does nothing.
+
+    A run makes one of the class in its row of METHODS. `build` gives `model`: called with two views of N images and
+    their labels, model(im_q, im_k, labels), it returns something with a scalar `loss`; stage 2 takes its `encoder_q`.
+
+    Attributes:
+        meaning: for --help.
+    """
+
+    meaning = ""
+    model: nn.Module
+
+    def __init__(self, args):
+        self.args = args
+
+    @staticmethod
+    def add_arguments(model: Group, loss: Group) -> None:
+        """Its own flags; `model` is the group of those that describe the network."""
+
+    @classmethod
+    def idle(cls, args) -> list[tuple[str, tuple[str, ...]]]:
+        """Flags that others leave without effect: when, as "without --targeted", and which."""
+        return []
+
+    def check(self) -> None:
+        """Refuse arguments that do not go together, before anything is read. Raises InputError."""
+
+    def check_files(self, num_classes: int) -> None:
+        """Refuse files that do not fit, before anything is made. Raises InputError."""
+
+    def read_state(self, state: RunState) -> None:
+        """Note what a run goes on from, and refuse what no run writes into `state.extra`. Raises InputError."""
+
+    def phases(self) -> list[Phase]:
+        """One after the other, each with its own optimiser and schedule."""
+        return [Phase(self.args.loss, 0, self.args.epochs)]
+
+    def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
+        """The model on the CPU, from `state.seed`; all ranks start from the same."""
+        raise NotImplementedError
+
+    def restore(self, state: RunState) -> None:
+        """Take up `state.extra`, when the weights have been loaded into `model`. Raises InputError."""
+
+    def encoders(self) -> list[nn.Module]:
+        """The networks that --amp, --channels-last and --compile speak of."""
+        return [self.model.encoder_q]
+
+    def begin_phase(self, name: str, fresh: bool) -> None:
+        """fresh: nothing of it has been trained yet."""
+
+    def begin_epoch(self, step: int, goes_on: bool) -> None:
+        """step: of the run, from 0. goes_on: the epoch was begun before, by a run that was interrupted."""
+
+    def shown(self, output) -> dict[str, Tensor]:
+        """Scalars of a step's output, whose means over the epoch are logged; `loss` is among them."""
+        return {"loss": output.loss}
+
+    def facts(self) -> tuple[dict[str, float | None], str]:
+        """What is said of an epoch at its end: for the log, and for the console."""
+        return {}, ""
+
+    def extra_state(self) -> dict:
+        """Its own entries of a checkpoint: plain data and tensors."""
+        return {}
+
+    def assigned(self) -> tuple[Tensor, Tensor] | None:
+        """Each class's target (C, D), and the cosine of its centroid to that (C,); None where there are none."""
+        return None

@@ -1,0 +1,73 @@
+"""What a checkpoint says of a queue and its targets: is it what a run writes?"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.errors import InputError
+from utils.run.state import RunState
+
+ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_before": list | None}
+
+
+def check_entries(state: RunState, num_classes: int) -> None:
+    """Refuse entries that no run writes.
+
+    Raises:
+        InputError: says which.
+    """
+    for name, kind in ENTRIES.items():
+        value = state.extra.get(name)
+        if name in state.extra and (not isinstance(value, kind) or isinstance(value, bool)):
+            expected = getattr(kind, "__name__", kind)
+            raise InputError(f"checkpoint {state.source}: {name} is {str(value)[:60]}, expected {expected}")
+    for name in ("assignment", "assignment_before"):
+        _check_permutation(state, name, num_classes)
+
+
+def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
+    """Of the classes' targets, if there is one."""
+    if (values := state.extra.get(name)) is None:
+        return
+    values = values.tolist() if isinstance(values, torch.Tensor) else values
+    if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
+        raise InputError(
+            f"checkpoint {state.source}: {name} is {str(values)[:60]}, expected each of {num_classes} targets once"
+        )
+
+
+def queue_grid(state: RunState, batch_size: int) -> int:
+    """What the queue's pointer is a multiple of: the greatest common divisor of all its global batches.
+
+    1 of a checkpoint that does not say in what batches its queue was filled, as the release's.
+    """
+    if state.source is None:
+        return batch_size
+    then = state.extra.get("queue_grid", state.args.get("batch_size"))
+    return math.gcd(batch_size, then if type(then) is int else 1)
+
+
+def check_queue(model: nn.Module, grid: int, source: Path) -> None:
+    """Check a queue that was loaded: where its pointer stands, and whose keys it holds.
+
+    Args:
+        model: with `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). grid: see `queue_grid`.
+
+    Raises:
+        InputError: a pointer or a label that no run writes.
+    """
+    pointer, length = int(model.queue_ptr), model.queue_labels.numel()
+    if not 0 <= pointer < length or pointer % grid:
+        raise InputError(
+            f"checkpoint {source}: queue_ptr is {pointer}, expected 0 to {length - 1} and a multiple of {grid}, as its "
+            "batches are; it is damaged: take another"
+        )
+    classes = len(model.class_centroid)
+    wrong = model.queue_labels[(model.queue_labels < -1) | (model.queue_labels >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"checkpoint {source}: {len(wrong)} of {length} queue_labels are none, the first {int(wrong[0])}, expected "
+            f"-1 (empty) to {classes - 1}; it is damaged: take another"
+        )

@@ -1,0 +1,83 @@
+"""Class targets in files: their name, reading and checking them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+
+UNIT_NORM_TOLERANCE = 1e-4
+
+
+def target_file_name(num_classes: int, dim: int) -> str:
+    """The release's file name of a target set."""
+    return f"optimal_{num_classes}_{dim}.npy"
+
+
+def load_targets(path: str | Path, num_classes: int, dim: int) -> Tensor:
+    """Read a target file, (num_classes, dim) float32; raises InputError as `read_targets` and `check_targets`."""
+    if not Path(path).is_file():
+        raise InputError(
+            f"targets {path}: no such file; make it with: "
+            f"python target_generation.py --num-classes {num_classes} --dim {dim} --output {path}"
+        )
+    targets = read_targets(path)
+    check_targets(targets, num_classes, dim, source=f"targets {path}")
+    return targets
+
+
+def read_targets(path: str | Path) -> Tensor:
+    """The array of a target file as a float32 tensor of its shape, unchecked but for its type.
+
+    Raises:
+        InputError: no such file, not a .npy array, or not of floating point numbers.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            array = np.asarray(np.load(file, allow_pickle=False))
+    except OSError as error:
+        raise InputError(f"targets {path}: {error.strerror or 'not a readable .npy array'}") from None
+    except Exception as error:  # NumPy's reader meets anything in a file that is none of ours
+        raise InputError(f"targets {path}: not a readable .npy array of numbers ({error})") from None
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"targets {path}: dtype {array.dtype}, expected float32: unit vectors, one a row")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def check_targets(targets: Tensor, num_classes: int, dim: int, source: str = "targets") -> None:
+    """Check that `targets` are num_classes different, finite unit vectors of dimension dim.
+
+    Raises:
+        InputError: says which of shape, finiteness, norm and difference fails, and in which row.
+    """
+    if tuple(targets.shape) != (num_classes, dim):
+        raise InputError(
+            f"{source}: shape {tuple(targets.shape)}, expected {(num_classes, dim)} (classes, dim); "
+            f"make them with: python target_generation.py --num-classes {num_classes} --dim {dim}"
+        )
+    finite = targets.isfinite().all(dim=1)
+    if not finite.all():
+        raise InputError(f"{source}: {_rows(~finite)} a value that is not finite")
+    norms = targets.double().norm(dim=1)
+    wrong = (norms - 1).abs() > UNIT_NORM_TOLERANCE
+    if wrong.any():
+        raise InputError(
+            f"{source}: {_rows(wrong)} norm {float(norms[wrong][0]):.6f}, "
+            f"expected 1 to {UNIT_NORM_TOLERANCE:g}: targets are unit vectors"
+        )
+    first: dict[bytes, int] = {}  # row -> where it was met first
+    for row, values in enumerate(targets.cpu().numpy() + 0.0):  # −0 + 0 = 0: equal numbers, equal bytes
+        earlier = first.setdefault(values.tobytes(), row)
+        if earlier != row:
+            raise InputError(f"{source}: rows {earlier} and {row} are equal: two classes would share a target")
+
+
+def _rows(wrong: Tensor) -> str:
+    """Which rows, and the verb that goes with them."""
+    rows = wrong.nonzero()[:, 0].tolist()
+    if len(rows) == 1:
+        return f"row {rows[0]} has"
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return f"rows {', '.join(map(str, rows[:3]))}{more} have"

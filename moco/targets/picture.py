@@ -1,0 +1,75 @@
+"""The picture of a target set: its cosines and the bounds; the points themselves in two and three dimensions."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only, no screen needed
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from moco.targets.certificate import energy_of, pair_cosines, quadrature, verdict
+from utils.files import write_whole
+from utils.report.style import COLOURS
+
+BINS = 101  # odd: a single cosine is in the middle of one
+
+
+def plot_targets(points: np.ndarray, facts: dict, path: Path) -> None:
+    """Histogram of the cosines of all pairs with the bounds marked; for D = 2 and 3 the points beside it.
+
+    Args:
+        points: (C, D) unit rows, C ≥ 2. facts: their `certificate`.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    dim = points.shape[1]
+    panels = 2 if dim in (2, 3) else 1
+    figure = plt.figure(figsize=(8 if panels == 1 else 12, 4.5), layout="constrained")
+    figure.suptitle(f"{energy_of(facts)}: {verdict(facts)}")
+    histogram(figure.add_subplot(1, panels, 1), points, facts)
+    if dim == 2:
+        on_the_circle(figure.add_subplot(1, 2, 2), points)
+    elif dim == 3:
+        on_the_sphere(figure.add_subplot(1, 2, 2, projection="3d"), points)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    plt.close(figure)
+
+
+def histogram(axes: Axes, points: np.ndarray, facts: dict) -> None:
+    """Share of the pairs in each bin, and what the mean, the RMS and an optimal set are bound by."""
+    low, high = min(piece.min() for piece in pair_cosines(points)), facts["max_cosine"]
+    margin = max(0.03, 0.05 * (high - low))
+    edges = np.linspace(max(low - margin, -1.001), min(high + margin, 1.001), BINS + 1)
+    counts = sum(np.histogram(piece, edges)[0] for piece in pair_cosines(points))
+    axes.stairs(100 * counts / counts.sum(), edges, fill=True, color=COLOURS[0], label="pairs of targets")
+    mean, welch = facts["simplex_cosine"], facts["welch_bound"]
+    axes.axvline(mean, color=COLOURS[1], label=f"−1/(C−1) = {mean:.4f}: least mean")
+    if welch > 0:
+        axes.axvline(welch, color=COLOURS[2], linestyle="--", label=f"±{welch:.4f}, Welch's bound: least RMS")
+        axes.axvline(-welch, color=COLOURS[2], linestyle="--")
+    rule = quadrature(facts["classes"], facts["dim"])
+    if rule is not None and facts["degree"] > 1:
+        for i, node in enumerate(rule[0]):
+            name = "cosines of a set that met the energy bound" if i == 0 else None
+            axes.axvline(node, color=COLOURS[3], linestyle=":", linewidth=2, label=name)
+    axes.set(xlim=(edges[0], edges[-1]), xlabel="cosine of two targets", ylabel="pairs, %")
+    axes.figure.legend(loc="outside lower left", frameon=False, fontsize="small", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def on_the_circle(axes: Axes, points: np.ndarray) -> None:
+    axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.7"))
+    axes.scatter(*points.T, color=COLOURS[0], zorder=2)
+    axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+    axes.axis("off")
+
+
+def on_the_sphere(axes: Axes, points: np.ndarray) -> None:
+    """Points at the back are paler, as the drawing's depth shade has it."""
+    turn, height = np.meshgrid(np.linspace(0, 2 * np.pi, 25), np.linspace(0, np.pi, 13))
+    sphere = np.cos(turn) * np.sin(height), np.sin(turn) * np.sin(height), np.cos(height)
+    axes.plot_wireframe(*sphere, color="0.85", linewidth=0.5)
+    axes.scatter(*points.T, color=COLOURS[0], s=25)
+    axes.set_box_aspect((1, 1, 1), zoom=1.3)
+    axes.axis("off")

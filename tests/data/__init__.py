@@ -1,0 +1,1 @@
+"""The data: lists, images, views, batches."""

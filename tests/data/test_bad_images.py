@@ -1,0 +1,127 @@
+"""Images that cannot be read: they end the run with their name and line, or are passed over and listed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from tests import ROOT, faults
+from utils.errors import InputError, one_line
+from utils.run import checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Thirty-two images of two classes; two of class 1 are damaged, one is missing."""
+    for i in range(32):
+        Image.new("RGB", (9, 8), (8 * i, 100, 200)).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:50])
+    (tmp_path / "7.png").write_bytes(b"not an image")
+    (tmp_path / "9.png").unlink()
+    for split, numbers in (("train", range(32)), ("val", range(0, 32, 2)), ("test", range(0, 32, 2))):
+        (tmp_path / f"custom_{split}.txt").write_text("".join(f"{i}.png {i % 2}\n" for i in numbers))
+    (tmp_path / "custom_val.txt").write_text("0.png 0\n1.png 1\n")
+    (tmp_path / "custom_test.txt").write_text("2.png 0\n3.png 1\n")
+    return tmp_path
+
+
+def flags(folder: Path, workers: int = 0) -> list[str]:
+    text = f"--dataset custom --data-root {folder} --splits {folder} --arch resnet20 --image-size 8 --device cpu"
+    return [*text.split(), *f"-b 8 --epochs 2 --seed 0 -p 0 -j {workers}".split()]
+
+
+STAGE_1 = ["--moco-k", "16", "--moco-dim", "8"]
+BAD = {"5.png": "custom_train.txt:6", "7.png": "custom_train.txt:8", "9.png": "custom_train.txt:10"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_ends_the_run_with_its_name_its_line_and_what_pillow_said(workers, folder):
+    with pytest.raises(InputError) as error:
+        stage1.main([*flags(folder, workers), *STAGE_1, "--run-dir", str(folder / "run")])
+    line = one_line(error.value)
+    name = next(name for name in BAD if f"{name}: " in line)
+    assert BAD[name] in line and "\n" not in line
+    said = {"5.png": "truncated", "7.png": "cannot identify image", "9.png": "No such file"}[name]
+    assert said in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_are_counted_and_listed_in_both_stages(workers, folder, capsys):
+    run, skip = folder / "run", ["--on-bad-image", "skip"]
+    stage1.main([*flags(folder, workers), *STAGE_1, *skip, "--run-dir", str(run)])
+    out = capsys.readouterr().out
+    assert f"note: 3 unreadable images passed over so far, others of their class taken instead: {run}" in out
+    lines = (run / "bad_images.txt").read_text().splitlines()
+    assert len(lines) == 3
+    assert all(any(name in line and place in line for line in lines) for name, place in BAD.items())
+
+    pretrained = ["--pretrained", str(run / "last.pth.tar"), "--run-dir", str(folder / "probe"), "--lr", "0.1"]
+    stage2.main([*flags(folder, workers), *pretrained, *skip])
+    assert (folder / "probe" / "bad_images.txt").read_text().splitlines() == lines
+
+
+def test_the_images_taken_instead_do_not_depend_on_the_workers(folder):
+    weights = []
+    for workers in (0, 2):
+        run = folder / f"run{workers}"
+        stage1.main([*flags(folder, workers), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(run)])
+        weights.append(checkpoint.load(run / "last.pth.tar")["state_dict"])
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_where_all_is_well_nothing_is_said(folder, capsys):
+    for name in BAD:
+        shutil.copy(folder / "1.png", folder / name)
+    stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")])
+    assert "unreadable" not in capsys.readouterr().out
+    assert not (folder / "run" / "bad_images.txt").exists()
+
+
+def test_a_class_without_a_readable_image_ends_the_run(folder):
+    for i in range(1, 32, 2):
+        (folder / f"{i}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="class 1 has no readable image left"):
+        stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")])
+
+
+def test_in_evaluation_a_bad_image_always_ends_the_run(folder):
+    stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")])
+    (folder / "custom_test.txt").write_text("2.png 0\n7.png 1\n")
+    pretrained = ["--pretrained", str(folder / "run" / "last.pth.tar"), "--run-dir", str(folder / "probe")]
+    with pytest.raises(InputError, match=r"7\.png: not a readable image, .*custom_test\.txt:2"):
+        stage2.main([*flags(folder), *pretrained, "--on-bad-image", "skip"])
+
+
+def test_a_loader_process_that_dies_is_an_error_with_its_cause(folder):
+    """As when the system takes its memory: killed from outside."""
+    for name in BAD:
+        shutil.copy(folder / "1.png", folder / name)
+    command = [sys.executable, "main_moco_supcon_imba.py", *flags(folder, 1), *STAGE_1, "--epochs", "5000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([*command, "--run-dir", str(folder / "run")], cwd=ROOT, **pipes)
+    next(line for line in run.stdout if "Epoch: [2/" in line)
+    os.kill(faults.descendants(run.pid)[-1], signal.SIGKILL)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert err.startswith("error: a loader process died: DataLoader worker (pid")
+    assert "Killed" in err or "exited unexpectedly" in err  # torch finds out in one of two ways
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_fails_does_not_wait_for_its_loader_processes(folder):
+    """They ignore SIGTERM, by which Python would end them; whoever keeps the error keeps them alive till the exit."""
+    program = (
+        "import sys, main_moco_supcon_imba as stage1\n"
+        "try: stage1.main(sys.argv[1:])\n"
+        "except Exception as error: kept = error; print('failed', flush=True)"
+    )
+    command = [sys.executable, "-c", program, *flags(folder, 2), *STAGE_1, "--run-dir", str(folder / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.endswith("failed\n") and done.returncode == 0

@@ -1,0 +1,132 @@
+"""Any folder of images: `make`, `verify`, then both scripts; and which lists a data set's flags name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat import options
+from imagenet_inat.datasets import row
+from imagenet_inat.splits import __main__ as splits
+from moco.targets.generation import generate_file
+from utils.errors import InputError
+from utils.run import checkpoint
+
+COLOURS = {"blau (blue)": (40, 60, 200), "grün": (50, 190, 60), "red": (200, 40, 40)}
+TINY = ["--image-size", "8", "-a", "resnet20", "-b", "16", "-j", "0", "--seed", "0", "--device", "cpu", "-p", "0"]
+TINY_STAGE_1 = [*TINY, "--moco-k", "32", "--moco-dim", "8", "--mlp", "--epochs", "2", "--targeted", "--sep_t"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """photos/<colour>/: 40 noisy pictures of each of three colours, in any shape; lists/ made of them."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(40):
+            noise = rng.integers(-30, 30, (12 + i % 3, 16, 3))
+            pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"photo {i}.png")
+    splits.main(f"make {folder}/photos --imbalance 6 --val 4 --test 6 --output {folder}/lists".split())
+    return folder
+
+
+def data_flags(folder: Path) -> list[str]:
+    return ["--dataset", "custom", "--data-root", str(folder / "photos"), "--splits", str(folder / "lists")]
+
+
+@pytest.fixture(scope="module")
+def own_run(photos) -> Path:
+    """A TSC run on the photos, its folder named by the scripts, and its probe in it."""
+    runs = photos / "runs"
+    targets = ["--targets", str(photos / "optimal_3_8.npy")]
+    splits.main(f"verify custom --data-root {photos}/photos --splits {photos}/lists".split())
+    generate_file(photos / "optimal_3_8.npy", 3, 8)
+    stage1.main([*data_flags(photos), *TINY_STAGE_1, *targets, "--save-folder", str(runs)])
+    (run,) = runs.iterdir()
+    probe = ["--pretrained", str(run / "last.pth.tar"), "--epochs", "4", "--schedule", "--lr", "1"]
+    stage2.main([*data_flags(photos), *TINY, *probe])
+    return run
+
+
+def test_a_folder_of_images_goes_through_make_and_both_stages(own_run, photos):
+    (file,) = own_run.glob("custom-photos_linear_*/results.json")
+    results = json.loads(file.read_text())
+    assert results["train_counts"] == [30, 12, 5] and len(results["last"]["per_class"]) == 3
+    assert results["last"]["medium"] is not None and results["last"]["many"] is None
+    assert results["best_on_test"]["acc1"] > 60, "three plain colours are told apart"
+    weights = checkpoint.load(own_run / "last.pth.tar")["state_dict"]
+    assert weights["module.class_centroid"].shape == (3, 8)
+
+
+def test_the_run_is_named_after_the_images_and_says_what_to_type_next(own_run, photos):
+    assert own_run.name.startswith("custom-photosLT_resnet20_")
+    args = json.loads((own_run / "args.json").read_text())["args"]
+    assert args["num_classes"] == 3
+    args = stage1.get_args_parser().parse_args([*data_flags(photos), "--train-txt", "t.txt"])
+    args.image_size, args.arch = 8, "resnet20"
+    command = options.command_line("main_lincls_imba.py", args)
+    assert f"--splits {photos}/lists --train-txt t.txt" in command and "--imbalance" not in command
+
+
+def test_a_run_does_not_go_on_with_another_number_of_classes(own_run, photos, tmp_path):
+    lines = (photos / "lists" / "custom_train.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "two.txt").write_text("".join(f"{line}\n" for line in lines if not line.endswith("2")), "utf-8")
+    resume = ["--resume", "auto", "--run-dir", str(own_run), "--train-txt", str(tmp_path / "two.txt")]
+    flags = [flag for flag in TINY_STAGE_1 if flag not in ("--targeted", "--sep_t")]
+    with pytest.raises(InputError, match="num_classes 3 -> 2"):
+        stage1.main([*data_flags(photos), *flags, *resume])
+
+
+def lists_of(*flags: str) -> dict[str, str]:
+    args = stage1.get_args_parser().parse_args(list(flags))
+    spec = row(args.dataset)
+    lists = options.find_lists(spec, args, args.imbalance or spec.imbalance)
+    return {split: str(path) for split, path in lists.files.items()}
+
+
+def test_lists_are_found_by_name_or_as_given():
+    named = {split: f"d/custom_{split}.txt" for split in ("train", "val", "test")}
+    assert lists_of("--dataset", "custom", "--splits", "d") == named
+    assert lists_of("--dataset", "custom", "--splits", "d", "--val-txt", "v") == named | {"val": "v"}
+    given = lists_of("--dataset", "inat", "--train-txt", "t", "--val-txt", "v")
+    assert given == {"train": "t", "val": "v", "test": "v"}, "one list serves as both"
+    assert lists_of("--dataset", "cifar100", "--train-txt", "t", "--test-txt", "v") == given
+    assert lists_of("--dataset", "cifar10", "--data-root", "d", "--imbalance", "10") == {
+        "train": "d/CIFAR10_LT/imbalance_10/CIFAR10_LT_train.txt",
+        "val": "d/CIFAR10_LT/imbalance_10/CIFAR10_LT_test.txt",
+        "test": "d/CIFAR10_LT/imbalance_10/CIFAR10_LT_test.txt",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png 0\nb.png 2\nc.png 2\n", r"custom_train\.txt: no line has the label 1, but the largest is 2"),
+        ("a.png 0\nb.png 7\n", r"custom_train\.txt:2: label 7, expected 0 to 1 at most, for 2 lines"),
+        ("../a.png 0\n", r'custom_train\.txt:1: "\.\./a\.png" leaves the data root'),
+        (None, r"custom_train\.txt: no such list; get it: python -m imagenet_inat\.splits make IMAGES"),
+    ],
+)
+def test_own_lists_are_checked_before_anything_is_written(text, message, photos, tmp_path):
+    if text is not None:
+        (tmp_path / "custom_train.txt").write_text(text)
+    flags = ["--dataset", "custom", "--data-root", str(photos / "photos"), "--splits", str(tmp_path)]
+    with pytest.raises(InputError, match=message):
+        stage1.main([*flags, *TINY, "--moco-k", "32", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_imbalance_is_for_sets_that_are_made():
+    with pytest.raises(
+        InputError, match=r"--imbalance 10: the lists of imagenet are fixed; .* cifar10, cifar100, digits"
+    ):
+        stage1.main(["--imbalance", "10"])
+    with pytest.raises(InputError, match="--imbalance 600: expected 1 to 500"):
+        stage1.main(["--dataset", "cifar100", "--imbalance", "600"])
+    with pytest.raises(InputError, match=r"no such list; get it: .* make cifar10 --imbalance 100 --output nowhere;"):
+        stage1.main(["--dataset", "cifar10", "--data-root", "nowhere", *TINY, "--moco-k", "32"])

@@ -1,0 +1,203 @@
+"""`download` against a local HTTP server that truncates, tampers, refuses ranges, or is not there."""
+
+import functools
+import http.server
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from imagenet_inat.lists import known
+from imagenet_inat.lists.known import describe
+from imagenet_inat.splits import __main__ as splits
+from imagenet_inat.splits import download
+from utils.errors import InputError
+
+TEXT = "".join(f"data/{c}/{i}.jpg {c}\n" for c in range(365) for i in range(3)).encode()
+NAMES = [f"Places_LT_{split}.txt" for split in ("train", "val", "test")]
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; knows ranges, and the server's list of faults, taken one a request."""
+
+    def do_GET(self):
+        self.server.requests.append((self.path, self.headers.get("Range")))
+        fault = self.server.faults.pop(0) if self.server.faults else ""
+        file = Path(self.translate_path(self.path))
+        if not file.is_file():
+            self.send_error(404)
+            return
+        data, start = file.read_bytes(), 0
+        if self.headers.get("Range") and fault != "no ranges":
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        if start >= len(data) > 0:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        body = data[start:]
+        if fault == "tampered":
+            body = body.replace(b"0.jpg 7\n", b"0.jpg 8\n")
+        self.wfile.write(body[: len(body) // 2] if fault == "truncated" else body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_bytes(TEXT)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
+        server.faults, server.requests, server.folder = [], [], folder
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """Places-LT's training list is known to be TEXT here; the others have no known hash, as in truth."""
+    monkeypatch.setitem(known.PUBLISHED, NAMES[0], describe(TEXT))
+
+
+def fetch(source: str, output: Path) -> None:
+    splits.main(["download", "places", "--from", source, "--output", str(output)])
+
+
+def test_lists_are_fetched_verified_and_named_at_last(server, tmp_path, capsys):
+    fetch(server.url, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(NAMES)
+    assert all((tmp_path / "out" / name).read_bytes() == TEXT for name in NAMES)
+    out = capsys.readouterr().out
+    assert "Places_LT_train.txt: 1,095 lines, the published list (SHA-256 verified)" in out
+    assert out.count("no SHA-256 of it is known here, so only its form was checked") == 2
+    assert f"verify places --splits {tmp_path}/out --data-root DIR" in out
+
+
+def test_what_is_there_is_verified_and_not_fetched_again(server, tmp_path, capsys):
+    fetch(server.url, tmp_path)
+    count = len(server.requests)
+    fetch(server.url, tmp_path)
+    assert len(server.requests) == count == 3 and capsys.readouterr().out.count("there already") == 3
+
+
+def test_another_file_of_that_name_is_left_alone(server, tmp_path):
+    (tmp_path / NAMES[0]).write_text("mine.jpg 0\n")
+    with pytest.raises(InputError, match=r"not the published Places_LT_train\.txt: 11 bytes .* delete it to fetch"):
+        fetch(server.url, tmp_path)
+    assert (tmp_path / NAMES[0]).read_text() == "mine.jpg 0\n"
+
+
+@pytest.mark.parametrize("server_says", ["ranges", "no ranges"])
+def test_a_truncated_transfer_is_continued(server_says, server, tmp_path):
+    server.faults = ["truncated", server_says]
+    with pytest.raises(InputError, match=r"ended after [\d,]+ of [\d,]+ bytes; the same command goes on from there"):
+        fetch(server.url, tmp_path)
+    assert not (tmp_path / NAMES[0]).exists()
+    assert (tmp_path / f"{NAMES[0]}.part").read_bytes() == TEXT[: len(TEXT) // 2]
+    fetch(server.url, tmp_path)
+    assert (tmp_path / NAMES[0]).read_bytes() == TEXT
+    assert server.requests[1][1] == f"bytes={len(TEXT) // 2}-"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_complete_part_needs_no_bytes(server, tmp_path):
+    (tmp_path / f"{NAMES[0]}.part").write_bytes(TEXT)
+    fetch(server.url, tmp_path)
+    assert (tmp_path / NAMES[0]).read_bytes() == TEXT
+
+
+@pytest.mark.parametrize("faults", [["tampered"], ["truncated", "tampered"]])
+def test_a_tampered_transfer_never_gets_the_name_and_is_dropped(faults, server, tmp_path):
+    server.faults = list(faults)
+    if faults[0] == "truncated":
+        (tmp_path / f"{NAMES[0]}.part").write_bytes(TEXT[:200].replace(b"0.jpg 7\n", b"0.jpg 8\n").replace(b"1", b"2"))
+        server.faults = []
+    with pytest.raises(InputError, match="not the published Places_LT_train"):
+        fetch(server.url, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".txt", ".part")] == []
+    server.faults = []
+    fetch(server.url, tmp_path)  # and the next try is a fresh one
+    assert (tmp_path / NAMES[0]).read_bytes() == TEXT
+
+
+def test_a_page_instead_of_a_list_without_a_hash_is_refused(server, tmp_path):
+    (server.folder / NAMES[1]).write_text("<html>sign in</html>\n")
+    with pytest.raises(InputError, match=r'Places_LT_val\.txt\.part:1: found "<html>sign in</html>"'):
+        fetch(server.url, tmp_path)
+    assert (tmp_path / NAMES[0]).exists() and not (tmp_path / NAMES[1]).exists()
+
+
+def test_an_interrupted_transfer_is_continued(server, tmp_path, monkeypatch):
+    """Ctrl-C after the first bytes."""
+    monkeypatch.setattr(download, "CHUNK", 1000)
+    monkeypatch.setattr(download, "tqdm", InterruptedBar)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server.url, tmp_path)
+    assert 0 < (tmp_path / f"{NAMES[0]}.part").stat().st_size < len(TEXT)
+    monkeypatch.undo()
+    monkeypatch.setitem(known.PUBLISHED, NAMES[0], describe(TEXT))
+    fetch(server.url, tmp_path)
+    assert (tmp_path / NAMES[0]).read_bytes() == TEXT and server.requests[1][1].startswith("bytes=")
+
+
+class InterruptedBar:
+    """A progress bar at whose second update the user presses Ctrl-C."""
+
+    def __init__(self, **kwargs):
+        self.updates = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+    def update(self, count: int) -> None:
+        self.updates += 1
+        if self.updates == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_folder_serves_as_well(server, tmp_path):
+    fetch(str(server.folder), tmp_path)
+    assert (tmp_path / NAMES[2]).read_bytes() == TEXT and not server.requests
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{url}/elsewhere", "404 Not Found; name a folder or mirror that has the lists with --from"),
+        ("http://127.0.0.1:9", "Connection refused"),
+        ("http://[broken", "name a folder or mirror"),
+        ("nowhere", "no such file; --from names the folder or"),
+    ],
+)
+def test_a_source_that_is_not_there_is_said_in_one_line(source, message, server, tmp_path):
+    with pytest.raises(InputError) as error:
+        fetch(source.format(url=server.url), tmp_path / "out")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_public_source_is_named_by_commit_set_and_file(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: asked.append(request.full_url) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        splits.main(["download", "imagenet", "--output", str(tmp_path)])
+    commit = "f162adef63fdf592d0b8a0f6e52bc481fc08785f"
+    base = f"https://raw.githubusercontent.com/facebookresearch/classifier-balancing/{commit}/data"
+    assert asked == [f"{base}/ImageNet_LT/ImageNet_LT_train.txt"]
+
+
+def test_a_set_that_is_made_cannot_be_downloaded(capsys):
+    with pytest.raises(SystemExit) as end:
+        splits.main(["download", "cifar10"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and "'imagenet', 'inat', 'places'" in error

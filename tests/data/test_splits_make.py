@@ -1,0 +1,139 @@
+"""`make`: long tails of any images."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagenet_inat.lists.format import read_split
+from imagenet_inat.lists.profiles import PROFILES, class_sizes
+from imagenet_inat.splits import __main__ as splits
+from imagenet_inat.splits.make import Plan, train_sizes
+from utils.errors import InputError
+
+NAMES = {"ant": 30, "bee": 50, "cat": 40, "dog": 30}
+
+
+def test_profiles_have_their_shapes():
+    assert class_sizes("exp", 3, 100, 1000) == [1000, 100, 10]
+    assert class_sizes("exp", 6, 32, 1000) == [1000, 500, 250, 125, 62, 31]
+    assert class_sizes("step", 5, 10, 50) == [50, 50, 50, 5, 5]
+    assert class_sizes("pareto", 4, 16, 160) == [160, 40, 17, 10]  # (c+1)^-2
+    assert class_sizes("pareto", 3, 10, 100)[-1] == 10
+    for profile in PROFILES:
+        sizes = class_sizes(profile, 7, 20, 200)
+        assert (sizes[0], sizes[-1]) == (200, 10) and sizes == sorted(sizes, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A folder of class folders; `dog` has a folder of its own inside, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("images")
+    for name, count in NAMES.items():
+        for i in range(count):
+            place = folder / name / ("puppies" if name == "dog" and i % 2 else "") / f"{i}.JPG"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+    (folder / "dog" / "notes.txt").touch()
+    return folder
+
+
+def make(source, output: Path, flags: str = "") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    splits.main(["make", str(source), "--output", str(output), *flags.split()])
+    return {split: read_split(output / f"custom_{split}.txt", None) for split in ("train", "val", "test")}
+
+
+def test_a_folder_becomes_three_lists_and_a_record(images, tmp_path, capsys):
+    lists = make(images, tmp_path / "lists", "--imbalance 4 --val 3 --test 5")
+    counts = {split: np.bincount(labels).tolist() for split, (_, labels) in lists.items()}
+    # bee has most images left, 42, so it is the head; then cat, and ant before dog, who have as many
+    assert counts == {"train": [16, 42, 26, 10], "val": [3] * 4, "test": [5] * 4}
+    paths = np.concatenate([paths for paths, _ in lists.values()]).tolist()
+    assert len(set(paths)) == len(paths) and all((images / path.decode()).is_file() for path in paths)
+    folders = [path.decode().split("/")[0] for path in lists["train"][0].tolist()]
+    assert [sorted(NAMES).index(folder) for folder in folders] == lists["train"][1].tolist()
+    record = json.loads((tmp_path / "lists" / "made.json").read_text())
+    assert record["classes"] == sorted(NAMES) and record["train_counts"] == counts["train"]
+    assert (record["profile"], record["imbalance"], record["seed"]) == ("exp", 4.0, 0)
+    data = (tmp_path / "lists" / "custom_val.txt").read_bytes()
+    assert record["files"]["custom_val.txt"]["sha256"] == hashlib.sha256(data).hexdigest()
+    flags = f"--splits {tmp_path}/lists --data-root {images}"
+    assert f"main_moco_supcon_imba.py --dataset custom {flags}" in capsys.readouterr().out
+
+
+def test_the_seed_decides_which_images(images, tmp_path):
+    first, again, other = (
+        make(images, tmp_path / name, f"--imbalance 2 --test 5 --seed {seed}")
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(np.array_equal(first[split][0], again[split][0]) for split in first)
+    assert all(not np.array_equal(first[split][0], other[split][0]) for split in first)
+    assert np.array_equal(first["train"][1], other["train"][1])
+
+
+def test_a_list_is_cut_like_a_folder(tmp_path):
+    (tmp_path / "all.txt").write_text("".join(f"x/{i} {c}.jpg {c}\n" for c in range(2) for i in range(50)))
+    lists = make(tmp_path / "all.txt", tmp_path / "lists", "--profile step --imbalance 5 --largest 20")
+    assert np.bincount(lists["train"][1]).tolist() == [20, 4]
+    assert all(path.endswith(f" {label}.jpg".encode()) for path, label in zip(*lists["train"], strict=True))
+
+
+def test_a_made_list_is_not_written_over(images, tmp_path):
+    make(images, tmp_path, "--imbalance 2 --test 5")
+    before = (tmp_path / "custom_train.txt").read_bytes()
+    make(images, tmp_path, "--imbalance 2 --test 5")  # the same again is no loss
+    with pytest.raises(InputError, match=r"custom_train\.txt: there is another list already"):
+        make(images, tmp_path, "--imbalance 3 --test 5")
+    assert (tmp_path / "custom_train.txt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--val 20 --test 10", "class ant: 30 images, --val 20 and --test 10 leave none to train"),
+        ("--imbalance 2 --test 5 --largest 50", "--largest 50: the images at hand allow 23"),
+        ("--imbalance 100 --test 5", "--imbalance 100: the largest class has 35 images, so the smallest none"),
+        ("--imbalance 0.5", "--imbalance 0.5: expected 1 (balanced) or more"),
+        ("--json a b", "--json: not for `make"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_and_nothing_written(flags, message, images, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make(images, tmp_path / "lists", flags)
+    assert not (tmp_path / "lists").exists()
+
+
+def test_sources_that_are_none_are_refused(images, tmp_path):
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    cases = {
+        tmp_path / "nowhere": "nowhere: cannot be read",
+        tmp_path / "one": "class: no image in it",
+        images / "ant": "0 class folders, expected one for each of two",
+    }
+    for source, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            make(source, tmp_path / "lists")
+    with pytest.raises(InputError, match="say where the lists go with --output"):
+        splits.main(["make", str(images)])
+    with pytest.raises(SystemExit):
+        make(images, tmp_path / "lists", f"--seed {2**32}")
+
+
+@pytest.mark.parametrize("name", [b"a\nb.png", b"\xff.png"])
+def test_a_file_name_that_no_list_can_hold_is_refused(name, tmp_path):
+    for path in (b"0/1.png", b"0/2.png", b"0/" + name, b"1/1.png", b"1/2.png", b"1/3.png"):
+        place = tmp_path / "images" / os.fsdecode(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    with pytest.raises(InputError, match="a list cannot hold this name; rename the file") as error:
+        make(tmp_path / "images", tmp_path / "lists", "--imbalance 1 --val 1 --test 1")
+    assert "\n" not in str(error.value)
+
+
+def test_the_head_is_where_the_images_are():
+    plan = Plan("exp", 10, 0, 1, 1)
+    assert train_sizes([12, 102, 52], plan, ["a", "b", "c"]) == [10, 100, 31]

@@ -1,0 +1,127 @@
+"""`make` of sets that others publish: CIFAR as torchvision has it, iNaturalist's annotations."""
+
+import hashlib
+import json
+import pickle
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.images import LongTailDataset
+from imagenet_inat.lists.format import read_split
+from imagenet_inat.lists.profiles import class_sizes
+from imagenet_inat.options import find_lists
+from imagenet_inat.splits import __main__ as splits
+from imagenet_inat.splits import torchvision_sets
+from utils.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "imbalance", "total"),
+    [("cifar10", 10, 20431), ("cifar10", 50, 13996), ("cifar10", 100, 12406), ("cifar100", 100, 10847)],
+)
+def test_cifar_has_the_fields_number_of_images(name, imbalance, total):
+    spec = REGISTRY[name]
+    assert sum(class_sizes("exp", spec.num_classes, imbalance, spec.largest)) == total
+
+
+@pytest.fixture
+def cifar_files(tmp_path, monkeypatch) -> Path:
+    """CIFAR-10's files as torchvision expects them, with 40 training and 10 test images of noise."""
+    folder, rng = tmp_path / "data" / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+
+    def write(name: str, content) -> tuple[str, str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(count: int) -> dict:
+        return {"data": rng.integers(0, 255, (count, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(count)]}
+
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "train_list", [write(f"data_batch_{i}", batch(20)) for i in (1, 2)])
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "test_list", [write("test_batch", batch(10))])
+    name, digest = write("batches.meta", {"label_names": [f"class {c}" for c in range(10)]})
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    return tmp_path / "data"
+
+
+def test_cifar_is_written_once_as_files_and_found_by_its_row(cifar_files, capsys):
+    splits.main(["make", "cifar10", "--output", str(cifar_files), "--imbalance", "4"])
+    assert f"--dataset cifar10 --data-root {cifar_files} --imbalance 4" in capsys.readouterr().out
+    given = Namespace(data_root=str(cifar_files), splits=None, train_txt=None, val_txt=None, test_txt=None)
+    root, files, _ = find_lists(REGISTRY["cifar10"], given, imbalance=4)
+    train = LongTailDataset(root, files["train"], 10, np.asarray)
+    test = LongTailDataset(root, files["val"], 10, np.asarray)
+    assert train.class_counts.tolist() == class_sizes("exp", 10, 4, 4) and test.class_counts.tolist() == [1] * 10
+    original = torchvision_sets.CIFAR10(str(cifar_files), train=True)
+    for i in range(len(train)):
+        pixels, label = train[i]
+        number = int(train.paths[i].decode().split("/")[-1].removesuffix(".png"))
+        assert np.array_equal(pixels, original.data[number]) and label == original.targets[number]
+    assert np.array_equal(
+        np.stack([test[i][0] for i in range(10)]), torchvision_sets.CIFAR10(str(cifar_files), train=False).data
+    )
+
+
+def test_another_imbalance_or_seed_uses_the_images_that_are_there(cifar_files, capsys):
+    commands = ("--imbalance 4", "--imbalance 2", "--imbalance 4 --seed 7")
+    for flags in commands:
+        splits.main(["make", "cifar10", "--output", str(cifar_files), *flags.split()])
+    root = cifar_files / "CIFAR10_LT"
+    assert sorted(path.name for path in root.iterdir()) == [
+        "images",
+        "imbalance_2",
+        "imbalance_4",
+        "imbalance_4_seed_7",
+    ]
+    assert f"--splits {root}/imbalance_4_seed_7" in capsys.readouterr().out
+    texts = [(root / name / "CIFAR10_LT_train.txt").read_text() for name in ("imbalance_4", "imbalance_4_seed_7")]
+    assert texts[0] != texts[1]
+    splits.main(["verify", "cifar10", "--data-root", str(cifar_files), "--imbalance", "4", "--decode"])
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
+def test_cifar_that_cannot_be_had_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(
+        InputError, match=r"cifar10 is not there and cannot be downloaded .* put cifar-10-python.tar.gz"
+    ):
+        splits.main(["make", "cifar10", "--output", str(tmp_path)])
+    with pytest.raises(InputError, match="--imbalance 5: expected 1 to 4, the images of a class"):
+        torchvision_sets.split_texts(np.arange(40) % 10, np.arange(10), 5, 0)
+
+
+def inat_json(path: Path, count: int, **change) -> Path:
+    """An annotation file of the competition's form, annotations in another order than the images."""
+    images = [
+        {"id": 100 + i, "file_name": f"train_val2018/Aves/{i % 3}/{i:032x}.jpg", "width": 8} for i in range(count)
+    ]
+    annotations = [{"id": i, "image_id": 100 + i, "category_id": i % 3} for i in reversed(range(count))]
+    path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations} | change))
+    return path
+
+
+def test_inaturalists_annotations_become_its_lists(tmp_path, capsys):
+    files = [str(inat_json(tmp_path / f"{split}2018.json", count)) for split, count in (("train", 9), ("val", 3))]
+    splits.main(["make", "inat", "--json", *files, "--output", str(tmp_path / "lists")])
+    text = (tmp_path / "lists" / "iNaturalist18_train.txt").read_text()
+    assert text == "".join(f"train_val2018/Aves/{i % 3}/{i:032x}.jpg {i % 3}\n" for i in range(9))
+    assert len(read_split(tmp_path / "lists" / "iNaturalist18_val.txt", 8142)[1]) == 3
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # most classes have no image here
+        splits.main(["verify", "inat", "--splits", str(tmp_path / "lists")])
+    out = capsys.readouterr().out
+    assert out.count("the known list, byte for byte") == 2 and "not the known list" not in out
+
+
+@pytest.mark.parametrize("change", [{"annotations": []}, {"images": [{"id": 1}]}, {"images": 3}])
+def test_a_file_that_is_no_annotation_file_is_refused(change, tmp_path):
+    bad = str(inat_json(tmp_path / "bad.json", 3, **change))
+    with pytest.raises(InputError, match=r"bad\.json: not the competition's annotations"):
+        splits.main(["make", "inat", "--json", bad, bad, "--output", str(tmp_path / "lists")])
+    assert not (tmp_path / "lists").exists()
+    with pytest.raises(InputError, match="name the annotations with --json"):
+        splits.main(["make", "inat"])

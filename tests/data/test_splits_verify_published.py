@@ -1,0 +1,73 @@
+"""`verify` on the sets whose lists are published: what is known of them, and the layouts their images lie in."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagenet_inat import datasets
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.images import LongTailDataset
+from imagenet_inat.lists import known
+from imagenet_inat.lists.known import describe
+from tests.verifying import run, verdict
+from utils.measure import metrics
+
+
+def test_absent_lists_are_said_with_the_command_that_gets_them(tmp_path, capsys):
+    (tmp_path / "lists").mkdir()
+    code, out = verdict(tmp_path, capsys, name="places")
+    command = f"python -m imagenet_inat.splits download places --output {tmp_path}/lists"
+    assert code == 1 and out.count(f"absent; get it: {command}") == 3
+    assert out.endswith("3 things are wrong\n")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_both_layouts_of_imagenets_validation_folder_are_found_and_read(flat, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "imagenet", dataclasses.replace(REGISTRY["imagenet"], num_classes=2))
+    text = "".join(f"val/n0000000{c}/ILSVRC2012_val_{i:08d}.JPEG {c}\n" for c in range(2) for i in range(c, 6, 2))
+    (tmp_path / "lists").mkdir()
+    file = tmp_path / "lists" / "ImageNet_LT_test.txt"
+    file.write_text(text)
+    monkeypatch.setitem(known.PUBLISHED, file.name, describe(text.encode()))
+    for line in text.splitlines():
+        path = Path(line.split()[0])
+        place = tmp_path / "images" / ("val" if flat else path.parent) / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(place, "PNG")
+    _, out = verdict(tmp_path, capsys, name="imagenet")
+    layout = "val/ without class folders" if flat else "val/<class>/"
+    assert f"ImageNet_LT_test.txt: all 6 there, layout {layout}" in out
+    data = LongTailDataset(tmp_path / "images", file, 2, lambda image: image.size, flat_folder="val")
+    assert [data[i] for i in range(6)] == [((4, 4), c) for c in (0, 0, 0, 1, 1, 1)]
+    assert data.layout == layout
+
+
+def test_a_list_without_class_folders_for_a_tree_that_has_them_is_said(tmp_path, capsys):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "ImageNet_LT_test.txt").write_text("val/ILSVRC2012_val_00000001.JPEG 65\n")
+    (tmp_path / "images" / "val" / "n01751748").mkdir(parents=True)
+    _, out = verdict(tmp_path, capsys, name="imagenet")
+    assert "val/ has class folders and ImageNet_LT_test.txt has none: use the published list" in out
+
+
+def test_the_published_class_counts_are_known(tmp_path, capsys):
+    """1000 counts, 1280 to 5; a list of other counts is told which."""
+    counts = published_counts()
+    assert (len(counts), counts.sum(), counts.max(), counts.min()) == (1000, 115_846, 1280, 5)
+    assert [int(mask.sum()) for mask in metrics.shots(counts).values()] == [385, 479, 136]
+    counts[3] += 1
+    (tmp_path / "lists").mkdir()
+    lines = [f"train/n{c:08d}/{i}.JPEG {c}\n" for c, count in enumerate(counts) for i in range(count)]
+    (tmp_path / "lists" / "ImageNet_LT_train.txt").write_text("".join(lines))
+    _, out = run(["verify", "imagenet", "--splits", str(tmp_path / "lists")], capsys)
+    assert "385 many, 479 medium, 136 few" in out
+    assert f"images a class differ from the published: class 3: {counts[3]}, expected {counts[3] - 1}" in out
+    assert "not the known list: 115,847 lines" in out
+
+
+def published_counts() -> np.ndarray:
+    return np.array(json.loads((datasets.LISTS_ROOT / "ImageNet_LT" / "train_counts.json").read_text()))

@@ -1,0 +1,1 @@
+"""README, its pages and the examples."""

@@ -1,0 +1,60 @@
+"""examples/cross_entropy.py: one stage, everything trains, and it is measured and goes on as the probe does."""
+
+import json
+
+import pytest
+import torch
+
+import main_lincls_imba as stage2
+from examples import cross_entropy
+from tests.stopping import assert_stops_change_nothing
+from utils.errors import InputError
+from utils.report.runs import read_run
+from utils.run import checkpoint
+
+
+@pytest.fixture
+def words(probe_flags):
+    """Flags of a run of two epochs, five steps each."""
+    return [*probe_flags, "--lr", "0.1", "--cos", "--epochs", "2", "--resume", "auto"]
+
+
+def test_it_learns_and_its_folder_is_a_run(words, tmp_path):
+    cross_entropy.main([*words, "--epochs", "8", "--run-dir", str(tmp_path / "run")])
+    run = read_run(tmp_path / "run")
+    assert run.pretraining is None and len(run.probe.epochs) == 8
+    assert run.probe.epochs[-1]["train"]["loss"] < run.probe.epochs[0]["train"]["loss"] / 2
+    assert run.results["last"]["acc1"] > 30 and run.results["pretrained"] is None
+
+
+def test_all_weights_train(words, tmp_path):
+    cross_entropy.main([*words, "--epochs", "1", "--run-dir", str(tmp_path / "run")])
+    weights = checkpoint.unpacked(checkpoint.load(tmp_path / "run" / "last.pth.tar"))
+    torch.manual_seed(1)
+    start = cross_entropy.get_encoder("resnet20", 8)(num_classes=10)
+    assert all(not torch.equal(weights[name], parameter) for name, parameter in start.named_parameters())
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_it_goes_on_from_any_step(amp, words, tmp_path, monkeypatch):
+    steps = (2, 4)  # within the first epoch, then within the second
+    assert_stops_change_nothing(cross_entropy.main, [*words, "--amp", amp], tmp_path, monkeypatch, steps)
+    ours, theirs = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "whole"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_its_checkpoint_is_measured_as_it_was(amp, words, probe_flags, tmp_path, capsys):
+    words = [*words, "--amp", amp]
+    cross_entropy.main([*words, "--run-dir", str(tmp_path / "run")])
+    last = json.loads((tmp_path / "run" / "results.json").read_text())["last"]
+    capsys.readouterr()
+    stage2.main([*probe_flags, "--amp", amp, "--evaluate", "--resume", str(tmp_path / "run" / "last.pth.tar")])
+    assert f"test, epoch 2: top-1 {last['acc1']:.2f}" in capsys.readouterr().out
+
+
+def test_a_finished_folder_is_not_written_again(words, tmp_path):
+    run = ["--run-dir", str(tmp_path / "run")]
+    cross_entropy.main([*words, *run, "--epochs", "1"])
+    with pytest.raises(InputError, match="holds a run already"):
+        cross_entropy.main([word for word in [*words, *run] if word not in ("--resume", "auto")])

@@ -1,0 +1,88 @@
+"""Several processes compute what one computes (gloo, CPU)."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from moco import builder
+from moco.builder import KCL
+from moco.encoders import get_encoder
+from tests.processes import METHODS, free_port, steps, two_ranks
+from tests.tiny import tiny_batch, tiny_model, unit
+from utils import distributed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_compute_what_one_computes(method, tmp_path):
+    """Without batch norm and with all positives, in float64: loss, gradients, queue, centroids to 1e-10."""
+    mp.spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path)), nprocs=2)
+    alone, batches = steps(dict(METHODS[method]))
+    for rank in range(2):
+        torch.testing.assert_close(
+            torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-10, atol=1e-10
+        )
+
+    # shuffle-BN: together the ranks encode the batch, but not each its own part of it
+    shares = [torch.load(tmp_path / f"encoded_{rank}.pt", weights_only=True) for rank in range(2)]
+    for batch, *parts in zip(batches, *shares, strict=True):
+        together = torch.cat(parts).flatten(1)
+        assert not torch.equal(together, batch.flatten(1))
+        assert torch.equal(together.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
+
+
+def queues(rank: int, port: int, folder: str) -> None:
+    """Steps of TSC with a real encoder, whose batch norm differs between ranks; saves this rank's buffers."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    model = KCL(get_encoder("resnet20", 8), 4, 24, targeted=True, sep_t=True, num_classes=3, targets=unit(3, 4).float())
+    ddp = distributed.wrap(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        torch.manual_seed(10 * step + rank)
+        out = ddp(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4,)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_buffers_stay_equal_on_all_ranks(tmp_path):
+    """Queue, labels and pointer without being sent, centroids, and the weights of both encoders; batch-norm
+    statistics differ."""
+    mp.spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    differ = {name.rsplit(".", 1)[-1] for name in one if not torch.equal(one[name], other[name])}
+    assert differ == {"running_mean", "running_var"}
+    assert (one["queue_labels"] >= 0).all()
+
+
+def centroids_that_part(rank: int, port: int, folder: str) -> None:
+    """Two steps of TSC; the second rank adds up otherwise, as a GPU of another kind may."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    model = tiny_model(targeted=True)
+    exact = builder.update_centroids
+    builder.update_centroids = lambda *args: exact(*args) + 0.1 * rank
+    for _ in range(2):
+        model(*(part.chunk(2)[rank] for part in tiny_batch()))
+    torch.save((model.class_centroid, model.assignment), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_that_round_otherwise_assign_the_same_targets(tmp_path):
+    mp.spawn(centroids_that_part, (free_port(), str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_one_process_gathers_nothing():
+    tensor = torch.randn(3)
+    assert distributed.gather(tensor) is tensor
+    assert distributed.sum_over_ranks(tensor) is tensor
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    model = torch.nn.Linear(2, 2)
+    assert distributed.wrap(model, torch.device("cpu")) is model

@@ -1,0 +1,81 @@
+"""What a launcher gives and what it does not, before any process has met another."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import main_moco_supcon_imba as stage1
+from imagenet_inat import digits
+from tests import ROOT
+from utils.errors import InputError
+from utils.run import arguments, launch
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The environment of the first of torchrun's two processes."""
+    for name, value in ({"LOCAL_RANK": "0"} | TORCHRUN).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("missing", TORCHRUN)
+def test_a_launcher_that_sets_half_is_named(missing, torchrun, flags, tmp_path, monkeypatch):
+    """Also with a flag that is idle, and said to be, before that."""
+    monkeypatch.delenv(missing)
+    flags = [*flags, "--dist-url", "tcp://elsewhere:1"]
+    with pytest.raises(InputError, match=f"LOCAL_RANK is set and {missing} not, expected all that torchrun sets"):
+        stage1.main([*flags, "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_more_processes_than_gpus_are_refused(device, torchrun, flags, monkeypatch):
+    """On a machine with one GPU, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    args = stage1.get_args_parser().parse_args([*flags, "--device", device])
+    with pytest.raises(InputError, match="2 processes on a machine with 1 GPUs: start 1, or --device cpu"):
+        launch.world_size_from(args)
+    args.device = "cpu"
+    assert launch.world_size_from(args) == 2
+
+
+def test_the_arguments_stay_as_given_and_the_place_is_handed_over(flags, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    args, places = stage1.get_args_parser().parse_args([*flags, "-j", "3"]), []
+    before = dict(vars(args))
+    launch.launch(lambda _, place: places.append(place), args)
+    assert places == [launch.Place(torch.device("cpu"), 3)] and vars(args) == before
+
+
+def test_the_releases_launch_flags_are_idle_under_torchrun(torchrun, flags, capsys):
+    words = [*flags, "--world-size", "2", "--rank", "3", "--dist-url", "tcp://elsewhere:1"]
+    args = arguments.parse(stage1.get_args_parser(), words)
+    assert capsys.readouterr().out == "note: --world-size, --rank, --dist-url without effect under torchrun\n"
+    launch.check(args)
+
+
+def test_fewer_validation_images_than_processes_are_refused(torchrun, flags, digits_root, tmp_path):
+    shutil.copytree(digits.prepare(digits_root, 50.0)[1], tmp_path / "lists")
+    val = tmp_path / "lists" / "digits_LT_val.txt"
+    val.write_text(val.read_text().splitlines(keepends=True)[0])
+    words = [*flags, "--splits", str(tmp_path / "lists"), "--monitor-freq", "1", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(
+        InputError, match="--monitor-freq: 1 validation images for 2 processes, expected one each or more; start fewer"
+    ):
+        stage1.main(words)
+
+
+def test_out_of_memory_is_one_line_with_what_to_do():
+    program = (
+        "import torch; from utils import errors\ndef main(): raise torch.OutOfMemoryError('CUDA out of memory. x')"
+    )
+    command = [sys.executable, "-c", f"{program}\nerrors.run(main)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: CUDA out of memory. x. Training needs less with a smaller -b or --amp bf16\n"

@@ -1,0 +1,84 @@
+"""Accuracies and running means, by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from utils import distributed
+from utils.errors import InputError
+from utils.measure.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
+
+CPU = torch.device("cpu")
+
+
+def test_rank_of_the_label():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
+    assert rank_of_label(logits, torch.tensor([2, 1])).tolist() == [1, 2]  # the tied other counts as before it
+    assert rank_of_label(logits, torch.tensor([0, 2])).tolist() == [0, 0]
+
+
+def test_a_tie_or_a_logit_that_is_no_number_is_no_hit():
+    nan = float("nan")
+    logits = torch.tensor([[1.0, 1.0, 0.0], [nan, 1.0, 0.0], [nan, nan, nan], [1.0, nan, 0.0]])
+    rank = rank_of_label(logits, torch.zeros(4, dtype=torch.long))
+    assert rank.tolist()[::3] == [1, 1]
+    assert in_top_k(rank, 1).item() == 0 and in_top_k(rank, 5).item() == 50  # three classes: all are among five
+
+
+def test_top_k_is_in_percent():
+    assert in_top_k(torch.tensor([0, 1, 4, 5]), 1).item() == 25
+    assert in_top_k(torch.tensor([0, 1, 4, 5]), 5).item() == 75
+
+
+def test_accuracy_over_classes_and_shots():
+    """Class 0 (many): 1 of 2 right. Class 1 (few): 1 of 1. Class 2 (few): untested. No medium class."""
+    logits = torch.eye(3)[torch.tensor([0, 1, 1])]  # predictions 0, 1, 1
+    accuracy = ClassAccuracy(3, CPU)
+    accuracy.add(logits[:2], torch.tensor([0, 0]))
+    accuracy.add(logits[2:], torch.tensor([1]))
+    summary = accuracy.summary(np.array([200, 5, 5]))
+    assert summary == {
+        "acc1": pytest.approx(200 / 3),
+        "acc5": 100.0,
+        "many": 50.0,
+        "medium": None,
+        "few": 100.0,
+        "per_class": [50.0, 100.0, None],
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_give_no_accuracy(value):
+    logits = torch.eye(3)
+    logits[1, 2] = value
+    accuracy = ClassAccuracy(3, CPU, "epoch 2, val")
+    accuracy.add(logits, torch.arange(3))
+    with pytest.raises(InputError, match=r"epoch 2, val: 1 of 3 images have logits that are not finite"):
+        accuracy.summary(np.array([200, 5, 5]))
+
+
+def test_a_rank_learns_of_another_ones_logits(monkeypatch):
+    """All raise together: one that went on alone would wait for the others."""
+    other = torch.zeros(4, 3)
+    other[2:, 0] = 1  # one image, without finite logits
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda mine: mine + other)
+    accuracy = ClassAccuracy(3, CPU)
+    accuracy.add(torch.eye(3), torch.arange(3))
+    with pytest.raises(InputError, match="1 of 4 images"):
+        accuracy.summary(np.array([200, 5, 5]))
+
+
+def test_means_weigh_batches_by_their_size():
+    means = Means("epoch", CPU)
+    means.add(3, loss=torch.tensor(1.0), top1=torch.tensor(50.0))
+    means.add(1, loss=torch.tensor(5.0), top1=torch.tensor(100.0))
+    assert means.read() == {"loss": 2.0, "top1": 62.5}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_first_loss_that_is_not_finite_is_named(value):
+    means = Means("Epoch: [3/9]", CPU)
+    for loss in (1.0, value, value, 1.0):
+        means.add(1, loss=torch.tensor(loss))
+    with pytest.raises(InputError, match=r"Epoch: \[3/9\], step 2: the loss is not finite"):
+        means.read()

@@ -1,0 +1,1 @@
+"""The method: losses, positives, the step, what its flags change."""

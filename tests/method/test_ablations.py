@@ -1,0 +1,178 @@
+"""Every ablation is one flag: real steps of the real scripts, each compared with the equations.
+
+The scripts run unchanged; `watched` only notes the model's state before each call of
+KCL.forward and compares what comes out with the loops of oracle.py.
+"""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat.datasets import IMAGENET_STATISTICS, REGISTRY, DatasetSpec
+from moco import builder
+from moco.builder import LARGEST_DRAW
+from moco.targets.generation import generate_file
+from tests import oracle
+from utils.randomness import Stream, torch_rng
+from utils.run.arguments import FREE
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sixteen 8-px images of three classes, their lists, and targets in eight dimensions."""
+    root = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(16)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(root / name)
+    for split in ("train", "val", "test"):
+        (root / f"three_{split}.txt").write_text("".join(f"{name} {int(name[:-4]) % CLASSES}\n" for name in names))
+    generate_file(root / "targets.npy", CLASSES, 8)
+    return root
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    """run(flags) -> the steps' losses, loss_class and loss_target, after each was compared with the oracle."""
+    row = DatasetSpec("three", "three", CLASSES, **IMAGENET_STATISTICS, source="noise", image_size=8, arch="resnet20")
+    monkeypatch.setitem(REGISTRY, "three", row)
+    common = f"--dataset three --data-root {folder} --splits {folder} -j 0 -b 8 --device cpu --seed 3 -p 0 --epochs 2"
+
+    def stage_1(flags: str, name: str = "run") -> list[tuple]:
+        steps = []
+        watched(monkeypatch, steps)
+        words = f"{common} --moco-k 24 --moco-dim 8 --targets {folder / 'targets.npy'} --run-dir {tmp_path / name}"
+        stage1.main([*words.split(), *flags.split()])
+        monkeypatch.undo()
+        monkeypatch.setitem(REGISTRY, "three", row)
+        return steps
+
+    def stage_2(name: str = "run") -> None:
+        words = f"{common} --lr 0.1 --pretrained {tmp_path / name}/last.pth.tar --run-dir {tmp_path / name}/probe"
+        stage2.main(words.split())
+
+    stage_1.probe = stage_2
+    return stage_1
+
+
+def watched(monkeypatch, steps: list) -> None:
+    """Compare every step of stage 1 with the oracle, to 1e-5, and note its losses."""
+    forward = builder.KCL.forward
+
+    def compared(model, im_q, im_k, labels):
+        before = copy.deepcopy(model)
+        out = forward(model, im_q, im_k, labels)
+        losses, queue, centroids = expected(before, im_q, im_k, labels)
+        torch.testing.assert_close((out.loss_class, out.loss_target), losses, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.queue, queue, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.class_centroid, centroids, rtol=1e-5, atol=1e-5)
+        steps.append((out.loss.item(), out.loss_class.item(), out.loss_target.item()))
+        return out
+
+    monkeypatch.setattr(builder.KCL, "forward", compared)
+
+
+@torch.no_grad()
+def expected(model, im_q, im_k, labels):
+    """The oracle's losses, queue and centroids of one step from the state before it."""
+    q = normalize(model.encoder_q(im_q), dim=1)
+    for key, query in zip(model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True):
+        key.copy_(model.m * key + (1 - model.m) * query)
+    k = normalize(model.encoder_k(im_k), dim=1)
+    y, centroids, tsc, copies, always, draws = labels.tolist(), model.class_centroid, {}, 0, 0, None
+    if model.num_positive or not model.supervised:
+        rng = torch_rng(model.seed, Stream.POSITIVES, model.step, 0)
+        shape = (len(y), model.num_positive if model.supervised else 0)
+        draws = torch.randint(LARGEST_DRAW, shape, generator=rng).tolist()
+    if model.targeted:
+        always, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
+        centroids = oracle.centroids(centroids, q, y)
+        sigma = oracle.assignment(centroids @ model.optimal_target[:: model.tr].T)
+        tsc = {"targets": model.optimal_target, "target_row": [model.tr * row for row in sigma]}
+    chosen = oracle.positives(y, model.queue_labels[0].tolist(), draws, copies, always)
+    losses = oracle.loss(q, k, model.queue, y, chosen, model.T, target_weight=model.tw, form=model.loss_form, **tsc)
+    queue, start = model.queue.clone(), int(model.queue_ptr)
+    queue[:, start : start + len(k)] = k.T
+    return losses, queue, centroids
+
+
+KCL = [f"--K {k} {mlp}" for k, mlp in itertools.product((0, 6), ("", "--mlp"))]
+TSC = [
+    f"--targeted --tw 0.2 --tr {tr} {sep_t} --loss-form {form} {flags}"
+    for tr, sep_t, form, flags in itertools.product((1, 3), ("", "--sep_t"), ("release", "paper"), KCL)
+]
+OTHERS = ["--loss MoCo", "--targeted --sep_t --centroid-init queue", "--K 1 --moco-t 0.2 --moco-m 0.5"]
+
+
+@pytest.mark.parametrize("flags", KCL + TSC + OTHERS)
+def test_both_scripts_do_what_the_flags_say(flags, run):
+    steps = run(flags)
+    assert len(steps) == 4  # two epochs of two steps; with --targeted KCL, then TSC
+    with_target_term = [loss_target > 0 for _, _, loss_target in steps]
+    assert with_target_term[:2] == [False, False]
+    assert any(with_target_term[2:]) == ("--targeted" in flags)
+    run.probe()
+
+
+# Each flag of stage 1 that changes what is computed: on top of which flags, and how.
+TARGETED = "--targeted --sep_t"
+CHANGES = {
+    "arch": ("", "-a resnet32"),
+    "image_size": ("", "--image-size 10"),
+    "moco_dim": ("", "--moco-dim 4"),
+    "moco_k": ("", "--moco-k 16"),
+    "moco_m": ("", "--moco-m 0.5"),
+    "moco_t": ("", "--moco-t 0.1"),
+    "mlp": ("", "--mlp"),
+    "loss": ("", "--loss MoCo"),
+    "K": ("", "--K 1"),
+    "targeted": ("", TARGETED),
+    "tr": (TARGETED, "--tr 3"),
+    "sep_t": ("--targeted", "--sep_t"),
+    "tw": (TARGETED, "--tw 0.2"),
+    "loss_form": (TARGETED, "--loss-form paper"),
+    "centroid_init": (TARGETED, "--centroid-init queue"),
+    "lr": ("", "--lr 0.1"),
+    "cos": ("", "--cos"),
+    "schedule": ("", "--schedule 1"),
+    "momentum": ("", "--momentum 0.5"),
+    "weight_decay": ("", "--wd 0.1"),
+    "batch_size": ("", "-b 4"),
+    "epochs": ("", "--epochs 3"),
+    "device_aug": ("", "--device-aug"),
+}
+# In test_datasets.py, test_step.py and test_speed.py.
+ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
+
+
+def test_every_flag_is_tested_or_free_to_differ():
+    flags = {action.dest for action in stage1.get_args_parser()._actions} - {"help"}
+    assert flags == set(CHANGES) | ELSEWHERE | FREE & flags
+
+
+@pytest.mark.parametrize("flag", CHANGES)
+def test_a_flag_changes_what_is_computed(flag, run):
+    base, change = CHANGES[flag]
+    assert run(base, "base") != run(f"{base} {change}", "changed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "note"),
+    [
+        ("--sep_t --tw 0.2", "note: --sep_t, --tw without effect without --targeted"),
+        ("--loss MoCo --K 3", "note: --K without effect with --loss MoCo"),
+        ("--cos --schedule 1", "note: --schedule without effect with --cos"),
+    ],
+)
+def test_a_flag_that_another_leaves_without_effect_is_named(flags, note, run, capsys):
+    run(flags)
+    assert note in capsys.readouterr().out

@@ -1,0 +1,157 @@
+"""Weights move freely: from the release, MoCo and torchvision into stage 2, and from a run to torchvision."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from moco import export
+from moco.builder import KCL
+from moco.encoders import get_encoder
+from moco.pretrained import load_encoder
+from tests.tiny import release_style, tiny_model, unit
+from utils.errors import InputError
+from utils.run import checkpoint
+from utils.run.logger import read_log
+
+ARCH = "resnet18"
+
+
+def pretrained(mlp: bool) -> KCL:
+    return KCL(get_encoder(ARCH, 32), 16, 8, mlp=mlp, num_classes=3, targets=unit(3, 16).float())
+
+
+def moco_style(model: KCL) -> dict:
+    """MoCo's official layout: `module.` prefix, both encoders, queue and pointer, an optimiser's state."""
+    names = [name for name in model.state_dict() if name.startswith(("encoder_", "queue")) and name != "queue_labels"]
+    state = {"module." + name: model.state_dict()[name] for name in names}
+    return {"epoch": 200, "arch": ARCH, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
+
+
+def plain(model: KCL) -> dict:
+    """torchvision's own state dict, with the classifier of another data set."""
+    head = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    return {k: v for k, v in model.encoder_q.state_dict().items() if not k.startswith("fc.")} | head
+
+
+LAYOUTS = {
+    "release": release_style,
+    "release, without prefix": lambda model: release_style(model, prefix=""),
+    "MoCo": moco_style,
+    "torchvision": plain,
+    "torchvision under state_dict": lambda model: {"state_dict": plain(model)},
+    "torchvision, trained under DDP": lambda model: {"state_dict": {f"module.{k}": v for k, v in plain(model).items()}},
+}
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_encoder_of_every_layout_moves_into_a_classifier(layout, mlp, tmp_path):
+    model = pretrained(mlp)
+    state = LAYOUTS[layout](model)
+    state["arch"] = ARCH if "state_dict" in state else None
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "f")
+
+    network = torchvision.models.resnet18(num_classes=3)
+    head = network.fc.weight.clone()
+    load_encoder(network, tmp_path / "f", ARCH)
+    after = network.state_dict()
+    assert torch.equal(after["fc.weight"], head)
+    for name, tensor in model.encoder_q.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(after[name], tensor), name
+
+
+def test_another_architecture_is_refused(tmp_path):
+    torch.save(release_style(pretrained(True), arch=ARCH), tmp_path / "f")
+    with pytest.raises(InputError, match="trained with --arch resnet18, found --arch resnet34"):
+        load_encoder(torchvision.models.resnet34(), tmp_path / "f", "resnet34")
+
+
+def test_a_file_that_names_no_architecture_must_fit_key_by_key(tmp_path):
+    torch.save(plain(pretrained(True)), tmp_path / "f")
+    with pytest.raises(InputError, match=r"lacks layer1\.2\.bn1\.bias, .* and \d+ more and has nothing besides"):
+        load_encoder(torchvision.models.resnet34(), tmp_path / "f", "resnet34")
+    with pytest.raises(InputError, match=r"size mismatch for layer1\.0\.conv1\.weight: .*; size mismatch for"):
+        load_encoder(torchvision.models.resnet50(), tmp_path / "f", "resnet50")
+
+
+def test_a_file_without_an_encoder_is_refused(tmp_path):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "f")
+    with pytest.raises(InputError, match=r"has no encoder, expected encoder_q\.\* or a network's plain state dict"):
+        load_encoder(tiny_model(), tmp_path / "f", ARCH)
+    (tmp_path / "f.safetensors").write_bytes(b"\x00" * 30)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_encoder(tiny_model(), tmp_path / "f.safetensors", ARCH)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_encoder(tiny_model(), tmp_path / "absent.safetensors", ARCH)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_torchvision_loads_what_export_writes(ending, tmp_path, capsys):
+    model = pretrained(mlp=True)
+    torch.save(release_style(model, arch=ARCH), tmp_path / "last.pth.tar")
+    out = tmp_path / f"encoder.{ending}"
+    export.main([str(tmp_path), str(out), "--to", "torchvision"])
+    assert f"wrote {out}" in capsys.readouterr().out
+
+    weights = safetensors.torch.load_file(out) if ending == "safetensors" else torch.load(out, weights_only=True)
+    network = torchvision.models.resnet18()
+    result = network.load_state_dict(weights, strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    assert torch.equal(network.layer4[1].conv2.weight, model.encoder_q.layer4[1].conv2.weight)
+
+
+def test_export_refuses_and_writes_nothing(tmp_path):
+    torch.save(plain(pretrained(True)), tmp_path / "plain.pth")
+    there = sorted(path.name for path in tmp_path.iterdir())
+    for given, message in (
+        (["plain.pth", "out.onnx"], "unknown ending, expected one of .pth, .pt, .safetensors"),
+        (["plain.pth", "no/where.pth"], "no such folder"),
+        (["plain.pth", "plain.pth"], "is there already; --overwrite replaces it"),
+        (["plain.pth", "out.pth"], "does not name its architecture; give it with --arch"),
+        (["plain.pth", "out.pth", "-a", "resnet34"], "does not fit the model"),
+        (["absent.pth.tar", "out.pth"], "cannot be read"),
+    ):
+        words = [str(tmp_path / word) if "." in word else word for word in given]
+        with pytest.raises(InputError, match=message):
+            export.main(words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+
+
+def test_a_probe_of_the_exported_encoder_is_the_probe_of_the_run(tsc_run, probe_run, probe_flags, tmp_path):
+    out = tmp_path / "encoder.safetensors"
+    export.main([str(tsc_run), str(out)])
+    stage2.main([*probe_flags, "--epochs", "2", "--pretrained", str(out), "--run-dir", str(tmp_path / "p")])
+    ours, theirs = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "p", probe_run))
+    assert ours["last"] == theirs["last"] and ours["selected"] == theirs["selected"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_both_stages_go_on_from_a_checkpoint_of_the_release(prefix, flags, probe_flags, tsc_run, tmp_path):
+    """Its layout and nothing of ours: stage 1 resumes epoch and optimiser, stage 2 probes it.
+
+    It counts the epochs in a name from 0, and those in the file that are done: checkpoint_0000 after one.
+    """
+    ours = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")
+    weights = {prefix + key: value for key, value in checkpoint.unpacked(ours).items()}
+    targets = checkpoint.unpacked(ours)["optimal_target"]
+    weights[prefix + "optimal_target_unique"] = targets.T
+    weights[prefix + "target_labels"] = torch.arange(10)[:, None]
+    theirs = {"epoch": ours["epoch"], "arch": ours["arch"], "state_dict": weights, "optimizer": ours["optimizer"]}
+    assert theirs["epoch"] == 1
+    torch.save(theirs, tmp_path / "checkpoint_0000.pth.tar")
+
+    tsc = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tmp_path / "run")]
+    stage1.main([*flags, *tsc, "--resume", str(tmp_path / "checkpoint_0000.pth.tar")])
+    assert [entry["epoch"] for entry in read_log(tmp_path / "run" / "log.jsonl")] == [2]
+    resumed, whole = (checkpoint.load(run / "last.pth.tar") for run in (tmp_path / "run", tsc_run))
+    torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=0, atol=0)
+
+    pretrained = ["--pretrained", str(tmp_path / "checkpoint_0000.pth.tar")]
+    probe = [*pretrained, "--epochs", "1", "--run-dir", str(tmp_path / "probe")]
+    stage2.main([*probe_flags, *probe])
+    assert json.loads((tmp_path / "probe" / "results.json").read_text())["last"]["epoch"] == 1

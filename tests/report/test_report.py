@@ -1,0 +1,183 @@
+"""report.html and report.md: what is in them, and what is said where something is missing."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from utils.errors import InputError
+from utils.measure.feature_file import NAME
+from utils.report import __main__ as report
+from utils.report.figures import curves
+from utils.report.page import Section, Table, html_page, markdown_page
+from utils.report.runs import read_run
+from utils.report.sections import in_two_dimensions, spread_out
+from utils.report.style import draw
+
+
+@pytest.fixture(scope="module")
+def pages(reported_run, tmp_path_factory):
+    """The two pages of `reported_run` beside a copy of it, which has no features."""
+    folder = tmp_path_factory.mktemp("report")
+    other = folder / "other"
+    shutil.copytree(reported_run, other, ignore=shutil.ignore_patterns(NAME))
+    args = json.loads((other / "args.json").read_text())
+    args["args"] |= {"tw": 0.7, "dataset": "mine"}
+    args["command"] = "python train.py --dataset mine"
+    (other / "args.json").write_text(json.dumps(args))
+    report.main([str(reported_run / "probe"), str(other), "--output", str(folder / "out")])
+    return {kind: (folder / "out" / f"report.{kind}").read_text() for kind in ("html", "md")} | {"out": folder / "out"}
+
+
+@pytest.mark.parametrize("kind", ["html", "md"])
+def test_both_pages_show_every_section(kind, pages):
+    titles = re.findall(r"<h2>(.*)</h2>|^## (.*)$", pages[kind], re.MULTILINE)
+    assert ["".join(title) for title in titles] == [
+        *("Runs", "Arguments that differ", "Test accuracy", "Curves"),
+        *("Class centres", "Classes and their targets", "Map of the features", "Commands"),
+    ]
+
+
+def test_arguments_that_differ_and_no_others(pages):
+    section = pages["md"].split("## Arguments that differ")[1].split("##")[0]
+    rows = [line.split(" | ")[0].strip("| ") for line in section.strip().splitlines()[2:]]
+    assert rows == ["dataset (stage 1)", "tw (stage 1)"]
+    assert re.search(r"\| tw \(stage 1\) \| 0.2 \| 0.7 \|", section)
+
+
+def test_the_table_has_the_results(pages, probe_run):
+    results = json.loads((probe_run / "results.json").read_text())
+    assert pages["md"].count(f"| selected ({results['selected']['epoch']}) |") == 2
+    assert f"{results['best_on_test']['acc1']:.2f}" in pages["html"]
+
+
+def test_what_cannot_be_measured_is_said(pages):
+    why = "other: not shown, .*other/features.npz: cannot be read .No such file or directory.. To write it: "
+    typed = "<code>python train.py --dataset mine --resume auto --monitor-freq 1</code>"
+    assert len(re.findall(why + typed, pages["html"])) == 3
+
+
+def test_sections_say_which_epoch_the_features_are_of(pages):
+    captions = re.findall(r"<figcaption>(.*)</figcaption>", pages["html"])
+    assert len([caption for caption in captions if "run/probe, epoch 2: " in caption]) == 3
+    assert re.search(r"\| run \| epoch \| A \| U \| U_k \|\n.*\n\| .*run/probe \| 2 \| \d", pages["md"])
+
+
+def test_the_html_needs_nothing_but_itself(pages):
+    addresses = re.findall(r"""(?:src|srcset|href|url)[=(]["']?([^"')\s>]+)""", pages["html"])
+    assert len(addresses) > 10 and all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert "<script" not in pages["html"]
+
+
+def test_the_markdowns_pictures_are_beside_it(pages):
+    pictures = re.findall(r"!\[.*\]\((.*)\)", pages["md"])
+    assert len(pictures) == len(set(pictures)) >= 8
+    assert all((pages["out"] / picture).read_text().startswith("<?xml") for picture in pictures)
+
+
+def test_a_run_without_probe_or_checkpoint_still_has_a_report(tsc_run, tmp_path):
+    run = tmp_path / "<run> & co"
+    run.mkdir()
+    shutil.copy(tsc_run / "args.json", run)
+    report.main([str(run)])
+    page = (run / "report.html").read_text()
+    for text in ("No probe has ended yet", "No epoch has ended yet", "features.npz: cannot be read (No such file"):
+        assert text in page
+    assert "&lt;run&gt; &amp; co" in page and "<run>" not in page
+
+
+def test_a_damaged_file_is_said_in_a_line(reported_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reported_run, run)
+    (run / NAME).write_bytes((run / NAME).read_bytes()[:1000])
+    report.main([str(run)])
+    lines = [line for line in (run / "report.md").read_text().splitlines() if "features.npz: not a readable" in line]
+    assert len(lines) == 3 and all("--resume auto --monitor-freq 1`" in line for line in lines)
+
+
+def test_a_folder_of_another_version_has_a_report(reported_run, tmp_path):
+    run = tmp_path / "old"
+    shutil.copytree(reported_run, run)
+    about = json.loads((run / "args.json").read_text())
+    del about["args"]["moco_dim"]
+    (run / "args.json").write_text(json.dumps(about))
+    report.main([str(run)])
+    assert "old, epoch 2: cosines of the class centres" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_report_reads_the_folder_alone_and_makes_no_data(there, reported_run, tmp_path, capsys):
+    """Data and checkpoints are gone, or an empty folder is where the data was: the same report."""
+    run, root, out = (tmp_path / name for name in ("run", "data", "out"))
+    shutil.copytree(reported_run, run, ignore=shutil.ignore_patterns("*.pth.tar"))
+    about = json.loads((run / "args.json").read_text())
+    about["args"]["data_root"] = str(root)
+    (run / "args.json").write_text(json.dumps(about))
+    if there:
+        root.mkdir()
+    report.main([str(run), "--output", str(out)])
+    report.main([str(reported_run), "--output", str(tmp_path / "whole")])
+    assert list(tmp_path.rglob("data*")) == ([root] if there else [])
+    assert "not shown" not in (out / "report.html").read_text()
+    pictures = sorted((out / "report_figures").iterdir())
+    assert len(pictures) >= 8
+    assert all(p.read_text() == (tmp_path / "whole" / "report_figures" / p.name).read_text() for p in pictures)
+    assert f"open file://{tmp_path}/out/report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "name a RUN folder, or groups with --trials"),
+        ("{run} {run}", "the same RUN is named twice"),
+        ("{run}/probe/train", "is no run folder: .*args.json cannot be read"),
+        ("--trials x --output y", "--output: trials without a RUN are printed"),
+    ],
+)
+def test_bad_input(words, message, tsc_run, probe_run):
+    with pytest.raises(InputError, match=message):
+        report.main(words.format(run=tsc_run).split())
+
+
+def test_names_are_what_sets_paths_apart(tsc_run, probe_run, tmp_path):
+    for name in ("kcl", "tsc"):
+        shutil.copytree(tsc_run, tmp_path / name / "run")
+    runs = [read_run(tmp_path / name / "run" / "probe") for name in ("kcl", "tsc")]
+    assert [run.name for run in report.named(runs)] == ["kcl", "tsc"]
+    assert report.named(runs[:1])[0].name == "probe"
+    nested = [read_run(path) for path in (tmp_path / "kcl" / "run", tmp_path / "kcl" / "run" / "probe")]
+    assert [run.name for run in report.named(nested)] == ["run", "run/probe"]
+
+
+def test_text_is_escaped_and_code_is_code():
+    section = Section("T", ("a `b<c` d",), (Table(["h"], [["m | n"]], 1, "above"),))
+    html, text = html_page("t", [section]), markdown_page("t", [section], "f")
+    assert (
+        "<p>a <code>b&lt;c</code> d</p>" in html and '<td class="word">m | n</td>' in html and "<h3>above</h3>" in html
+    )
+    assert "| m \\| n |" in text and "### above" in text
+
+
+def test_the_same_run_draws_the_same_picture_in_two_themes():
+    one, again = (draw("n", "c", curves, {"a": ([1, 2], [3.0, 4.0])}, "loss", None) for _ in range(2))
+    assert one == again
+    assert one.light != one.dark
+    assert "#e6e8eb" in one.dark and "#e6e8eb" not in one.light
+
+
+def test_few_images_of_a_sorted_list_are_from_all_of_it():
+    assert spread_out(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert spread_out(101, 3).tolist() == [0, 50, 100]
+
+
+def test_two_dimensions_are_shown_as_they_are_and_more_by_neighbours():
+    plane = np.eye(2)
+    assert in_two_dimensions(plane) == (plane, "as they are")
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.eye(5)[:2], 10, axis=0) + 0.01 * rng.normal(size=(20, 5))
+    points, how = in_two_dimensions(groups)
+    distances = np.linalg.norm(points[:, None] - points, axis=2)
+    assert how.startswith("t-SNE")
+    assert (distances.argsort(axis=1)[:, 1] // 10 == np.arange(20) // 10).all()  # the nearest is of the same group

@@ -1,0 +1,119 @@
+"""report.html in a real Chromium, headless: `make test-browser`."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from utils.report import __main__ as report
+
+pytestmark = pytest.mark.browser
+CONTAINER = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+)  # as root, without a GPU, with a small /dev/shm
+QUIET = ("--disable-background-networking", "--no-first-run", "--hide-scrollbars")
+START = ("--headless", *CONTAINER, *QUIET, "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0")
+DARK, LIGHT = 0, 1  # Blink's preferredColorScheme
+# Run in the page of a copy of the report: what a reader could stumble over, told to the page around it.
+PROBE = """<script>
+addEventListener("load", () => {
+  const wide = [...document.querySelectorAll("body *")].filter(
+    (e) => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1);
+  const pictures = [...document.images];
+  const letters = [...document.querySelectorAll("p, td, th, figcaption, h1, h2")].map(
+    (e) => parseFloat(getComputedStyle(e).fontSize));
+  parent.postMessage(JSON.stringify({
+    width: innerWidth,
+    pictures: pictures.length,
+    empty: pictures.filter((p) => !p.complete || p.naturalWidth < 100 || p.width < 250).length,
+    dark: pictures.filter((p) => p.currentSrc !== p.src).length,
+    wide: wide.map((e) => e.tagName),
+    scrolls: document.documentElement.scrollWidth > innerWidth,
+    smallest: Math.min(...letters),
+  }), "*");
+});
+</script>"""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    assert found, "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium"
+    return found
+
+
+@pytest.fixture(scope="session")
+def page(reported_run, tmp_path_factory) -> Path:
+    """The report of `reported_run` and a copy of it, with arguments that want to be code and long words."""
+    folder = tmp_path_factory.mktemp("browser")
+    other = folder / "<img src=x onerror=alert(1)>"
+    shutil.copytree(reported_run, other)
+    args = (other / "args.json").read_text()
+    (other / "args.json").write_text(args.replace('"tw": 0.2', '"tw": "' + 80 * "long" + '"'))
+    report.main([str(reported_run), str(other), "--output", str(folder / "out")])
+    return folder / "out" / "report.html"
+
+
+def browse(chromium: str, page: Path, *flags: str, width: int = 1200, height: int = 900) -> tuple[str, list[str]]:
+    """What Chromium prints, and the console's lines."""
+    command = [chromium, *START, f"--window-size={width},{height}", *flags, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def inspect(chromium: str, page: Path, width: int, scheme: int) -> dict:
+    """What PROBE finds in a frame of that width: a window of Chromium is never narrower than 500 px."""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())  # the page itself forbids scripts
+    page.with_name("probed.html").write_text(text.replace("</head>", PROBE + "</head>"))
+    around = page.with_name("around.html")
+    around.write_text(
+        '<title></title><script>addEventListener("message", (e) => { document.title = e.data })</script>'
+        f'<iframe src="probed.html" width="{width}" height="900" style="border: 0"></iframe>'
+    )
+    dom, _ = browse(chromium, around, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}")
+    return json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
+
+
+@pytest.mark.parametrize("scheme", [DARK, LIGHT], ids=["dark", "light"])
+@pytest.mark.parametrize("width", [1200, 400])
+def test_it_renders_and_is_readable(chromium, page, width, scheme):
+    found = inspect(chromium, page, width, scheme)
+    shown = page.read_text().count("<figure>")
+    assert found["width"] == width
+    assert found["pictures"] == shown >= 10
+    assert found["empty"] == 0
+    assert found["dark"] == (shown if scheme == DARK else 0)
+    assert found["wide"] == [] and not found["scrolls"]
+    assert found["smallest"] >= 13
+
+
+def test_the_console_is_silent_and_no_name_is_code(chromium, page):
+    dom, console = browse(chromium, page, "--dump-dom")
+    assert console == []
+    assert "&lt;img src=x" in dom and "<img src=x" not in dom
+
+
+def test_the_console_would_be_heard(chromium, tmp_path):
+    broken = tmp_path / "broken.html"
+    broken.write_text("<script>undefined_function()</script>")
+    assert browse(chromium, broken, "--dump-dom")[1]
+
+
+@pytest.mark.parametrize(("scheme", "bright"), [(DARK, False), (LIGHT, True)], ids=["dark", "light"])
+def test_the_page_follows_the_readers_scheme(chromium, page, tmp_path, scheme, bright):
+    picture = tmp_path / "page.png"
+    browse(chromium, page, f"--screenshot={picture}", f"--blink-settings=preferredColorScheme={scheme}")
+    pixels = imread(picture)[:, :, :3]
+    corner = pixels[:20, :20].mean()
+    assert corner > 0.95 if bright else corner < 0.15
+    letters = np.abs(pixels - pixels[0, 0]).max(axis=2) > 0.6  # far from the background
+    assert letters.mean() > 0.005

@@ -1,0 +1,155 @@
+"""The trials table: numbers by hand, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from utils.errors import InputError
+from utils.report import __main__ as report
+from utils.report.runs import read_run
+from utils.report.trials import paired_difference, read_group, read_groups, table
+
+
+def write_run(folder, seed, acc1, stage_1=(), stage_2=(), seed_2=None):
+    """A stage-1 folder with its probe, as small as the files may be."""
+    entry = {"epoch": 3, "acc1": acc1, "acc5": 100.0, "many": acc1 + 1, "medium": None, "few": acc1 - 1}
+    entry["per_class"] = [acc1, acc1]
+    about = {"args": {"lr": 0.1, "run_dir": str(folder), "seed": seed} | dict(stage_1), "git": "c0ffee"}
+    args = {"pretrained": str(folder / "last.pth.tar"), "seed": seed if seed_2 is None else seed_2, "lr": 1}
+    results = {"selected": entry, "last": entry | {"acc1": 0.0}, "best_on_test": entry, "train_counts": [100, 2]}
+    (folder / "probe").mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(about))
+    (folder / "probe" / "args.json").write_text(json.dumps({"args": args | dict(stage_2)}))
+    (folder / "probe" / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three trials of two methods: KCL 50, 52, 54; TSC 51, 54, 54."""
+    for seed, (kcl, tsc) in enumerate(((50, 51), (52, 54), (54, 54))):
+        write_run(tmp_path / f"kcl_s{seed}", seed, kcl)
+        write_run(tmp_path / f"tsc_s{seed}", seed, tsc, {"targeted": True})
+    return tmp_path
+
+
+def groups(runs):
+    return read_groups([f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
+
+
+def test_mean_deviation_and_paired_interval_by_hand(runs):
+    """Differences 1, 2, 0: mean 1, deviation 1; t with 2 degrees is 4.303 at 97.5 %, so ± 4.303 / √3 = 2.48."""
+    _, rows = table(groups(runs), "selected")
+    assert [row[-1] for row in rows] == [
+        *("50.00", "52.00", "54.00", "51.00", "54.00", "54.00"),
+        "52.00 ± 2.00",
+        "53.00 ± 1.73",
+        "+1.00 [-1.48, +3.48]",
+    ]
+    assert [row[3] for row in rows[:2]] == ["51.00", "53.00"]  # many
+    assert {row[4] for row in rows} == {"–"}  # no class is medium
+    assert [row[1] for row in rows[:3]] == ["0", "1", "2"]
+
+
+def test_the_interval_is_scipys():
+    values = np.array([0.3, -1.2, 2.0, 0.7, 0.1])
+    mean, *interval = paired_difference(values)
+    expected = stats.ttest_rel(values, np.zeros(5)).confidence_interval(0.95)
+    assert mean == pytest.approx(0.38)
+    assert interval == pytest.approx(list(expected))
+
+
+def test_each_choice_of_the_epoch_has_its_table(runs, capsys):
+    report.main(["--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
+    text = capsys.readouterr().out
+    selected, last, best = text.split("\n### ")[1:]
+    assert selected.startswith("selected: ") and last.startswith("last: ") and best.startswith("best_on_test: ")
+    assert "| 0.00 |" in last and "| 0.00 |" not in selected
+    assert "targeted (stage 1): None in `kcl_s*` and True in `tsc_s*`" in text
+    assert "| kcl_s0 | 0 | 3 |" in selected and "| `tsc_s*` − `kcl_s*` | paired |" in selected
+
+
+def test_a_probes_folder_is_its_run(runs):
+    by_probe = read_run(runs / "kcl_s1" / "probe")
+    assert by_probe.results == read_run(runs / "kcl_s1").results
+    assert by_probe.computed_by() == read_run(runs / "kcl_s1").computed_by()
+    assert read_group(f"{runs}/kcl_s*/probe").runs[2].seeds == (2, 2)
+
+
+def test_a_probe_finds_the_run_of_the_checkpoint_it_names(runs):
+    shutil.move(runs / "kcl_s1" / "probe", runs / "elsewhere")
+    assert read_run(runs / "elsewhere").pretraining.folder == runs / "kcl_s1"
+
+
+def test_runs_of_this_project_are_read(tsc_run, probe_run):
+    run = read_run(tsc_run)
+    assert run.probe.folder == probe_run and run.seeds == (1, 1)
+    assert len(run.pretraining.epochs) == len(run.probe.epochs) == 2
+    assert run.computed_by()["tw (stage 1)"] == 0.2
+    assert not {"workers (stage 1)", "seed (stage 2)"} & set(run.computed_by())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"stage_1": {"lr": 0.2}},
+            r"more than the seed: lr \(stage 1\): 0.1 in .*kcl_s0, .*kcl_s2 and 0.2 in .*kcl_s1$",
+        ),
+        ({"stage_2": {"lr": 2}}, r"lr \(stage 2\): 1 in .* and 2 in .*kcl_s1$"),
+        ({"stage_1": {"new": 2}}, r"new \(stage 1\): None in .* and 2 in .*kcl_s1$"),
+        ({"seed": 2}, r"kcl_s1 and .*kcl_s2: the same seed, 2"),
+        ({"seed": 7}, r"kcl_s\* has seeds 7/7 and .*tsc_s\* has 1/1 that the other has not"),
+    ],
+)
+def test_runs_that_do_not_match_are_refused(change, message, runs):
+    shutil.rmtree(runs / "kcl_s1")
+    write_run(runs / "kcl_s1", **({"seed": 1, "acc1": 50} | change))
+    with pytest.raises(InputError, match=message):
+        groups(runs)
+
+
+def test_what_may_differ_between_trials(runs):
+    shutil.rmtree(runs / "kcl_s1")
+    write_run(runs / "kcl_s1", 1, 50, {"workers": 3, "data_root": "elsewhere"})
+    assert len(groups(runs)) == 2
+
+
+def test_unequal_classes_are_refused(runs):
+    path = runs / "kcl_s2" / "probe" / "results.json"
+    path.write_text(path.read_text().replace("[100, 2]", "[90, 2]"))
+    with pytest.raises(InputError, match=r"training images of the classes: \[100, 2\] in .* and \[90, 2\] in"):
+        groups(runs)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("none*", "matches no folder"),
+        ("kcl_s0", "matches .*kcl_s0 alone, expected two or more runs; put the pattern into quotation marks"),
+        ("*", "differ in more than the seed: targeted"),
+    ],
+)
+def test_a_pattern_that_makes_no_group(pattern, message, runs):
+    with pytest.raises(InputError, match=message):
+        read_group(f"{runs}/{pattern}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "probe" / "results.json").unlink(), "has no results.json yet"),
+        (lambda run: (run / "probe" / "results.json").write_text("{}"), "'selected' lacks epoch"),
+        (lambda run: (run / "args.json").unlink(), "is no run folder"),
+        (lambda run: (run / "args.json").write_text("[1"), "not JSON"),
+        (lambda run: (run / "args.json").write_text("{}"), "has no 'args'"),
+        (lambda run: (run / "log.jsonl").write_text("x}\n{}\n"), "log.jsonl:1: not a JSON object"),
+        (lambda run: shutil.copytree(run / "probe", run / "probe_2"), r"has 2 probes \(probe, probe_2\)"),
+    ],
+)
+def test_a_folder_that_is_not_a_finished_run(damage, message, runs):
+    damage(runs / "kcl_s1")
+    with pytest.raises(InputError, match=message):
+        read_group(f"{runs}/kcl_s*")

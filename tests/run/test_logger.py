@@ -1,0 +1,94 @@
+"""Console lines, log files and what describes a run."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests import ROOT
+from utils.measure.metrics import Means
+from utils.run.arguments import plain_args
+from utils.run.logger import Progress, RunLog, describe
+
+
+def test_lines_in_mocos_style_when_due(capsys):
+    progress = Progress(total=6, done=2, batch_size=32, print_freq=2)
+    means = Means("Epoch: [2/2]", torch.device("cpu"))
+    for _ in progress.epoch(range(4), "Epoch: [2/2]"):
+        means.add(32, loss=torch.tensor(2.5), top1=torch.tensor(12.5))
+        progress.step(means)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Epoch: [2/2][   2/4]  Time ")
+    for part in ("  Data ", "  Loss 2.5000  Acc@1 12.50  ", " img/s  ETA 0:00:00"):
+        assert part in lines[1]
+
+
+def test_print_freq_0_prints_no_step(capsys):
+    progress = Progress(total=2, done=0, batch_size=32, print_freq=0)
+    means = Means("e", torch.device("cpu"))
+    for _ in progress.epoch(range(2), "e"):
+        means.add(32, loss=torch.tensor(2.5))
+        progress.step(means)
+    assert capsys.readouterr().out == ""
+
+
+def test_describe():
+    assert describe({"loss": 1.0, "loss_class": 1.0, "loss_target": 0.0, "top1": 3.0}) == "Loss 1.0000  Acc@1 3.00"
+    assert describe({"loss": 1.0, "loss_target": 0.25, "top1": 3.0}) == "Loss 1.0000  target 0.2500  Acc@1 3.00"
+
+
+def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
+    args = {"seed": 1}
+    log = RunLog(tmp_path, args, ("train",), epochs_done=0)
+    for epoch in (1, 2, 3):
+        log.record(epoch=epoch)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "lo')  # killed while it was written
+    RunLog(tmp_path, args, ("train",), epochs_done=2).record(epoch=3, again=True)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
+
+
+def test_epochs_that_a_resume_sets_aside_are_kept(tmp_path, capsys):
+    """From a checkpoint of the run's own folder, which --resume names, its later epochs are done anew."""
+    lines = [f'{{"epoch": {epoch}}}\n' for epoch in (1, 2, 3, 4)]
+    for number, done in enumerate((2, 3), start=1):  # the second time a single line
+        (tmp_path / "log.jsonl").write_text("".join(lines))
+        RunLog(tmp_path, {"resume": "RUN/checkpoint.pth.tar"}, ("train",), epochs_done=done)
+        assert (tmp_path / "log.jsonl").read_text() == "".join(lines[:done])
+        assert (tmp_path / f"log.jsonl.bak-{number}").read_text() == "".join(lines[done:])
+        assert f"moved to log.jsonl.bak-{number}" in capsys.readouterr().out
+
+
+def test_a_line_that_a_crash_left_alone_is_made_again(tmp_path, capsys):
+    """--resume auto: logged, not saved; of more than one line a file is kept."""
+    for lines, files in ((2, 0), (3, 1)):
+        (tmp_path / "log.jsonl").write_text("".join(f'{{"epoch": {n + 1}}}\n' for n in range(lines)))
+        RunLog(tmp_path, {"resume": "auto"}, ("train",), epochs_done=1)
+        assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n'
+        assert len(list(tmp_path.glob("*.bak*"))) == files
+        assert ("epoch 2 was logged and not saved" in capsys.readouterr().out) == (not files)
+
+
+def test_the_log_stays_json(tmp_path):
+    log = RunLog(tmp_path, {"seed": float("inf")}, ("train",), epochs_done=0)
+    log.record(epoch=1, loss=float("nan"), val={"top1": float("-inf"), "shots": [1.0, float("nan")]})
+    text = (tmp_path / "log.jsonl").read_text()
+    assert text == '{"epoch": 1, "loss": null, "val": {"top1": null, "shots": [1.0, null]}}\n'
+    assert json.loads((tmp_path / "args.json").read_text())["args"]["seed"] is None
+
+
+def test_arguments_become_plain_data():
+    args = argparse.Namespace(b=Path("x"), a=[1], device=torch.device("cpu"), none=None)
+    assert plain_args(args) == {"a": [1], "b": "x", "device": "cpu", "none": None}
+
+
+def test_tensorboard_logger_imports_without_any_setting():
+    """Its protobuf code is of an old generator: utils/run/logger.py knows how to import it."""
+    code = "import utils.run.logger"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,171 @@
+"""What a run leaves in its folder: whole checkpoints, whatever kills it, and nobody else's."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import main_moco_supcon_imba as stage1
+from tests import ROOT
+from tests.stopping import FOUR_EPOCHS, assert_same_end, log_of
+from utils.errors import InputError
+from utils.run import checkpoint
+from utils.run.folder import candidates, check_resume, hold
+from utils.run.keeper import Keeper
+
+
+def test_save_steps_writes_within_the_epoch(flags, whole, tmp_path, monkeypatch):
+    """A run that dies without a word goes on from the last saved step."""
+    run = [*flags, *FOUR_EPOCHS, "--save-steps", "2", "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
+    count, after_step = iter(range(1, 1000)), Keeper.after_step
+
+    def dying(keeper):
+        after_step(keeper)
+        if next(count) == 8:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "after_step", dying)
+        with pytest.raises(MemoryError):
+            stage1.main(run)
+    state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
+    assert (state["epoch"], state["step"]) == (1, 2)
+    stage1.main(run)
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_kill_between_two_files_loses_neither(flags, whole, tmp_path, monkeypatch):
+    """checkpoint_XXXX is written, last.pth.tar not any more: the epoch is done again, and all is there."""
+    run = [*flags, *FOUR_EPOCHS, "-s", "1", "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
+    count, write_whole = iter(range(1, 1000)), checkpoint.write_whole
+
+    def killed(*args, **options):
+        if next(count) == 4:  # the second epoch's last.pth.tar
+            raise MemoryError
+        write_whole(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_whole", killed)
+        with pytest.raises(MemoryError):
+            stage1.main(run)
+    assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
+    stage1.main(run)
+    assert_same_end(tmp_path / "run", whole)
+    kept = [checkpoint.load(tmp_path / "run" / f"checkpoint_{i:04d}.pth.tar")["epoch"] for i in range(1, 5)]
+    assert kept == [1, 2, 3, 4]
+    assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "gone", "no checkpoint"])
+def test_a_broken_last_checkpoint_is_reported_and_the_one_before_taken(damage, flags, whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    content = (run / "last.pth.tar").read_bytes()
+    broken = {"truncated": content[:-1000], "empty": b"", "gone": None, "no checkpoint": b"?" * 5000}[damage]
+    (run / "last.pth.tar").unlink()
+    if broken is not None:
+        (run / "last.pth.tar").write_bytes(broken)
+    for kept in run.glob("checkpoint_*"):
+        kept.unlink()
+    stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
+    out = capsys.readouterr().out
+    assert f"resumed {run}/previous.pth.tar after epoch 3" in out
+    assert_same_end(run, whole)
+    assert checkpoint.load(run / "previous.pth.tar")["epoch"] == 3  # the broken file has not taken its place
+    if broken is not None:
+        assert "not a checkpoint" in out and (run / "last.pth.tar.broken").read_bytes() == broken
+
+
+@pytest.mark.parametrize("damage", [b"?" * 5000, None])
+def test_a_kept_checkpoint_takes_the_place_of_last_and_previous(damage, flags, whole, tmp_path, capsys):
+    """All epochs are done: nothing trains that would write last.pth.tar, and the probe is to start from it."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for name in ("last.pth.tar", "previous.pth.tar"):
+        (run / name).unlink() if damage is None else (run / name).write_bytes(damage)
+    stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
+    assert f"wrote {run}/last.pth.tar anew, from checkpoint_0004.pth.tar" in capsys.readouterr().out
+    assert (run / "last.pth.tar").read_bytes() == (run / "checkpoint_0004.pth.tar").read_bytes()
+    assert_same_end(run, whole)
+    broken = ["last.pth.tar.broken", "previous.pth.tar.broken"] if damage else []
+    assert sorted(path.name for path in run.glob("*.broken")) == broken
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_touched(flags, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for path in candidates(run):
+        path.write_bytes(b"?")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=r"checkpoint_0001\.pth\.tar: not a checkpoint"):
+        stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(flags, tsc_run, tmp_path):
+    """The system refuses files beyond some size, as a full disk does: smaller than the checkpoint."""
+    run, limit = tmp_path / "run", (tsc_run / "last.pth.tar").stat().st_size // 2
+    stage1.main([*flags, *FOUR_EPOCHS, "--epochs", "1", "--run-dir", str(run)])
+    before = (run / "last.pth.tar").read_bytes()
+    limited = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    limited += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", limited, "main_moco_supcon_imba.py", *flags, *FOUR_EPOCHS, "--override"]
+    done = subprocess.run(
+        [*command, "--run-dir", str(run), "--resume", "auto"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: {run}/last.pth.tar: File too large\n"
+    assert (run / "last.pth.tar").read_bytes() == before
+    assert not list(run.glob(".*draft*"))
+
+
+def test_two_runs_do_not_share_a_folder(flags, tsc_run, tmp_path):
+    """The first holds the folder while it lives, and not a moment longer, however it ends."""
+    run = tmp_path / "run"
+    holder = "import sys, time; from pathlib import Path; from utils.run.folder import hold\n"
+    holder += "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=rf"another run is writing there \(process {process.pid} on"):
+        stage1.main([*flags, "--epochs", "1", "--run-dir", str(run)])
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    process.kill()
+    process.communicate()
+    stage1.main([*flags, "--epochs", "1", "--run-dir", str(run)])
+    assert (run / "last.pth.tar").exists()
+
+
+def test_drafts_that_a_kill_left_are_removed(tmp_path):
+    (tmp_path / ".last.pth.tar.draft-abc").write_bytes(b"half")
+    with hold(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
+    check_resume("auto", tmp_path)
+    check_resume("", tmp_path)
+    check_resume("auto", tmp_path / "not" / "there")
+    (tmp_path / "previous.pth.tar").touch()
+    check_resume("auto", tmp_path)
+    check_resume(str(tmp_path / "previous.pth.tar"), tmp_path)
+    with pytest.raises(InputError, match="holds a run already"):
+        check_resume("", tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        check_resume(str(tmp_path / "absent"), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch):
+    """The last step's loss is still finite, what it leaves is not: the checkpoint before stays."""
+    end_epoch = Keeper.end_epoch
+
+    def spoiled(keeper, **entries):
+        if keeper.state.epoch == 1:
+            keeper.model.queue[0, 0] = float("nan")
+        end_epoch(keeper, **entries)
+
+    monkeypatch.setattr(Keeper, "end_epoch", spoiled)
+    with pytest.raises(InputError, match=r"Epoch: \[2/2\] KCL, step .*: a weight is not finite"):
+        stage1.main([*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
+    assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1

@@ -1,0 +1,1 @@
+"""The targets: files, centroids, assignment, making and judging them."""

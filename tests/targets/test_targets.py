@@ -1,0 +1,122 @@
+"""Reading targets, moving centroids, assigning one to the other."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from moco.targets.assignment import Assignment
+from moco.targets.centroids import queue_centroids, update_centroids
+from moco.targets.files import check_targets, load_targets
+from tests import oracle
+from tests.tiny import unit
+from utils.errors import InputError
+
+
+def test_centroid_update_by_hand():
+    centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    q = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
+    after = update_centroids(centroids, q, torch.tensor([0, 0, 1]))
+    norm = (0.9**2 + 0.1**2) ** 0.5  # class 0: 0.9·(1, 0) + 0.1·(0, 1)
+    assert after[0].tolist() == pytest.approx([0.9 / norm, 0.1 / norm])
+    assert after[1].tolist() == pytest.approx(normalize(torch.tensor([0.06, 0.98]), dim=0).tolist(), rel=1e-6)
+
+
+def test_centroids_of_absent_classes_stay_bit_for_bit():
+    centroids = unit(50, 5)
+    after = update_centroids(centroids, unit(3, 5), torch.tensor([0, 0, 1]))
+    assert torch.equal(after[2:], centroids[2:])
+    assert not torch.equal(after[:2], centroids[:2])
+
+
+def test_centroid_update_equals_the_oracle():
+    centroids, q, labels = unit(7, 5), unit(30, 5), torch.randint(0, 6, (30,))
+    torch.testing.assert_close(
+        update_centroids(centroids, q, labels), oracle.centroids(centroids, q, labels.tolist()), rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_assignment_is_the_best_of_all_permutations(seed):
+    torch.manual_seed(seed)
+    centroids, targets = unit(6, 4), unit(6, 4)
+    sigma = Assignment(targets).solve(centroids)
+    assert sorted(sigma.tolist()) == list(range(6))
+    assert sigma.tolist() == oracle.assignment(centroids @ targets.T)
+
+
+def test_assignment_finds_a_hidden_permutation():
+    targets = unit(300, 64)
+    hidden = torch.randperm(300)
+    assert np.array_equal(Assignment(targets).solve(targets[hidden]), hidden)
+
+
+def broken(row: int, value: float) -> np.ndarray:
+    targets = np.eye(3, 4, dtype=np.float32)
+    targets[row] *= value
+    return targets
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.eye(4, dtype=np.float32), r"shape \(4, 4\), expected \(3, 4\)"),
+        (np.ones(3, dtype=np.float32), r"shape \(3,\), expected \(3, 4\)"),
+        (broken(1, np.nan), "row 1 has a value that is not finite"),
+        (broken(2, 1.01), "row 2 has norm 1.01"),
+        (broken(0, 0.0), "row 0 has norm 0.0"),
+        (2 * np.eye(3, 4), "rows 0, 1, 2 have norm 2.0"),
+        (np.eye(3, 4)[[0, 1, 0]], "rows 0 and 2 are equal"),
+        (np.eye(3, 4, dtype=np.int64), "dtype int64, expected float32"),
+        (np.eye(3, 4, dtype=np.complex64), "dtype complex64, expected float32"),
+        (np.array(["a"]), "dtype <U1, expected float32"),
+    ],
+)
+def test_bad_target_files_are_named(array, message, tmp_path):
+    path = tmp_path / "targets.npy"
+    np.save(path, array)
+    with pytest.raises(InputError, match=message) as error:
+        load_targets(path, 3, 4)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04 and half a zip"])
+def test_a_file_that_is_no_array_is_refused(content, tmp_path):
+    (tmp_path / "targets.npy").write_bytes(content)
+    with pytest.raises(InputError, match="not a readable"):
+        load_targets(tmp_path / "targets.npy", 3, 4)
+
+
+def test_zeros_of_either_sign_are_equal():
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]])
+    with pytest.raises(InputError, match="rows 0 and 2 are equal"):
+        check_targets(targets, 3, 2)
+
+
+def test_many_broken_rows_are_counted():
+    targets = torch.full((10, 2), torch.inf)
+    with pytest.raises(InputError, match="rows 0, 1, 2 and 7 more have a value that is not finite"):
+        check_targets(targets, 10, 2)
+
+
+def test_norms_are_held_to_1e_4():
+    targets = torch.eye(3, 4)
+    check_targets(targets * (1 + 0.9e-4), 3, 4)
+    with pytest.raises(InputError, match="rows 0, 1, 2 have norm"):
+        check_targets(targets * (1 - 1.1e-4), 3, 4)
+
+
+def test_float64_targets_are_read_as_float32(tmp_path):
+    np.save(tmp_path / "t.npy", np.eye(3, 4))
+    targets = load_targets(tmp_path / "t.npy", 3, 4)
+    assert targets.dtype == torch.float32
+    check_targets(targets, 3, 4)
+
+
+def test_centroids_from_the_queue_are_the_class_means_and_an_absent_class_keeps_its_own():
+    queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]).T  # classes 0, 0, empty, 2
+    before = torch.tensor([[0.0, -1.0], [0.6, 0.8], [1.0, 0.0]])
+    after = queue_centroids(before, queue, torch.tensor([0, 0, -1, 2]))
+    torch.testing.assert_close(after[0], torch.tensor([0.5, 0.5]).sqrt())
+    assert after[1].tolist() == before[1].tolist()
+    assert after[2].tolist() == [0, -1]

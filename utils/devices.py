@@ -1,0 +1,53 @@
+"""Devices: what --device names, and whether it is there."""
+
+import torch
+
+from utils.errors import InputError, first_line
+
+
+def device_named(name: str) -> torch.device:
+    """What --device says; auto: a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def check_device(device: str, world: int) -> None:
+    """Refuse a --device that this machine does not have, or that `world` processes cannot share.
+
+    Nothing is put on a GPU: each process that did so, before it knows its own, would hold memory of the first.
+
+    Raises:
+        InputError: says which.
+    """
+    if device == "auto":
+        return
+    try:
+        parsed = torch.device(device)
+        if parsed.type == "meta":
+            raise RuntimeError("computes nothing")
+        if parsed.type == "cuda":
+            _check_cuda(parsed.index)
+        else:
+            torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}: {first_line(error)}") from None
+    if parsed.index is not None and world > 1:
+        raise InputError(f"device {device}: {world} processes cannot share it; leave --device and --gpu out")
+
+
+def _check_cuda(index: int | None) -> None:
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} finds no GPU that it can use here")
+    if index is not None and index >= torch.cuda.device_count():
+        raise RuntimeError(f"there are {torch.cuda.device_count()}, counted from 0")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of --device, for a program of one process.
+
+    Raises:
+        InputError: it is not there.
+    """
+    check_device(name, 1)
+    return device_named(name)

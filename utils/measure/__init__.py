@@ -1,0 +1,1 @@
+"""What is measured: accuracies, features, and what is chosen by them."""

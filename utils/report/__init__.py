@@ -1,0 +1,1 @@
+"""What runs left behind, read from their folders alone: python -m utils.report."""

@@ -1,0 +1,63 @@
+"""What runs did: a page of tables and figures, and the trials table.
+
+A run is a folder of stage 1 with its probe in it, or the folder of a probe:
+    python -m utils.report runs/demo/kcl runs/demo/tsc --output runs/demo
+
+Trials, groups of runs that differ in their seed alone, as Markdown on the console; beside runs, in their report:
+    python -m utils.report --trials 'runs/kcl_s*' 'runs/tsc_s*'
+"""
+
+from pathlib import Path
+
+from utils import errors
+from utils.distributed import say
+from utils.report import sections, trials
+from utils.report.page import markdown_section, write_report
+from utils.report.runs import Run, read_run, short_names
+from utils.run.arguments import Parser
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs to show side by side")
+    parser.add_argument(
+        "--trials",
+        nargs="+",
+        metavar="PATTERN",
+        default=[],
+        help="one group of runs a pattern, in quotation marks; groups must have the same seeds, and runs of a "
+        "group may differ in nothing else; differences are to the first group",
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: the first RUN)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    if not args.runs and not args.trials:
+        raise errors.InputError("name a RUN folder, or groups with --trials")
+    if args.output and not args.runs:
+        raise errors.InputError("--output: trials without a RUN are printed; append > FILE, or name RUNs for a report")
+    of_trials = [trials.section(trials.read_groups(args.trials))] if args.trials else []
+    if not args.runs:
+        print(markdown_section(of_trials[0]), end="")
+        return
+    runs = named([read_run(path) for path in args.runs])
+    found = [make(runs) for make in (sections.overview, sections.arguments, sections.accuracy, sections.curves)]
+    found += [*of_trials, *sections.features(runs), sections.commands(runs)]
+    title = "Report of " + ", ".join(run.name for run in runs)
+    page, text = write_report(Path(args.output or args.runs[0]), title, found)
+    say(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")
+    say(f"open {page.resolve().as_uri()} in a browser")
+
+
+def named(runs: list[Run]) -> list[Run]:
+    """The runs under short names. Raises InputError: the same folder twice."""
+    paths = [str(Path(run.name).resolve()) for run in runs]
+    if len(set(paths)) < len(paths):
+        raise errors.InputError("the same RUN is named twice")
+    return [run._replace(name=name) for run, name in zip(runs, short_names(paths), strict=True)]
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,150 @@
+"""The figures of a report: each function draws one, in whichever theme is set."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
+from utils.measure.results import SHOT_NOTE, SHOTS
+from utils.report.style import COLOURS
+
+SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches: the letters stay readable when a telephone shows it at 370 px
+NAMED_CLASSES = 20  # more are not named one by one
+# From blue to red; the ends of Matplotlib's map are too dark for a dark page.
+FREQUENCY = ListedColormap(colormaps["turbo"](np.linspace(0.1, 0.9, 256)))
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(figure: Figure) -> Figure:
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10)
+    return figure
+
+
+def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None, log: bool = False) -> Figure:
+    """A value over the epochs, one line a run. switch: the epoch after which TSC begins.
+
+    lines: run name -> epochs and values, empty where a run has none: its colour stays free. A name that ends in
+    " (test)" is dashed, in the colour of the line before.
+    """
+    figure, axes = _axes()
+    colour = -1
+    for name, (epochs, values) in lines.items():
+        test = name.endswith(" (test)")
+        colour += not test
+        marks = {"marker": "o", "markersize": 3} if len(epochs) < 20 else {}
+        if epochs:
+            axes.plot(epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=name, **marks)
+    if switch is not None:
+        axes.axvline(switch + 0.5, color="0.5", linestyle=":", linewidth=1)
+        place = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}
+        axes.annotate("TSC", **place, xytext=(3, -9), textcoords="offset points", color="0.5", fontsize=10)
+    if log:
+        axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="epoch", ylabel=label)
+    return _legend(figure)
+
+
+def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.ndarray) -> Figure:
+    """Test accuracy of each class, (C,) percent a run, over its training images, log axis; shots are shaded."""
+    figure, axes = _axes()
+    low, high = max(counts.min(), 1) / 1.3, counts.max() * 1.3
+    edges = np.clip([low, FEW_BELOW, MANY_ABOVE + 0.5, high], low, high)
+    for shot, (left, right), alpha in zip(reversed(SHOTS), pairwise(edges), (0.22, 0.12, 0.03), strict=True):
+        if left < right:
+            axes.axvspan(left, right, color="0.5", alpha=alpha, linewidth=0)
+            axes.text(np.sqrt(left * right), 103, shot, ha="center", va="bottom", fontsize=10)
+    shift = 1.02  # side by side, not one on top of the other
+    for i, (name, values) in enumerate(per_class.items()):
+        heights = np.array(values, dtype=float)  # None, of a class without test images, is nan
+        places = np.maximum(counts, 1) * shift ** (i - (len(per_class) - 1) / 2)
+        size = 26 if len(counts) <= 100 else 8
+        axes.scatter(places, heights, size, color=f"C{i}", marker="os^Dv"[i % 5], alpha=0.8, label=name, linewidth=0)
+    axes.set(xscale="log", xlim=(low, high), ylim=(-4, 112), yticks=range(0, 101, 20))
+    axes.set(xlabel="training images of the class", ylabel="test accuracy, %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return _legend(figure)
+
+
+def centre_similarities(cosines: np.ndarray, classes: list[str]) -> Figure:
+    """Cosines of all pairs of class centres, (C, C), as colours; rows and columns as in `classes`."""
+    figure, axes = plt.subplots(figsize=SQUARE, layout="constrained")
+    image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    if len(classes) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(classes)), classes)
+        axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="class, most training images first", ylabel="class")
+    figure.colorbar(image, label="cosine of the centres", shrink=0.9)
+    return figure
+
+
+def cosines_to_targets(values: dict[str, np.ndarray], classes: list[str]) -> Figure:
+    """Cosines to the assigned target: what is compared with it -> (C,) in the order of `classes`."""
+    figure, axes = _axes()
+    for i, (name, cosines) in enumerate(values.items()):
+        size = 26 if len(classes) <= 100 else 6
+        axes.scatter(range(len(cosines)), cosines, size, color=f"C{i}", marker="os"[i % 2], label=name, linewidth=0)
+    if len(classes) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(classes)), classes)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set_ylim(min(-0.1, axes.get_ylim()[0]), 1.05)
+    axes.set(xlabel="class, most training images first", ylabel="cosine to its target")
+    return _legend(figure)
+
+
+def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_circle: bool) -> Figure:
+    """Images as points in the plane, (n, 2), coloured by how frequent their class is.
+
+    ranks: (n,) place of the point's class in `classes`, the most frequent first. on_circle: they are unit features.
+    """
+    figure, axes = plt.subplots(figsize=SQUARE, layout="constrained")
+    if on_circle:
+        axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.5"))
+    size = 16 if len(points) < 500 else 5
+    last = max(len(classes) - 1, 1)
+    many = len(points) > 3000  # too many for a drawing of lines
+    dots = axes.scatter(*points.T, size, c=ranks, cmap=FREQUENCY, vmin=0, vmax=last, linewidth=0, rasterized=many)
+    if len(classes) <= NAMED_CLASSES:
+        halo = [patheffects.withStroke(linewidth=3, foreground=plt.rcParams["legend.facecolor"])]
+        for rank in np.unique(ranks):
+            place = np.median(points[ranks == rank], axis=0)
+            style = {"fontsize": 12, "weight": "bold", "path_effects": halo}
+            axes.annotate(classes[rank], place, xytext=(6, 6), textcoords="offset points", **style)
+    bar = figure.colorbar(dots, shrink=0.9, ticks=[0, last])
+    bar.ax.set_yticklabels(["most", "fewest"])
+    bar.set_label("training images of the class", labelpad=-14)
+    bar.ax.invert_yaxis()
+    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
+    """Bars of test accuracy a class, frequent classes first: method name -> the contents of its results.json."""
+    counts = np.array(next(iter(results.values()))["train_counts"])
+    order = np.argsort(-counts, kind="stable")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    width = 0.8 / len(results)
+    for i, ((method, record), colour) in enumerate(zip(results.items(), COLOURS, strict=False)):
+        entry = record["selected"]
+        heights = np.array(entry["per_class"], dtype=float)[order]
+        places = np.arange(len(order)) + (i - (len(results) - 1) / 2) * width
+        axes.bar(places, heights, width, color=colour, label=f"{method}: {entry['acc1']:.1f} % over all")
+    axes.set_xticks(range(len(order)), [f"{c}\n{counts[c]}" for c in order])
+    axes.set(xlabel=f"class, and its training images\n{SHOT_NOTE}", ylabel="test accuracy, %")
+    axes.set(ylim=(0, 118), yticks=range(0, 101, 20))
+    axes.legend(loc="upper right", ncols=len(results), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

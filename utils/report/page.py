@@ -1,0 +1,133 @@
+"""The pages of a report, HTML and Markdown, from the same sections."""
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.files import write_text
+from utils.measure.results import markdown
+from utils.report.style import Picture
+
+LONG = 40  # letters of a cell that may be broken into lines
+# Nothing but what is in the file: no script, no request, whatever an argument or a folder is called.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --quiet: #57606a; --page: #ffffff; --line: #d0d7de; --row: #f6f8fa }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --quiet: #9aa4af; --page: #15181c; --line: #343b44; --row: #1d2126 }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 1160px; padding: 1rem; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.6rem; margin: .5rem 0 }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; padding-top: .6rem; border-top: 1px solid var(--line) }
+h3 { font-size: 1rem; margin: 1.2rem 0 0 }
+p { margin: .4rem 0; max-width: 48rem }
+p, li, figcaption { overflow-wrap: anywhere }
+code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere }
+.scroll { overflow-x: auto; margin: .8rem 0 }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { color: var(--quiet); font-weight: 600 }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page) }
+.word { text-align: left }
+.long { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 14rem; max-width: 26rem }
+@media (max-width: 600px) { th, td { padding: .25rem .4rem; font-size: .85rem } }
+tbody tr:nth-child(even) { background: var(--row) }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem }
+figure { margin: 0; min-width: 0; max-width: 34rem }
+figure img { display: block; width: 100%; height: auto }
+figcaption { color: var(--quiet); font-size: .9rem }
+"""
+
+
+class Table(NamedTuple):
+    """The first `words` columns are words, the others numbers. title: a line above it."""
+
+    header: list[str]
+    rows: list[list[str]]
+    words: int = 1
+    title: str = ""
+
+
+class Section(NamedTuple):
+    """A heading, paragraphs of plain text, tables, pictures."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Path, Path]:
+    """Write report.html, and report.md with its pictures in report_figures/; returns the two pages."""
+    figures = folder / "report_figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for picture in section.pictures:
+            write_text(figures / f"{picture.name}.svg", picture.light)
+    page, text = folder / "report.html", folder / "report.md"
+    write_text(page, html_page(title, sections))
+    write_text(text, markdown_page(title, sections, figures.name))
+    return page, text
+
+
+def markdown_page(title: str, sections: list[Section], figures: str) -> str:
+    """figures: the folder of the pictures beside the page."""
+    return f"# {title}\n\n" + "\n".join(markdown_section(section, figures) for section in sections)
+
+
+def markdown_section(section: Section, figures: str = "") -> str:
+    parts = [f"## {section.title}", *section.text]
+    for table in section.tables:
+        parts += [f"### {table.title}"] if table.title else []
+        parts.append(markdown(table.header, table.rows, table.words))
+    for picture in section.pictures:
+        parts.append(f"![{picture.caption}]({figures}/{picture.name}.svg)\n\n{picture.caption}")
+    return "\n\n".join(parts) + "\n"
+
+
+def html_page(title: str, sections: list[Section]) -> str:
+    body = "\n".join(map(_section, sections))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section>\n<h2>{escape(section.title)}</h2>"]
+    parts += [*(f"<p>{_with_code(text)}</p>" for text in section.text), *map(_table, section.tables)]
+    if section.pictures:
+        parts.append('<div class="pictures">\n' + "\n".join(map(_picture, section.pictures)) + "\n</div>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _with_code(text: str) -> str:
+    """Escaped text, `...` as code, as in Markdown."""
+    pieces = escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _table(table: Table) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        kinds = ["" if i >= table.words else "long" if len(cell) > LONG else "word" for i, cell in enumerate(cells)]
+        return "".join(f'<{tag} class="{k}">{_with_code(c)}</{tag}>' for k, c in zip(kinds, cells, strict=True))
+
+    rows = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in table.rows)
+    head = f"<thead><tr>{line(table.header, 'th')}</tr></thead>"
+    title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
+    return f'{title}<div class="scroll"><table>\n{head}\n<tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _picture(picture: Picture) -> str:
+    light, dark = (base64.b64encode(svg.encode()).decode() for svg in (picture.light, picture.dark))
+    data, caption = "data:image/svg+xml;base64,", escape(picture.caption)
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{data}{dark}">'
+        f'<img src="{data}{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
+    )

@@ -1,0 +1,1 @@
+"""A living run: its arguments, processes, state, folder, log and arithmetic."""

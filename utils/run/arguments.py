@@ -1,0 +1,249 @@
+"""The command line the two scripts share: its groups of flags."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from utils import distributed
+from utils.distributed import say
+
+Group = argparse._ArgumentGroup  # argparse has no public name for it
+LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
+
+
+# Arguments that say where and how a run is done, not what it computes: free to differ when it goes on.
+# The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
+# fmt: off
+FREE = frozenset((
+    "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
+    "run_dir", "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq",
+    "save_freq", "save_steps", "monitor_freq", "device", "gpu", "multiprocessing_distributed", "world_size", "rank",
+    "dist_url", "dist_backend", "eval_batch_size",
+))
+# fmt: on
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults in --help and answers a wrong flag in one line.
+
+    An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
+    a path that is empty would stand for the default, or for the folder one is in.
+    """
+
+    def __init__(self, **kwargs):
+        module = sys.modules["__main__"].__spec__  # of `python -m`, whose file says less than its name
+        program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **(program | kwargs))
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(namespace, action.dest, None)
+            if value != action.default and "" in (value if isinstance(value, list) else [value]):
+                name = "/".join(action.option_strings) or action.metavar or action.dest
+                self.error(f"argument {name}: found an empty value, expected a path or a name")
+        return namespace, rest
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is typed; defaults behind the help, but not where there is none."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, "", False):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parse(parser: Parser, argv: list[str] | None, idle: Callable = lambda args: []) -> argparse.Namespace:
+    """Parse a command line, and say which of its flags the others leave without effect.
+
+    Args:
+        idle: of the arguments, pairs of when, as "without --targeted", and the names that are then without effect.
+    """
+    args = parser.parse_args(argv)
+    cases = [*idle(args)]
+    cases += [("with --cos", ("schedule",))] if getattr(args, "cos", False) else []
+    cases += [("under torchrun", LAUNCH_FLAGS)] if distributed.under_torchrun() else []
+    spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    for when, names in cases:
+        given = [spelling[name] for name in names if getattr(args, name) != parser.get_default(name)]
+        if given:
+            say(f"note: {', '.join(given)} without effect {when}")
+    return args
+
+
+class Frozen(argparse.Namespace):
+    """Arguments that can be read and not written."""
+
+    def __init__(self, args: argparse.Namespace):
+        vars(self).update(vars(args))
+
+    def __setattr__(self, name: str, value) -> None:
+        raise AttributeError(f"{name}: the arguments of a run are not written to after it has begun")
+
+
+def plain_args(args: argparse.Namespace) -> dict:
+    """The arguments as JSON and safe checkpoints can hold them."""
+    keep = (str, int, float, bool, list, type(None))
+    return {k: v if isinstance(v, keep) else str(v) for k, v in sorted(vars(args).items())}
+
+
+def number(name: str, kind: type, allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """A type for `add_argument`: a number that is allowed; expected: what is, for the message."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        return value
+
+    convert.__name__ = name  # what argparse calls it where the text is no number
+    return convert
+
+
+positive_int = number("positive_int", int, lambda value: value >= 1, "1 or more")
+natural = number("natural", int, lambda value: value >= 0, "0 or more")
+seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
+positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
+unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number, 0 or above")
+fraction = number("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")
+
+
+def add_model_group(parser: argparse.ArgumentParser) -> Group:
+    group = parser.add_argument_group("Model")
+    group.add_argument(
+        "-a",
+        "--arch",
+        help="a torchvision network with an fc head, or resnet20, resnet32 for small images (default: the data set's)",
+    )
+    return group
+
+
+def add_optim_arguments(
+    parser: argparse.ArgumentParser, *, epochs: int, lr: float, schedule: list[int], weight_decay: float
+) -> Group:
+    group = parser.add_argument_group("Optimisation")
+    group.add_argument(
+        "--epochs",
+        type=positive_int,
+        default=epochs,
+        help="in all; a --targeted run spends the first half on KCL",
+    )
+    group.add_argument(
+        "--start-epoch", type=natural, default=0, help="count epochs from here (a resumed run knows its own)"
+    )
+    group.add_argument("-b", "--batch-size", type=positive_int, default=256, help="global: the sum over all processes")
+    group.add_argument(
+        "--lr",
+        "--learning-rate",
+        type=positive_float,
+        default=lr,
+        help="at the start of each phase; scale it with the batch",
+    )
+    group.add_argument(
+        "--schedule",
+        type=natural,
+        nargs="*",
+        default=schedule,
+        help="epochs, counted in each phase, at which the learning rate drops to a tenth",
+    )
+    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
+    group.add_argument(
+        "--wd",
+        "--weight-decay",
+        dest="weight_decay",
+        type=unsigned_float,
+        default=weight_decay,
+        help="of SGD",
+    )
+    return group
+
+
+def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
+    group = parser.add_argument_group("Running")
+    group.add_argument("--name", default="", help="end of the run folder's name")
+    group.add_argument("--run-dir", metavar="DIR", help="the run folder outright (default: named after the flags)")
+    group.add_argument(
+        "--resume",
+        metavar="PATH",
+        help="go on from this checkpoint; 'auto': from the run folder if it holds one",
+    )
+    group.add_argument(
+        "--save-steps",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="write last.pth.tar also every N steps of an epoch, for epochs of hours; 0: at its end alone. "
+        "SIGTERM, SIGINT and SIGUSR1 save after the step in any case",
+    )
+    group.add_argument(
+        "--override",
+        action="store_true",
+        help="go on although arguments that change the result are not the checkpoint's",
+    )
+    group.add_argument(
+        "--seed",
+        type=seed_number,
+        help="of every random draw; without it one is drawn and written into args.json",
+    )
+    group.add_argument(
+        "-p",
+        "--print-freq",
+        type=natural,
+        default=10,
+        help="steps between console lines; 0: only one line an epoch",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    group.add_argument("--gpu", type=natural, help="this GPU and no other (the release's spelling of --device cuda:N)")
+    return group
+
+
+def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
+    group = parser.add_argument_group("Speed", "all off: float32, as the release")
+    group.add_argument(
+        "--amp",
+        choices=["off", "bf16", "fp16"],
+        default="off",
+        help="half precision of the encoders alone, all after them is float32. bf16: GPUs since Ampere, CPUs with "
+        "AMX or AVX512-BF16; fp16: older GPUs, with a scaled loss. About half of the memory of activations",
+    )
+    group.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="channels last in the encoders' memory, which a GPU's half precision wants; sums in another order",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="the encoders by torch.compile: fused operations, after a minute of compiling at the start",
+    )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="float32 products with factors of 10 bits on GPUs since Ampere, in the loss too, not in the class "
+        "centroids (convolutions are that by PyTorch's default); on other devices without effect",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU the same seed gives the same bits, on the same kind of GPU and versions, also after a resume: "
+        "algorithms without a choice or a race, some of them slower. Without it cuDNN tries its algorithms and takes "
+        "the fastest. The CPU gives the same bits anyway",
+    )
+    return group
+
+
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Distributed", "torchrun needs none of these")
+    group.add_argument(
+        "--multiprocessing-distributed",
+        action="store_true",
+        help="start one process per GPU of this machine (two processes where there is none)",
+    )
+    group.add_argument("--world-size", type=int, default=-1, help="machines in the job")
+    group.add_argument("--rank", type=int, default=-1, help="number of this machine, from 0")
+    group.add_argument("--dist-url", default="tcp://localhost:10000", help="address and free port of machine 0")
+    group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="(default: nccl with GPUs, gloo without)")

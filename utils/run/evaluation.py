@@ -1,0 +1,167 @@
+"""Training a classifier, measuring it on validation and test as it goes, and what stage 2 reports."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from utils import distributed
+from utils.distributed import say
+from utils.files import json_text, write_text
+from utils.measure.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.measure.results import CHOICES, choose, show_accuracies
+from utils.run import arguments, checkpoint
+from utils.run.keeper import Keeper
+from utils.run.logger import Progress, RunLog, describe, open_log
+from utils.run.loop import Phase, epochs, set_learning_rate
+from utils.run.speed import Speed
+from utils.run.state import RunState
+
+BEST = "model_best.pth.tar"
+
+
+def add_evaluation_arguments(group: arguments.Group) -> None:
+    group.add_argument(
+        "--eval-freq",
+        type=arguments.positive_int,
+        default=1,
+        metavar="E",
+        help="validate and test after every E-th epoch and after the last; 'selected' and 'best_on_test' choose "
+        "among those. 1: the release; more where measuring takes as long as training",
+    )
+    group.add_argument(
+        "--eval-batch-size",
+        type=arguments.positive_int,
+        metavar="N",
+        help="images a process measures at a time; it changes no result (default: 256, or a process's share of "
+        "--batch-size if that is more)",
+    )
+
+
+def has_ended(state: RunState) -> bool:
+    """Whether a run has been measured after the epochs it has done; a checkpoint of the release does not say."""
+    return (state.results or {}).get("last", {}).get("epoch") == state.epoch
+
+
+def train_classifier(
+    args,
+    keeper: Keeper,
+    loader,
+    splits: dict,
+    speed: Speed,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]],
+    *,
+    training: bool = True,
+    cosine: bool = False,
+    after_epoch: Callable[[], None] = lambda: None,
+) -> dict:
+    """Train `keeper.model` from where `keeper.state` stands, measuring every --eval-freq epochs; returns the results.
+
+    Args:
+        loader: the training batches. splits: the loaders of val, and of test if that is another list.
+        step: step(model, images, labels) trains on a batch; returns logits (N, C) and the loss.
+        training: the model's mode while it trains. after_epoch: a check between training and measuring.
+    """
+    state, model, counts = keeper.state, keeper.model, loader.dataset.class_counts
+    state.results = results = state.results or {}
+    if state.optimizer is not None:
+        checkpoint.load_optimizer(optimizer, state.optimizer, state.source)
+    ddp = distributed.wrap(model, speed.device)
+    log, progress = open_log(keeper.run_dir, state, loader, ("train", "val", "test"))
+    for epoch in epochs([Phase(None, 0, args.epochs)], state, len(loader)):
+        rate = epoch.learning_rate(args.lr, args.schedule, cosine)
+        set_learning_rate(optimizer, rate)
+        means = Means(epoch.title, speed.device, state.means if epoch.first_step else None)
+        loader.start_at(epoch.number, epoch.first_step)
+        keeper.begin_epoch(epoch, optimizer, means)
+        ddp.train(training)
+        for images, labels in progress.epoch(loader, epoch.title, epoch.first_step):
+            add_step(means, labels, *step(ddp, images, labels))
+            progress.step(means)
+            keeper.after_step()
+        after_epoch()
+        distributed.broadcast_buffers(model)
+        done = epoch.number + 1
+        due = done % args.eval_freq == 0 or done == args.epochs
+        measured = measure(splits, model, speed, counts, keeper.stop_if_asked, f"epoch {done}") if due else {}
+        also = (BEST,) if choose(results, done, measured) else ()
+        log_epoch(log, means, done, rate, measured, progress)
+        # The files hold the whole network, as the release's: written once an epoch, from one encoding.
+        state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
+        keeper.end_epoch(also)
+        loader.report_bad_images(keeper.run_dir)
+    progress.close()
+    return results
+
+
+def add_step(means: Means, labels: Tensor, logits: Tensor, loss: Tensor) -> None:
+    rank = rank_of_label(logits.detach(), labels)
+    means.add(len(labels), loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
+
+
+def measure(
+    splits: dict, model: nn.Module, speed: Speed, class_counts: np.ndarray, between: Callable, where: str
+) -> dict[str, dict]:
+    """What `validate` says of val and of test, which may be one split."""
+    measured = {
+        split: validate(loader, model, speed, class_counts, between, f"{where}, {split}")
+        for split, loader in splits.items()
+    }
+    return measured | {"test": measured.get("test", measured["val"])}
+
+
+@torch.no_grad()
+def validate(
+    loader,
+    model,
+    speed: Speed,
+    class_counts: np.ndarray,
+    between: Callable = lambda: None,
+    where: str = "this split",
+) -> dict:
+    """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
+
+    between: called after each batch that every rank has. where: what the split is called in messages.
+    Raises InputError: on all ranks, if a logit is not finite.
+    """
+    model.eval()
+    accuracy = ClassAccuracy(len(class_counts), speed.device, where)
+    loss = torch.zeros((), device=speed.device)
+    for number, (images, labels) in enumerate(loader):
+        with speed.autocast():
+            logits = model(images)
+        assert logits.dtype == torch.float32, "half-precision logits tie, and a tie is no hit"
+        accuracy.add(logits, labels)
+        loss += cross_entropy(logits, labels, reduction="sum")
+        if number < loader.on_every_rank:
+            between()
+    mean = float(distributed.sum_over_ranks(loss)) / len(loader.dataset)
+    return {"loss": mean, **accuracy.summary(class_counts)}
+
+
+def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured: dict, progress: Progress) -> None:
+    means = epoch_means.read(over_ranks=True)
+    rows = {split: {"loss": v["loss"], "top1": v["acc1"], "top5": v["acc5"]} for split, v in measured.items()}
+    rows = {"train": means, **rows}
+    for split, values in rows.items():
+        log.scalars(split, values, epoch)
+    log.record(epoch=epoch, lr=rate, **rows, **progress.rates())
+    accuracies = "".join(f"{split} {measured[split]['acc1']:.2f}  " for split in ("val", "test") if measured)
+    say(f"{epoch_means.where}  {describe(means)}  {accuracies}lr {rate:.4g}  ETA {progress.eta()}")
+
+
+def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray) -> None:
+    """Write results.json, show the table and say what there is. args: of the run, as args.json has them."""
+    record = {name: args[name] for name in ("dataset", "arch", "seed", "pretrained")}
+    record |= {name: results[name] for name in CHOICES}
+    record["train_counts"] = class_counts.tolist()
+    if distributed.is_main():
+        write_text(run_dir / "results.json", json_text(record, indent=2) + "\n")
+    for name in CHOICES:
+        show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
+    files = f"args.json, log.jsonl, epochs.csv, last.pth.tar, {BEST}, results.json"
+    say(f"wrote {run_dir}: {files}, train/ val/ test/ (TensorBoard)")

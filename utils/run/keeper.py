@@ -1,0 +1,79 @@
+"""When a run's checkpoints are written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils import distributed
+from utils.measure.metrics import Means
+from utils.run import checkpoint
+from utils.run.loop import Epoch
+from utils.run.signals import StopSignals, stopped
+from utils.run.state import RunState
+
+
+class Keeper:
+    """Saves a run at the end of an epoch, every so many steps, and when a signal asks to stop.
+
+    All ranks call it at the same places; the main process writes.
+
+    Args:
+        run_dir: where. state: the run's, which this moves on. model: whose weights are kept.
+        stop: the run's open StopSignals. save_steps: 0 for the ends of epochs alone.
+        live: called before each writing, to bring into the state what else belongs there.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        state: RunState,
+        model: nn.Module,
+        stop: StopSignals,
+        save_steps: int = 0,
+        live: Callable[[RunState], None] = lambda state: None,
+    ):
+        self.run_dir, self.state, self.model = run_dir, state, model
+        self.stop, self.save_steps, self.live = stop, save_steps, live
+
+    def begin_epoch(self, epoch: Epoch, optimizer: torch.optim.Optimizer, means: Means) -> None:
+        """An epoch begins, or goes on."""
+        self.state.phase, self.state.epoch, self.state.step = epoch.phase.name, epoch.number, epoch.first_step
+        self.optimizer, self.means = optimizer, means
+
+    def after_step(self) -> None:
+        """Count a step; save and stop if that is due.
+
+        Raises:
+            Stopped: a signal has asked for it; the checkpoint is written.
+        """
+        self.state.step += 1
+        if self.save_steps and self.state.step % self.save_steps == 0:
+            self._write(())
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Also called while nothing trains, between batches of validation. Raises Stopped."""
+        if number := self.stop.agreed():
+            self._write(())
+            distributed.barrier()  # a rank that leaves first would take the writing one down
+            raise stopped(number, str(self.state))
+
+    def end_epoch(self, also: tuple[str, ...] = ()) -> None:
+        """The epoch is done: last.pth.tar, and copies under the names in `also`."""
+        self.state.epoch, self.state.step = self.state.epoch + 1, 0
+        self._write(also)
+
+    def _write(self, also: tuple[str, ...]) -> None:
+        means = self.means.state()  # raises if a loss was not finite: nothing is overwritten then
+        weights = self.model.state_dict().values()
+        finite = all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point())
+        if distributed.max_over_ranks(not finite):
+            raise self.means.diverged("a weight is not finite", self.state.step)
+        if not distributed.is_main():
+            return
+        self.state.means = means if self.state.step else None
+        self.state.processes = distributed.world_size()
+        self.live(self.state)
+        checkpoint.save_last(self.run_dir, self.state.to_dict(self.model, self.optimizer), also)

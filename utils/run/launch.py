@@ -1,0 +1,236 @@
+"""Processes: how they start, each on its device and cores, and how they meet."""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from inspect import signature
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from utils import distributed, errors
+from utils.devices import check_device, device_named
+from utils.distributed import under_torchrun
+from utils.errors import InputError, first_line
+
+GRACE_SECONDS = 20
+MAX_WORKERS = 32  # the release's default
+PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
+TIMEOUT = timedelta(minutes=30)
+
+
+class Place(NamedTuple):
+    """Where a process works: its device, and its share of the machine's loader processes."""
+
+    device: torch.device
+    workers: int
+
+
+def launch(worker: Callable, args) -> None:
+    """Run worker(args, place) in this process, in torchrun's, or in one process per GPU.
+
+    `--multiprocessing-distributed` is the release's way: --world-size counts
+    machines, --rank is this machine's number, --dist-url says where machine 0 is.
+    """
+    if under_torchrun():
+        _work_in_torchrun(worker, args)
+    elif args.multiprocessing_distributed:
+        _spawn(worker, args, torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
+    else:
+        worker(args, _take_place(args, 0, processes=1))
+
+
+def _work_in_torchrun(worker: Callable, args) -> None:
+    place = _take_place(args, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    with group(place.device, args.dist_backend, "env://", _torchrun_meeting):
+        worker(args, place)
+
+
+def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> None:
+    place = _take_place(args, local_rank, per_node)
+    nodes, node = max(args.world_size, 1), max(args.rank, 0)
+    numbers = {"world_size": nodes * per_node, "rank": node * per_node + local_rank}
+
+    def join_and_work() -> None:
+        with group(place.device, args.dist_backend, args.dist_url, lambda: {"init_method": args.dist_url, **numbers}):
+            worker(args, place)
+
+    errors.run(join_and_work)  # a spawned process reports for itself
+
+
+def _spawn(worker: Callable, args, processes: int) -> None:
+    """Start new processes for worker(args, place), pass signals on to them, end with the exit code of theirs."""
+    context = mp.spawn(_work_spawned, (worker, args, processes), nprocs=processes, join=False)
+
+    def pass_on(number: int, _frame) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in errors.EXIT_CODES}
+    # One that fails takes the others down; one that does not go by itself, stuck on the lost peer, is killed.
+    patience = {"grace_period": GRACE_SECONDS} if "grace_period" in signature(context.join).parameters else {}
+    try:
+        while not context.join(**patience):
+            pass
+    except mp.ProcessRaisedException:
+        if any(process.exitcode == 2 for process in context.processes):
+            sys.exit(2)  # a user's mistake that one process has named; the others only missed it
+        raise
+    except mp.ProcessExitedException as error:
+        if error.exit_code > 0:
+            sys.exit(error.exit_code)  # the process has said why
+        name = signal.Signals(-error.exit_code).name
+        print(f"error: process {error.error_index} was killed by {name}; --resume auto goes on", file=sys.stderr)
+        sys.exit(128 - error.exit_code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def group(device: torch.device, backend: str | None, where: str, meeting: Callable[[], dict]) -> Iterator[None]:
+    """Join the process group of the job; leave it when all have done the block.
+
+    backend: --dist-backend; None: nccl for GPUs, gloo for CPUs. where: the address, as the user knows it.
+    meeting: makes the rest that `init_process_group` takes.
+
+    Raises:
+        InputError: the processes cannot meet, or two have the same GPU.
+    """
+    on_gpu = device.type == "cuda"
+    backend = backend or ("nccl" if on_gpu else "gloo")
+    if backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # what the hosts agree on does not wait for the devices
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT, **meeting())
+        if on_gpu and "nccl" in backend:
+            _check_one_gpu_each(device)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the processes cannot meet at {where} over {backend}: {first_line(error)}") from None
+    try:
+        yield
+        distributed.barrier()  # nobody leaves while another still writes or speaks
+    finally:
+        dist.destroy_process_group()
+
+
+def _torchrun_meeting() -> dict:
+    """torchrun's group, on one machine with a store of its own for each restart.
+
+    torchrun serves one store for all restarts, in which the addresses of killed processes still
+    stand: a new process that reads too soon would try to reach them, and the group never meet.
+    """
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        return {"init_method": "env://"}  # the machines may not agree on how often they have started
+    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"restart {restart}", store), "rank": rank, "world_size": world}
+
+
+def _take_place(args, local_rank: int, processes: int) -> Place:
+    """The place of one of a machine's processes, which from here on computes there."""
+    device = _device(args, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Place(device, _share_cores(device, args.workers, processes))
+
+
+def _device(args, local_rank: int) -> torch.device:
+    if args.gpu is not None:
+        return torch.device("cuda", args.gpu)
+    device = device_named(args.device)
+    if device != torch.device("cuda"):
+        return device
+    # A launcher may show each process its own GPU alone: Slurm's --gpus-per-task does.
+    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
+
+
+def _check_one_gpu_each(device: torch.device) -> None:
+    """Refuse processes that share a GPU, which NCCL cannot, and would say in forty lines.
+
+    Raises:
+        InputError: two have the same one; on every rank.
+    """
+    mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", distributed.rank()))  # torch 2.4 does not tell
+    everyone = [""] * distributed.world_size()
+    dist.all_gather_object(everyone, mine)
+    if shared := sorted({gpu for gpu in everyone if everyone.count(gpu) > 1}):
+        ranks = [number for number, gpu in enumerate(everyone) if gpu == shared[0]]
+        raise InputError(
+            f"processes {', '.join(map(str, ranks))} have the same GPU, {shared[0]}: start one process for each GPU, "
+            "or show each its own (CUDA_VISIBLE_DEVICES)"
+        )
+
+
+def _share_cores(device: torch.device, workers: int | None, processes: int) -> int:
+    """Take this process's part of the machine's threads; returns its part of the loader workers.
+
+    Without a GPU, workers and training compete for the cores, and threads that spin
+    while a worker holds their core cost more than they bring: each core gets one job.
+    """
+    cores = max(1, usable_cores() // processes)
+    on_cpu = device.type == "cpu"
+    default = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
+    share = default if workers is None else math.ceil(workers / processes)
+    if "OMP_NUM_THREADS" not in os.environ:  # as torchrun sets it
+        torch.set_num_threads(max(1, cores - share) if on_cpu else cores)
+    return share
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which on a cluster can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(args) -> int:
+    """Whether processes and devices can be as the command line has them; returns how many processes there will be.
+
+    Raises:
+        InputError: machines are numbered wrongly, the batch does not divide over the processes; see
+            `world_size_from`, `check_device`.
+    """
+    if not under_torchrun():  # which numbers the machines itself
+        nodes = max(args.world_size, 1)
+        if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
+            raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
+        if args.rank >= nodes:
+            raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1}, for --world-size {nodes}")
+    world = world_size_from(args)
+    if args.batch_size % world:
+        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
+    check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
+    return world
+
+
+def world_size_from(args) -> int:
+    """How many processes `launch` will make of these arguments, before it has.
+
+    Raises:
+        InputError: a launcher has set LOCAL_RANK and not the rest, or started more processes than there are GPUs.
+    """
+    if under_torchrun():
+        _check_launcher(device_named(args.device), os.environ)
+        return int(os.environ["WORLD_SIZE"])
+    if args.multiprocessing_distributed:
+        return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
+    return 1
+
+
+def _check_launcher(device: torch.device, environment: Mapping[str, str]) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in environment]:
+        raise InputError(
+            f"LOCAL_RANK is set and {', '.join(missing)} not, expected all that torchrun sets; start with torchrun, "
+            "or unset LOCAL_RANK"
+        )
+    processes, gpus = int(environment["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in environment  # if not, they say so when they have met
+    if device == torch.device("cuda") and 0 < gpus < processes and not each_its_own:
+        raise InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")
