@@ -1,0 +1,83 @@
+"""A view and a data set of one's own are a row each: both scripts train on them, and nothing else changes."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as T
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat.datasets import CUSTOM, REGISTRY, DatasetSpec
+from moco.loader import VIEWS, View, to_pixels
+from tests.stopping import log_of
+from utils.errors import InputError
+
+STAGE_1 = ["--moco-k", "1024", "--moco-dim", "8", "--cos", "--lr", "0.1"]
+PROBE = ["--lr", "1", "--pretrained"]
+BOTH = ["--epochs", "1", "-b", "1024", "--image-size", "8", "--seed", "1", "-j", "0", "-p", "1", "--device", "cpu"]
+
+
+def both_stages(words: list[str], folder: Path, capsys) -> dict:
+    """An epoch of two steps of each; the probe's last line in its log."""
+    stage1.main([*words, *BOTH, *STAGE_1, "--run-dir", str(folder / "run")])
+    stage2.main([*words, *BOTH, *PROBE, str(folder / "run" / "last.pth.tar"), "--run-dir", str(folder / "probe")])
+    assert capsys.readouterr().out.count(", 2 steps an epoch") == 2
+    return log_of(folder / "probe")[-1]
+
+
+class Turned:
+    """Upright or upside down."""
+
+    def __init__(self, size: int, device_aug: bool):
+        self.prepare = T.Resize(size)
+
+    def draw(self, image: Image.Image) -> torch.Tensor:
+        return to_pixels(image if torch.rand(1) < 0.5 else image.rotate(180))
+
+
+def test_a_view_is_a_row(digits_root, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def negative(pixels: torch.Tensor, device_aug: bool) -> torch.Tensor:
+        seen.append((tuple(pixels.shape), device_aug))
+        return 255 - pixels
+
+    monkeypatch.setitem(VIEWS, "turned", View(Turned, negative, T.CenterCrop))
+    monkeypatch.setitem(REGISTRY, "turned", dataclasses.replace(REGISTRY["digits"], name="turned", view="turned"))
+    last = both_stages(["--dataset", "turned", "--data-root", str(digits_root)], tmp_path, capsys)
+    assert np.isfinite(last["test"]["loss"])
+    assert seen == [((3, 8, 8), False)] * 1024 * 2 * (2 + 1)  # two views of an image, then one, two steps of each
+
+
+def test_a_data_set_is_a_row_and_its_lists(tmp_path, capsys, monkeypatch):
+    """Three colours, three images each of which train; an epoch passes over them often."""
+    statistics = {"mean": (0.4,) * 3, "std": (0.5,) * 3}
+    row = DatasetSpec("flags", "Flags", 3, **statistics, source="-", arch="resnet20", view="thumbnail", repeat=228)
+    monkeypatch.setitem(REGISTRY, row.name, row)
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        lines = [f"{split}_{label}_{i}.png {label}\n" for label in range(3) for i in range(count)]
+        (tmp_path / row.list_name(split)).write_text("".join(lines))
+        for line in lines:
+            name, label = line.split()
+            Image.new("RGB", (10, 8), ("red", "green", "blue")[int(label)]).save(tmp_path / name)
+    words = ["--dataset", row.name, "--data-root", str(tmp_path), "--splits", str(tmp_path)]
+    last = both_stages(words, tmp_path, capsys)
+    assert np.isfinite(last["test"]["loss"])
+
+
+@pytest.mark.parametrize("main", [stage1.main, stage2.main])
+def test_a_row_with_an_unknown_view_is_named(main, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], view="digti"))
+    with pytest.raises(InputError) as error:
+        main(["--dataset", "digits"])
+    assert str(error.value).startswith('view "digti": expected one of photo, thumbnail, digit, the rows of VIEWS in ')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_row_names_a_view():
+    assert {spec.view for spec in (*REGISTRY.values(), CUSTOM)} <= VIEWS.keys()

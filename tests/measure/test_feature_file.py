@@ -1,0 +1,111 @@
+"""features.npz of a run folder: what is in it, when it is written, and what a damaged one says."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import main_moco_supcon_imba as stage1
+from imagenet_inat import options
+from imagenet_inat.loaders import open_splits
+from moco.methods import trained
+from tests.stopping import assert_same_features
+from utils.errors import InputError
+from utils.measure.feature_file import NAME, RunFeatures, read_features, write_features
+from utils.run import checkpoint
+from utils.run.launch import Place
+
+
+def test_it_holds_what_the_encoder_makes_of_the_validation_split(monitored):
+    state = checkpoint.load(monitored / checkpoint.LAST)
+    weights = checkpoint.unpacked(state)
+    method = trained(monitored / checkpoint.LAST, torch.device("cpu"))
+    data = options.data_of(method.args)
+    images, labels = zip(*open_splits(data, ("val",), 100, Place(torch.device("cpu"), 0))["val"], strict=True)
+    with torch.no_grad():
+        features = normalize(method.model.encoder_q.eval()(torch.cat(images)), dim=1)
+    targets = weights["optimal_target"][state["assignment"]]  # row y is that of class y
+
+    found = read_features(monitored)
+    torch.testing.assert_close(found.features, features)
+    assert torch.equal(found.labels, torch.cat(labels)) and found.epoch == 4
+    assert found.class_counts.tolist() == data.open("train").class_counts.tolist()
+    assert torch.equal(found.targets, targets)
+    torch.testing.assert_close(found.centroid_cosines, (weights["class_centroid"] * targets).sum(dim=1))
+
+
+def test_it_is_of_the_last_epoch_where_that_is_not_due(monitored, few_images, tmp_path):
+    stage1.main([*few_images, "--monitor-freq", "3", "--run-dir", str(tmp_path)])
+    assert_same_features(tmp_path, monitored)
+
+
+def test_a_run_that_has_ended_gets_one_without_training(monitored, unmonitored, few_images, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(unmonitored, run)
+    assert not (run / NAME).exists()
+    capsys.readouterr()
+    stage1.main([*few_images, "--run-dir", str(run), "--resume", "auto", "--monitor-freq", "1"])
+    assert "Epoch:" not in capsys.readouterr().out
+    assert_same_features(run, monitored)
+    for name in (checkpoint.LAST, "log.jsonl"):
+        assert (run / name).read_bytes() == (unmonitored / name).read_bytes()
+
+
+GOOD = {
+    "features": np.eye(3, 2, dtype=np.float32),
+    "labels": np.array([0, 1, 1]),
+    "class_counts": np.array([5, 1]),
+    "epoch": np.array(4),
+    "targets": np.eye(2, dtype=np.float32),
+    "centroid_cosines": np.ones(2, dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_what_is_written_is_read(with_targets, tmp_path):
+    tensors = {name: torch.from_numpy(array) for name, array in GOOD.items()} | {"epoch": 4}
+    if not with_targets:
+        tensors |= {"targets": None, "centroid_cosines": None}
+    write_features(tmp_path, RunFeatures(**tensors))
+    for name, value in read_features(tmp_path)._asdict().items():
+        torch.testing.assert_close(value, tensors[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": None, "epoch": None}, "lacks epoch, labels; it is damaged"),
+        ({"targets": None}, "lacks targets"),
+        ({"labels": np.array([0, 1])}, r"labels has shape \(2,\), expected \(n\) with \{'n': 3, 'D': 2\}"),
+        ({"features": np.zeros((0, 2), np.float32)}, r"features has shape \(0, 2\), expected \(n, D\)"),
+        ({"targets": np.eye(3, dtype=np.float32)}, r"targets has shape \(3, 3\), expected \(C, D\)"),
+        ({"epoch": np.array([4])}, r"epoch has shape \(1,\), expected \(\)"),
+        ({"features": np.eye(3, 2)}, "features is float64, expected float32"),
+        ({"labels": np.zeros(3, ">i8")}, "labels is >i8, expected int64"),
+        ({"features": np.full((3, 2), np.nan, np.float32)}, "features has a value that is not finite"),
+        ({"labels": np.array([0, 1, 2])}, "a label is none of 2 classes"),
+        ({"labels": np.array([0, 1, None])}, "not a readable .npz of arrays .Object arrays cannot be loaded"),
+    ],
+)
+def test_a_file_that_no_run_writes(changed, message, tmp_path):
+    np.savez(tmp_path / NAME, **{name: array for name, array in (GOOD | changed).items() if array is not None})
+    with pytest.raises(InputError, match=f"{NAME}: {message}"):
+        read_features(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable .npz of arrays"),
+        (b"PK\x03\x04 half a file", "not a readable .npz of arrays"),
+        (b"\x93NUMPY\x01\x00", "not a readable .npz of arrays"),
+        (None, "cannot be read .No such file"),
+    ],
+)
+def test_a_file_that_is_none(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(InputError, match=f"{NAME}: {message}"):
+        read_features(tmp_path)

@@ -1,0 +1,87 @@
+"""A method that is not the project's own is a class and a row of METHODS; the rest of stage 1 takes it as it is."""
+
+import json
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from moco.encoders import get_encoder
+from moco.methods import METHODS, Method
+from tests.stopping import stopped_run
+from utils.errors import InputError
+from utils.run import checkpoint
+
+TWO_STEPS = ["--loss", "InBatch", "--heat", "0.2", "--epochs", "1", "--imbalance", "1", "--monitor-freq", "1"]
+
+
+class Output(NamedTuple):
+    loss: Tensor
+
+
+class InBatchModel(nn.Module):
+    """The other view of an image among those of the batch: one encoder, no queue, no labels."""
+
+    def __init__(self, encoder, temperature: float):
+        super().__init__()
+        self.encoder_q, self.temperature = encoder, temperature
+
+    def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> Output:
+        q, k = (normalize(self.encoder_q(images), dim=1) for images in (im_q, im_k))  # (N, D)
+        return Output(cross_entropy(q @ k.T / self.temperature, torch.arange(len(q))))
+
+
+class InBatch(Method):
+    meaning = "the other view among those of the batch"
+
+    @staticmethod
+    def add_arguments(model, loss):
+        loss.add_argument("--heat", type=float, default=0.1)
+
+    def check(self):
+        if self.args.heat <= 0:
+            raise InputError(f"--heat {self.args.heat}: expected more than 0")
+
+    def build(self, num_classes, state, device):
+        torch.manual_seed(state.seed)
+        encoder = get_encoder(self.args.arch, self.args.image_size)(num_classes=self.args.moco_dim)
+        self.model = InBatchModel(encoder, self.args.heat)
+        return self.model
+
+
+@pytest.fixture
+def row(monkeypatch):
+    monkeypatch.setitem(METHODS, "InBatch", InBatch)
+
+
+def test_it_trains_and_its_probe_does(row, flags, probe_flags, tmp_path):
+    stage1.main([*flags, *TWO_STEPS, "--run-dir", str(tmp_path / "run")])
+    (record,) = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert record["phase"] == "InBatch" and record["loss"] > 0 and record["val"]["knn_top1"] is not None
+    pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--epochs", "1", "--imbalance", "1"]
+    stage2.main([*probe_flags, *pretrained, "--run-dir", str(tmp_path / "probe")])
+    assert (tmp_path / "probe" / "results.json").exists()
+
+
+def test_it_goes_on_from_a_step(row, flags, tmp_path, monkeypatch):
+    words = [*flags, *TWO_STEPS, "--resume", "auto", "--run-dir"]
+    stage1.main([*words, str(tmp_path / "whole")])
+    stopped_run(stage1.main, [*words, str(tmp_path / "run")], monkeypatch, step=2)
+    stage1.main([*words, str(tmp_path / "run")])
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar")["state_dict"] for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_its_flags_checks_and_meaning_are_the_scripts(row, flags, tmp_path):
+    assert "InBatch: the other view among those of the batch" in " ".join(
+        stage1.get_args_parser().format_help().split()
+    )
+    with pytest.raises(InputError, match=r"--heat 0\.0: expected more than 0"):
+        stage1.main([*flags, *TWO_STEPS, "--heat", "0", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        stage1.main([*flags, "--loss", "InBatches", "--run-dir", str(tmp_path / "run")])
