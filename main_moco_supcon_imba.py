@@ -18,6 +18,7 @@ from moco.encoders import get_encoder
 from moco.methods import METHODS, Method, add_method_arguments
 from utils import distributed, errors
 from utils.distributed import say
+from utils.measure import feature_file
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor, describe_measures
 from utils.run import arguments, checkpoint, launch
@@ -133,8 +134,8 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
             method.begin_phase(epoch.phase.name, epoch.fresh)
             # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
             optimizer = sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
-            if state.optimizer is not None and not epoch.fresh:
-                checkpoint.load_optimizer(optimizer, state.optimizer, state.source)
+            if state.source and not epoch.fresh:
+                state.load_optimizer(optimizer)
         rate = epoch.learning_rate(args.lr, args.schedule, args.cos)
         set_learning_rate(optimizer, rate)
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)
@@ -142,13 +143,13 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         loader.start_at(epoch.number, epoch.first_step)
         keeper.begin_epoch(epoch, optimizer, means)
         train_one_epoch(loader, ddp, method, speed, optimizer, means, progress, keeper)
-        measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned())
+        measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned)
         # Logged before it is saved: a run killed in between does the epoch, and its line, again.
         log_epoch(log, means, epoch, rate, progress, method.facts(), measured)
         keeper.end_epoch(also=kept_name(epoch.number + 1, args.save_freq))
         loader.report_bad_images(keeper.run_dir)
     progress.close()
-    monitor.finish(model.encoder_q, state.epoch, method.assigned())
+    monitor.finish(model.encoder_q, state.epoch, method.assigned)
 
 
 def train_one_epoch(
@@ -192,7 +193,8 @@ def log_epoch(
 
 
 def finish(args, run_dir: Path) -> None:
-    say(f"wrote {run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}")
+    features = f", {feature_file.NAME}" if args.monitor_freq else ""
+    say(f"wrote {run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}{features}")
     probe = options.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
     say(f"next, the linear probe: {probe}")
 

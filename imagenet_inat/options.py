@@ -192,10 +192,12 @@ def data_of(args: argparse.Namespace) -> Data:
     """
     spec = row(args.dataset)
     lists = find_lists(spec, args, args.imbalance)
-    if not spec.num_classes:
+    num_classes = spec.num_classes or getattr(args, "num_classes", None)  # the latter: counted before the run began
+    if not num_classes:
         lists.need("train")
         train = lists.files["train"]
-        spec = dataclasses.replace(spec, num_classes=count_classes(train, read_split(train, None)[1]))
+        num_classes = count_classes(train, read_split(train, None)[1])
+    spec = dataclasses.replace(spec, num_classes=num_classes)
     return Data(spec, lists, args.image_size, args.device_aug, args.on_bad_image == "skip")
 
 

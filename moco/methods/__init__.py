@@ -7,6 +7,7 @@ import torch
 
 from moco.methods.base import Method
 from moco.methods.queue import MomentumContrast, SupervisedContrast
+from utils.errors import InputError
 from utils.run import checkpoint
 from utils.run.arguments import Group, Parser
 from utils.run.state import RunState
@@ -33,6 +34,11 @@ def trained(path: Path, device: torch.device) -> Method:
         InputError: no such file, or one that does not hold what stage 1 writes.
     """
     state = RunState.from_dict(checkpoint.load(path, needs=("state_dict", "epoch", "args")), path)
+    if state.args.get("loss") not in METHODS:
+        raise InputError(
+            f"checkpoint {path}: --loss {state.args.get('loss')}, expected a stage-1 checkpoint of one of "
+            f"{', '.join(METHODS)}"
+        )
     method = METHODS[state.args["loss"]](Namespace(**state.args | {"targets": None}))  # it has its own
     method.read_state(state)
     state.load_into(method.build(method.args.num_classes, state, device).to(device))

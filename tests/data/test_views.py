@@ -12,6 +12,7 @@ from torchvision import transforms as T
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import CUSTOM, REGISTRY, DatasetSpec
+from imagenet_inat.options import Data
 from moco.loader import VIEWS, View, to_pixels
 from tests.stopping import log_of
 from utils.errors import InputError
@@ -40,16 +41,21 @@ class Turned:
 
 
 def test_a_view_is_a_row(digits_root, tmp_path, capsys, monkeypatch):
-    seen = []
+    seen, framed = [], []
+
+    def frame(size: int) -> T.CenterCrop:
+        framed.append(size)
+        return T.CenterCrop(size)
 
     def negative(pixels: torch.Tensor, device_aug: bool) -> torch.Tensor:
         seen.append((tuple(pixels.shape), device_aug))
         return 255 - pixels
 
-    monkeypatch.setitem(VIEWS, "turned", View(Turned, negative, T.CenterCrop))
+    monkeypatch.setitem(VIEWS, "turned", View(Turned, negative, frame))
     monkeypatch.setitem(REGISTRY, "turned", dataclasses.replace(REGISTRY["digits"], name="turned", view="turned"))
     last = both_stages(["--dataset", "turned", "--data-root", str(digits_root)], tmp_path, capsys)
     assert np.isfinite(last["test"]["loss"])
+    assert framed == [8, 8]  # of validation and test
     assert seen == [((3, 8, 8), False)] * 1024 * 2 * (2 + 1)  # two views of an image, then one, two steps of each
 
 
@@ -67,6 +73,12 @@ def test_a_data_set_is_a_row_and_its_lists(tmp_path, capsys, monkeypatch):
     words = ["--dataset", row.name, "--data-root", str(tmp_path), "--splits", str(tmp_path)]
     last = both_stages(words, tmp_path, capsys)
     assert np.isfinite(last["test"]["loss"])
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_row_says_whether_training_changes_colours(name):
+    view = Data(REGISTRY[name], None, 8, device_aug=False, skip_bad=False).train_view()
+    assert (view.colour is None) == (name == "inat")
 
 
 @pytest.mark.parametrize("main", [stage1.main, stage2.main])

@@ -36,6 +36,11 @@ def test_it_holds_what_the_encoder_makes_of_the_validation_split(monitored):
     torch.testing.assert_close(found.centroid_cosines, (weights["class_centroid"] * targets).sum(dim=1))
 
 
+def test_a_model_is_read_from_a_checkpoint_of_stage_1_alone(probe_run):
+    with pytest.raises(InputError, match="--loss None, expected a stage-1 checkpoint of one of SupCon, MoCo"):
+        trained(probe_run / checkpoint.LAST, torch.device("cpu"))
+
+
 def test_it_is_of_the_last_epoch_where_that_is_not_due(monitored, few_images, tmp_path):
     stage1.main([*few_images, "--monitor-freq", "3", "--run-dir", str(tmp_path)])
     assert_same_features(tmp_path, monitored)

@@ -149,6 +149,12 @@ def test_a_model_in_warm_up_has_no_facts_and_kcl_not_even_their_names():
     assert kcl.facts() == ({}, "") and warm_up.assigned() is None
 
 
+def test_targets_are_asked_for_only_where_features_are_kept(tmp_path):
+    for every in (0, 2):
+        monitor = Monitor(every, np.full(7, 30), {}, tmp_path)
+        assert not any(monitor.measure(None, 1, between=pytest.fail, assigned=pytest.fail).values())
+
+
 SPEC = REGISTRY["digits"]
 
 

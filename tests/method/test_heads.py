@@ -61,10 +61,16 @@ def test_another_head_is_a_row(row):
     assert model.fc.share.tolist() == pytest.approx([0.6, 0.3, 0.1])
 
 
-def test_another_head_trains_through_the_script(row, tsc_run, probe_flags, tmp_path):
-    """Two steps, on every image once and not on balanced classes; and what it wrote is measured by --evaluate."""
-    words = [*probe_flags, "-b", "1024", "--head", "cosine", "--epochs", "1"]
+def test_another_head_trains_through_the_script(row, tsc_run, probe_flags, tmp_path, monkeypatch):
+    """Two steps of two epochs by its own loss, on images as they come; and what it wrote is measured by --evaluate."""
+    seen = []
+    noting = lambda logits, labels, epoch: seen.append((epoch, labels)) or smoothed(logits, labels, epoch)  # noqa: E731
+    monkeypatch.setitem(HEADS, "cosine", HEADS["cosine"]._replace(loss=noting))
+    words = [*probe_flags, "-b", "1024", "--head", "cosine", "--epochs", "2"]
     stage2.main([*words, "--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path)])
+    assert [epoch for epoch, _ in seen] == [0, 0, 1, 1]
+    many, *_, few = torch.cat([labels for _, labels in seen]).bincount().tolist()
+    assert many > 10 * few  # 120 and 2 training images; of balanced classes as many
     state = checkpoint.load(tmp_path / "last.pth.tar")
     assert {name for name in state["state_dict"] if "fc." in name} == {"module.fc.direction", "module.fc.share"}
     assert json.loads((tmp_path / "args.json").read_text())["args"]["head"] == "cosine"

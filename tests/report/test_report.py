@@ -10,6 +10,7 @@ import pytest
 from utils.errors import InputError
 from utils.measure.feature_file import NAME
 from utils.report import __main__ as report
+from utils.report import sections
 from utils.report.figures import curves
 from utils.report.page import Section, Table, html_page, markdown_page
 from utils.report.runs import read_run
@@ -51,6 +52,18 @@ def test_the_table_has_the_results(pages, probe_run):
     results = json.loads((probe_run / "results.json").read_text())
     assert pages["md"].count(f"| selected ({results['selected']['epoch']}) |") == 2
     assert f"{results['best_on_test']['acc1']:.2f}" in pages["html"]
+
+
+def test_curves_are_those_of_the_logs(reported_run, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(sections, "draw", lambda name, caption, figure, lines, *_: drawn.update({name: lines}))
+    run = read_run(reported_run)
+    sections.curves([run])
+    first, second = run.pretraining.epochs, run.probe.epochs
+    assert drawn["loss"] == {run.name: ([1, 2], [record["loss"] for record in first])}
+    assert drawn["target_cosine"] == {run.name: ([2], [first[1]["target_cosine"]])}  # KCL has none
+    for name, split in ((run.name, "val"), (f"{run.name} (test)", "test")):
+        assert drawn["probe"][name] == ([1, 2], [record[split]["top1"] for record in second])
 
 
 def test_what_cannot_be_measured_is_said(pages):

@@ -150,3 +150,11 @@ def test_another_number_of_processes_is_said(flags, tsc_run, tmp_path, capsys):
     options = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tmp_path / "run")]
     stage1.main([*flags, *options, "--resume", str(tmp_path / "four.pth.tar")])
     assert "note: 4 processes wrote" in capsys.readouterr().out
+
+
+def test_what_a_probe_does_not_know_of_its_checkpoint_is_not_carried_on(tsc_run, probe_run, probe_flags, tmp_path):
+    torch.save(checkpoint.load(probe_run / "last.pth.tar") | {"ema": torch.zeros(3)}, tmp_path / "foreign.pth.tar")
+    options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--resume", str(tmp_path / "foreign.pth.tar")]
+    stage2.main([*probe_flags, *options, "--epochs", "3", "--override", "--run-dir", str(tmp_path / "p")])
+    entries = checkpoint.load(tmp_path / "p" / "last.pth.tar").keys()
+    assert entries == checkpoint.load(probe_run / "last.pth.tar").keys()

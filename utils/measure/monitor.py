@@ -25,7 +25,8 @@ from utils.measure.metrics import ClassAccuracy
 KNN = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
 SPREAD = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k"}
 MEASURES = tuple(KNN | SPREAD)
-Assigned = tuple[Tensor, Tensor] | None  # (C, D) each class's target, (C,) cosines of the running centroids to them
+# (C, D) each class's target, (C,) cosines of the running centroids to them; None in KCL.
+Assigned = Callable[[], tuple[Tensor, Tensor] | None]
 
 
 class Monitor:
@@ -41,7 +42,7 @@ class Monitor:
         self.kept: int | None = None  # the epoch whose features this process has written
 
     def measure(
-        self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = None
+        self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = lambda: None
     ) -> dict[str, float | None]:
         """The MEASURES by name, None each in an epoch that is not due; without a monitor nothing at all.
 
@@ -59,7 +60,7 @@ class Monitor:
         self._keep(val, epochs_done, assigned)
         return measures(*val, *train, self.class_counts)
 
-    def finish(self, encoder: nn.Module, epochs_done: int, assigned: Assigned = None) -> None:
+    def finish(self, encoder: nn.Module, epochs_done: int, assigned: Assigned = lambda: None) -> None:
         """At the end of a run: the features of its last epoch, if that was not due, or done before this start."""
         if self.every and self.kept != epochs_done:
             val = extract_features(encoder, self.loaders["val"], where=f"epoch {epochs_done}, val")
@@ -68,7 +69,7 @@ class Monitor:
     def _keep(self, val: tuple[Tensor, Tensor], epochs_done: int, assigned: Assigned) -> None:
         self.kept = epochs_done
         if distributed.is_main():
-            features, labels, *of_targets = (tensor.cpu() for tensor in (*val, *(assigned or ())))
+            features, labels, *of_targets = (tensor.cpu() for tensor in (*val, *(assigned() or ())))
             counts = torch.tensor(self.class_counts)
             write_features(self.run_dir, RunFeatures(features, labels, counts, epochs_done, *of_targets))
 

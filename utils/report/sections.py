@@ -83,7 +83,7 @@ def accuracy(runs: list[Run]) -> Section:
 
 def curves(runs: list[Run]) -> Section:
     """Values over the epochs of both stages; only those that some run has."""
-    logs = {run.name: run.pretraining.epochs for run in runs if run.pretraining}
+    logs = {run.name: list(map(flat, run.pretraining.epochs)) for run in runs if run.pretraining}
     of_tsc = (record["epoch"] for log in logs.values() for record in log if record.get("phase") == "TSC")
     switch = next((epoch - 1 for epoch in of_tsc), None)
     pictures = []
@@ -95,8 +95,8 @@ def curves(runs: list[Run]) -> Section:
     lines = {}
     for run in runs:
         if run.probe and run.probe.epochs:
-            lines[run.name] = _series(run.probe.epochs, "val_top1")
-            lines[f"{run.name} (test)"] = _series(run.probe.epochs, "test_top1")
+            log = list(map(flat, run.probe.epochs))
+            lines |= {run.name: _series(log, "val_top1"), f"{run.name} (test)": _series(log, "test_top1")}
     if lines:
         caption = "Top-1 of the probe: validation, dashed test"
         pictures.append(draw("probe", caption, plots.curves, lines, "probe top-1, %", None))
@@ -107,8 +107,8 @@ def curves(runs: list[Run]) -> Section:
 
 
 def _series(log: list[dict], column: str) -> tuple[list[int], list[float]]:
-    """Epochs and values where it was measured."""
-    points = [(record["epoch"], value) for record in log if (value := flat(record).get(column)) is not None]
+    """Epochs and values where it was measured, of records that are `flat`."""
+    points = [(record["epoch"], value) for record in log if (value := record.get(column)) is not None]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 

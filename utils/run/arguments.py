@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs):
-        module = sys.modules["__main__"].__spec__  # of `python -m`, whose file says less than its name
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`: its name says more than its file
         program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **(program | kwargs))
 

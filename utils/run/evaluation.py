@@ -13,7 +13,7 @@ from utils.distributed import say
 from utils.files import json_text, write_text
 from utils.measure.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.measure.results import CHOICES, choose, show_accuracies
-from utils.run import arguments, checkpoint
+from utils.run import arguments
 from utils.run.keeper import Keeper
 from utils.run.logger import Progress, RunLog, describe, open_log
 from utils.run.loop import Phase, epochs, set_learning_rate
@@ -68,8 +68,8 @@ def train_classifier(
     """
     state, model, counts = keeper.state, keeper.model, loader.dataset.class_counts
     state.results = results = state.results or {}
-    if state.optimizer is not None:
-        checkpoint.load_optimizer(optimizer, state.optimizer, state.source)
+    if state.source:
+        state.load_optimizer(optimizer)
     ddp = distributed.wrap(model, speed.device)
     log, progress = open_log(keeper.run_dir, state, loader, ("train", "val", "test"))
     for epoch in epochs([Phase(None, 0, args.epochs)], state, len(loader)):

@@ -18,13 +18,14 @@ from utils.run.state import RunState
 NEEDS = ("state_dict", "epoch", "optimizer")
 
 
-def load_run(args, place: Place, read: Callable[[RunState], None] = lambda state: None) -> RunState:
+def load_run(args, place: Place, read: Callable[[RunState], None] = lambda state: state.extra.clear()) -> RunState:
     """Where a run goes on: its checkpoint's state; or of a new run, where it starts. Then with its own arguments.
 
     With --resume auto a checkpoint that cannot be read is reported, and the one before it taken.
 
     Args:
-        args: of the run. place: of this process. read: takes and checks the method's own entries.
+        args: of the run. place: of this process. read: checks and notes the entries that are the method's
+            own; without one there are none, and what a file has besides is not carried on.
 
     Raises:
         InputError: no checkpoint can be read; an argument that changes the result is not

@@ -81,6 +81,11 @@ class RunState:
         checkpoint.load_into(model, self.weights, self.source)
         self.weights = {}
 
+    def load_optimizer(self, optimizer: Optimizer) -> None:
+        """The same of the optimiser; raises as `checkpoint.load_optimizer`."""
+        checkpoint.load_optimizer(optimizer, self.optimizer, self.source)
+        self.optimizer = None
+
     def check_step(self, steps: int) -> None:
         """Refuse a checkpoint that stands beyond the end of its epoch of so many steps.
 
