@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LARGEST_DRAW = 2**62  # the random numbers that `draw_offsets` takes are below it
+
 
 class PositiveSum(NamedTuple):
     """The positives of each anchor: their sum, vector (N, D), and their number, count (N,) float, which may be 0."""
@@ -149,3 +151,29 @@ def all_positives(queue: Tensor, queue_labels: Tensor, labels: Tensor) -> Positi
     """
     same = (labels[:, None] == queue_labels[None, :]).to(queue.dtype)  # (N, Q)
     return PositiveSum(same @ queue.T, same.sum(1))
+
+
+def view_and_drawn(labels: Tensor, draws: Tensor) -> Tensor:
+    """In a batch whose rows i and i + M are two views of one thing: i's other view, and k drawn rows of its label.
+
+    They are drawn without replacement from those that are neither row i nor its other view; in their order,
+    `draw_offsets` says which.
+
+    Args:
+        labels: (2M,) int64. draws: (2M, k) int64 random numbers, see `draw_offsets`.
+
+    Returns:
+        (2M, 1 + k) int64 rows, first the other view; -1 for each that a class is short of.
+    """
+    order = labels.argsort(stable=True)  # (2M,) rows, equal labels side by side
+    sorted_labels = labels[order]  # (2M,)
+    start = torch.searchsorted(sorted_labels, labels)  # (2M,)
+    size = torch.searchsorted(sorted_labels, labels, right=True) - start - 2  # (2M,) without the two
+    place = order.argsort() - start  # (2M,) of each row in its class
+    other = torch.arange(len(labels), device=labels.device).roll(len(labels) // 2)  # (2M,)
+    offset = draw_offsets(size, draws)  # (2M, k)
+    drawn = offset < size[:, None]  # (2M, k)
+    for skipped in (torch.minimum(place, place[other]), torch.maximum(place, place[other])):
+        offset = offset + (offset >= skipped[:, None])
+    rows = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (2M, k)
+    return torch.cat([other[:, None], rows.where(drawn, -1)], dim=1)
