@@ -21,6 +21,7 @@ from moco.heads import HEADS, build_classifier, frozen_weights, moved
 from utils import distributed, errors
 from utils.distributed import say
 from utils.measure.results import show_accuracies
+from utils.parser import Parser, parse
 from utils.run import arguments, checkpoint, launch
 from utils.run.evaluation import add_evaluation_arguments, finish, has_ended, train_classifier, validate
 from utils.run.folder import check_resume, hold
@@ -31,8 +32,8 @@ from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 
 
-def get_args_parser() -> arguments.Parser:
-    parser = arguments.Parser(description=__doc__)
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
     options.add_data_arguments(parser)
     model = arguments.add_model_group(parser)
     model.add_argument(
@@ -68,7 +69,7 @@ def get_args_parser() -> arguments.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments.parse(get_args_parser(), argv)
+    args = parse(get_args_parser(), argv)
     prepare(args)
     launch.launch(main_worker, arguments.Frozen(args))
 

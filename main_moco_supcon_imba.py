@@ -21,6 +21,7 @@ from utils.distributed import say
 from utils.measure import feature_file
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor, describe_measures
+from utils.parser import Parser, natural, parse, positive_int
 from utils.run import arguments, checkpoint, launch
 from utils.run.folder import candidates, check_resume, hold
 from utils.run.keeper import Keeper
@@ -31,8 +32,8 @@ from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 
 
-def get_args_parser() -> arguments.Parser:
-    parser = arguments.Parser(description=__doc__)
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
     options.add_data_arguments(parser)
     add_method_arguments(parser, arguments.add_model_group(parser))
     optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
@@ -42,13 +43,13 @@ def get_args_parser() -> arguments.Parser:
     running.add_argument(
         "-s",
         "--save_freq",
-        type=arguments.positive_int,
+        type=positive_int,
         default=20,
         help="epochs between checkpoints that are kept",
     )
     running.add_argument(
         "--monitor-freq",
-        type=arguments.natural,
+        type=natural,
         default=0,
         metavar="E",
         help="measure the features every E epochs: kNN accuracy on the validation split, alignment, uniformity; "
@@ -60,7 +61,7 @@ def get_args_parser() -> arguments.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments.parse(get_args_parser(), argv, lambda args: METHODS[args.loss].idle(args))
+    args = parse(get_args_parser(), argv, lambda args: METHODS[args.loss].idle(args))
     prepare(args)
     launch.launch(main_worker, arguments.Frozen(args))
 

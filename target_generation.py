@@ -23,7 +23,7 @@ from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
 from utils import errors
 from utils.devices import pick_device
 from utils.files import check_regular, json_text
-from utils.run.arguments import Parser, number, positive_int, seed_number
+from utils.parser import Parser, number, positive_int, seed_number
 
 # exp(1/τ) is a number from here on.
 temperature = number("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")

@@ -20,7 +20,7 @@ from moco.targets import spread
 from moco.targets.certificate import energy_bound, measures
 from moco.targets.generation import TEMPERATURE, starts
 from moco.targets.point_sets import random_points
-from utils.run.arguments import Parser, positive_int
+from utils.parser import Parser, positive_int
 
 NUM_CLASSES, DIM = 1000, 128
 LEVELS = (1.563, 1.521)  # energy ratios: where the release's recipe ends, and the aim

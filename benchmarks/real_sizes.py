@@ -31,7 +31,7 @@ from PIL import Image
 
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY
 from imagenet_inat.lists.format import read_split
-from utils.run.arguments import Parser, natural, positive_int
+from utils.parser import Parser, natural, positive_int
 
 REPOSITORY = Path(__file__).parent.parent
 LINKS_A_FILE = 30_000  # ext4 allows 65,000

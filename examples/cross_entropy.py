@@ -18,6 +18,7 @@ from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
 from utils import errors
 from utils.distributed import say
+from utils.parser import Parser, parse
 from utils.run import arguments, evaluation, launch
 from utils.run.folder import check_resume, hold
 from utils.run.keeper import Keeper
@@ -29,8 +30,8 @@ from utils.run.speed import Speed
 SAMPLING = "class-balanced"  # as the probe's
 
 
-def get_args_parser() -> arguments.Parser:
-    parser = arguments.Parser(description=__doc__)
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
     options.add_data_arguments(parser)
     arguments.add_model_group(parser)
     optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
@@ -43,7 +44,7 @@ def get_args_parser() -> arguments.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments.parse(get_args_parser(), argv)
+    args = parse(get_args_parser(), argv)
     prepare(args)
     launch.launch(main_worker, arguments.Frozen(args))
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from utils import errors
 from utils.measure.results import SHOT_NOTE, results_table
+from utils.parser import Parser, positive_int, seed_number
 from utils.report.figures import per_class_accuracy
-from utils.run.arguments import Parser, positive_int, seed_number
 
 STAGE_1 = (
     "main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs {epochs} -b 64 --lr 0.03 "

@@ -33,9 +33,9 @@ from utils.files import write_text
 from utils.measure.features import class_centres
 from utils.measure.monitor import extract_features
 from utils.measure.results import markdown
+from utils.parser import Parser, positive_int, seed_number
 from utils.report.style import COLOURS
 from utils.run import checkpoint
-from utils.run.arguments import Parser, positive_int, seed_number
 from utils.run.launch import Place
 
 SET = "three_digits"

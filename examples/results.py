@@ -24,9 +24,10 @@ from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file
 from utils import errors
 from utils.distributed import say
+from utils.parser import Parser, positive_int
 from utils.report.runs import Stage, read_stage
 from utils.report.trials import group_of
-from utils.run.arguments import FREE, Parser, positive_int
+from utils.run.arguments import FREE
 from utils.run.launch import usable_cores
 
 

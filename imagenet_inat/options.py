@@ -17,7 +17,7 @@ from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, made_folders, read_split
 from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from utils.errors import InputError
-from utils.run.arguments import Group, Parser, natural, positive_float, positive_int
+from utils.parser import Group, Parser, natural, positive_float, positive_int
 
 SPLITS = ("train", "val", "test")
 

@@ -18,13 +18,14 @@ from moco.pretrained import SAFETENSORS, read_encoder
 from utils import errors
 from utils.distributed import say
 from utils.files import write_whole
-from utils.run import arguments, checkpoint
+from utils.parser import Parser
+from utils.run import checkpoint
 
 FORMATS = (".pth", ".pt", SAFETENSORS)
 
 
-def get_args_parser() -> arguments.Parser:
-    parser = arguments.Parser(description=__doc__)
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder (its last.pth.tar) or a checkpoint of either stage")
     parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
     parser.add_argument("--to", choices=["torchvision"], default="torchvision", help="whose key names")

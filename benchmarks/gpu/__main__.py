@@ -27,7 +27,7 @@ from benchmarks.gpu.plan import FAST_NAME, Plan, forget_models, full, rehearsal
 from utils import errors
 from utils.distributed import say
 from utils.files import write_text
-from utils.run.arguments import Parser
+from utils.parser import Parser
 from utils.run.speed import Speed
 
 PAGE = Path(__file__).parent.parent / "RESULTS-gpu.md"

@@ -21,7 +21,7 @@ from imagenet_inat.splits.make import Plan, make_inat, make_split
 from imagenet_inat.splits.verify import verify
 from utils import errors
 from utils.errors import InputError
-from utils.run.arguments import Parser, natural, positive_float, positive_int
+from utils.parser import Parser, natural, positive_float, positive_int
 
 PUBLISHED = sorted(name for name, spec in REGISTRY.items() if spec.published)
 # What `make` takes besides its source; a flag of another kind of source is refused, not ignored.

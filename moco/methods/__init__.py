@@ -8,8 +8,8 @@ import torch
 from moco.methods.base import Method
 from moco.methods.queue import MomentumContrast, SupervisedContrast
 from utils.errors import InputError
+from utils.parser import Group, Parser
 from utils.run import checkpoint
-from utils.run.arguments import Group, Parser
 from utils.run.state import RunState
 
 METHODS: dict[str, type[Method]] = {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from utils.run.arguments import Group
+from utils.parser import Group
 from utils.run.loop import Phase
 from utils.run.state import RunState
 

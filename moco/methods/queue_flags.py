@@ -1,35 +1,35 @@
 """The flags of KCL, TSC and MoCo on a queue."""
 
 from moco.losses import LOSS_FORMS
-from utils.run import arguments
+from utils.parser import Group, fraction, natural, positive_float, positive_int, unsigned_float
 
 TARGET_FLAGS = ("tr", "sep_t", "tw", "loss_form", "centroid_init", "assignment_interval")  # TSC's alone
 
 
-def add_queue_arguments(model: arguments.Group, loss: arguments.Group) -> None:
-    model.add_argument("--moco-dim", type=arguments.positive_int, default=128, help="D, dimension of the features")
+def add_queue_arguments(model: Group, loss: Group) -> None:
+    model.add_argument("--moco-dim", type=positive_int, default=128, help="D, dimension of the features")
     model.add_argument(
         "--moco-k",
-        type=arguments.positive_int,
+        type=positive_int,
         default=65536,
         help="Q, length of the queue, a multiple of the batch; on small data a few times the training set is enough",
     )
     model.add_argument(
         "--moco-m",
-        type=arguments.fraction,
+        type=fraction,
         default=0.999,
         help="momentum of the key encoder; 0.99 when a run has only some thousand steps",
     )
-    model.add_argument("--moco-t", type=arguments.positive_float, default=0.07, help="softmax temperature, 0.05 to 0.2")
+    model.add_argument("--moco-t", type=positive_float, default=0.07, help="softmax temperature, 0.05 to 0.2")
     model.add_argument("--mlp", action="store_true", help="two-layer projection head (both recipes use it)")
     loss.add_argument(
         "--K",
-        type=arguments.natural,
+        type=natural,
         default=6,
         help="positives drawn per anchor; 0: all of its class in the queue",
     )
     loss.add_argument("--targeted", action="store_true", help="TSC: half of the epochs KCL, then targets join the loss")
-    loss.add_argument("--tr", type=arguments.positive_int, default=1, help="copies of each target (TSC)")
+    loss.add_argument("--tr", type=positive_int, default=1, help="copies of each target (TSC)")
     loss.add_argument(
         "--sep_t",
         action="store_true",
@@ -38,7 +38,7 @@ def add_queue_arguments(model: arguments.Group, loss: arguments.Group) -> None:
     loss.add_argument(
         "--tw",
         "--target-weight",
-        type=arguments.unsigned_float,
+        type=unsigned_float,
         default=1.0,
         help="weight of the target term (TSC's recipe: 0.2)",
     )
@@ -58,7 +58,7 @@ def add_queue_arguments(model: arguments.Group, loss: arguments.Group) -> None:
     )
     loss.add_argument(
         "--assignment-interval",
-        type=arguments.positive_int,
+        type=positive_int,
         default=1,
         metavar="STEPS",
         help="steps from one assignment of targets to classes to the next (TSC); 1: every step, the method; more "

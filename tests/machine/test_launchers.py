@@ -11,7 +11,8 @@ import main_moco_supcon_imba as stage1
 from imagenet_inat import digits
 from tests import ROOT
 from utils.errors import InputError
-from utils.run import arguments, launch
+from utils.parser import parse
+from utils.run import launch
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -55,7 +56,7 @@ def test_the_arguments_stay_as_given_and_the_place_is_handed_over(flags, monkeyp
 
 def test_the_releases_launch_flags_are_idle_under_torchrun(torchrun, flags, capsys):
     words = [*flags, "--world-size", "2", "--rank", "3", "--dist-url", "tcp://elsewhere:1"]
-    args = arguments.parse(stage1.get_args_parser(), words)
+    args = parse(stage1.get_args_parser(), words)
     assert capsys.readouterr().out == "note: --world-size, --rank, --dist-url without effect under torchrun\n"
     launch.check(args)
 

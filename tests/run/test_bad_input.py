@@ -14,6 +14,7 @@ from imagenet_inat.splits import __main__ as splits
 from moco import export
 from tests import ROOT
 from utils.errors import InputError, one_line, run
+from utils.parser import fraction, natural, positive_float, positive_int, unsigned_float
 from utils.report import __main__ as report
 from utils.run import arguments, checkpoint
 
@@ -220,11 +221,11 @@ def test_help_shows_defaults_once(capsys):
 
 def test_numbers_are_checked_at_the_parser():
     for convert, good, bad in (
-        (arguments.positive_int, "1", "0"),
-        (arguments.natural, "0", "-1"),
-        (arguments.positive_float, "0.1", "inf"),
-        (arguments.unsigned_float, "0", "-0.1"),
-        (arguments.fraction, "1", "1.01"),
+        (positive_int, "1", "0"),
+        (natural, "0", "-1"),
+        (positive_float, "0.1", "inf"),
+        (unsigned_float, "0", "-0.1"),
+        (fraction, "1", "1.01"),
     ):
         convert(good)
         with pytest.raises(arguments.argparse.ArgumentTypeError):

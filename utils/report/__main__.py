@@ -11,10 +11,10 @@ from pathlib import Path
 
 from utils import errors
 from utils.distributed import say
+from utils.parser import Parser
 from utils.report import sections, trials
 from utils.report.page import markdown_section, write_report
 from utils.report.runs import Run, read_run, short_names
-from utils.run.arguments import Parser
 
 
 def get_args_parser() -> Parser:

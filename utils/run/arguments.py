@@ -1,15 +1,8 @@
-"""The command line the two scripts share: its groups of flags."""
+"""The flags the two scripts share, in groups."""
 
 import argparse
-import sys
-from collections.abc import Callable
 
-from utils import distributed
-from utils.distributed import say
-
-Group = argparse._ArgumentGroup  # argparse has no public name for it
-LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
-
+from utils.parser import Group, fraction, natural, positive_float, positive_int, seed_number, unsigned_float
 
 # Arguments that say where and how a run is done, not what it computes: free to differ when it goes on.
 # The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
@@ -21,58 +14,6 @@ FREE = frozenset((
     "dist_url", "dist_backend", "eval_batch_size",
 ))
 # fmt: on
-
-
-class Parser(argparse.ArgumentParser):
-    """Shows defaults in --help and answers a wrong flag in one line.
-
-    An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
-    a path that is empty would stand for the default, or for the folder one is in.
-    """
-
-    def __init__(self, **kwargs):
-        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`: its name says more than its file
-        program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **(program | kwargs))
-
-    def parse_known_args(self, args=None, namespace=None):
-        namespace, rest = super().parse_known_args(args, namespace)
-        for action in self._actions:
-            value = getattr(namespace, action.dest, None)
-            if value != action.default and "" in (value if isinstance(value, list) else [value]):
-                name = "/".join(action.option_strings) or action.metavar or action.dest
-                self.error(f"argument {name}: found an empty value, expected a path or a name")
-        return namespace, rest
-
-    def error(self, message: str):
-        self.exit(2, f"error: {message} (--help lists the flags)\n")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is typed; defaults behind the help, but not where there is none."""
-
-    def _get_help_string(self, action):
-        if action.default in (None, "", False):
-            return action.help
-        return super()._get_help_string(action)
-
-
-def parse(parser: Parser, argv: list[str] | None, idle: Callable = lambda args: []) -> argparse.Namespace:
-    """Parse a command line, and say which of its flags the others leave without effect.
-
-    Args:
-        idle: of the arguments, pairs of when, as "without --targeted", and the names that are then without effect.
-    """
-    args = parser.parse_args(argv)
-    cases = [*idle(args)]
-    cases += [("with --cos", ("schedule",))] if getattr(args, "cos", False) else []
-    cases += [("under torchrun", LAUNCH_FLAGS)] if distributed.under_torchrun() else []
-    spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-    for when, names in cases:
-        given = [spelling[name] for name in names if getattr(args, name) != parser.get_default(name)]
-        if given:
-            say(f"note: {', '.join(given)} without effect {when}")
-    return args
 
 
 class Frozen(argparse.Namespace):
@@ -89,27 +30,6 @@ def plain_args(args: argparse.Namespace) -> dict:
     """The arguments as JSON and safe checkpoints can hold them."""
     keep = (str, int, float, bool, list, type(None))
     return {k: v if isinstance(v, keep) else str(v) for k, v in sorted(vars(args).items())}
-
-
-def number(name: str, kind: type, allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    """A type for `add_argument`: a number that is allowed; expected: what is, for the message."""
-
-    def convert(text: str) -> float:
-        value = kind(text)
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
-        return value
-
-    convert.__name__ = name  # what argparse calls it where the text is no number
-    return convert
-
-
-positive_int = number("positive_int", int, lambda value: value >= 1, "1 or more")
-natural = number("natural", int, lambda value: value >= 0, "0 or more")
-seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
-positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
-unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number, 0 or above")
-fraction = number("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")
 
 
 def add_model_group(parser: argparse.ArgumentParser) -> Group:

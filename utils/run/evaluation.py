@@ -13,7 +13,7 @@ from utils.distributed import say
 from utils.files import json_text, write_text
 from utils.measure.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.measure.results import CHOICES, choose, show_accuracies
-from utils.run import arguments
+from utils.parser import Group, positive_int
 from utils.run.keeper import Keeper
 from utils.run.logger import Progress, RunLog, describe, open_log
 from utils.run.loop import Phase, epochs, set_learning_rate
@@ -23,10 +23,10 @@ from utils.run.state import RunState
 BEST = "model_best.pth.tar"
 
 
-def add_evaluation_arguments(group: arguments.Group) -> None:
+def add_evaluation_arguments(group: Group) -> None:
     group.add_argument(
         "--eval-freq",
-        type=arguments.positive_int,
+        type=positive_int,
         default=1,
         metavar="E",
         help="validate and test after every E-th epoch and after the last; 'selected' and 'best_on_test' choose "
@@ -34,7 +34,7 @@ def add_evaluation_arguments(group: arguments.Group) -> None:
     )
     group.add_argument(
         "--eval-batch-size",
-        type=arguments.positive_int,
+        type=positive_int,
         metavar="N",
         help="images a process measures at a time; it changes no result (default: 256, or a process's share of "
         "--batch-size if that is more)",

@@ -1,0 +1,102 @@
+"""The command line: a parser that answers a wrong flag in one line, and kinds of numbers."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+
+from utils import distributed
+from utils.distributed import say
+
+Group = argparse._ArgumentGroup  # argparse has no public name for it
+LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults in --help and answers a wrong flag in one line.
+
+    An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
+    a path that is empty would stand for the default, or for the folder one is in.
+    """
+
+    def __init__(self, **kwargs):
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`: its name says more than its file
+        program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **(program | kwargs))
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(namespace, action.dest, None)
+            if value != action.default and "" in (value if isinstance(value, list) else [value]):
+                name = "/".join(action.option_strings) or action.metavar or action.dest
+                self.error(f"argument {name}: found an empty value, expected a path or a name")
+        return namespace, rest
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is typed; defaults behind the help, but not where there is none."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, "", False):
+            return action.help
+        return super()._get_help_string(action)
+
+
+Cases = list[tuple[str, Iterable[str]]]  # when, as "without --targeted", and which arguments, by their names
+
+
+def parse(
+    parser: Parser, argv: list[str] | None, idle: Callable = lambda args: [], refused: Callable = lambda args: []
+) -> argparse.Namespace:
+    """Parse a command line; say which of its flags the others leave without effect, and refuse those that clash.
+
+    Args:
+        idle, refused: give Cases, of the arguments. Only a flag that is typed counts, whatever its value.
+    """
+    args = parser.parse_args(argv)
+    spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    typed = _typed(parser, argv)
+
+    def among(cases: Cases) -> list[tuple[str, list[str]]]:
+        found = [(when, [spelling[name] for name in spelling if name in {*names} & typed]) for when, names in cases]
+        return [(when, flags) for when, flags in found if flags]
+
+    for when, flags in among(refused(args)):
+        parser.error(f"{', '.join(flags)}: of no use {when}, leave it out")
+    cases = [*idle(args)]
+    cases += [("with --cos", ("schedule",))] if getattr(args, "cos", False) else []
+    cases += [("under torchrun", LAUNCH_FLAGS)] if distributed.under_torchrun() else []
+    for when, flags in among(cases):
+        say(f"note: {', '.join(flags)} without effect {when}")
+    return args
+
+
+def _typed(parser: Parser, argv: list[str] | None) -> set[str]:
+    """The names of the arguments that a command line gives, be it their defaults."""
+    unset = object()
+    found = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
+    return {name for name, value in vars(found).items() if value is not unset}
+
+
+def number(name: str, kind: type, allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """A type for `add_argument`: a number that is allowed; expected: what is, for the message."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        return value
+
+    convert.__name__ = name  # what argparse calls it where the text is no number
+    return convert
+
+
+positive_int = number("positive_int", int, lambda value: value >= 1, "1 or more")
+natural = number("natural", int, lambda value: value >= 0, "0 or more")
+seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
+positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
+unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number, 0 or above")
+fraction = number("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")
