@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
-from moco.positives import LARGEST_DRAW, Anchors, Chosen, choices
+from moco.losses.positives import LARGEST_DRAW, Anchors, Chosen, choices
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import queue_centroids, update_centroids
 from moco.targets.files import check_targets

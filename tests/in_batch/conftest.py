@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moco import in_batch_loss
+from moco.losses import blocks
 from tests.in_batch import C, D, N
 from tests.tiny import unit
 
@@ -11,7 +11,7 @@ from tests.tiny import unit
 @pytest.fixture(autouse=True, params=[40, 2**18], ids=["in blocks", "whole"])
 def block(request, monkeypatch):
     """One or two anchors at a time, and all at once."""
-    monkeypatch.setitem(in_batch_loss.LOGITS, "cpu", request.param)
+    monkeypatch.setitem(blocks.LOGITS, "cpu", request.param)
 
 
 @pytest.fixture(params=range(3))

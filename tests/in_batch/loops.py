@@ -44,3 +44,36 @@ def loss(
             terms.append(-torch.log(exp[p] / sum(exp[j] for j in negatives)))
         of_anchors.append(sum(terms) / len(terms))
     return sum(of_anchors) / len(of_anchors)
+
+
+def target_loss(
+    views: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    target_class: Tensor,
+    target_weight: float,
+    num_positive: int,
+    temperature: float,
+    unbiased: bool,
+    draws: list[list[int]] | None,
+) -> tuple[Tensor, Tensor]:
+    """The paper's TSC: the part of the images and the part of the targets. draws: as in `loss`."""
+    images = rows(views, labels, targets[:0], target_class[:0], 1)
+    every = [*images, *zip(targets, target_class.tolist(), strict=True)]
+    half = len(views)
+    by_class, by_target = [], []
+    for i, (x, label) in enumerate(images):
+        other = (i + half) % len(images)
+        pool = [j for j, (_, y) in enumerate(images) if y == label and j not in (i, other)]
+        if num_positive > 0:
+            pool = [pool[o] for o in oracle.draw(len(pool), draws[i])]
+
+        def log_p(p: int, i=i, x=x, label=label) -> Tensor:
+            below = [j for j, (_, y) in enumerate(every) if j != i and not (unbiased and y == label and j != p)]
+            logits = [x @ every[j][0] / temperature for j in below]
+            return x @ every[p][0] / temperature - torch.logsumexp(torch.stack(logits), 0)
+
+        by_class.append(-sum(log_p(p) for p in [other, *pool]) / (1 + len(pool)))
+        own = [log_p(j) for j in range(len(images), len(every)) if every[j][1] == label]
+        by_target.append(-target_weight * sum(own) / len(own) if own else x.new_zeros(()))
+    return sum(by_class) / len(images), sum(by_target) / len(images)

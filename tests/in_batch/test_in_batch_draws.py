@@ -3,7 +3,7 @@
 import torch
 
 from moco.losses import in_batch_loss
-from moco.positives import LARGEST_DRAW, view_and_drawn
+from moco.losses.positives import LARGEST_DRAW, view_and_drawn
 from tests import oracle
 from tests.in_batch import D, N, close, loops, seeded
 from tests.tiny import unit

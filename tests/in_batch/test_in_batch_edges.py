@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import in_batch_loss as module
-from moco.losses import in_batch_loss
-from moco.positives import LARGEST_DRAW
+from moco.losses import blocks, in_batch_loss
+from moco.losses.positives import LARGEST_DRAW
 from tests.in_batch import BOTH, C, D, N, close, gradients, loops, seeded, with_targets
 from tests.tiny import unit
 
@@ -85,7 +84,7 @@ class Largest(TorchDispatchMode):
 @BOTH
 @pytest.mark.parametrize("num_positive", [0, 2])
 def test_no_tensor_grows_with_the_square_of_the_batch(monkeypatch, num_positive, unbiased):
-    monkeypatch.setitem(module.LOGITS, "cpu", 2000)
+    monkeypatch.setitem(blocks.LOGITS, "cpu", 2000)
     views, labels = unit(80, 2, D, dim=2).requires_grad_(), torch.randint(0, C, (80,))
     with Largest() as largest:
         in_batch_loss(views, labels, num_positive, **with_targets(25), unbiased=unbiased).backward()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moco.losses import in_batch_loss
-from moco.positives import LARGEST_DRAW
+from moco.losses.positives import LARGEST_DRAW
 from tests.in_batch import BOTH, C, D, N, close, gradients, loops, seeded, with_targets
 from tests.tiny import unit
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moco.losses import contrastive_loss
-from moco.positives import PositiveSum, sample_positives
+from moco.losses.positives import PositiveSum, sample_positives
 from tests import oracle
 from tests.tiny import tiny_batch, tiny_model, unit
 

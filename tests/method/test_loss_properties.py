@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moco.losses import contrastive_loss
-from moco.positives import PositiveSum, all_positives, sample_positives
+from moco.losses.positives import PositiveSum, all_positives, sample_positives
 from tests.tiny import tiny_batch, tiny_model, unit
 
 N, D, Q, C, K = 6, 5, 30, 3, 4

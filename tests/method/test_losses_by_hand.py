@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moco.losses import contrastive_loss
-from moco.positives import PositiveSum, all_positives, sample_positives
+from moco.losses.positives import PositiveSum, all_positives, sample_positives
 
 E = math.e
 RIGHT, UP, LEFT = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]

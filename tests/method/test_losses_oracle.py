@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from moco import losses
-from moco.losses import contrastive_loss
-from moco.positives import PositiveSum, all_positives, sample_positives
+from moco.losses import contrastive_loss, queue
+from moco.losses.positives import PositiveSum, all_positives, sample_positives
 from tests import oracle
 from tests.tiny import unit
 
@@ -28,7 +27,7 @@ def compare(q, k, queue, labels, drawn, chosen, **tsc):
 @pytest.fixture(autouse=True, params=[5, 2048], ids=["in parts", "whole"])
 def columns(request, monkeypatch):
     """All tests here with the queue of 14 in three parts, and in one."""
-    monkeypatch.setitem(losses.COLUMNS, "cpu", request.param)
+    monkeypatch.setitem(queue.COLUMNS, "cpu", request.param)
 
 
 @pytest.fixture(params=range(5))
@@ -83,7 +82,7 @@ def test_log_sum_exp_has_torchs_value_and_gradient(temperature):
     columns = [unit(D, Q, dim=0), unit(D, C, dim=0)]
     logits = torch.cat([q @ part for part in columns], dim=1)
     threshold = logits[:, 3].detach() + 1e-3 / temperature
-    log_sum, above = losses.LogSumExp.apply(q, threshold, *columns)
+    log_sum, above = queue.LogSumExp.apply(q, threshold, *columns)
     torch.testing.assert_close(log_sum, logits.logsumexp(1), rtol=1e-12, atol=1e-12)
     assert torch.equal(above, (logits > threshold[:, None]).sum(1))
     weight = torch.randn(N, dtype=q.dtype)

@@ -5,7 +5,7 @@ from itertools import combinations
 import torch
 from scipy.stats import chisquare
 
-from moco.positives import draw_offsets, sample_positives
+from moco.losses.positives import draw_offsets, sample_positives
 
 
 def test_every_subset_is_equally_likely():

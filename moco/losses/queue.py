@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moco.in_batch_loss import in_batch_loss as in_batch_loss  # a loss like those here
-from moco.positives import PositiveSum
+from moco.losses.positives import PositiveSum
 
 # Columns of logits made at a time: on the CPU what stays in the cache, on a GPU what keeps it busy.
 COLUMNS = {"cpu": 2048, "cuda": 16384}

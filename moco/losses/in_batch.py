@@ -1,32 +1,17 @@
-"""The loss of contrast inside the batch: SupCon, KCL and TSC without a queue, as on CIFAR.
+"""The losses of contrast inside the batch: SupCon, KCL and TSC without a queue, as on CIFAR.
 
 Letters: N images, D feature dimension, C targets, r copies of each, k drawn positives.
-The batch has R = 2(N + C·r) rows, as the release appends C·r target rows to each of the two
-views, and U = 2N + C different vectors: the copies of a target differ in what they draw, not
-in their logits. So all that is wide is made of U columns, with the number of copies of each.
+The release's batch has R = 2(N + C·r) rows: it appends C·r target rows to each of the two views.
 """
-
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from moco.positives import LARGEST_DRAW, view_and_drawn
+from moco.losses.blocks import InBatchTerms, blocks_of, mean_over, rows_of
+from moco.losses.positives import LARGEST_DRAW, view_and_drawn
 from utils.randomness import sent
 
-# Logits made at a time: on the CPU what stays in the cache, on a GPU what keeps it busy.
-LOGITS = {"cpu": 2**18, "cuda": 2**24}
 ANCHORS = ("all", "targets")
-Block = tuple[slice, Tensor | None]  # the place of some anchors, and the columns of their positives
-
-
-class Rows(NamedTuple):
-    """The different vectors: view 1's N images, view 2's N, C targets. copies: how often each stands in the batch."""
-
-    vector: Tensor  # (U, D)
-    label: Tensor  # (U,)
-    copies: Tensor  # (U,), in the vectors' dtype
 
 
 def in_batch_loss(
@@ -71,71 +56,36 @@ def in_batch_loss(
     drawn = None
     if 0 < num_positive < 2 * (N + C * r) - 2:  # more is the whole class, whatever the class
         drawn = _drawn_columns(torch.cat([labels, target_class.repeat_interleave(r)]), N, r, num_positive, generator)
-    with torch.autocast(views.device.type, enabled=False):
-        rows = _rows(views, labels, targets, target_class, r)
-        blocks = _blocks(N, C, drawn, anchors, views.device.type)
-        total = SumInBlocks.apply(rows.vector, rows, blocks, temperature, unbiased)
-    return total / (2 * C * r if anchors == "targets" else 2 * (N + C * r))
+    rows = rows_of(views, labels, targets, target_class, copies=2 * r)
+    return mean_over(rows, blocks_of(rows, drawn, anchors), temperature, unbiased, None).loss
 
 
-class SumInBlocks(torch.autograd.Function):
-    """The sum of the anchors' losses, some anchors at a time.
+def in_batch_target_loss(
+    views: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    target_class: Tensor,
+    target_weight: float,
+    num_positive: int = 0,
+    temperature: float = 0.07,
+    *,
+    unbiased: bool = False,
+    generator: torch.Generator | None = None,
+) -> InBatchTerms:
+    """TSC as the paper has it, equation 4, in the batch: the mean over the 2N images i of ::
 
-    The gradient is taken of each block in the forward pass, so no block's logits are kept nor made twice.
-    forward args: the rows' vector (U, D), then what `_anchor_losses` takes, with `blocks` for place and columns.
+        - 1/|P_i| sum_{p in P_i} log p(x_p) - target_weight log p(t)
+
+    P_i: i's other view and k drawn images of its label; t: its class's target. p: the softmax over all images but i,
+    and the C targets, once each. Targets are no anchors and are not drawn. A class without a target has no second
+    term, one with several the mean of theirs. All else as in `in_batch_loss`; target_weight: lambda >= 0.
     """
-
-    @staticmethod
-    def forward(ctx, vector: Tensor, rows: Rows, blocks: Iterable[Block], temperature: float, unbiased: bool) -> Tensor:
-        total, gradient = vector.new_zeros(()), torch.zeros_like(vector)
-        for place, columns in blocks:
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                leaf = vector.detach().requires_grad_(ctx.needs_input_grad[0])
-                losses = _anchor_losses(rows._replace(vector=leaf), place, columns, temperature, unbiased)  # (B,)
-                loss = (losses * rows.copies[place]).sum()
-            total += loss.detach()
-            if ctx.needs_input_grad[0]:
-                gradient += torch.autograd.grad(loss, leaf)[0]
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph; once_differentiable would let it pass where grad is a constant
-            raise RuntimeError("in_batch_loss has no second derivative: its gradient is taken in the forward pass")
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None, None
-
-
-def _anchor_losses(rows: Rows, place: slice, columns: Tensor | None, temperature: float, unbiased: bool) -> Tensor:
-    """The loss of each anchor, (B,); place: of the B anchors among the U vectors.
-
-    columns: (B, w) int64, their positives, a column as often as it is one, U for none; None: the whole class.
-    """
-    logits = (rows.vector[place] / temperature) @ rows.vector.T  # (B, U)
-    same = rows.label[place, None] == rows.label  # (B, U)
-    others = rows.copies.repeat(len(logits), 1)  # (B, U) how many rows a column is, but for the anchor itself
-    others.diagonal(place.start).sub_(1)
-    if columns is None:
-        share = others * same  # (B, U)
-    else:
-        share = logits.new_zeros(len(logits), len(rows.label) + 1)
-        share = share.scatter_add_(1, columns, torch.ones_like(columns, dtype=share.dtype))[:, :-1]  # (B, U)
-    share = share / share.sum(1, keepdim=True)  # 1 / |P_i| for each positive
-    if unbiased:
-        negatives = (logits + rows.copies.log()).masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
-        log_z = torch.logaddexp(negatives, logits)  # (B, U): a denominator for each positive
-    else:
-        log_z = (logits + others.log()).logsumexp(1, keepdim=True)  # (B, 1)
-    return (share * (log_z - logits)).sum(1)
-
-
-def _rows(views: Tensor, labels: Tensor, targets: Tensor, target_class: Tensor, r: int) -> Rows:
-    dtype = torch.promote_types(views.dtype, torch.float32)  # exp(1/0.07) is beyond float16
-    vector = torch.cat([views[:, 0].to(dtype), views[:, 1].to(dtype), targets.to(dtype)])
-    copies = vector.new_ones(len(vector))
-    copies[2 * len(views) :] = 2 * r
-    return Rows(vector, torch.cat([labels, labels, target_class]), copies)
+    _check(views, labels, num_positive, temperature, targets, target_class, 1, "all")
+    N, drawn = len(views), None
+    if 0 < num_positive < 2 * N - 2:
+        drawn = _drawn_columns(labels, N, 1, num_positive, generator)
+    rows = rows_of(views, labels, targets, target_class, copies=1)
+    return mean_over(rows, blocks_of(rows, drawn, "images"), temperature, unbiased, target_weight)
 
 
 def _drawn_columns(labels: Tensor, N: int, r: int, k: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -155,18 +105,6 @@ def _drawn_columns(labels: Tensor, N: int, r: int, k: int, generator: torch.Gene
     by_view = column[positives].view(2, M, k + 1)
     copies = by_view[:, N:].reshape(2, C, r * (k + 1)).transpose(0, 1)  # (C, 2, r(k + 1))
     return by_view[:, :N].reshape(2 * N, k + 1), copies.flatten(1)
-
-
-def _blocks(N: int, C: int, drawn: tuple[Tensor, Tensor] | None, anchors: str, device: str) -> Iterator[Block]:
-    """Places of so many anchors as are worked on at a time, images or targets, and their positives' columns."""
-    size = max(1, LOGITS.get(device, LOGITS["cuda"]) // (2 * N + C))
-    images, targets = (0, 2 * N), (2 * N, 2 * N + C)
-    for group, (first, end) in enumerate([images, targets]):
-        if anchors == "targets" and group == 0:
-            continue
-        for begin in range(first, end, size):
-            place = slice(begin, min(begin + size, end))
-            yield place, None if drawn is None else drawn[group][begin - first : place.stop - first]
 
 
 def _check(
