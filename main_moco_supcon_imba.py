@@ -15,7 +15,7 @@ from imagenet_inat import options
 from imagenet_inat.loaders import DeviceBatches, open_pairs, open_splits
 from imagenet_inat.samplers import ShuffledBatches
 from moco.encoders import get_encoder
-from moco.methods import METHODS, Method, add_method_arguments
+from moco.methods import Method, add_method_arguments, foreign, idle, method_of
 from utils import distributed, errors
 from utils.distributed import say
 from utils.measure import feature_file
@@ -61,7 +61,7 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv, lambda args: METHODS[args.loss].idle(args))
+    args = parse(get_args_parser(), argv, idle, foreign)
     prepare(args)
     launch.launch(main_worker, arguments.Frozen(args))
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 def prepare(args) -> None:
     """Check everything that can be checked before a process group, a model or a file is made."""
     options.fill_in(args)
-    processes, method = launch.check(args), METHODS[args.loss](args)
+    processes, method = launch.check(args), method_of(args)
     method.check()
     get_encoder(args.arch, args.image_size, args.batch_size // processes)
     data = options.data_of(args)
@@ -88,10 +88,11 @@ def prepare(args) -> None:
 
 
 def run_name(args) -> str:
-    """The release's name of a run."""
+    """The release's name of a run; in the batch it says so where the release has the queue's length."""
+    queue = args.moco_k if args.contrast == "queue" else args.contrast
     return (
         f"{options.data_name(args)}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
-        f"_mlp_{args.mlp}_t_{args.moco_t}_{args.moco_k}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
+        f"_mlp_{args.mlp}_t_{args.moco_t}_{queue}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
         f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
     )
 
@@ -99,7 +100,7 @@ def run_name(args) -> str:
 def main_worker(args, place: launch.Place) -> None:
     """The run, in one of its processes."""
     run_dir, speed = Path(args.run_dir), Speed.asked(args, place.device)
-    method, data = METHODS[args.loss](args), options.data_of(args)
+    method, data = method_of(args), options.data_of(args)
     state = load_run(args, place, method.read_state)
     check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
     loader = open_pairs(data, args.batch_size, state.seed, place)

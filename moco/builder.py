@@ -9,14 +9,10 @@ from torch.nn.functional import normalize
 
 from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
 from moco.losses.positives import LARGEST_DRAW, Anchors, Chosen, choices
-from moco.targets.assignment import Assignment
-from moco.targets.centroids import queue_centroids, update_centroids
-from moco.targets.files import check_targets
+from moco.targeted import Targeted
+from moco.targets.centroids import queue_centroids
 from utils import distributed
 from utils.randomness import Stream, sent, torch_rng
-
-# In the release's state dict, but a function of other entries: not stored here.
-DERIVABLE = ("optimal_target_unique", "target_labels")
 
 
 class StepOutput(NamedTuple):
@@ -24,14 +20,14 @@ class StepOutput(NamedTuple):
 
     loss, loss_class, loss_target: scalars; loss carries the gradient.
     q: (N, D) unit queries of this rank. key_rank: (N,) int64, how many other
-    logits exceed the own key's (0 = top-1).
+    logits exceed the own key's (0 = top-1); None in the batch.
     """
 
     loss: Tensor
     loss_class: Tensor
     loss_target: Tensor
     q: Tensor
-    key_rank: Tensor
+    key_rank: Tensor | None
 
 
 def unit(features: Tensor) -> Tensor:
@@ -39,7 +35,12 @@ def unit(features: Tensor) -> Tensor:
     return normalize(at_least_float32(features), dim=1)
 
 
-class KCL(nn.Module):
+def deepened(fc: nn.Linear) -> nn.Sequential:
+    """The projection head of --mlp: Linear(d, d) and ReLU before the last layer."""
+    return nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
+
+
+class KCL(Targeted):
     """Query and key encoder, queue, centroids and targets.
 
     Args (the release's names and order):
@@ -57,10 +58,7 @@ class KCL(nn.Module):
         loss_form: "release" or "paper", see `contrastive_loss`.
         assignment_interval: steps from one assignment of targets to the next.
 
-    `seed` and `step` are plain attributes: the random draws of a step are a function
-    of the two and of the rank. `step` counts by itself; set it to go on elsewhere.
-    After a TSC step `assignment` (C,) holds the row of each class's target; set it to
-    None to have it solved at the next step, whatever the interval.
+    The random draws of a step are a function of `seed`, `step` and the rank.
 
     Raises:
         InputError: targets that do not fit, or are not unit vectors.
@@ -87,34 +85,24 @@ class KCL(nn.Module):
         loss_form: str = "release",
         assignment_interval: int = 1,
     ):
-        super().__init__()
+        super().__init__(targeted, tr, assignment_interval)
         if loss_form not in LOSS_FORMS:
             raise ValueError(f"loss_form {loss_form!r}, expected one of {LOSS_FORMS}")
         self.K, self.m, self.T = K, m, T
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
-        self.targeted, self.tr, self.sep_t, self.tw = targeted, tr, sep_t, tw
+        self.sep_t, self.tw = sep_t, tw
         self._kcl_positives, self._tsc_positives = choices(num_positive, K, supervised, sep_t, tr)
-        self.seed, self.step = 0, 0
-        self.assignment_interval, self.assignment = assignment_interval, None
-        self._solver: Assignment | None = None  # made at the first TSC step
 
-        self.encoder_q = base_encoder(num_classes=dim)
-        self.encoder_k = base_encoder(num_classes=dim)
+        self.encoder_q, self.encoder_k = base_encoder(num_classes=dim), base_encoder(num_classes=dim)
         if mlp:
-            for encoder in (self.encoder_q, self.encoder_k):
-                width = encoder.fc.in_features
-                encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), encoder.fc)
+            self.encoder_q.fc, self.encoder_k.fc = deepened(self.encoder_q.fc), deepened(self.encoder_k.fc)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.encoder_k.requires_grad_(False)  # moved by momentum, never by gradient
 
         self.register_buffer("queue", normalize(torch.randn(dim, K), dim=0))  # (D, Q)
         self.register_buffer("queue_labels", torch.full((1, K), -1))  # (1, Q), -1 = empty
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))  # next column to fill
-        self.register_buffer("class_centroid", normalize(torch.randn(num_classes, dim), dim=1))
-        if targets is not None:
-            check_targets(targets, num_classes, dim)
-            targets = targets.repeat_interleave(tr, dim=0)  # row y·r … y·r + r − 1: copies of target y
-        self.register_buffer("optimal_target", targets)  # (C·r, D)
+        self._add_targets(num_classes, dim, targets)
 
     def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:
         """One step: loss of this rank's N images, then the queue takes all ranks' keys.
@@ -126,7 +114,8 @@ class KCL(nn.Module):
         all_labels = distributed.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
             if self.targeted:
-                self._start_assignment(q, all_labels)  # centroids c_y: (C, D); σ is solved beside the keys
+                # centroids c_y: (C, D); the assignment σ is solved beside the keys
+                self._start_assignment(distributed.gather(q.detach()), all_labels)
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
             all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
@@ -164,25 +153,6 @@ class KCL(nn.Module):
         """Start the centroids at the classes' means in the queue, instead of at random (before TSC)."""
         self.class_centroid.copy_(queue_centroids(self.class_centroid, self.queue, self.queue_labels[0]))
 
-    def _start_assignment(self, q: Tensor, all_labels: Tensor) -> None:
-        """Move the centroids and, every `assignment_interval` steps, begin to assign the targets anew."""
-        if self.optimal_target is None:
-            raise ValueError("targeted needs targets: KCL(..., targets=...) of shape (num_classes, dim)")
-        all_q = distributed.gather(q.detach())  # (B, D)
-        with torch.autocast(q.device.type, enabled=False):
-            self.class_centroid.copy_(update_centroids(self.class_centroid, all_q, all_labels))
-        distributed.same_tensor(self.class_centroid)  # GPUs of two kinds may round otherwise, and assign otherwise
-        if self.assignment is None or self.step % self.assignment_interval == 0:
-            self._solver = self._solver or Assignment(self.optimal_target[:: self.tr])
-            self._solver.start(self.class_centroid)
-            self.assignment = None  # until it is there
-
-    def _assigned_targets(self, labels: Tensor) -> Tensor:
-        """Each anchor's target, (N, D); waits for what is left of the assignment."""
-        if self.assignment is None:
-            self.assignment = self._solver.result()  # (C,)
-        return self.optimal_target[self.assignment[labels] * self.tr]
-
     def _choose_positives(self, labels: Tensor) -> Chosen:
         """The anchors' positives from the queue, and from the targets in TSC."""
 
@@ -205,12 +175,3 @@ class KCL(nn.Module):
         self.queue[:, columns] = keys.T.to(self.queue.dtype)
         self.queue_labels[0, columns] = labels
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Accept the release's derivable buffers, and targets that only one side has: KCL needs none."""
-        for name in DERIVABLE if self.optimal_target is not None else (*DERIVABLE, "optimal_target"):
-            state_dict.pop(prefix + name, None)
-        if self.optimal_target is not None:
-            state_dict.setdefault(prefix + "optimal_target", self.optimal_target)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self.assignment = self._solver = None  # they may be other targets

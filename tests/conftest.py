@@ -38,6 +38,13 @@ def flags(digits_root, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def batch_flags(flags) -> list[str]:
+    """The same for contrast without a queue, but for --contrast itself."""
+    at = flags.index("--moco-k")
+    return [*flags[:at], *flags[at + 2 :]]
+
+
+@pytest.fixture(scope="session")
 def probe_flags(digits_root) -> list[str]:
     """Flags of a stage-2 run to go with `flags`."""
     text = f"--dataset digits --data-root {digits_root} --image-size 8 -b 512 --lr 1 --seed 1 -j 0 -p 0 --device cpu"

@@ -68,6 +68,24 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class GatherWithGradient(torch.autograd.Function):
+    """Concatenate the ranks' tensors along the first axis, in rank order; every rank computes one loss, of them all.
+
+    The gradient reaches this rank's part alone, times the number of ranks, as DistributedDataParallel takes the mean
+    over them: what it then has is the gradient of the one loss, and nothing is sent backwards.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        ctx.rows = len(tensor)
+        return gather(tensor) if active() else tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        start = rank() * ctx.rows
+        return grad[start : start + ctx.rows] * world_size()
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of the ranks' tensors, on every rank."""
     if not active():

@@ -1,4 +1,4 @@
-"""The ways to train stage 1, by the name that --loss takes. Adding one is a file here and a row."""
+"""The ways to train stage 1, by the name that --contrast takes. Adding one is a file here and a row."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -6,25 +6,52 @@ from pathlib import Path
 import torch
 
 from moco.methods.base import Method
-from moco.methods.queue import MomentumContrast, SupervisedContrast
+from moco.methods.batch import Batch
+from moco.methods.queue import Queue
 from utils.errors import InputError
-from utils.parser import Group, Parser
+from utils.parser import Cases, Group, Parser
 from utils.run import checkpoint
 from utils.run.state import RunState
 
+# What arguments that a checkpoint does not have were, when it was written.
+OF_OLD_CHECKPOINTS = {"contrast": "queue", "kcl_epochs": None}
+
 METHODS: dict[str, type[Method]] = {
-    "SupCon": SupervisedContrast,
-    "MoCo": MomentumContrast,
+    "queue": Queue,
+    "batch": Batch,
 }
 
 
 def add_method_arguments(parser: Parser, model: Group) -> None:
-    """--loss, and the flags of all methods; model: the group of what describes the network."""
+    """--contrast, and the flags of all methods; model: the group of what describes the network."""
     loss = parser.add_argument_group("Loss")
     meanings = "; ".join(f"{name}: {method.meaning}" for name, method in METHODS.items())
-    loss.add_argument("--loss", choices=list(METHODS), default="SupCon", help=meanings)
-    for add in dict.fromkeys(method.add_arguments for method in METHODS.values()):  # once, where methods share theirs
+    loss.add_argument("--contrast", choices=list(METHODS), default="queue", help=meanings)
+    for add in dict.fromkeys(add for method in METHODS.values() for add in method.arguments):
         add(model, loss)
+
+
+def idle(args) -> Cases:
+    """The flags that others leave without effect."""
+    return METHODS[args.contrast].idle(args)
+
+
+def foreign(args) -> Cases:
+    """The flags that the method of these arguments does not have, and others do."""
+    own = _flags(METHODS[args.contrast])
+    others = set().union(*(_flags(method) for method in METHODS.values())) - own
+    return [(f"with --contrast {args.contrast}", others)]
+
+
+def _flags(method: type[Method]) -> set[str]:
+    scratch = Parser(add_help=False)
+    for add in method.arguments:
+        add(scratch, scratch)
+    return {action.dest for action in scratch._actions}
+
+
+def method_of(args) -> Method:
+    return METHODS[args.contrast](args)
 
 
 def trained(path: Path, device: torch.device) -> Method:
@@ -34,12 +61,13 @@ def trained(path: Path, device: torch.device) -> Method:
         InputError: no such file, or one that does not hold what stage 1 writes.
     """
     state = RunState.from_dict(checkpoint.load(path, needs=("state_dict", "epoch", "args")), path)
-    if state.args.get("loss") not in METHODS:
+    args = OF_OLD_CHECKPOINTS | state.args | {"targets": None}  # it has its own
+    if "loss" not in args or args["contrast"] not in METHODS:
+        found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
         raise InputError(
-            f"checkpoint {path}: --loss {state.args.get('loss')}, expected a stage-1 checkpoint of one of "
-            f"{', '.join(METHODS)}"
+            f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
         )
-    method = METHODS[state.args["loss"]](Namespace(**state.args | {"targets": None}))  # it has its own
+    method = METHODS[args["contrast"]](Namespace(**args))
     method.read_state(state)
     state.load_into(method.build(method.args.num_classes, state, device).to(device))
     method.restore(state)

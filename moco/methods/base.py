@@ -1,9 +1,11 @@
 """What stage 1 asks of a method; the loop knows no more of it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from utils.parser import Group
+from utils.parser import Cases, Group
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
@@ -16,25 +18,26 @@ class Method:
 
     Attributes:
         meaning: for --help.
+        arguments: functions that add its flags, add(model, loss); `model` is the group of those that describe the
+            network. A flag that other methods have and it has not is refused.
     """
 
     meaning = ""
+    arguments: tuple[Callable[[Group, Group], None], ...] = ()
     model: nn.Module
 
     def __init__(self, args):
         self.args = args
 
-    @staticmethod
-    def add_arguments(model: Group, loss: Group) -> None:
-        """Its own flags; `model` is the group of those that describe the network."""
-
     @classmethod
-    def idle(cls, args) -> list[tuple[str, tuple[str, ...]]]:
-        """Flags that others leave without effect: when, as "without --targeted", and which."""
+    def idle(cls, args) -> Cases:
+        """Its flags that others leave without effect."""
         return []
 
     def check(self) -> None:
-        """Refuse arguments that do not go together, before anything is read. Raises InputError."""
+        """Refuse arguments that do not go together, and settle defaults that depend on others, before anything is read.
+
+        Raises InputError."""
 
     def check_files(self, num_classes: int) -> None:
         """Refuse files that do not fit, before anything is made. Raises InputError."""
@@ -44,7 +47,7 @@ class Method:
 
     def phases(self) -> list[Phase]:
         """One after the other, each with its own optimiser and schedule."""
-        return [Phase(self.args.loss, 0, self.args.epochs)]
+        return [Phase(self.args.contrast, 0, self.args.epochs)]
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
         """The model on the CPU, from `state.seed`; all ranks start from the same."""

@@ -8,7 +8,7 @@ from tests.in_batch import C, D, N
 from tests.tiny import unit
 
 
-@pytest.fixture(autouse=True, params=[40, 2**18], ids=["in blocks", "whole"])
+@pytest.fixture(params=[40, 2**18], ids=["in blocks", "whole"])
 def block(request, monkeypatch):
     """One or two anchors at a time, and all at once."""
     monkeypatch.setitem(blocks.LOGITS, "cpu", request.param)

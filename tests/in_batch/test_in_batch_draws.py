@@ -1,5 +1,6 @@
 """`view_and_drawn`: which rows of the batch are a row's positives."""
 
+import pytest
 import torch
 
 from moco.losses import in_batch_loss
@@ -7,6 +8,8 @@ from moco.losses.positives import LARGEST_DRAW, view_and_drawn
 from tests import oracle
 from tests.in_batch import D, N, close, loops, seeded
 from tests.tiny import unit
+
+pytestmark = pytest.mark.usefixtures("block")
 
 
 def test_the_draws_are_those_of_floyds_algorithm(batch):

@@ -9,6 +9,8 @@ from moco.losses.positives import LARGEST_DRAW
 from tests.in_batch import BOTH, C, D, N, close, gradients, loops, seeded, with_targets
 from tests.tiny import unit
 
+pytestmark = pytest.mark.usefixtures("block")
+
 
 @BOTH
 def test_one_image_alone_has_no_loss_and_no_gradient(unbiased):

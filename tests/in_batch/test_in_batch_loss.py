@@ -8,6 +8,8 @@ from moco.losses.positives import LARGEST_DRAW
 from tests.in_batch import BOTH, C, D, N, close, gradients, loops, seeded, with_targets
 from tests.tiny import unit
 
+pytestmark = pytest.mark.usefixtures("block")
+
 
 @BOTH
 @pytest.mark.parametrize("num_positive", [0, 1, 3, 12])

@@ -8,6 +8,8 @@ from moco.losses.positives import LARGEST_DRAW
 from tests.in_batch import BOTH, C, D, N, close, gradients, loops, seeded
 from tests.tiny import unit
 
+pytestmark = pytest.mark.usefixtures("block")
+
 
 @pytest.fixture(params=[[2, 0, 1], [0, 0, 9]], ids=["one each", "two, and none"])
 def given(batch, request) -> dict:

@@ -120,7 +120,7 @@ def test_measures_of_two_tight_classes():
 
 def method_of(model, before: list[int] | None = None) -> Method:
     """KCL and TSC of a model; before: its assignment an epoch ago."""
-    method = METHODS["SupCon"](args=None)
+    method = METHODS["queue"](args=None)
     method.model, method.before = model, before
     return method
 

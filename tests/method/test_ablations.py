@@ -7,58 +7,42 @@ KCL.forward and compares what comes out with the loops of oracle.py.
 import copy
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn.functional import normalize
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from imagenet_inat.datasets import IMAGENET_STATISTICS, REGISTRY, DatasetSpec
 from moco import builder
 from moco.builder import LARGEST_DRAW
-from moco.targets.generation import generate_file
-from tests import oracle
+from tests import oracle, three
 from utils.randomness import Stream, torch_rng
 from utils.run.arguments import FREE
-
-CLASSES = 3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Sixteen 8-px images of three classes, their lists, and targets in eight dimensions."""
-    root = tmp_path_factory.mktemp("three")
-    rng = np.random.default_rng(0)
-    names = [f"{i}.png" for i in range(16)]
-    for name in names:
-        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(root / name)
-    for split in ("train", "val", "test"):
-        (root / f"three_{split}.txt").write_text("".join(f"{name} {int(name[:-4]) % CLASSES}\n" for name in names))
-    generate_file(root / "targets.npy", CLASSES, 8)
-    return root
+    return three.write(tmp_path_factory.mktemp("three"))
 
 
 @pytest.fixture
 def run(folder, tmp_path, monkeypatch):
     """run(flags) -> the steps' losses, loss_class and loss_target, after each was compared with the oracle."""
-    row = DatasetSpec("three", "three", CLASSES, **IMAGENET_STATISTICS, source="noise", image_size=8, arch="resnet20")
-    monkeypatch.setitem(REGISTRY, "three", row)
-    common = f"--dataset three --data-root {folder} --splits {folder} -j 0 -b 8 --device cpu --seed 3 -p 0 --epochs 2"
+    three.register(monkeypatch)
+    common = three.flags(folder)
 
     def stage_1(flags: str, name: str = "run") -> list[tuple]:
         steps = []
         watched(monkeypatch, steps)
-        words = f"{common} --moco-k 24 --moco-dim 8 --targets {folder / 'targets.npy'} --run-dir {tmp_path / name}"
-        stage1.main([*words.split(), *flags.split()])
+        words = f"--moco-k 24 --moco-dim 8 --targets {folder / 'targets.npy'} --run-dir {tmp_path / name} {flags}"
+        stage1.main([*common, *words.split()])
         monkeypatch.undo()
-        monkeypatch.setitem(REGISTRY, "three", row)
+        three.register(monkeypatch)
         return steps
 
     def stage_2(name: str = "run") -> None:
-        words = f"{common} --lr 0.1 --pretrained {tmp_path / name}/last.pth.tar --run-dir {tmp_path / name}/probe"
-        stage2.main(words.split())
+        words = f"--lr 0.1 --pretrained {tmp_path / name}/last.pth.tar --run-dir {tmp_path / name}/probe"
+        stage2.main([*common, *words.split()])
 
     stage_1.probe = stage_2
     return stage_1
@@ -136,6 +120,7 @@ CHANGES = {
     "loss": ("", "--loss MoCo"),
     "K": ("", "--K 1"),
     "targeted": ("", TARGETED),
+    "kcl_epochs": ("--targeted", "--kcl-epochs 0"),
     "tr": (TARGETED, "--tr 3"),
     "sep_t": ("--targeted", "--sep_t"),
     "tw": (TARGETED, "--tw 0.2"),
@@ -150,8 +135,9 @@ CHANGES = {
     "epochs": ("", "--epochs 3"),
     "device_aug": ("", "--device-aug"),
 }
-# In test_datasets.py, test_step.py and test_speed.py.
+# In test_datasets.py, test_step.py, test_speed.py, and tests/in_batch.
 ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
+ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():
@@ -168,7 +154,7 @@ def test_a_flag_changes_what_is_computed(flag, run):
 @pytest.mark.parametrize(
     ("flags", "note"),
     [
-        ("--sep_t --tw 0.2", "note: --sep_t, --tw without effect without --targeted"),
+        ("--sep_t --tw 0.2", "note: --tw, --sep_t without effect without --targeted"),
         ("--loss MoCo --K 3", "note: --K without effect with --loss MoCo"),
         ("--cos --schedule 1", "note: --schedule without effect with --cos"),
     ],

@@ -12,11 +12,12 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.methods import METHODS, Method
+from moco.methods.flags import add_contrast_arguments
 from tests.stopping import stopped_run
 from utils.errors import InputError
 from utils.run import checkpoint
 
-TWO_STEPS = ["--loss", "InBatch", "--heat", "0.2", "--epochs", "1", "--imbalance", "1", "--monitor-freq", "1"]
+TWO_STEPS = ["--contrast", "InBatch", "--heat", "0.2", "--epochs", "1", "--imbalance", "1", "--monitor-freq", "1"]
 
 
 class Output(NamedTuple):
@@ -38,9 +39,7 @@ class InBatchModel(nn.Module):
 class InBatch(Method):
     meaning = "the other view among those of the batch"
 
-    @staticmethod
-    def add_arguments(model, loss):
-        loss.add_argument("--heat", type=float, default=0.1)
+    arguments = (add_contrast_arguments, lambda model, loss: loss.add_argument("--heat", type=float, default=0.1))
 
     def check(self):
         if self.args.heat <= 0:
@@ -58,8 +57,8 @@ def row(monkeypatch):
     monkeypatch.setitem(METHODS, "InBatch", InBatch)
 
 
-def test_it_trains_and_its_probe_does(row, flags, probe_flags, tmp_path):
-    stage1.main([*flags, *TWO_STEPS, "--run-dir", str(tmp_path / "run")])
+def test_it_trains_and_its_probe_does(row, batch_flags, probe_flags, tmp_path):
+    stage1.main([*batch_flags, *TWO_STEPS, "--run-dir", str(tmp_path / "run")])
     (record,) = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert record["phase"] == "InBatch" and record["loss"] > 0 and record["val"]["knn_top1"] is not None
     pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--epochs", "1", "--imbalance", "1"]
@@ -67,8 +66,8 @@ def test_it_trains_and_its_probe_does(row, flags, probe_flags, tmp_path):
     assert (tmp_path / "probe" / "results.json").exists()
 
 
-def test_it_goes_on_from_a_step(row, flags, tmp_path, monkeypatch):
-    words = [*flags, *TWO_STEPS, "--resume", "auto", "--run-dir"]
+def test_it_goes_on_from_a_step(row, batch_flags, tmp_path, monkeypatch):
+    words = [*batch_flags, *TWO_STEPS, "--resume", "auto", "--run-dir"]
     stage1.main([*words, str(tmp_path / "whole")])
     stopped_run(stage1.main, [*words, str(tmp_path / "run")], monkeypatch, step=2)
     stage1.main([*words, str(tmp_path / "run")])
@@ -76,12 +75,12 @@ def test_it_goes_on_from_a_step(row, flags, tmp_path, monkeypatch):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_its_flags_checks_and_meaning_are_the_scripts(row, flags, tmp_path):
+def test_its_flags_checks_and_meaning_are_the_scripts(row, batch_flags, tmp_path):
     assert "InBatch: the other view among those of the batch" in " ".join(
         stage1.get_args_parser().format_help().split()
     )
     with pytest.raises(InputError, match=r"--heat 0\.0: expected more than 0"):
-        stage1.main([*flags, *TWO_STEPS, "--heat", "0", "--run-dir", str(tmp_path / "run")])
+        stage1.main([*batch_flags, *TWO_STEPS, "--heat", "0", "--run-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
-        stage1.main([*flags, "--loss", "InBatches", "--run-dir", str(tmp_path / "run")])
+        stage1.main([*batch_flags, "--contrast", "InBatches", "--run-dir", str(tmp_path / "run")])

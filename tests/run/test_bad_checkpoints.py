@@ -7,7 +7,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco.methods.queue_state import check_queue, queue_grid
+from moco.methods.target_state import check_queue, queue_grid
 from tests.stopping import FOUR_EPOCHS
 from tests.tiny import tiny_model
 from utils import distributed

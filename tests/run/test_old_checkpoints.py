@@ -22,7 +22,11 @@ from tests.checkpoints import make
 OLD = ROOT / "tests" / "checkpoints" / "b954aa5"
 # What checkpoints have gained since; the old ones do without.
 ADDED = {
-    "tsc": {"queue_grid": int, "args.deterministic": bool},
+    "tsc": {
+        "queue_grid": int,
+        **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn")},
+        **{"args.contrast": str, "args.kcl_epochs": type(None)},
+    },
     "probe": {"args.deterministic": bool, "args.head": str},
 }
 # PyTorch 2.4, two threads and a CPU without AVX round otherwise; measured: 2e-6 in a whole run, 1.2e-7 in its rest.

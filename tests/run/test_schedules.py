@@ -10,7 +10,7 @@ from utils.run.state import RunState
 
 
 def phases(epochs: int, targeted: bool) -> list:
-    return METHODS["SupCon"](Namespace(epochs=epochs, targeted=targeted)).phases()
+    return METHODS["queue"](Namespace(epochs=epochs, targeted=targeted, kcl_epochs=None)).phases()
 
 
 def test_cosine_by_hand():

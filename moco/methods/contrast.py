@@ -1,0 +1,94 @@
+"""What KCL and TSC are to stage 1, with a queue and in the batch: phases, targets, what is said of an epoch."""
+
+from torch import Tensor
+
+from moco.methods.base import Method
+from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
+from moco.methods.target_state import check_entries
+from moco.targeted import Targeted
+from moco.targets.assignment import Assignment
+from moco.targets.centroids import describe_facts, target_cosines, target_facts
+from moco.targets.choice import target_file
+from moco.targets.files import load_targets
+from utils.errors import InputError
+from utils.parser import Cases
+from utils.run.loop import Phase
+from utils.run.state import RunState
+
+
+class Contrast(Method):
+    """KCL; with --targeted KCL for --kcl-epochs, or half of all (rounded down), and TSC for the rest."""
+
+    arguments = (add_contrast_arguments,)
+    model: Targeted
+
+    @classmethod
+    def idle(cls, args) -> Cases:
+        cases = [] if args.targeted else [("without --targeted", TARGET_FLAGS)]
+        return [*cases, *([("with --loss MoCo", ("K",))] if args.loss == "MoCo" else [])]
+
+    def check(self) -> None:
+        args = self.args
+        if args.loss == "MoCo" and args.targeted:
+            raise InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
+        if args.targeted and (args.kcl_epochs or 0) >= args.epochs:
+            raise InputError(
+                f"--kcl-epochs {args.kcl_epochs}: expected less than --epochs, {args.epochs}; KCL alone: leave "
+                "--targeted out"
+            )
+
+    def check_files(self, num_classes: int) -> None:
+        args, file = self.args, target_file(self.args, num_classes)
+        if args.targeted and (args.targets or (not args.resume and file.exists())):  # a checkpoint has its own
+            load_targets(file, num_classes, args.moco_dim)
+
+    def phases(self) -> list[Phase]:
+        args = self.args
+        if not args.targeted:
+            return [Phase("KCL", 0, args.epochs)]
+        warm_up = args.epochs // 2 if args.kcl_epochs is None else args.kcl_epochs
+        return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, args.epochs - warm_up)]
+
+    def read_state(self, state: RunState) -> None:
+        check_entries(state, self.args.num_classes)
+        self.before = None
+
+    def restore(self, state: RunState) -> None:
+        assignment = state.extra.get("assignment")  # what a stale one was, with --assignment-interval
+        self.model.assignment = None if assignment is None else assignment.to(self.model.class_centroid.device)
+        self.before = state.extra.get("assignment_before")
+
+    def begin_phase(self, name: str, fresh: bool) -> None:
+        self.model.targeted = name == "TSC"
+
+    def begin_epoch(self, step: int, goes_on: bool) -> None:
+        self.model.step = step
+        if not goes_on:
+            self.before = self._assignment()  # the targets of an epoch ago
+
+    def shown(self, output) -> dict[str, Tensor]:
+        return {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
+
+    def facts(self) -> tuple[dict[str, float | None], str]:
+        found = target_facts(self.model.class_centroid, self._targets(), self._assignment(), self.before)
+        return found, describe_facts(found)
+
+    def extra_state(self) -> dict:
+        return {"assignment": self.model.assignment, "assignment_before": self.before}
+
+    def assigned(self) -> tuple[Tensor, Tensor] | None:
+        if not self.model.targeted:
+            return None
+        centroids, targets, rows = self.model.class_centroid, self._targets(), self._assignment()
+        if rows is None:  # of a checkpoint that does not say, as the release's
+            rows = Assignment(targets).solve(centroids.cpu()).tolist()
+        return targets[rows], target_cosines(centroids, targets, rows)
+
+    def _targets(self) -> Tensor | None:
+        """One copy of each, (C, D)."""
+        copies = self.model.optimal_target
+        return None if copies is None else copies[:: self.model.tr]
+
+    def _assignment(self) -> list[int] | None:
+        """Row of each class's target since the last step, None before the first step of TSC."""
+        return None if self.model.assignment is None else self.model.assignment.tolist()

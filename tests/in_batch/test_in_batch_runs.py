@@ -1,0 +1,67 @@
+"""In-batch contrast of several processes is that of one, and a run that is stopped goes on as if it had not been."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import main_moco_supcon_imba as stage1
+from moco.encoders import get_encoder
+from moco.in_batch import InBatch
+from tests.processes import free_port
+from tests.stopping import assert_stops_change_nothing
+from tests.tiny import unit
+from utils import distributed
+
+CLASSES, DIM = 3, 8
+FORMS = {
+    "KCL": {},
+    "paper": {"targeted": True, "tw": 0.2},
+    "release": {"targeted": True, "loss_form": "release", "tr": 4},
+    "SimCLR": {"supervised": False},
+}
+
+
+def steps(options: dict, batch: int) -> dict:
+    """Two steps of resnet20 in float64, batch norm in eval mode, each rank with its share of `batch` images."""
+    torch.manual_seed(0)
+    model = InBatch(get_encoder("resnet20", 8), DIM, num_classes=CLASSES, targets=unit(CLASSES, DIM).float(), **options)
+    model = model.double().eval()
+    ddp = distributed.wrap(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    record = {}
+    for step in range(2):
+        views, labels = torch.randn(2, batch, 3, 8, 8, dtype=torch.float64), torch.randint(0, CLASSES, (batch,))
+        share = slice(*(batch // distributed.world_size() * (distributed.rank() + i) for i in (0, 1)))
+        out = ddp(views[0, share], views[1, share], labels[share])
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        record[step] = {"loss": list(out[:3]), "gradients": gradients, "state": state}
+    return record
+
+
+def two_ranks(rank: int, port: int, options: dict, batch: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.save(steps(options, batch), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_processes_with_128_images_are_one_with_256(form, tmp_path):
+    """Loss, gradients, centroids; the draws too, which are those of the whole batch."""
+    mp.spawn(two_ranks, (free_port(), FORMS[form], 256, str(tmp_path)), nprocs=2)
+    alone = steps(FORMS[form], 256)
+    for rank in range(2):
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(both, alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["--tw 0.2", "--loss-form release --tr 3", "--tw 0.2 --assignment-interval 4"])
+def test_a_run_goes_on_from_any_step(form, batch_flags, tmp_path, monkeypatch):
+    """Stopped in KCL, at the switch (step 5), in TSC; 5 steps an epoch."""
+    run = [*batch_flags, "--contrast", "batch", "--epochs", "2", "--targeted", *form.split()]
+    assert_stops_change_nothing(stage1.main, run, tmp_path, monkeypatch, (3, 2, 2, 1))

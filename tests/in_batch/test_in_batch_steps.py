@@ -1,0 +1,176 @@
+"""`--contrast batch`: real steps of the real script, each compared with the loops of loops.py."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from moco import in_batch
+from moco.losses.positives import LARGEST_DRAW
+from tests import oracle, three
+from tests.in_batch import loops
+from utils.errors import InputError
+from utils.randomness import Stream, torch_rng
+
+TSC = "--targeted --tw 0.2"
+RELEASE = "--targeted --loss-form release --tr 3"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return three.write(tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    """run(flags) -> the steps' losses and target terms, after each was compared with the loops."""
+    three.register(monkeypatch)
+
+    def stage_1(flags: str, name: str = "run") -> list[tuple[float, float]]:
+        steps = []
+        words = f"--contrast batch --moco-dim 8 --targets {folder / 'targets.npy'} --run-dir {tmp_path / name} {flags}"
+        with monkeypatch.context() as patch:
+            watch(patch, steps)
+            stage1.main([*three.flags(folder), *words.split()])
+        return steps
+
+    return stage_1
+
+
+def watch(monkeypatch, steps: list) -> None:
+    """Compare every step of stage 1 with the loops, to 1e-5."""
+    forward = in_batch.InBatch.forward
+
+    def compared(model, im_q, im_k, labels):
+        before = copy.deepcopy(model)
+        out = forward(model, im_q, im_k, labels)
+        loss, centroids = expected(before, im_q, im_k, labels)
+        torch.testing.assert_close(out.loss, loss, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.class_centroid, centroids, rtol=1e-5, atol=1e-5)
+        steps.append((out.loss.item(), out.loss_target.item()))
+        return out
+
+    monkeypatch.setattr(in_batch.InBatch, "forward", compared)
+
+
+@torch.no_grad()
+def expected(model, im_q, im_k, labels):
+    """The loss and the centroids of one step, from the state before it."""
+    v = normalize(model.encoder_q(torch.cat([im_q, im_k])), dim=1)
+    views, centroids, k = torch.stack(v.chunk(2), 1), model.class_centroid, model.num_positive
+    y = labels if model.supervised else torch.arange(len(labels))
+    targets, repeat = v[:0], 1
+    if model.targeted:
+        centroids = oracle.centroids(centroids, torch.cat([views[:, 0], views[:, 1]]), [*y.tolist(), *y.tolist()])
+        sigma = oracle.assignment(centroids @ model.optimal_target[:: model.tr].T)
+        if not model.assignment_interval:
+            sigma = list(range(len(sigma)))
+        targets, repeat = model.optimal_target[:: model.tr][sigma], model.tr
+    rng = torch_rng(model.seed, Stream.POSITIVES, model.step)
+    release = model.loss_form == "release"
+    rows = 2 * (len(y) + (len(targets) * repeat if release else 0))
+    draws = torch.randint(LARGEST_DRAW, (rows, k), generator=rng).tolist()
+    classes = torch.arange(len(targets))
+    if model.targeted and not release:
+        terms = loops.target_loss(views, y, targets, classes, model.tw, k, model.T, model.unbiased, draws)
+        return sum(terms), centroids
+    anchors = "targets" if model.targeted and model.only_targets else "all"
+    return loops.loss(views, y, k, model.T, targets, classes, repeat, anchors, model.unbiased, draws), centroids
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("", "--K 0", "--K 1 --mlp", "--unbiased", "--loss MoCo", "--moco-t 0.2"),
+        *(TSC, f"{TSC} --K 0", f"{TSC} --unbiased", f"{TSC} --kcl-epochs 0", f"{TSC} --assignment-interval 0"),
+        *(RELEASE, f"{RELEASE} --K 0", f"{RELEASE} --only_t", f"{RELEASE} --unbiased --kcl-epochs 0"),
+    ],
+)
+def test_the_script_does_what_the_flags_say(flags, run):
+    steps = run(flags)
+    assert len(steps) == 4  # two epochs of two steps
+    kcl = 4 if "--targeted" not in flags else 0 if "--kcl-epochs 0" in flags else 2
+    assert [target > 0 for _, target in steps] == [step >= kcl and "paper" in form(flags) for step in range(4)]
+
+
+def form(flags: str) -> str:
+    return "release" if "release" in flags else "paper"
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ("", "--K 1"),
+        ("", "--unbiased"),
+        ("", "--loss MoCo"),
+        ("", "--moco-t 0.2"),
+        (TSC, "--tw 0.5"),
+        (TSC, "--kcl-epochs 0"),
+        (TSC, "--loss-form release"),
+        (RELEASE, "--tr 25"),
+        (RELEASE, "--only_t"),
+    ],
+)
+def test_a_flag_changes_what_is_computed(base, change, run):
+    assert run(base, "base") != run(f"{base} {change}", "changed")
+
+
+def test_its_encoder_is_probed_as_any(run, folder, tmp_path):
+    run(TSC)
+    probe = f"--lr 0.1 --pretrained {tmp_path}/run/last.pth.tar --run-dir {tmp_path}/probe"
+    stage2.main([*three.flags(folder), *probe.split()])
+    assert (tmp_path / "probe" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ("--moco-k 65536", "--moco-k: of no use with --contrast batch, leave it out"),
+        ("--sep_t --moco-m 0.9", "--moco-m, --sep_t: of no use with --contrast batch"),
+        ("--contrast queue --unbiased", "--unbiased: of no use with --contrast queue"),
+    ],
+)
+def test_flags_of_the_other_contrast_are_refused_even_at_their_defaults(flags, error, run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(flags)
+    assert stop.value.code == 2 and error in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (f"{TSC} --loss MoCo", "--loss MoCo uses no labels"),
+        (f"{TSC} --kcl-epochs 2", "--kcl-epochs 2: expected less than --epochs, 2"),
+        ("--sync-bn", "--sync-bn: PyTorch has it for GPUs alone"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(flags, error, run, tmp_path):
+    with pytest.raises(InputError, match=error):
+        run(flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "note"),
+    [
+        ("--tr 25", "--tr without effect without --targeted"),
+        ("--only_t", "--only_t without effect without --targeted"),
+        (f"{TSC} --tr 1", "--tr without effect with --loss-form paper, where --tw is the weight"),
+        (f"{RELEASE} --tw 1", "--tw without effect with --loss-form release, where --tr is the weight"),
+    ],
+)
+def test_a_flag_that_another_leaves_without_effect_is_named(flags, note, run, capsys):
+    run(flags)
+    assert f"note: {note}" in capsys.readouterr().out
+
+
+def test_a_batch_of_one_image_and_a_list_of_one_class_have_their_defined_results(run, tmp_path):
+    assert [loss for loss, _ in run("-b 1 --epochs 1", "one")] == [0.0] * 16
+    lone = tmp_path / "lone.txt"
+    lone.write_text("".join(f"{i}.png 1\n" for i in range(16)))
+    assert all(loss > 0 for loss, _ in run(f"--train-txt {lone}", "lone"))
+    assert [loss for loss, _ in run(f"--train-txt {lone} --unbiased", "unbiased")] == [0.0] * 4
