@@ -8,10 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco.builder import KCL
+from moco.in_batch import InBatch
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import update_centroids
 from tests.tiny import IMAGE, TinyEncoder, unit
 from utils import distributed
+from utils.distributed import GatherWithGradient
 
 GPU = torch.device("cuda", 0)
 
@@ -81,11 +83,37 @@ def fake_step(monkeypatch, processes: int = 1, **options) -> Watch:
     return watch
 
 
+def fake_step_in_batch(monkeypatch, processes: int, **options) -> Watch:
+    """The same in the batch: N = 3 in each process, TSC where a form is named; without gradient, as autograd needs a GPU."""
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr("moco.in_batch.gather", lambda tensor: torch.cat([tensor] * processes))
+    monkeypatch.setattr(GatherWithGradient, "apply", lambda tensor: torch.cat([tensor] * processes))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with GPU:
+            model = InBatch(TinyEncoder, 4, num_positive=2, targeted="loss_form" in options, num_classes=3, **options)
+            model.optimal_target, model._solver = torch.randn(3 * model.tr, 4), Solved()
+            images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
+        with Watch() as watch, torch.no_grad():
+            model(images, images, labels)
+    return watch
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_the_host_does_not_wait_within_a_step(targeted, processes, fake_gpu, monkeypatch):
     watch = fake_step(monkeypatch, processes, targeted=targeted, sep_t=True)
     assert watch.products and not watch.waits
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"loss_form": "paper"}, {"loss_form": "release", "tr": 3}, {"unbiased": True}])
+def test_the_host_does_not_wait_within_a_step_in_the_batch(options, processes, fake_gpu, monkeypatch):
+    assert (watch := fake_step_in_batch(monkeypatch, processes, **options)).products and not watch.waits
+
+
+def test_the_watch_sees_a_copy_that_waits_in_the_batch(fake_gpu, monkeypatch):
+    monkeypatch.setattr("moco.losses.in_batch.sent", lambda draws, device: draws.to(device))
+    assert fake_step_in_batch(monkeypatch, processes=1).waits == ["_to_copy"]
 
 
 def test_the_watch_sees_copies_that_wait(fake_gpu, monkeypatch):

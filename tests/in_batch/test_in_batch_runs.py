@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
@@ -22,18 +23,23 @@ FORMS = {
 }
 
 
-def steps(options: dict, batch: int) -> dict:
-    """Two steps of resnet20 in float64, batch norm in eval mode, each rank with its share of `batch` images."""
+def steps(options: dict, batch: int, where: str = "cpu", train: bool = False) -> dict:
+    """Two steps of resnet20 in float64, each rank with its share of `batch` images.
+
+    train: batch norm in train mode, over all processes; else in eval mode.
+    """
     torch.manual_seed(0)
     model = InBatch(get_encoder("resnet20", 8), DIM, num_classes=CLASSES, targets=unit(CLASSES, DIM).float(), **options)
-    model = model.double().eval()
-    ddp = distributed.wrap(model, torch.device("cpu"))
+    model = model.double().to(where).train(train)
+    if train and distributed.world_size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ddp = distributed.wrap(model, torch.device(where))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     record = {}
     for step in range(2):
         views, labels = torch.randn(2, batch, 3, 8, 8, dtype=torch.float64), torch.randint(0, CLASSES, (batch,))
         share = slice(*(batch // distributed.world_size() * (distributed.rank() + i) for i in (0, 1)))
-        out = ddp(views[0, share], views[1, share], labels[share])
+        out = ddp(views[0, share].to(where), views[1, share].to(where), labels[share].to(where))
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
@@ -43,9 +49,14 @@ def steps(options: dict, batch: int) -> dict:
     return record
 
 
-def two_ranks(rank: int, port: int, options: dict, batch: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(steps(options, batch), f"{folder}/{rank}.pt")
+def two_ranks(
+    rank: int, port: int, options: dict, batch: int, folder: str, device: str = "cpu", train: bool = False
+) -> None:
+    backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.save(steps(options, batch, where, train), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

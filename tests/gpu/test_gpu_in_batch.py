@@ -1,0 +1,76 @@
+"""A step of contrast in the batch on a CUDA device. Skipped without one."""
+
+import copy
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from moco.encoders import get_encoder
+from moco.in_batch import InBatch
+from moco.targets.assignment import Assignment
+from tests.cuda import NEEDS_CUDA
+from tests.gpu.test_gpu_steps import CUDA, RECIPE, TOLERANCES, images, may_wait, some_steps, synchronisation
+from tests.in_batch.test_in_batch_runs import FORMS, steps, two_ranks
+from tests.processes import free_port
+from tests.tiny import unit
+from utils.run.loop import sgd
+from utils.run.speed import Speed
+
+pytestmark = NEEDS_CUDA
+
+
+def resnet(form: str) -> InBatch:
+    """resnet20 at 8 px: D=16, C=10."""
+    return InBatch(
+        get_encoder("resnet20", 8), 16, mlp=True, num_classes=10, targets=unit(10, 16).float(), **FORMS[form]
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_is_the_cpus(form, dtype):
+    """Two steps beside the CPU's in float64, batch norm in eval mode."""
+    model, batches = resnet(form).eval(), [images(device=torch.device("cpu")) for _ in range(2)]
+    reference = some_steps(model, batches, torch.device("cpu"), torch.float64)
+    torch.testing.assert_close(some_steps(model, batches, CUDA, dtype), reference, **TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_host_does_not_wait_for_the_device_in_a_step(form, monkeypatch):
+    for name in ("start", "result"):
+        monkeypatch.setattr(Assignment, name, may_wait(getattr(Assignment, name)))
+    model, batch = resnet(form).to(CUDA), images()
+    speed, optimizer = Speed(CUDA), sgd(model.parameters(), *RECIPE)
+    with speed.arithmetic():
+        for mode in ("default", "default", "error", "error"):
+            with synchronisation(mode):
+                speed.step(model(*batch).loss, optimizer)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("form", FORMS)
+def test_two_gpus_are_one(form, tmp_path):
+    mp.spawn(two_ranks, (free_port(), FORMS[form], 256, str(tmp_path), "cuda"), nprocs=2)
+    alone = steps(FORMS[form], 256, "cuda")
+    for rank in range(2):
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True, map_location="cuda:0")
+        torch.testing.assert_close(both, alone, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_sync_bn_gives_the_statistics_of_the_whole_batch(tmp_path):
+    """Batch norm in train mode; the running statistics, and all that follows from them."""
+    mp.spawn(two_ranks, (free_port(), FORMS["KCL"], 64, str(tmp_path), "cuda", True), nprocs=2)
+    alone = steps(FORMS["KCL"], 64, "cuda", train=True)
+    both = torch.load(tmp_path / "0.pt", weights_only=True, map_location="cuda:0")
+    torch.testing.assert_close(both, alone, rtol=1e-6, atol=1e-8)
+
+
+def test_half_precision_leaves_the_loss_in_float32():
+    model, speed = resnet("paper").to(CUDA), Speed(CUDA, amp="fp16")
+    before = copy.deepcopy(model.class_centroid)
+    with speed.autocast():
+        out = model(*images())
+    assert out.loss.dtype == torch.float32 and out.loss.isfinite() and not torch.equal(before, model.class_centroid)
