@@ -84,7 +84,7 @@ def fake_step(monkeypatch, processes: int = 1, **options) -> Watch:
 
 
 def fake_step_in_batch(monkeypatch, processes: int, **options) -> Watch:
-    """The same in the batch: N = 3 in each process, TSC where a form is named; without gradient, as autograd needs a GPU."""
+    """The same in the batch: N = 3 in each process, TSC where a form is named; no gradient, which needs a GPU."""
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     monkeypatch.setattr("moco.in_batch.gather", lambda tensor: torch.cat([tensor] * processes))
     monkeypatch.setattr(GatherWithGradient, "apply", lambda tensor: torch.cat([tensor] * processes))
