@@ -26,7 +26,7 @@ from utils.run import arguments, checkpoint, launch
 from utils.run.evaluation import add_evaluation_arguments, finish, has_ended, train_classifier, validate
 from utils.run.folder import check_resume, hold
 from utils.run.keeper import Keeper
-from utils.run.loop import sgd
+from utils.run.loop import Phase, Schedule, sgd
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
@@ -95,6 +95,7 @@ def prepare(args) -> None:
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
     classifier_of(args, processes, None)
+    Schedule.asked(args).check([Phase(None, 0, args.epochs)])
     vars(args).update(check_lists(data, HEADS[args.head].sampling, args.batch_size))
 
 

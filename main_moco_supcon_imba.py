@@ -26,7 +26,7 @@ from utils.run import arguments, checkpoint, launch
 from utils.run.folder import candidates, check_resume, hold
 from utils.run.keeper import Keeper
 from utils.run.logger import Progress, RunLog, describe, open_log
-from utils.run.loop import Epoch, epochs, set_learning_rate, sgd
+from utils.run.loop import Epoch, Schedule, epochs, rate_of, sgd
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
@@ -36,8 +36,7 @@ def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     options.add_data_arguments(parser)
     add_method_arguments(parser, arguments.add_model_group(parser))
-    optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
-    optim.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
+    arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
     running = arguments.add_running_arguments(parser)
     running.add_argument("--save-folder", default="runs", metavar="DIR", help="where run folders go without --run-dir")
     running.add_argument(
@@ -71,6 +70,7 @@ def prepare(args) -> None:
     options.fill_in(args)
     processes, method = launch.check(args), method_of(args)
     method.check()
+    Schedule.asked(args).check(method.phases())
     get_encoder(args.arch, args.image_size, args.batch_size // processes)
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
@@ -84,7 +84,7 @@ def prepare(args) -> None:
             f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; "
             "start fewer, or leave it out"
         )
-    ShuffledBatches(len(train_set), data.spec.repeat, args.batch_size, seed=0)
+    ShuffledBatches(len(train_set), data.spec.repeat, args.batch_size, seed=0, keep_last=args.keep_last)
 
 
 def run_name(args) -> str:
@@ -103,7 +103,7 @@ def main_worker(args, place: launch.Place) -> None:
     method, data = method_of(args), options.data_of(args)
     state = load_run(args, place, method.read_state)
     check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
-    loader = open_pairs(data, args.batch_size, state.seed, place)
+    loader = open_pairs(data, args.batch_size, state.seed, place, args.keep_last)
     state.check_step(len(loader))
 
     model = method.build(data.spec.num_classes, state, place.device).to(place.device)
@@ -128,7 +128,7 @@ def main_worker(args, place: launch.Place) -> None:
 
 def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Keeper, monitor: Monitor) -> None:
     """All phases, from where the keeper's state stands."""
-    model, state, device = method.model, keeper.state, speed.device
+    model, state, device, schedule = method.model, keeper.state, speed.device, Schedule.asked(args)
     ddp = distributed.wrap(model, device)
     log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if args.monitor_freq else ("train",))
     for epoch in epochs(method.phases(), state, len(loader)):
@@ -138,14 +138,13 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
             optimizer = sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
             if state.source and not epoch.fresh:
                 state.load_optimizer(optimizer)
-        rate = epoch.learning_rate(args.lr, args.schedule, args.cos)
-        set_learning_rate(optimizer, rate)
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)
         means = Means(epoch.title, device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
         keeper.begin_epoch(epoch, optimizer, means)
-        train_one_epoch(loader, ddp, method, speed, optimizer, means, progress, keeper)
+        train_one_epoch(loader, ddp, method, speed, epoch, schedule, progress, keeper)
         measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned)
+        rate = rate_of(optimizer)  # of the epoch's last step
         # Logged before it is saved: a run killed in between does the epoch, and its line, again.
         log_epoch(log, means, epoch, rate, progress, method.facts(), measured)
         keeper.end_epoch(also=kept_name(epoch.number + 1, args.save_freq))
@@ -155,11 +154,13 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
 
 
 def train_one_epoch(
-    loader, model, method: Method, speed: Speed, optimizer, means: Means, progress: Progress, keeper: Keeper
+    loader, model, method: Method, speed: Speed, epoch: Epoch, schedule: Schedule, progress: Progress, keeper: Keeper
 ) -> None:
-    """One pass over what is left of the epoch; adds to its means."""
+    """One pass over what is left of the epoch; adds to the keeper's means."""
+    optimizer, means = keeper.optimizer, keeper.means
     model.train()
-    for (im_q, im_k), labels in progress.epoch(loader, means.where, keeper.state.step):
+    for (im_q, im_k), labels in progress.epoch(loader, epoch.title, epoch.first_step):
+        epoch.set_rate(optimizer, schedule, keeper.state.step)
         try:
             with speed.autocast():
                 out = model(im_q, im_k, labels)

@@ -22,7 +22,7 @@ from utils.parser import Parser, parse
 from utils.run import arguments, evaluation, launch
 from utils.run.folder import check_resume, hold
 from utils.run.keeper import Keeper
-from utils.run.loop import sgd
+from utils.run.loop import Phase, Schedule, sgd
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
@@ -34,8 +34,7 @@ def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     options.add_data_arguments(parser)
     arguments.add_model_group(parser)
-    optim = arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
-    optim.add_argument("--cos", action="store_true", help="cosine schedule, instead of --schedule")
+    arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
     evaluation.add_evaluation_arguments(arguments.add_running_arguments(parser))
     arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
@@ -53,6 +52,7 @@ def prepare(args) -> None:
     """Check everything that can be checked before a process group or a file is made."""
     options.fill_in(args)
     get_encoder(args.arch, args.image_size, args.batch_size // launch.check(args))
+    Schedule.asked(args).check([Phase(None, 0, args.epochs)])
     name = f"{options.data_name(args)}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
     args.run_dir = args.run_dir or str(Path("runs") / name)
@@ -91,7 +91,7 @@ def main_worker(args, place: launch.Place) -> None:
 
     with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
         keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along)
-        results = evaluation.train_classifier(args, keeper, loader, splits, speed, optimizer, step, cosine=args.cos)
+        results = evaluation.train_classifier(args, keeper, loader, splits, speed, optimizer, step)
         evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts)
 
 

@@ -67,10 +67,10 @@ def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers:
     return DeviceBatches(images, normalise, workers, batch_size=batch_size, sampler=share)
 
 
-def open_pairs(data: Data, batch_size: int, seed: int, place: Place) -> DeviceBatches:
+def open_pairs(data: Data, batch_size: int, seed: int, place: Place, keep_last: bool = False) -> DeviceBatches:
     """Stage 1's training batches: two views of each image, every image `repeat` times an epoch."""
     images = data.open("train", TwoCropsTransform(data.train_view()), seed)
-    batches = ShuffledBatches(len(images), data.spec.repeat, batch_size, seed)
+    batches = ShuffledBatches(len(images), data.spec.repeat, batch_size, seed, keep_last)
     return train_loader(images, batches, data.normalise(place.device), place.workers)
 
 

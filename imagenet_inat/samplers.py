@@ -18,20 +18,23 @@ class CountedBatches(Sampler):
     """Batches of the epoch set by `set_epoch`, from a step on; subclasses say what `draw(epoch)` returns.
 
     Args:
-        epoch_size: images in an epoch; an incomplete last batch is dropped.
-        batch_size: of the global batch, split evenly over the ranks. seed: the run's.
+        epoch_size: images in an epoch. batch_size: of the global batch, split evenly over the ranks. seed: the run's.
+        keep_last: an epoch's last, incomplete batch too, but for what does not divide over the ranks; else it is
+            dropped.
 
     Raises:
         InputError: the batch is larger than an epoch.
     """
 
-    def __init__(self, epoch_size: int, batch_size: int, seed: int):
-        self.steps = epoch_size // batch_size
+    def __init__(self, epoch_size: int, batch_size: int, seed: int, keep_last: bool = False):
+        rest = epoch_size % batch_size // distributed.world_size() * distributed.world_size() if keep_last else 0
+        self.size = epoch_size // batch_size * batch_size + rest
+        self.steps = -(-self.size // batch_size)
         if not self.steps:
             raise InputError(
                 f"--batch-size {batch_size}: an epoch has {epoch_size} training images, expected at most that"
             )
-        self.batch_size, self.size, self.seed = batch_size, self.steps * batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -45,18 +48,18 @@ class CountedBatches(Sampler):
         return self.steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // distributed.world_size()
         indices = self.draw(self.epoch).tolist()
-        for step in range(self.first_step, self.steps):
-            start = step * self.batch_size + distributed.rank() * share
+        for begin in range(self.first_step * self.batch_size, self.size, self.batch_size):
+            share = min(self.batch_size, self.size - begin) // distributed.world_size()
+            start = begin + distributed.rank() * share
             yield [(indices[i], self.epoch * self.size + i) for i in range(start, start + share)]
 
 
 class ShuffledBatches(CountedBatches):
     """Every image `repeat` times an epoch, in random order (stage 1)."""
 
-    def __init__(self, num_images: int, repeat: int, batch_size: int, seed: int):
-        super().__init__(num_images * repeat, batch_size, seed)
+    def __init__(self, num_images: int, repeat: int, batch_size: int, seed: int, keep_last: bool = False):
+        super().__init__(num_images * repeat, batch_size, seed, keep_last)
         self.num_images, self.epoch_size = num_images, num_images * repeat
 
     def draw(self, epoch: int) -> np.ndarray:

@@ -57,9 +57,20 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))  # (N, num_classes)
 
 
-CIFAR_RESNETS = {
+def _small(arch: str, num_classes: int = 1000) -> nn.Module:
+    """torchvision's network for small images: a 3×3 first convolution of stride 1, and no pooling after it."""
+    network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+    return network
+
+
+OWN = {
     "resnet20": functools.partial(CifarResNet, 3),
     "resnet32": functools.partial(CifarResNet, 5),
+    "resnet18_small": functools.partial(_small, "resnet18"),
+    "resnet50_small": functools.partial(_small, "resnet50"),
 }
 
 
@@ -70,12 +81,12 @@ def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.
         InputError: an unknown name, no Linear named `fc` at the end, or a network
             that does not map `batch` images of this size to one vector each.
     """
-    if arch in CIFAR_RESNETS:
-        build = CIFAR_RESNETS[arch]
+    if arch in OWN:
+        build = OWN[arch]
     elif arch in torchvision.models.list_models(module=torchvision.models):
         build = functools.partial(torchvision.models.get_model, arch, weights=None)
     else:
-        known = ", ".join([*CIFAR_RESNETS, "resnet18", "resnet50", "resnext50_32x4d"])
+        known = ", ".join([*OWN, "resnet18", "resnet50", "resnext50_32x4d"])
         raise InputError(f"--arch {arch}: unknown; expected {known} or another torchvision model with an fc head")
     with torch.device("meta"):
         network = build(num_classes=2)

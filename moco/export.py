@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from moco.encoders import CIFAR_RESNETS, get_encoder
+from moco.encoders import OWN, get_encoder
 from moco.pretrained import SAFETENSORS, read_encoder
 from utils import errors
 from utils.distributed import say
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         write_whole(output, lambda file: file.write(data))
     else:
         write_whole(output, lambda file: torch.save(weights, file))
-    home = "moco.encoders" if arch in CIFAR_RESNETS else "torchvision.models"
+    home = "moco.encoders" if arch in OWN else "torchvision.models"
     say(f"wrote {output}: {len(weights)} tensors of {arch}, all of {home}' {arch} but fc")
     say(f"next, for example: python main_lincls_imba.py --arch {arch} --pretrained {output}")
 

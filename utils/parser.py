@@ -67,7 +67,9 @@ def parse(
     for when, flags in among(refused(args)):
         parser.error(f"{', '.join(flags)}: of no use {when}, leave it out")
     cases = [*idle(args)]
-    cases += [("with --cos", ("schedule",))] if getattr(args, "cos", False) else []
+    if hasattr(args, "cos"):
+        cases += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
+        cases += [] if args.warmup_epochs else [("without --warmup-epochs", ("warmup_from",))]
     cases += [("under torchrun", LAUNCH_FLAGS)] if distributed.under_torchrun() else []
     for when, flags in among(cases):
         say(f"note: {', '.join(flags)} without effect {when}")

@@ -106,6 +106,12 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
         help="batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for shares of less than some 64 images",
     )
     loss.add_argument(
+        "--keep-last",
+        action="store_true",
+        help="train on an epoch's last, incomplete batch too, as the release on CIFAR; what does not divide over the "
+        "processes is left out",
+    )
+    loss.add_argument(
         "--only_t",
         action="store_true",
         help="the loss is the mean over the anchors that are targets alone (TSC with --loss-form release; an ablation)",

@@ -64,7 +64,7 @@ def probe(folder: Path, run: Path, pretrained: Path) -> None:
 
 
 if __name__ == "__main__":
-    encoders.CIFAR_RESNETS[ARCH] = TinyNet
+    encoders.OWN[ARCH] = TinyNet
     here = Path()
     write_inputs(here)
     pretrain(here, here / "tsc")

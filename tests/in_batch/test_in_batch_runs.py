@@ -71,7 +71,12 @@ def test_two_processes_with_128_images_are_one_with_256(form, tmp_path):
         torch.testing.assert_close(both, alone, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["--tw 0.2", "--loss-form release --tr 3", "--tw 0.2 --assignment-interval 4"])
+RECIPE = "--cos --lr-end 0.01 --warmup-epochs 1 --keep-last --epochs 4 -b 700"
+
+
+@pytest.mark.parametrize(
+    "form", ["--tw 0.2", "--loss-form release --tr 3", "--tw 0.2 --assignment-interval 4", f"--tw 0.2 {RECIPE}"]
+)
 def test_a_run_goes_on_from_any_step(form, batch_flags, tmp_path, monkeypatch):
     """Stopped in KCL, at the switch (step 5), in TSC; 5 steps an epoch."""
     run = [*batch_flags, "--contrast", "batch", "--epochs", "2", "--targeted", *form.split()]

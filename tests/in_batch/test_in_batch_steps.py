@@ -118,6 +118,22 @@ def test_a_flag_changes_what_is_computed(base, change, run):
     assert run(base, "base") != run(f"{base} {change}", "changed")
 
 
+@pytest.mark.parametrize(("flags", "batches"), [("", [8]), ("--keep-last", [8, 5])])
+def test_an_incomplete_last_batch_is_dropped_or_kept(flags, batches, run, tmp_path, folder, monkeypatch):
+    """Thirteen images in batches of eight."""
+    short = tmp_path / "short.txt"
+    short.write_text("".join(f"{i}.png {i % 3}\n" for i in range(13)))
+    seen, forward = [], in_batch.InBatch.forward
+
+    def noting(model, im_q, im_k, labels):
+        seen.append(len(labels))
+        return forward(model, im_q, im_k, labels)
+
+    monkeypatch.setattr(in_batch.InBatch, "forward", noting)
+    run(f"--train-txt {short} {flags}")
+    assert seen == batches * 2
+
+
 def test_its_encoder_is_probed_as_any(run, folder, tmp_path):
     run(TSC)
     probe = f"--lr 0.1 --pretrained {tmp_path}/run/last.pth.tar --run-dir {tmp_path}/probe"

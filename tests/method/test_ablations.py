@@ -129,6 +129,9 @@ CHANGES = {
     "lr": ("", "--lr 0.1"),
     "cos": ("", "--cos"),
     "schedule": ("", "--schedule 1"),
+    "lr_end": ("--cos", "--lr-end 0.02"),
+    "warmup_epochs": ("", "--warmup-epochs 1"),
+    "warmup_from": ("--warmup-epochs 1", "--warmup-from 0.001"),
     "momentum": ("", "--momentum 0.5"),
     "weight_decay": ("", "--wd 0.1"),
     "batch_size": ("", "-b 4"),
@@ -137,7 +140,7 @@ CHANGES = {
 }
 # In test_datasets.py, test_step.py, test_speed.py, and tests/in_batch.
 ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
-ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn"}
+ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():
@@ -157,6 +160,8 @@ def test_a_flag_changes_what_is_computed(flag, run):
         ("--sep_t --tw 0.2", "note: --tw, --sep_t without effect without --targeted"),
         ("--loss MoCo --K 3", "note: --K without effect with --loss MoCo"),
         ("--cos --schedule 1", "note: --schedule without effect with --cos"),
+        ("--lr-end 0", "note: --lr-end without effect without --cos"),
+        ("--warmup-from 0.1", "note: --warmup-from without effect without --warmup-epochs"),
     ],
 )
 def test_a_flag_that_another_leaves_without_effect_is_named(flags, note, run, capsys):

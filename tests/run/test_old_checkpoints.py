@@ -21,13 +21,15 @@ from tests.checkpoints import make
 
 OLD = ROOT / "tests" / "checkpoints" / "b954aa5"
 # What checkpoints have gained since; the old ones do without.
+SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 ADDED = {
     "tsc": {
         "queue_grid": int,
-        **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn")},
+        **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
         **{"args.contrast": str, "args.kcl_epochs": type(None)},
+        **SCHEDULE,
     },
-    "probe": {"args.deterministic": bool, "args.head": str},
+    "probe": {"args.deterministic": bool, "args.head": str, "args.cos": bool, **SCHEDULE},
 }
 # PyTorch 2.4, two threads and a CPU without AVX round otherwise; measured: 2e-6 in a whole run, 1.2e-7 in its rest.
 WHOLE, REST = 1e-5, 1e-6
@@ -40,7 +42,7 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("old")
     make.write_inputs(made)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(encoders.CIFAR_RESNETS, make.ARCH, make.TinyNet)
+        patch.setitem(encoders.OWN, make.ARCH, make.TinyNet)
         yield made
 
 

@@ -3,9 +3,11 @@
 from argparse import Namespace
 
 import pytest
+from torch import nn
 
 from moco.methods import METHODS
-from utils.run.loop import Phase, epochs, learning_rate
+from utils.errors import InputError
+from utils.run.loop import Phase, Schedule, epochs, rate_of, sgd
 from utils.run.state import RunState
 
 
@@ -14,13 +16,51 @@ def phases(epochs: int, targeted: bool) -> list:
 
 
 def test_cosine_by_hand():
-    rates = [learning_rate(0.1, epoch, 4, [], cosine=True) for epoch in range(5)]
+    rates = [Schedule(0.1, cosine=True).of_epoch(epoch, 4) for epoch in range(5)]
     assert rates == pytest.approx([0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2, 0])
 
 
 def test_steps_drop_to_a_tenth_at_each_milestone():
-    rates = [learning_rate(10, epoch, 100, [60, 80], cosine=False) for epoch in (0, 59, 60, 79, 80, 99)]
+    rates = [Schedule(10, [60, 80]).of_epoch(epoch, 100) for epoch in (0, 59, 60, 79, 80, 99)]
     assert rates == pytest.approx([10, 10, 1, 1, 0.1, 0.1])
+
+
+def test_the_cosine_ends_at_lr_end():
+    rates = [Schedule(0.5, cosine=True, end=0.1).of_epoch(epoch, 2) for epoch in range(3)]
+    assert rates == pytest.approx([0.5, 0.3, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"), [(Schedule(0.5, cosine=True, end=0.1), 0.3), (Schedule(0.5, [2]), 0.05)]
+)
+def test_the_rate_rises_step_by_step_to_what_the_schedule_has_after_the_warm_up(schedule, after):
+    """Two of four epochs, two steps each."""
+    schedule = schedule._replace(warmup_epochs=2, warmup_from=0.01)
+    rates = [schedule.of_step(epoch, 4, step, 2) for epoch in (0, 1) for step in (0, 1)]
+    assert rates == pytest.approx([0.01 + quarter / 4 * (after - 0.01) for quarter in range(4)])
+    assert {schedule.of_step(2, 4, step, 2) for step in (0, 1)} == {schedule.of_epoch(2, 4)}
+
+
+def test_each_phase_warms_up_anew():
+    optimizer = sgd(nn.Linear(1, 1).parameters(), 0.5, 0.9, 0)
+    schedule, seen = Schedule(0.5, cosine=True, warmup_epochs=1, warmup_from=0.1), []
+    for epoch in epochs([Phase("KCL", 0, 2), Phase("TSC", 2, 2)], RunState(), steps=1):
+        epoch.set_rate(optimizer, schedule, 0)
+        seen.append(rate_of(optimizer))
+    assert seen == pytest.approx([0.1, 0.25, 0.1, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error"),
+    [
+        (Schedule(0.5, warmup_epochs=2), "--warmup-epochs 2: a phase has 2 epochs, expected less"),
+        (Schedule(0.1, cosine=True, end=0.2), r"--lr-end 0\.2: is above --lr 0\.1, expected at most that"),
+    ],
+)
+def test_a_schedule_that_no_phase_can_have_is_refused(schedule, error):
+    with pytest.raises(InputError, match=error):
+        schedule.check([Phase("KCL", 0, 3), Phase("TSC", 3, 2)])
+    Schedule(0.1, warmup_epochs=1).check([Phase("KCL", 0, 0), Phase("TSC", 0, 2)])
 
 
 def test_kcl_is_one_phase():

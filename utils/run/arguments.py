@@ -70,6 +70,25 @@ def add_optim_arguments(
         default=schedule,
         help="epochs, counted in each phase, at which the learning rate drops to a tenth",
     )
+    group.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
+    group.add_argument(
+        "--lr-end",
+        type=unsigned_float,
+        default=0.0,
+        metavar="LR",
+        help="where --cos ends; the release has a thousandth of --lr on CIFAR, 0 elsewhere",
+    )
+    group.add_argument(
+        "--warmup-epochs",
+        type=natural,
+        default=0,
+        metavar="E",
+        help="the first epochs of each phase, in which the learning rate rises step by step from --warmup-from to the "
+        "schedule's; 5 to 10 for batches of 512 and more, where the first steps at the full rate would diverge",
+    )
+    group.add_argument(
+        "--warmup-from", type=unsigned_float, default=0.01, metavar="LR", help="where the warm-up begins"
+    )
     group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     group.add_argument(
         "--wd",

@@ -16,7 +16,7 @@ from utils.measure.results import CHOICES, choose, show_accuracies
 from utils.parser import Group, positive_int
 from utils.run.keeper import Keeper
 from utils.run.logger import Progress, RunLog, describe, open_log
-from utils.run.loop import Phase, epochs, set_learning_rate
+from utils.run.loop import Phase, Schedule, epochs, rate_of
 from utils.run.speed import Speed
 from utils.run.state import RunState
 
@@ -56,7 +56,6 @@ def train_classifier(
     step: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
     training: bool = True,
-    cosine: bool = False,
     after_epoch: Callable[[], None] = lambda: None,
 ) -> dict:
     """Train `keeper.model` from where `keeper.state` stands, measuring every --eval-freq epochs; returns the results.
@@ -70,16 +69,15 @@ def train_classifier(
     state.results = results = state.results or {}
     if state.source:
         state.load_optimizer(optimizer)
-    ddp = distributed.wrap(model, speed.device)
+    ddp, schedule = distributed.wrap(model, speed.device), Schedule.asked(args)
     log, progress = open_log(keeper.run_dir, state, loader, ("train", "val", "test"))
     for epoch in epochs([Phase(None, 0, args.epochs)], state, len(loader)):
-        rate = epoch.learning_rate(args.lr, args.schedule, cosine)
-        set_learning_rate(optimizer, rate)
         means = Means(epoch.title, speed.device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
         keeper.begin_epoch(epoch, optimizer, means)
         ddp.train(training)
         for images, labels in progress.epoch(loader, epoch.title, epoch.first_step):
+            epoch.set_rate(optimizer, schedule, state.step)
             add_step(means, labels, *step(ddp, images, labels))
             progress.step(means)
             keeper.after_step()
@@ -89,7 +87,7 @@ def train_classifier(
         due = done % args.eval_freq == 0 or done == args.epochs
         measured = measure(splits, model, speed, counts, keeper.stop_if_asked, f"epoch {done}") if due else {}
         also = (BEST,) if choose(results, done, measured) else ()
-        log_epoch(log, means, done, rate, measured, progress)
+        log_epoch(log, means, done, rate_of(optimizer), measured, progress)
         # The files hold the whole network, as the release's: written once an epoch, from one encoding.
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
         keeper.end_epoch(also)
