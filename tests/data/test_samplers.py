@@ -32,6 +32,21 @@ def test_shuffled_shows_every_image_once_an_epoch_and_drops_the_rest():
     assert len(ShuffledBatches(50, 1, 16, seed=3)) == 3  # 2 images are left out
 
 
+def test_the_last_incomplete_batch_is_kept_and_shared_by_the_ranks(monkeypatch):
+    """15 images in batches of 8: the 7 that are left, or 6 of them for two processes."""
+    (whole,) = epochs(ShuffledBatches(15, 1, 8, seed=0, keep_last=True), 2, 3)
+    assert [len(batch) for batch in whole] == [8, 7]
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares += epochs(ShuffledBatches(15, 1, 8, seed=0, keep_last=True), 2, 3)
+    joined = [one + other for one, other in zip(*shares, strict=True)]
+    assert [len(batch) for batch in joined] == [8, 6]
+    assert set(indices([joined])) < set(indices([whole])) and len(indices([joined])) == 14
+    assert len(ShuffledBatches(5, 1, 8, seed=0, keep_last=True)) == 1  # of a list smaller than a batch
+
+
 def test_repeat_shows_every_image_that_often():
     (epoch,) = epochs(ShuffledBatches(5, 4, 10, seed=0), 0, 1)
     assert Counter(indices([epoch])) == {i: 4 for i in range(5)}

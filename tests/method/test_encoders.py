@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moco.encoders import BasicBlock, get_encoder
+from moco.in_batch import InBatch
 from utils.errors import InputError
 
 # googlenet and inception_v3 announce a change of their initialisation, which is no matter here
@@ -27,6 +28,23 @@ def test_the_shortcut_skips_pixels_and_pads_channels_with_zeros():
     out = block(x)
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
     assert not out[:, :8].any() and not out[:, 24:].any()
+
+
+@pytest.mark.parametrize(("arch", "width"), [("resnet18_small", 512), ("resnet50_small", 2048)])
+def test_small_ones_see_small_images_at_full_size(arch, width):
+    """As torchvision's, but for the first convolution, 3×3 of stride 1, and the pooling after it, which is not there."""
+    with torch.device("meta"):
+        small, full = get_encoder(arch, 32)(num_classes=7), get_encoder(arch.removesuffix("_small"), 224)(num_classes=7)
+        maps = torch.nn.Sequential(*list(small.children())[:5])(torch.empty(2, 3, 32, 32))
+    assert maps.shape[2:] == (32, 32) and small.fc.in_features == width
+    ours, theirs = ({name: tuple(p.shape) for name, p in network.named_parameters()} for network in (small, full))
+    assert ours.pop("conv1.weight") == (64, 3, 3, 3) and theirs.pop("conv1.weight") == (64, 3, 7, 7) and ours == theirs
+
+
+def test_mlp_gives_the_releases_head_on_cifar():
+    """64 → 64 → D on ResNet-32."""
+    head = InBatch(get_encoder("resnet32", 32), dim=10, mlp=True, num_classes=10).encoder_q.fc
+    assert [tuple(p.shape) for p in head.parameters()] == [(64, 64), (64,), (10, 64), (10,)]
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])

@@ -37,7 +37,8 @@ def add_model_group(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "-a",
         "--arch",
-        help="a torchvision network with an fc head, or resnet20, resnet32 for small images (default: the data set's)",
+        help="a torchvision network with an fc head; or for small images resnet20, resnet32, resnet18_small, "
+        "resnet50_small (default: the data set's)",
     )
     return group
 
