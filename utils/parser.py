@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 
-from utils import distributed
+from utils import distributed, recipes
 from utils.distributed import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
@@ -12,7 +12,7 @@ LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults in --help and answers a wrong flag in one line.
+    """Shows defaults in --help, takes in recipes (@FILE), and answers a wrong flag in one line.
 
     An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
     a path that is empty would stand for the default, or for the folder one is in.
@@ -24,13 +24,28 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **(program | kwargs))
 
     def parse_known_args(self, args=None, namespace=None):
-        namespace, rest = super().parse_known_args(args, namespace)
+        words = recipes.expand(sys.argv[1:] if args is None else list(args), self._check_line)
+        namespace, rest = super().parse_known_args(words, namespace)
         for action in self._actions:
             value = getattr(namespace, action.dest, None)
             if value != action.default and "" in (value if isinstance(value, list) else [value]):
                 name = "/".join(action.option_strings) or action.metavar or action.dest
                 self.error(f"argument {name}: found an empty value, expected a path or a name")
         return namespace, rest
+
+    def _check_line(self, words: list[str]) -> None:
+        """Raises ValueError unless these are flags of this parser with values that they take."""
+
+        def refuse(message: str):
+            if not message.startswith("the following arguments are required"):  # they may stand in another line
+                raise ValueError(message)
+
+        self.error = refuse  # of this parser alone, instead of the method of its class
+        try:
+            if rest := super().parse_known_args(words)[1]:
+                raise ValueError(f"found {' '.join(rest)}, expected flags that --help lists, and their values")
+        finally:
+            del self.error
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the flags)\n")

@@ -32,7 +32,7 @@ def test_the_shortcut_skips_pixels_and_pads_channels_with_zeros():
 
 @pytest.mark.parametrize(("arch", "width"), [("resnet18_small", 512), ("resnet50_small", 2048)])
 def test_small_ones_see_small_images_at_full_size(arch, width):
-    """As torchvision's, but for the first convolution, 3×3 of stride 1, and the pooling after it, which is not there."""
+    """As torchvision's, but for the first convolution, 3×3 of stride 1, and no pooling after it."""
     with torch.device("meta"):
         small, full = get_encoder(arch, 32)(num_classes=7), get_encoder(arch.removesuffix("_small"), 224)(num_classes=7)
         maps = torch.nn.Sequential(*list(small.children())[:5])(torch.empty(2, 3, 32, 32))

@@ -1,0 +1,104 @@
+"""Recipes: files of flags behind @, and those of the project."""
+
+import pytest
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from tests import ROOT
+from utils.errors import InputError
+from utils.parser import Parser, positive_int
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(description="a parser")
+    parser.add_argument("--epochs", type=positive_int, default=1)
+    parser.add_argument("--cos", action="store_true")
+    parser.add_argument("--schedule", type=int, nargs="*")
+    parser.add_argument("--name", default="")
+    return parser
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str, name: str = "recipe.txt") -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return f"@{tmp_path / name}"
+
+    return write
+
+
+def test_a_line_has_flags_and_values_and_may_have_a_comment(parser, recipe):
+    word = recipe("# all of it\n\n--epochs 5 --cos  # five\n--schedule 2 3\n   \n--name 'two words # no comment'\n")
+    args = parser.parse_args([word])
+    assert vars(args) == {"epochs": 5, "cos": True, "schedule": [2, 3], "name": "two words # no comment"}
+
+
+def test_later_flags_win_on_either_side(parser, recipe):
+    word = recipe("--epochs 5\n--epochs 6")
+    assert parser.parse_args([word]).epochs == 6
+    assert parser.parse_args([word, "--epochs", "7"]).epochs == 7
+    assert parser.parse_args(["--epochs", "7", word]).epochs == 6
+
+
+def test_a_recipe_takes_in_another_of_its_own_folder(parser, recipe, tmp_path, monkeypatch):
+    recipe("--epochs 5 --cos", "inner/base.txt")
+    recipe("@base.txt\n--epochs 6", "inner/middle.txt")
+    word = recipe("@inner/middle.txt  # and more\n--name x")
+    monkeypatch.chdir("/")
+    args = parser.parse_args([word])
+    assert (args.epochs, args.cos, args.name) == (6, True, "x")
+
+
+def test_a_value_may_begin_with_an_at_sign(parser):
+    assert parser.parse_args(["--name=@home"]).name == "@home"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("--epochs 5\n\n--epoch 6", r"recipe.txt:3: found --epoch 6, expected flags that --help lists"),
+        ("--epochs five", r"recipe.txt:1: argument --epochs: invalid positive_int value: 'five'"),
+        ("--epochs 0", r"recipe.txt:1: argument --epochs: found 0, expected 1 or more"),
+        ("--epochs", r"recipe.txt:1: argument --epochs: expected one argument"),
+        ("epochs 5", r"recipe.txt:1: found epochs 5"),
+        ("--cos 'open", r"recipe.txt:1: No closing quotation"),
+        ("@absent.txt", r"absent.txt, taken in by .*recipe.txt: cannot be read \(No such file or directory\)"),
+        ("@recipe.txt", r"recipe.txt, taken in by .*recipe.txt: takes in itself"),
+        ("@a.txt --cos", r"recipe.txt:1: found --cos behind @a.txt, expected a line of its own"),
+        ("--cos\n\udcff", r"recipe.txt: cannot be read \(no text in UTF-8\)"),
+    ],
+)
+def test_a_wrong_line_is_named_by_file_and_number(text, error, parser, tmp_path):
+    (tmp_path / "recipe.txt").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=error) as found:
+        parser.parse_args([f"@{tmp_path / 'recipe.txt'}"])
+    assert "\n" not in str(found.value)
+
+
+def test_the_parser_answers_as_before_after_a_wrong_line(parser, recipe, capsys):
+    with pytest.raises(InputError):
+        parser.parse_args([recipe("--epochs 0")])
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--epochs", "0"])
+    assert stop.value.code == 2 and "expected 1 or more (--help lists the flags)" in capsys.readouterr().err
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.txt"))
+
+
+def script_of(path):
+    return stage2 if path.stem.endswith("probe") else stage1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_of_flags_that_there_are(path):
+    script_of(path).get_args_parser().parse_args([f"@{path}"])
+    assert path.read_text().startswith("# ")  # whose it is, and what it gave
+
+
+def test_there_is_a_recipe_for_each_row_of_the_papers_tables():
+    rows = {f"{data}_{method}" for data in ("imagenet", "inat") for method in ("kcl", "tsc", "probe")}
+    rows |= {f"cifar{c}_{method}_{rho}" for c in (10, 100) for method in ("kcl", "tsc") for rho in (100, 50, 10)}
+    assert rows <= {path.stem for path in RECIPES}
