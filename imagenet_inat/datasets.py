@@ -11,7 +11,7 @@ from pathlib import Path
 from imagenet_inat import digits
 
 LISTS_ROOT = Path(__file__).parent / "data"
-CIFAR = {"image_size": 32, "arch": "resnet32", "view": "thumbnail", "val_split": "test", "imbalance": 100.0}
+CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance": 100.0}
 IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -100,9 +100,8 @@ REGISTRY = {
             get_lists=f"{DOWNLOAD} places --output {{folder}}",
             published=True,
         ),
-        # CIFAR: the statistics that its papers use; the release's views for ImageNet at 32 px (crops of 8 % to
-        # 100 % of the image, flip, jitter). Its cifar_dirty/ has others (crops of 20 % to 100 %, jitter of hue too,
-        # grey). The official 10,000 test images are the only balanced ones, so they serve as validation too.
+        # CIFAR: each set's own statistics (the release's imbalanced runs have CIFAR-10's for both: --statistics
+        # cifar10). The official 10,000 test images are the only balanced ones, so they serve as validation too.
         DatasetSpec(
             name="cifar10",
             set_name="CIFAR10_LT",

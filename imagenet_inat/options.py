@@ -15,7 +15,7 @@ from imagenet_inat import datasets
 from imagenet_inat.datasets import CUSTOM, LISTS_ROOT, DatasetSpec, row
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, made_folders, read_split
-from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
+from moco.loader import VIEWS, Normalise, RandomView, eval_transform, train_transform, view_named
 from utils.errors import InputError
 from utils.parser import Group, Parser, natural, positive_float, positive_int
 
@@ -62,6 +62,22 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="PX",
         help="side of the network's input (default: the data set's)",
+    )
+    meanings = "; ".join(f"{name}: {view.help}" for name, view in VIEWS.items())
+    group.add_argument("--views", choices=list(VIEWS), help=f"{meanings} (default: the data set's)")
+    group.add_argument(
+        "--crop-scale",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="the share of the image that a random crop keeps, 0 < LO <= HI <= 1 (default: the views'). Small objects "
+        "and small images want more than a photograph's 0.08: 0.2 or 0.4 and up",
+    )
+    group.add_argument(
+        "--statistics",
+        choices=sorted(datasets.REGISTRY),
+        metavar="SET",
+        help="normalise by this data set's mean and deviation (default: the data set's own; ImageNet's for custom)",
     )
     group.add_argument(
         "-j",
@@ -136,7 +152,7 @@ def resolve_imbalance(spec: DatasetSpec, given: float | None) -> float | None:
 class Data:
     """The data of a run: its row of the registry, with the class count of these lists, and its flags.
 
-    skip_bad: whether a training image that cannot be read is passed over.
+    skip_bad: whether a training image that cannot be read is passed over. crop_scale: of --crop-scale.
     """
 
     spec: DatasetSpec
@@ -144,6 +160,7 @@ class Data:
     image_size: int
     device_aug: bool
     skip_bad: bool
+    crop_scale: tuple[float, float] | None = None
 
     def open(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
         """The images of a split, train, val or test.
@@ -162,7 +179,8 @@ class Data:
         return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad)
 
     def train_view(self) -> RandomView:
-        return train_transform(self.spec.view, self.image_size, self.device_aug, self.spec.jitter)
+        spec = self.spec
+        return train_transform(spec.view, self.image_size, self.device_aug, spec.jitter, self.crop_scale, spec.mean)
 
     def eval_view(self) -> Callable:
         return eval_transform(self.spec.view, self.image_size)
@@ -178,7 +196,8 @@ def fill_in(args: argparse.Namespace) -> None:
         InputError: a row with a view that is none, or an imbalance that the set cannot have.
     """
     spec = row(args.dataset)
-    view_named(spec.view)
+    args.views = args.views or spec.view
+    view_named(args.views, args.crop_scale)
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
     args.imbalance = resolve_imbalance(spec, args.imbalance)
@@ -197,8 +216,10 @@ def data_of(args: argparse.Namespace) -> Data:
         lists.need("train")
         train = lists.files["train"]
         num_classes = count_classes(train, read_split(train, None)[1])
-    spec = dataclasses.replace(spec, num_classes=num_classes)
-    return Data(spec, lists, args.image_size, args.device_aug, args.on_bad_image == "skip")
+    normalised = row(args.statistics or args.dataset)
+    statistics = {"mean": normalised.mean, "std": normalised.std}
+    spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
+    return Data(spec, lists, args.image_size, args.device_aug, args.on_bad_image == "skip", args.crop_scale)
 
 
 def data_name(args: argparse.Namespace) -> str:
@@ -212,8 +233,12 @@ def command_line(script: str, args: argparse.Namespace, **flags) -> str:
     """A command to type next on the same data as these arguments."""
     names = ["dataset", "arch", "data_root", "image_size"]
     names += [name for name in ("splits", "train_txt", "val_txt", "test_txt", "imbalance") if getattr(args, name)]
+    names += ["views"] if args.views != row(args.dataset).view else []
+    names += [name for name in ("crop_scale", "statistics") if getattr(args, name)]
     flags = {name: getattr(args, name) for name in names} | flags
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name
-    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = []
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join([str(python), script, *words])

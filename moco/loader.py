@@ -1,72 +1,19 @@
 """Views of an image, a row of VIEWS each: bytes in the loader's workers, the model's input on the device."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision import transforms as T
 
-from moco import jitter
-from moco.jitter import Jittered
+from moco.views import jitter
+from moco.views.colour import AutoAugmented, Colours, cut_out
+from moco.views.geometry import Crop, PaddedCrop, Shift, to_pixels
+from moco.views.jitter import Jittered
 from utils.errors import InputError
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) uint8."""
-    return torch.from_numpy(np.stack(image.split()))
-
-
-class PhotoCrop:
-    """The release's RandomResizedCrop and RandomHorizontalFlip, with torchvision's draws.
-
-    fast: resize with torch's kernel for bytes, in a third of Pillow's time, each byte within
-    1 of Pillow's; else equal to torchvision on Pillow images.
-    """
-
-    def __init__(self, size: int, fast: bool):
-        self.size, self.fast = size, fast
-        self.crop = T.RandomResizedCrop(size)
-
-    def prepare(self, image: Image.Image) -> Image.Image | Tensor:
-        # (3, H, W) with the channels last in memory, as the kernel wants it
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if self.fast else image
-
-    def draw(self, image: Image.Image | Tensor) -> Tensor:
-        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
-        size = (self.size, self.size)
-        if self.fast:
-            box = image[None, :, top : top + height, left : left + width]
-            pixels = interpolate(box, size, mode="bilinear", antialias=True)[0].contiguous()
-        else:
-            # Cropped first: resize(box=...) looks past the edges of the box and is no faster.
-            box = image.crop((left, top, left + width, top + height))
-            pixels = to_pixels(box.resize(size, Image.Resampling.BILINEAR))
-        return pixels.flip(2) if torch.rand(1) < 0.5 else pixels
-
-
-class DigitShift:
-    """Small rotation, shift and scale; a mirrored digit is another sign, so no flip."""
-
-    def __init__(self, size: int):
-        bilinear = T.InterpolationMode.BILINEAR
-        self.prepare = T.Resize(size)
-        self.affine = T.RandomAffine(12, translate=(0.1, 0.1), scale=(0.85, 1.15), interpolation=bilinear)
-
-    def draw(self, image: Image.Image) -> Tensor:
-        return to_pixels(self.affine(image))
-
-
-def colour_jitter(ranges: T.ColorJitter, pixels: Tensor, device_aug: bool) -> Tensor | Jittered:
-    """Brightness, contrast and saturation, with torchvision's draws."""
-    factors, order = jitter.draw(ranges)
-    if device_aug:
-        return Jittered(pixels, torch.tensor(factors), torch.tensor(order))
-    return jitter.on_host(pixels, factors, order)
 
 
 @dataclass(frozen=True)
@@ -77,11 +24,15 @@ class View:
         image, its `draw` on what that gives, for each: (3, size, size) uint8.
     colour: what training does to such pixels, given device_aug: the same again, or Jittered; None: nothing.
     frame: of evaluation, made from the size: the square of an image that is looked at.
+    cutout: the side of the square that training cuts out, as a share of the view's; 0: none.
+    help: for --help.
     """
 
     geometry: Callable
     colour: Callable[[Tensor, bool], Tensor | Jittered] | None
     frame: Callable[[int], Callable[[Image.Image], Image.Image]]
+    cutout: float = 0.0
+    help: str = ""
 
 
 def _centre(size: int) -> T.Compose:
@@ -89,26 +40,59 @@ def _centre(size: int) -> T.Compose:
     return T.Compose([T.Resize(round(size * 256 / 224)), T.CenterCrop(size)])
 
 
-PHOTO_JITTER = partial(colour_jitter, T.ColorJitter(0.4, 0.4, 0.4, 0))
+PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
+SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
 VIEWS = {
-    "photo": View(PhotoCrop, PHOTO_JITTER, _centre),  # the release's
-    "thumbnail": View(PhotoCrop, PHOTO_JITTER, T.Resize),  # whole already
-    "digit": View(lambda size, _: DigitShift(size), partial(colour_jitter, T.ColorJitter(contrast=0.4)), T.Resize),
+    "photo": View(Crop(), PHOTO, _centre, help="the release's on ImageNet: crops of 8 to 100 %, flip, jitter"),
+    "thumbnail": View(Crop(), PHOTO, T.Resize, help="the same of small images, evaluated whole"),
+    "simclr": View(
+        Crop((0.2, 1.0)),
+        dataclasses.replace(SIMCLR, blur_p=0.5),
+        _centre,
+        help="MoCo v2's for photographs: crops of 20 to 100 %, flip, jitter with hue, grey, blur",
+    ),
+    "cifar": View(
+        Crop((0.2, 1.0)), SIMCLR, T.Resize, help="the release's on CIFAR: the same of small images, without blur"
+    ),
+    "autoaugment": View(
+        PaddedCrop(),
+        AutoAugmented(),
+        T.Resize,
+        cutout=0.5,
+        help="of classifiers of small images (PaCo, BCL, RIDE): shifted crop, flip, AutoAugment, Cutout",
+    ),
+    "digit": View(
+        Shift(), Colours((0.0, 0.4, 0.0, 0.0)), T.Resize, help="signs: small rotation, shift, scale, contrast; no flip"
+    ),
 }
 
 
-def view_named(name: str) -> View:
-    """The row of VIEWS, or an InputError that lists them."""
+def view_named(name: str, crop_scale: Sequence[float] | None = None) -> View:
+    """The row of VIEWS, with crops of another scale if one is given.
+
+    Raises:
+        InputError: no such row; a scale that is none, or a view that crops otherwise.
+    """
     if name not in VIEWS:
         raise InputError(f'view "{name}": expected one of {", ".join(VIEWS)}, the rows of VIEWS in moco/loader.py')
-    return VIEWS[name]
+    view = VIEWS[name]
+    if crop_scale is None:
+        return view
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise InputError(f"--crop-scale {low:g} {high:g}: expected 0 < LO <= HI <= 1, shares of the image")
+    if not isinstance(view.geometry, Crop):
+        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, Crop))
+        raise InputError(f"--crop-scale: --views {name} does not crop by a share of the image, {named} do")
+    return dataclasses.replace(view, geometry=dataclasses.replace(view.geometry, scale=(low, high)))
 
 
 class RandomView:
-    """One random view of a decoded image, by the geometry and colour of a View."""
+    """One random view of a decoded image, by the geometry, colour and cutout of a View. fill: see `cut_out`."""
 
-    def __init__(self, geometry, colour: Callable | None, device_aug: bool):
-        self.geometry, self.colour, self.device_aug = geometry, colour, device_aug
+    def __init__(self, view: View, size: int, device_aug: bool, fill: Sequence[float]):
+        self.view, self.device_aug, self.fill = view, device_aug, fill
+        self.geometry, self.colour = view.geometry(size, device_aug), view.colour
 
     def __call__(self, image: Image.Image) -> Tensor | Jittered:
         """(3, S, S) uint8, or with the factors beside it."""
@@ -116,7 +100,8 @@ class RandomView:
 
     def draw(self, prepared: Image.Image | Tensor) -> Tensor | Jittered:
         pixels = self.geometry.draw(prepared)
-        return self.colour(pixels, self.device_aug) if self.colour else pixels
+        pixels = self.colour(pixels, self.device_aug) if self.colour else pixels
+        return cut_out(pixels, self.view.cutout, self.fill) if self.view.cutout else pixels
 
 
 class TwoCropsTransform:
@@ -130,13 +115,21 @@ class TwoCropsTransform:
         return [self.view.draw(prepared), self.view.draw(prepared)]
 
 
-def train_transform(view: str, image_size: int, device_aug: bool = False, colour: bool = True) -> RandomView:
+def train_transform(
+    view: str,
+    image_size: int,
+    device_aug: bool = False,
+    colour: bool = True,
+    crop_scale: Sequence[float] | None = None,
+    fill: Sequence[float] = (0.5, 0.5, 0.5),
+) -> RandomView:
     """One random view: RGB image to (3, image_size, image_size) uint8, which `Normalise` takes on.
 
     colour: with the view's. device_aug: the same draws, resized faster and jittered on the device; see --help.
+    crop_scale: see `view_named`. fill: the mean colour, for a view with cutout.
     """
-    row = view_named(view)
-    return RandomView(row.geometry(image_size, device_aug), row.colour if colour else None, device_aug)
+    row = view_named(view, crop_scale)
+    return RandomView(row if colour else dataclasses.replace(row, colour=None), image_size, device_aug, fill)
 
 
 def eval_transform(view: str, image_size: int) -> T.Compose:
@@ -162,7 +155,8 @@ class Normalise:
         tensors = view if isinstance(view, Jittered) else (view,)
         pixels, *drawn = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         x = pixels.float().div_(255)
-        if drawn:
-            matrix, offset = jitter.affine_maps(x.mean((2, 3)), *drawn)
-            x = torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).clamp_(0, 1).view_as(x)
+        return self.finish(jitter.apply_affine(x, *drawn) if drawn else x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) of 0 to 1, on the device, normalised in place."""
         return x.sub_(self.mean).div_(self.std)

@@ -18,9 +18,10 @@ from benchmarks import bench_loader
 from benchmarks.bench_loader import SPEC
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
-from moco import jitter
-from moco.jitter import Jittered
-from moco.loader import Normalise, PhotoCrop, TwoCropsTransform, eval_transform, to_pixels, train_transform
+from moco.loader import Normalise, TwoCropsTransform, eval_transform, to_pixels, train_transform
+from moco.views import jitter
+from moco.views.geometry import PhotoCrop
+from moco.views.jitter import Jittered
 from utils.randomness import Stream, counted_seed
 from utils.run import checkpoint
 
@@ -57,7 +58,12 @@ TEXTBOOK = {
         T.ColorJitter(contrast=0.4),
     ],
 }
-TEXTBOOK |= dict.fromkeys(("places", "cifar10", "cifar100"), TEXTBOOK["imagenet"])
+TEXTBOOK["places"] = TEXTBOOK["imagenet"]
+SIMCLR = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), T.RandomGrayscale(p=0.2)]
+TEXTBOOK |= dict.fromkeys(
+    ("cifar10", "cifar100"),
+    lambda size: [T.RandomResizedCrop(size, scale=(0.2, 1)), T.RandomHorizontalFlip(), *SIMCLR],
+)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

@@ -87,7 +87,7 @@ def test_a_row_with_an_unknown_view_is_named(main, monkeypatch, tmp_path):
     monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], view="digti"))
     with pytest.raises(InputError) as error:
         main(["--dataset", "digits"])
-    assert str(error.value).startswith('view "digti": expected one of photo, thumbnail, digit, the rows of VIEWS in ')
+    assert str(error.value).startswith('view "digti": expected one of photo, thumbnail, simclr, cifar, ')
     assert list(tmp_path.iterdir()) == []
 
 

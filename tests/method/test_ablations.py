@@ -137,10 +137,12 @@ CHANGES = {
     "batch_size": ("", "-b 4"),
     "epochs": ("", "--epochs 3"),
     "device_aug": ("", "--device-aug"),
+    "crop_scale": ("", "--crop-scale 0.5 1"),
+    "statistics": ("", "--statistics digits"),
 }
 # In test_datasets.py, test_step.py, test_speed.py, and tests/in_batch.
 ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
-ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last"}
+ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():

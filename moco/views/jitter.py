@@ -59,6 +59,12 @@ def _luma(x: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).add_(0.5).floor_()
 
 
+def apply_affine(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """The jitter of (N, 3, S, S) images of 0 to 1, clipped once in the end; factors, order: see Jittered."""
+    matrix, offset = affine_maps(x.mean((2, 3)), factors, order)
+    return torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).clamp_(0, 1).view_as(x)
+
+
 def affine_maps(mean: Tensor, factors: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """The jitter of each image as one map of its pixels, x -> matrix @ x + offset, without rounding and clipping.
 

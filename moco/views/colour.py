@@ -1,0 +1,85 @@
+"""What becomes of a view's colours: a few numbers, and what a loader's worker does by them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision import transforms as T
+
+from moco.views import jitter
+from moco.views.geometry import to_pixels
+from moco.views.jitter import Jittered
+
+BLUR = (0.1, 2.0)  # standard deviation in pixels, from and to (SimCLR's)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Jitter, then grey, then blur, each with a probability; called with uint8 pixels, with torchvision's draws.
+
+    jitter: of brightness, contrast, saturation and hue, ColorJitter's numbers.
+    """
+
+    jitter: tuple[float, float, float, float]
+    jitter_p: float = 1.0
+    grey_p: float = 0.0
+    blur_p: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Jitter without hue, of every view, and no more: what `jitter` does byte for byte, or as an affine map."""
+        return not self.jitter[3] and self.jitter_p == 1 and not self.grey_p and not self.blur_p
+
+    @cached_property
+    def ranges(self) -> T.ColorJitter:
+        return T.ColorJitter(*self.jitter)
+
+    @cached_property
+    def _on_pillow(self) -> T.Compose:
+        parts = [T.RandomApply([self.ranges], self.jitter_p), T.RandomGrayscale(self.grey_p)]
+        return T.Compose([*parts, *([T.RandomApply([_blur], self.blur_p)] if self.blur_p else [])])
+
+    def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor | Jittered:
+        """(3, S, S) uint8 to the same, or for a plain one with device_aug the draws beside it."""
+        if not self.plain:
+            return to_pixels(self._on_pillow(to_image(pixels)))
+        factors, order = jitter.draw(self.ranges)
+        if device_aug:
+            return Jittered(pixels, torch.tensor(factors), torch.tensor(order))
+        return jitter.on_host(pixels, factors, order)
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(*BLUR))))
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, H, W) uint8 as an RGB image."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0)))
+
+
+class AutoAugmented:
+    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), torchvision's."""
+
+    def __init__(self):
+        self.policy = T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)
+
+    def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor:
+        return to_pixels(self.policy(to_image(pixels)))
+
+
+def cut_out(pixels: Tensor, share: float, fill: Sequence[float]) -> Tensor:
+    """Cutout (DeVries and Taylor 2017): a square, of `share` of the side, about any pixel, the border cuts it off.
+
+    fill: the data set's mean colour, 0 to 1, which the model sees as 0 up to rounding.
+    """
+    size = pixels.shape[1]
+    half = round(share * size) // 2
+    y, x = (int(torch.randint(size, ())) for _ in range(2))
+    hole = pixels[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half]
+    hole.copy_(torch.tensor([round(255 * value) for value in fill], dtype=torch.uint8)[:, None, None])
+    return pixels

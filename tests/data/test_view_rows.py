@@ -1,0 +1,129 @@
+"""The project's own views, the flags that choose among them, and the sheet that shows them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torchvision import transforms as T
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat.datasets import REGISTRY
+from moco.loader import VIEWS, Normalise, eval_transform, to_pixels, train_transform, view_named
+from moco.views.colour import cut_out
+from tests.data.test_loader import SIMCLR, photograph
+from utils.errors import InputError
+
+FLIP = T.RandomHorizontalFlip()
+
+
+class Blur:
+    """MoCo v2's: a standard deviation of 0.1 to 2 pixels."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0))))
+
+
+PUBLISHED = {
+    "cifar": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR],
+    "simclr": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR, T.RandomApply([Blur()], p=0.5)],
+    "autoaugment": [T.Resize(32), T.RandomCrop(32, padding=4), FLIP, T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_view_is_the_published_one_byte_for_byte(name):
+    """From the same draws; Cutout, which AutoAugment comes with, is drawn after all of these."""
+    image, ours, textbook = photograph(40, 36), train_transform(name, 32), T.Compose(PUBLISHED[name])
+    for seed in range(60):
+        torch.manual_seed(seed)
+        theirs = to_pixels(textbook(image))
+        if name == "autoaugment":
+            theirs = cut_out(theirs, 0.5, (0.5, 0.5, 0.5))
+        torch.manual_seed(seed)
+        assert torch.equal(ours(image), theirs)
+
+
+def test_cutout_is_a_square_about_any_pixel_that_the_border_cuts_off():
+    """A half of the side; what it covers is the mean colour, which the model sees as 0 up to a byte's rounding."""
+    seen = np.zeros((8, 8))
+    spec = REGISTRY["cifar10"]
+    for _ in range(2000):
+        cut = cut_out(torch.zeros(3, 8, 8, dtype=torch.uint8), 0.5, spec.mean)
+        (rows, columns) = (torch.where(cut[0].any(dim=axis))[0] for axis in (1, 0))
+        for places in (rows, columns):
+            assert 2 <= len(places) <= 4 and len(places) == places[-1] - places[0] + 1
+        seen += cut[0].numpy() > 0
+    assert seen[4, 4] == pytest.approx(2000 / 4, rel=0.15)  # of 64 centres 16 cover it
+    assert seen[0, 0] == pytest.approx(2000 * 9 / 64, rel=0.2)
+    shown = Normalise(spec.mean, spec.std, torch.device("cpu"))(cut[None])[0]
+    assert shown[:, cut[0] > 0].abs().max() < 0.5 / 255 / min(spec.std)
+
+
+def test_small_images_are_evaluated_whole_and_photographs_in_their_centre():
+    small, large = photograph(32, 32), photograph(90, 70)
+    for name in ("cifar", "autoaugment", "thumbnail"):
+        assert torch.equal(eval_transform(name, 32)(small), to_pixels(small))
+    for name in ("photo", "simclr"):
+        theirs = T.Compose([T.Resize(round(32 * 256 / 224)), T.CenterCrop(32)])(large)
+        assert torch.equal(eval_transform(name, 32)(large), to_pixels(theirs))
+
+
+@pytest.mark.parametrize("name", ["photo", "thumbnail", "simclr", "cifar"])
+def test_crop_scale_is_the_share_of_the_image(name):
+    """A crop of all of it is the image; one of a hundredth is less than a pixel of these 8."""
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("RGB")
+    whole = train_transform(name, 8, colour=False, crop_scale=(1.0, 1.0))
+    tiny = train_transform(name, 8, colour=False, crop_scale=(0.01, 0.01))
+    torch.manual_seed(0)
+    views = [whole(image) for _ in range(20)]
+    assert any(torch.equal(view, to_pixels(image)) for view in views)
+    assert all(int(tiny(image).float().std()) <= 8 for _ in range(20))
+    assert view_named(name, (0.3, 0.4)).geometry.scale == (0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ("--crop-scale 1 0.2", r"--crop-scale 1 0\.2: expected 0 < LO <= HI <= 1"),
+        ("--crop-scale 0 1", r"--crop-scale 0 1: expected 0 < LO <= HI <= 1"),
+        ("--crop-scale 0.5 nan", "--crop-scale 0.5 nan: expected"),
+        ("--views autoaugment --crop-scale 0.2 1", "--views autoaugment does not crop by a share of the image, photo,"),
+        ("--crop-scale 0.2 1", "--views digit does not crop by a share"),
+    ],
+)
+@pytest.mark.parametrize("main", [stage1.main, stage2.main])
+def test_a_scale_that_is_none_or_of_no_use_is_refused(flags, error, main, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=error):
+        main(["--dataset", "digits", *flags.split()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_stages_take_views_scale_and_statistics_and_hand_them_on(batch_flags, probe_flags, tmp_path, capsys):
+    chosen = ["--views", "cifar", "--crop-scale", "0.5", "1", "--statistics", "cifar10"]
+    words = ["--contrast", "batch", "--epochs", "1", *chosen]
+    stage1.main([*batch_flags, *words, "--run-dir", str(tmp_path / "run")])
+    assert "--views cifar --crop-scale 0.5 1.0 --statistics cifar10" in capsys.readouterr().out
+    pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--epochs", "1"]
+    stage2.main([*probe_flags, *chosen, *pretrained, "--run-dir", str(tmp_path / "probe")])
+    for name in ("run", "probe"):
+        args = json.loads((tmp_path / name / "args.json").read_text())["args"]
+        assert (args["views"], args["crop_scale"], args["statistics"]) == ("cifar", [0.5, 1.0], "cifar10")
+
+
+@pytest.mark.parametrize(("change", "same"), [("--views cifar", False), ("--views digit", True)])
+def test_views_change_what_is_trained(change, same, batch_flags, tmp_path):
+    weights = []
+    for name, flags in {"base": "", "changed": change}.items():
+        words = f"--contrast batch --epochs 1 --run-dir {tmp_path / name} {flags}"
+        stage1.main([*batch_flags, *words.split()])
+        weights.append(torch.load(tmp_path / name / "last.pth.tar", weights_only=True)["state_dict"])
+    name = "module.encoder_q.conv1.weight"
+    assert torch.equal(weights[0][name], weights[1][name]) == same
+
+
+def test_every_view_says_what_it_is():
+    assert all(view.help for view in VIEWS.values())
