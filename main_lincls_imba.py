@@ -95,6 +95,7 @@ def prepare(args) -> None:
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
     classifier_of(args, processes, None)
+    options.settle_loading(args, data.open("train"), processes)
     Schedule.asked(args).check([Phase(None, 0, args.epochs)])
     vars(args).update(check_lists(data, HEADS[args.head].sampling, args.batch_size))
 

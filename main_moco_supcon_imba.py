@@ -78,6 +78,7 @@ def prepare(args) -> None:
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     check_resume(args.resume, Path(args.run_dir))
     train_set = data.open("train")
+    options.settle_loading(args, train_set, processes)
     args.train_list = train_set.digest  # a run goes on with the list it began with
     if args.monitor_freq and (images := len(data.open("val"))) < processes:
         raise errors.InputError(

@@ -59,6 +59,7 @@ def prepare(args) -> None:
     check_resume(args.resume, Path(args.run_dir))
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
+    options.settle_loading(args, data.open("train"), launch.world_size_from(args))
     vars(args).update(check_lists(data, SAMPLING, args.batch_size))
 
 

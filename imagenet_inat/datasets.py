@@ -22,7 +22,7 @@ class DatasetSpec:
     set_name: split lists are called <set_name>_{train,val,test}.txt.
     val_split, test_split: the lists' names of these splits, the same where one list serves as both.
     published: whether the lists can be downloaded; get_lists: the command that makes or fetches
-        them, to be filled in (see `options.find_lists`).
+        them, to be filled in (see `whereabouts.find_lists`).
     view: a row of VIEWS in moco/loader.py; jitter: with its colour or contrast jitter.
     repeat: how often an epoch passes over the training list (tiny sets).
     source: where the images come from, shown when they are missing.

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from imagenet_inat import cache
+from imagenet_inat.cache import Pixels
 from imagenet_inat.lists.format import read_split
 from utils import distributed
 from utils.distributed import say
@@ -75,6 +78,7 @@ class LongTailDataset(Dataset):
         # Of paths and labels in their order: runs on lists with the same one see the same images.
         self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
         self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
+        self.pixels: Pixels | None = None  # see `keep_decoded`
         self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
         first = self.root / self.paths[0].decode()
         if not first.is_file():
@@ -93,17 +97,21 @@ class LongTailDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]):
         index, draw = item if isinstance(item, tuple) else (item, None)
-        try:
-            image = self.read(index)
-        except InputError:
-            if self.passed_over is None:
-                raise
-            image = self._read_another(index)
+        image = self._readable(index)
         if draw is not None:
             # torchvision's transforms draw from torch's global generator; only the CPU's is set,
             # and before each image, so nothing is left of what was drawn earlier.
             torch.default_generator.manual_seed(counted_seed(self.seed, Stream.AUGMENT, draw))
         return self.transform(image), int(self.labels[index])
+
+    def _readable(self, index: int) -> Image.Image:
+        """The image, or another of its class where those that cannot be read are skipped."""
+        try:
+            return self.read(index)
+        except InputError:
+            if self.passed_over is None:
+                raise
+            return self._read_another(index)
 
     def _read_another(self, index: int) -> Image.Image:
         """The next image of the class that can be read: the same whoever asks."""
@@ -116,8 +124,36 @@ class LongTailDataset(Dataset):
                 last = error
         raise InputError(f"class {self.labels[index]} has no readable image left; the last: {last}")
 
+    def sample(self) -> cache.Sample:
+        return cache.sample(len(self), self._from_file)
+
+    def keep_decoded(self) -> None:
+        """Decode all images now and keep them, if they fit; what is read from then on is the same."""
+        if self.pixels is None and self.sample().fits(distributed.world_size()):
+            key = (str(self.root.resolve()), self.digest)
+            self.pixels = cache.shared(key, lambda: cache.decode(len(self), self._from_file, self.list_file.name))
+
+    def of_one_size(self) -> Tensor:
+        """(n, H, W, 3) uint8, all images, which have been decoded; in place of an unreadable one, another of its class.
+
+        Raises:
+            InputError: they differ in size, or are too many; an unreadable one, unless it is to be skipped.
+        """
+        if self.pixels is not None and (0, 0) in self.pixels.sizes:
+            self.pixels = Pixels([np.array(self._readable(number)) for number in range(len(self))])
+        pixels = self.pixels and self.pixels.of_one_size()
+        if pixels is None:
+            raise InputError(
+                f"{self.list_file}: its images differ in size, or are more than --cache keeps: --device-aug cannot "
+                "make whole batches of them; --cache off lets it work on one image at a time"
+            )
+        return pixels
+
     def read(self, index: int) -> Image.Image:
         """The decoded RGB image of a line of the list."""
+        return (self.pixels and self.pixels.image(index)) or self._from_file(index)
+
+    def _from_file(self, index: int) -> Image.Image:
         path = self.root / self.paths[index].decode()
         try:
             with Image.open(path) as image:

@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from imagenet_inat.images import report_bad_images
+from imagenet_inat.images import LongTailDataset, report_bad_images
 from imagenet_inat.options import SPLITS, Data
 from imagenet_inat.samplers import SAMPLERS, CountedBatches, ShuffledBatches
 from moco.loader import Normalise, TwoCropsTransform
+from moco.views.batch import NUMBERS, BatchViews
 from utils import distributed
 from utils.distributed import say
+from utils.randomness import Stream, numpy_rng, sent
 from utils.run.launch import Place
 from utils.run.signals import ignore_in_worker
 
@@ -53,9 +57,50 @@ class DeviceBatches:
             yield images, labels.to(self.normalise.device, non_blocking=True)
 
 
+class DeviceViews(DeviceBatches):
+    """The same, of decoded images of one size: a batch's views are made at once on the device, in this process.
+
+    batches: of the sampler. view: of the training. count: views of an image.
+    Raises InputError: the images are not of one size.
+    """
+
+    def __init__(
+        self, images: LongTailDataset, normalise: Normalise, batches: CountedBatches, view: BatchViews, count: int
+    ):
+        self.dataset, self.normalise, self.batches, self.view, self.count = images, normalise, batches, view, count
+        self.pixels, self.labels = images.of_one_size(), torch.from_numpy(images.labels)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def start_at(self, epoch: int, first_step: int) -> None:
+        self.batches.set_epoch(epoch, first_step)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | list[Tensor], Tensor]]:
+        device, size = self.normalise.device, self.batches.size
+        # A row for each view of the epoch: whatever batch and process it falls to, it is the same view.
+        rng = numpy_rng(self.dataset.seed, Stream.BATCH_VIEWS, self.batches.epoch)
+        uniform = torch.from_numpy(rng.random((size, self.count, NUMBERS), dtype=np.float32))
+        for pairs in self.batches:
+            index, place = torch.tensor(pairs).T
+            pixels = sent(self.pixels[index], device).permute(0, 3, 1, 2)  # (N, 3, H, W)
+            rows = sent(uniform[place % size], device)  # (N, count, NUMBERS)
+            views = [self.normalise.finish(self.view(pixels, row)) for row in rows.unbind(1)]
+            yield views if self.count > 1 else views[0], sent(self.labels[index], device)
+
+
 def train_loader(images: Dataset, batches: CountedBatches, normalise: Normalise, workers: int) -> DeviceBatches:
     """This rank's share of the sampler's batches."""
     return DeviceBatches(images, normalise, workers, batch_sampler=batches, persistent_workers=workers > 0)
+
+
+def _open(data: Data, images: LongTailDataset, batches: CountedBatches, place: Place, views: int) -> DeviceBatches:
+    """The training loader of a run; views: of each image."""
+    normalise = data.normalise(place.device)
+    if not data.batch_views:
+        return train_loader(images, batches, normalise, place.workers)
+    say(f"views: made on {place.device} for a whole batch, of {len(images)} decoded images")
+    return DeviceViews(images, normalise, batches, data.batch_view(place.device), views)
 
 
 def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers: int) -> DeviceBatches:
@@ -69,16 +114,16 @@ def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers:
 
 def open_pairs(data: Data, batch_size: int, seed: int, place: Place, keep_last: bool = False) -> DeviceBatches:
     """Stage 1's training batches: two views of each image, every image `repeat` times an epoch."""
-    images = data.open("train", TwoCropsTransform(data.train_view()), seed)
+    images = data.open_decoded("train", TwoCropsTransform(data.train_view()), seed)
     batches = ShuffledBatches(len(images), data.spec.repeat, batch_size, seed, keep_last)
-    return train_loader(images, batches, data.normalise(place.device), place.workers)
+    return _open(data, images, batches, place, views=2)
 
 
 def open_images(data: Data, sampling: str, batch_size: int, seed: int, place: Place) -> DeviceBatches:
     """Stage 2's training batches: one view of each image; sampling: a name of SAMPLERS."""
-    images = data.open("train", data.train_view(), seed)
+    images = data.open_decoded("train", data.train_view(), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed)
-    return train_loader(images, batches, data.normalise(place.device), place.workers)
+    return _open(data, images, batches, place, views=1)
 
 
 def check_lists(data: Data, sampling: str, batch_size: int) -> dict[str, str]:
@@ -98,7 +143,7 @@ def check_lists(data: Data, sampling: str, batch_size: int) -> dict[str, str]:
 def open_splits(data: Data, splits: tuple[str, ...], batch_size: int, place: Place) -> dict[str, DeviceBatches]:
     """Splits in their evaluation view; batch_size: images a process takes at a time."""
     normalise = data.normalise(place.device)
-    opened = {split: data.open(split, data.eval_view()) for split in splits}
+    opened = {split: data.open_decoded(split, data.eval_view()) for split in splits}
     return {split: eval_loader(images, batch_size, normalise, place.workers) for split, images in opened.items()}
 
 

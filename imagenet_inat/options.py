@@ -7,19 +7,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from imagenet_inat import datasets
-from imagenet_inat.datasets import CUSTOM, LISTS_ROOT, DatasetSpec, row
+from imagenet_inat.datasets import CUSTOM, DatasetSpec, row
 from imagenet_inat.images import LongTailDataset
-from imagenet_inat.lists.format import count_classes, made_folders, read_split
+from imagenet_inat.lists.format import count_classes, read_split
+from imagenet_inat.whereabouts import SPLITS, Lists, find_lists, resolve_imbalance
 from moco.loader import VIEWS, Normalise, RandomView, eval_transform, train_transform, view_named
+from moco.views.batch import BatchViews
+from utils.devices import device_named
 from utils.errors import InputError
 from utils.parser import Group, Parser, natural, positive_float, positive_int
-
-SPLITS = ("train", "val", "test")
 
 
 def add_list_arguments(group: Parser | Group) -> None:
@@ -96,63 +96,26 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device-aug",
         action="store_true",
-        help="finish the training views on the device: colour jitter as one affine map an image, no rounding or "
-        "clipping between its steps (pixels differ by 1.6 of 255 on average), and a faster resize (by 1 at most); "
-        "loader processes need about 0.6 of the time. For GPUs that wait, when Data is much of Time in the console",
+        help="training views on the device, without rounding and clipping between their steps. Of small images that "
+        "--cache keeps, all of one size: the whole view, a batch at a time, without loader processes. Of others: the "
+        "colour jitter as one affine map an image (pixels differ by 1.6 of 255 on average), and a faster resize (by 1 "
+        "at most); loader processes need about 0.6 of the time. When Data is much of Time in the console",
     )
-
-
-class Lists(NamedTuple):
-    """Where the lists' paths start from, the list of each split, and what to type where it is not there."""
-
-    root: Path
-    files: dict[str, Path]
-    get: dict[str, str]
-
-    def need(self, split: str) -> None:
-        """Raises InputError unless the list of a split is there."""
-        if not self.files[split].is_file():
-            raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
-
-
-def find_lists(spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None) -> Lists:
-    """The lists as --data-root, --splits and --<split>-txt name them, else by their names; digits are written at
-    first use. A list that serves as two splits may be given under either name."""
-    data_root = args.data_root or "data"
-    root, folder = Path(data_root), LISTS_ROOT / spec.set_name
-    if spec.write:
-        spec.write(root, imbalance)
-    if spec.imbalance:
-        root, folder = made_folders(spec.set_name, root, imbalance)
-    folder = Path(args.splits or folder)
-    given = {split: getattr(args, f"{split}_txt") for split in SPLITS}
-    if spec.val_split == spec.test_split:
-        val, test = given["val"], given["test"]
-        given |= {"val": val or test, "test": test or val}
-    files = {split: Path(file or folder / spec.list_name(split)) for split, file in given.items()}
-    get = {}
-    for split, file in files.items():
-        command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
-        get[split] = f"get it: {command}; or name the folder of the lists with --splits"
-    return Lists(root, files, get)
-
-
-def resolve_imbalance(spec: DatasetSpec, given: float | None) -> float | None:
-    """The imbalance of the lists, None where fixed; raises InputError: out of range, or given where fixed."""
-    if spec.imbalance is None and given is not None:
-        made = ", ".join(datasets.imbalances())
-        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; it is for {made}")
-    imbalance = given or spec.imbalance
-    if imbalance and not 1 <= imbalance <= spec.largest:
-        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {spec.largest}")
-    return imbalance
+    group.add_argument(
+        "--cache",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: images that are 2 GB or less when decoded (over all processes, each list) are decoded once and "
+        "kept; it changes no result. off: read from their files each time, for a machine short of memory",
+    )
 
 
 @dataclass(frozen=True)
 class Data:
     """The data of a run: its row of the registry, with the class count of these lists, and its flags.
 
-    skip_bad: whether a training image that cannot be read is passed over. crop_scale: of --crop-scale.
+    skip_bad: whether a training image that cannot be read is passed over. crop_scale: of --crop-scale. keep:
+    whether images that fit are kept decoded. batch_views: see `settle_loading`.
     """
 
     spec: DatasetSpec
@@ -161,6 +124,8 @@ class Data:
     device_aug: bool
     skip_bad: bool
     crop_scale: tuple[float, float] | None = None
+    keep: bool = False
+    batch_views: bool = False
 
     def open(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
         """The images of a split, train, val or test.
@@ -178,9 +143,22 @@ class Data:
         file = self.lists.files[split]
         return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad)
 
+    def open_decoded(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
+        """The same to be read many times: decoded now, if that is wanted and they fit."""
+        images = self.open(split, transform, seed)
+        if self.keep:
+            images.keep_decoded()
+        return images
+
     def train_view(self) -> RandomView:
         spec = self.spec
         return train_transform(spec.view, self.image_size, self.device_aug, spec.jitter, self.crop_scale, spec.mean)
+
+    def batch_view(self, device: torch.device) -> BatchViews:
+        """The training view, for batches on the device."""
+        view, spec = view_named(self.spec.view, self.crop_scale), self.spec
+        colour = view.colour if spec.jitter else None
+        return BatchViews(view.geometry, colour, view.cutout, self.image_size, spec.mean, device)
 
     def eval_view(self) -> Callable:
         return eval_transform(self.spec.view, self.image_size)
@@ -219,7 +197,28 @@ def data_of(args: argparse.Namespace) -> Data:
     normalised = row(args.statistics or args.dataset)
     statistics = {"mean": normalised.mean, "std": normalised.std}
     spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
-    return Data(spec, lists, args.image_size, args.device_aug, args.on_bad_image == "skip", args.crop_scale)
+    skip_bad, keep, batch_views = args.on_bad_image == "skip", args.cache == "auto", getattr(args, "batch_views", False)
+    return Data(spec, lists, args.image_size, args.device_aug, skip_bad, args.crop_scale, keep, batch_views)
+
+
+def settle_loading(args: argparse.Namespace, images: LongTailDataset, processes: int) -> None:
+    """Settle, from a look at some training images, how they are loaded: `batch_views`, and --workers' default.
+
+    batch_views: whether views are made for a whole batch, on the device.
+
+    Raises:
+        InputError: --device-aug with a view that it cannot do, of these images.
+    """
+    view, sample = view_named(args.views, args.crop_scale), images.sample()
+    colour = view.colour if row(args.dataset).jitter else None
+    small = args.cache == "auto" and sample.fits(processes)
+    args.batch_views = args.device_aug and small and sample.one_size and BatchViews.can(view.geometry, colour)
+    if args.device_aug and not args.batch_views and not (colour is None or getattr(colour, "plain", False)):
+        what = "AutoAugment is not done there" if args.views == "autoaugment" else "its hue is done there with images "
+        what += "" if args.views == "autoaugment" else "of one size that --cache keeps, and these are none"
+        raise InputError(f"--device-aug with --views {args.views}: {what}; leave --device-aug out")
+    if args.workers is None and small and args.gpu is None and device_named(args.device).type == "cpu":
+        args.workers = 0  # a small image costs less than a process that competes for the cores
 
 
 def data_name(args: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     SHUFFLE = 3  # key: step, the same on all ranks
     CLASS_ORDER = 4  # key: cycle over the classes
     CLASS_IMAGES = 5  # key: class, cycle over its images
+    BATCH_VIEWS = 6  # key: epoch; a row for each view of it
 
 
 def counted_seed(seed: int, stream: Stream, *key: int) -> int:

@@ -4,6 +4,7 @@ Brightness, contrast and saturation each blend an image x with a degenerate d of
 d is black, the image's mean luma, or each pixel's own luma. Done in a random order.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,12 @@ from torchvision import transforms as T
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)  # torchvision's numbers
 LUMA = (19595 / 2**16, 38470 / 2**16, 7471 / 2**16)  # of R, G, B in Pillow; exact in float32 for bytes
+
+
+@functools.lru_cache
+def on(device: torch.device, *values: float) -> Tensor:
+    """float32 numbers on the device, sent there once: the host would wait for all that is queued."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 class Jittered(NamedTuple):
@@ -77,7 +84,7 @@ def affine_maps(mean: Tensor, factors: Tensor, order: Tensor) -> tuple[Tensor, T
     Returns:
         (N, 3, 3) and (N, 3).
     """
-    luma = mean.new_tensor(LUMA)
+    luma = on(mean.device, *LUMA)
     matrix, offset = torch.eye(3, device=mean.device).expand(len(mean), 3, 3), torch.zeros_like(mean)
     for kind, factor in zip(order.T, factors.gather(1, order).T, strict=True):  # (N,) each
         row, level = luma @ matrix, offset @ luma  # (N, 3), (N,): by now the luma is row @ x + level

@@ -22,6 +22,7 @@ from tests.checkpoints import make
 OLD = ROOT / "tests" / "checkpoints" / "b954aa5"
 # What checkpoints have gained since; the old ones do without.
 VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None)}
+LOADING = {"args.cache": str, "args.batch_views": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 ADDED = {
     "tsc": {
@@ -30,8 +31,9 @@ ADDED = {
         **{"args.contrast": str, "args.kcl_epochs": type(None)},
         **SCHEDULE,
         **VIEWS,
+        **LOADING,
     },
-    "probe": {"args.deterministic": bool, "args.head": str, "args.cos": bool, **SCHEDULE, **VIEWS},
+    "probe": {"args.deterministic": bool, "args.head": str, "args.cos": bool, **SCHEDULE, **VIEWS, **LOADING},
 }
 # PyTorch 2.4, two threads and a CPU without AVX round otherwise; measured: 2e-6 in a whole run, 1.2e-7 in its rest.
 WHOLE, REST = 1e-5, 1e-6

@@ -13,7 +13,7 @@ import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import REGISTRY
 from moco.loader import VIEWS, Normalise, eval_transform, to_pixels, train_transform, view_named
 from moco.views.colour import cut_out
-from tests.data.test_loader import SIMCLR, photograph
+from tests.views.test_loader import SIMCLR, photograph
 from utils.errors import InputError
 
 FLIP = T.RandomHorizontalFlip()

@@ -193,7 +193,7 @@ def first_losses(*runs) -> list[float]:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker:UserWarning")
 def test_with_jitter_on_the_device_a_run_is_repeatable_and_goes_on(flags, tsc_run, tmp_path):
     """In one go without workers, and in two with three: the same weights; and not those of jitter on the host."""
-    flags = [*(flag for flag in flags if flag != "--cos"), "--device-aug"]
+    flags = [*(flag for flag in flags if flag != "--cos"), "--device-aug", "--cache", "off"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     stage1.main([*flags, "--epochs", "2", "--run-dir", str(whole)])
     stage1.main([*flags, "--epochs", "1", "--run-dir", str(parts)])
@@ -206,7 +206,7 @@ def test_with_jitter_on_the_device_a_run_is_repeatable_and_goes_on(flags, tsc_ru
 
 def test_the_probe_too_takes_jitter_on_the_device(probe_flags, tsc_run, probe_run, tmp_path):
     options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--epochs", "1", "--run-dir", str(tmp_path / "probe")]
-    stage2.main([*probe_flags, "--device-aug", *options])
+    stage2.main([*probe_flags, "--device-aug", "--cache", "off", *options])
     device, host = first_losses(tmp_path / "probe", probe_run)
     assert device != host and device == pytest.approx(host, rel=0.1)
 

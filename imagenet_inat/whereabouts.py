@@ -1,0 +1,58 @@
+"""Where the lists and images of a run are, from its flags."""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+from imagenet_inat import datasets
+from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
+from imagenet_inat.lists.format import made_folders
+from utils.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+class Lists(NamedTuple):
+    """Where the lists' paths start from, the list of each split, and what to type where it is not there."""
+
+    root: Path
+    files: dict[str, Path]
+    get: dict[str, str]
+
+    def need(self, split: str) -> None:
+        """Raises InputError unless the list of a split is there."""
+        if not self.files[split].is_file():
+            raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
+
+
+def find_lists(spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None) -> Lists:
+    """The lists as --data-root, --splits and --<split>-txt name them, else by their names; digits are written at
+    first use. A list that serves as two splits may be given under either name."""
+    data_root = args.data_root or "data"
+    root, folder = Path(data_root), LISTS_ROOT / spec.set_name
+    if spec.write:
+        spec.write(root, imbalance)
+    if spec.imbalance:
+        root, folder = made_folders(spec.set_name, root, imbalance)
+    folder = Path(args.splits or folder)
+    given = {split: getattr(args, f"{split}_txt") for split in SPLITS}
+    if spec.val_split == spec.test_split:
+        val, test = given["val"], given["test"]
+        given |= {"val": val or test, "test": test or val}
+    files = {split: Path(file or folder / spec.list_name(split)) for split, file in given.items()}
+    get = {}
+    for split, file in files.items():
+        command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
+        get[split] = f"get it: {command}; or name the folder of the lists with --splits"
+    return Lists(root, files, get)
+
+
+def resolve_imbalance(spec: DatasetSpec, given: float | None) -> float | None:
+    """The imbalance of the lists, None where fixed; raises InputError: out of range, or given where fixed."""
+    if spec.imbalance is None and given is not None:
+        made = ", ".join(datasets.imbalances())
+        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; it is for {made}")
+    imbalance = given or spec.imbalance
+    if imbalance and not 1 <= imbalance <= spec.largest:
+        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {spec.largest}")
+    return imbalance

@@ -1,0 +1,188 @@
+"""Decoded images that are kept: the same results as read from files; and whole batches of views made from them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat import cache
+from imagenet_inat.images import LongTailDataset
+from imagenet_inat.loaders import DeviceViews
+from imagenet_inat.samplers import ShuffledBatches
+from moco.loader import VIEWS, Normalise
+from moco.views.batch import BatchViews
+from tests.stopping import assert_same_end, assert_stops_change_nothing
+from utils import distributed
+from utils.errors import InputError
+
+CPU = torch.device("cpu")
+SIZES = {"one size": [(9, 8)] * 12, "several": [(9, 8), (8, 8), (30, 7)] * 4}
+
+
+def write(folder, sizes: list[tuple[int, int]]) -> LongTailDataset:
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "list.txt").write_text("".join(f"{number}.png {number % 2}\n" for number in range(len(sizes))))
+    return opened(folder)
+
+
+def opened(folder, **options) -> LongTailDataset:
+    return LongTailDataset(folder, folder / "list.txt", 2, lambda image: np.array(image), **options)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
+def test_what_is_kept_is_what_is_read(sizes, tmp_path):
+    images = write(tmp_path, sizes)
+    before = [images[number][0] for number in range(len(images))]
+    images.keep_decoded()
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    for number, expected in enumerate(before):
+        assert np.array_equal(images[number][0], expected)
+
+
+def test_a_list_is_decoded_once_in_a_process_while_a_data_set_has_it(tmp_path):
+    one = write(tmp_path, SIZES["one size"])
+    other = opened(tmp_path)
+    for images in (one, other):
+        images.keep_decoded()
+    assert other.pixels is one.pixels
+    del one, other, images
+    assert not len(cache._KEPT)
+
+
+def test_a_set_that_is_too_large_is_not_decoded(tmp_path, monkeypatch, capsys):
+    """Its images are 216 bytes each: of three processes each has a third of the limit."""
+    images = write(tmp_path, SIZES["one size"])
+    monkeypatch.setattr(cache, "LIMIT", 12 * 216)
+    assert images.sample().fits(1) and not images.sample().fits(3)
+    monkeypatch.setattr(cache, "LIMIT", 12 * 216 - 1)
+    images.keep_decoded()
+    assert images.pixels is None and not capsys.readouterr().out
+
+
+def test_a_set_that_grows_past_the_limit_while_it_is_decoded_is_said_and_let_go(tmp_path, monkeypatch, capsys):
+    """The sample sees the small ones alone."""
+    images = write(tmp_path, [(4, 4)] * 9 + [(40, 40)] * 9)
+    monkeypatch.setattr(cache, "SAMPLED", 1)
+    monkeypatch.setattr(cache, "LIMIT", 10_000)
+    images.keep_decoded()
+    out = capsys.readouterr().out
+    assert images.pixels is None and images[17][0].shape == (40, 40, 3)
+    assert out.startswith(
+        "note: list.txt: its images are more than 9.3e-06 GB over all processes, found after 11 of 18"
+    )
+    assert out.count("\n") == 1
+
+
+def test_an_unreadable_image_is_said_when_it_is_asked_for(tmp_path):
+    images = write(tmp_path, SIZES["one size"])
+    (tmp_path / "5.png").write_bytes(b"no image")
+    images.keep_decoded()
+    assert images[4][0].shape == (8, 9, 3)
+    for ask in (lambda: images[5], images.of_one_size):
+        with pytest.raises(InputError, match=r"5\.png: not a readable image, .*list\.txt:6"):
+            ask()
+    skipping = opened(tmp_path, skip_bad=True)
+    skipping.keep_decoded()
+    assert np.array_equal(skipping.of_one_size()[5], images[7][0]) and skipping.passed_over.nonzero().tolist() == [[5]]
+
+
+def test_images_of_several_sizes_make_no_whole_batches(tmp_path):
+    images = write(tmp_path, SIZES["several"])
+    images.keep_decoded()
+    with pytest.raises(InputError, match=r"list\.txt: its images differ in size.*; --cache off lets"):
+        images.of_one_size()
+
+
+def batches_of(images, rank: int, world: int, monkeypatch, epoch: int, first_step: int = 0) -> list:
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    view = VIEWS["cifar"]
+    whole = BatchViews(view.geometry, view.colour, 0.0, 8, (0.5,) * 3, CPU)
+    sampler = ShuffledBatches(len(images), 1, 4, seed=3)
+    loader = DeviceViews(images, Normalise((0.5,) * 3, (0.5,) * 3, CPU), sampler, whole, 2)
+    loader.start_at(epoch, first_step)
+    return list(loader)
+
+
+def test_whole_batches_do_not_depend_on_processes_or_on_where_a_run_goes_on(tmp_path, monkeypatch):
+    images = write(tmp_path, SIZES["one size"])
+    images.keep_decoded()
+    whole = batches_of(images, 0, 1, monkeypatch, epoch=2)
+    assert [tuple(views[0].shape) for views, _ in whole] == [(4, 3, 8, 8)] * 3
+    (rest,) = batches_of(images, 0, 1, monkeypatch, epoch=2, first_step=2)
+    torch.testing.assert_close(rest, whole[2], rtol=0, atol=0)
+    shares = [batches_of(images, rank, 2, monkeypatch, epoch=2) for rank in (0, 1)]
+    for (views, labels), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+        for number, view in enumerate(views):  # products of another batch may round otherwise
+            torch.testing.assert_close(torch.cat([part[0][number] for part in parts]), view, rtol=0, atol=1e-5)
+    other = batches_of(images, 0, 1, monkeypatch, epoch=3)
+    assert not torch.equal(other[0][0][0], whole[0][0][0]) and not torch.equal(whole[0][0][0], whole[0][0][1])
+
+
+CONTRASTS = {"queue": [], "batch": ["--contrast", "batch"]}
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_a_run_goes_on_with_whole_batches(contrast, flags, batch_flags, tmp_path, monkeypatch):
+    """Stopped in KCL and in TSC; 5 steps an epoch."""
+    words = [*(flags if contrast == "queue" else batch_flags), *CONTRASTS[contrast], "--device-aug", "--epochs", "2"]
+    assert_stops_change_nothing(stage1.main, [*words, "--targeted"], tmp_path, monkeypatch, (3, 4))
+    args = json.loads((tmp_path / "run" / "args.json").read_text())["args"]
+    assert args["batch_views"] and args["workers"] == 0
+
+
+def test_the_probe_goes_on_with_whole_batches(tsc_run, probe_flags, tmp_path, monkeypatch):
+    probe = [*probe_flags, "--device-aug", "--epochs", "2", "--pretrained", str(tsc_run / "last.pth.tar")]
+    assert_stops_change_nothing(stage2.main, probe, tmp_path, monkeypatch, (3, 4))
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(contrast, flags, batch_flags, tmp_path):
+    words = [*(flags if contrast == "queue" else batch_flags), *CONTRASTS[contrast], "--epochs", "1"]
+    for name, choice in {"auto": [], "off": ["--cache", "off", "-j", "2"]}.items():
+        stage1.main([*words, *choice, "--run-dir", str(tmp_path / name)])
+    assert_same_end(tmp_path / "auto", tmp_path / "off")
+
+
+def test_whole_batches_are_said_and_other_than_one_at_a_time(batch_flags, tmp_path, capsys):
+    words = [*batch_flags, "--contrast", "batch", "--device-aug", "--epochs", "1"]
+    stage1.main([*words, "--run-dir", str(tmp_path / "whole")])
+    assert "views: made on cpu for a whole batch, of 331 decoded images" in capsys.readouterr().out
+    stage1.main([*words, "--cache", "off", "--run-dir", str(tmp_path / "each")])
+    assert "whole batch" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="batch_views True -> False"):
+        stage1.main(
+            [*words, "--cache", "off", "--run-dir", str(tmp_path / "whole"), "--epochs", "2", "--resume", "auto"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error"),
+    [
+        ("--views autoaugment", "--device-aug with --views autoaugment: AutoAugment is not done there; leave"),
+        ("--views cifar --cache off", "--device-aug with --views cifar: its hue is done there with images of one size"),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused(chosen, error, batch_flags, tmp_path):
+    with pytest.raises(InputError, match=error):
+        words = ["--contrast", "batch", "--device-aug", "--run-dir", str(tmp_path / "run"), *chosen.split()]
+        stage1.main([*batch_flags, *words])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("choice", "workers"), [([], 0), (["--cache", "off"], None), (["-j", "1"], 1)])
+def test_small_images_need_no_loader_processes(choice, workers, batch_flags, tmp_path, monkeypatch):
+    at = batch_flags.index("-j")
+    words = [*batch_flags[:at], *batch_flags[at + 2 :], *choice]
+    seen = []
+    monkeypatch.setattr(stage1.launch, "launch", lambda worker, args: seen.append(args.workers))
+    stage1.main([*words, "--contrast", "batch", "--run-dir", str(tmp_path / "run")])
+    assert seen == [workers]

@@ -1,0 +1,1 @@
+"""Views of images, on the host and on the device."""
