@@ -28,6 +28,39 @@ def test_cifar_has_the_fields_number_of_images(name, imbalance, total):
     assert sum(class_sizes("exp", spec.num_classes, imbalance, spec.largest)) == total
 
 
+def ldams_images(labels: np.ndarray, imbalance: float) -> list[int]:
+    """Which images LDAM's published split keeps of labels (n,), in its order: NumPy's global generator, seed 0."""
+    np.random.seed(0)
+    kept, classes = [], np.unique(labels)
+    for c in classes:
+        indices = np.where(labels == c)[0]
+        np.random.shuffle(indices)
+        largest = len(labels) / len(classes)
+        kept.extend(indices[: int(largest * (1 / imbalance) ** (c / (len(classes) - 1.0)))].tolist())
+    return kept
+
+
+SPLITS_AS_IN_THE_FIELD = {
+    ("cifar10", 100): "c61d148501864ceb",
+    ("cifar10", 50): "6abc8a667776a07c",
+    ("cifar10", 10): "3abe1754fa7273bd",
+    ("cifar100", 100): "55cd0edbe469e15a",
+    ("cifar100", 50): "59a645e7d9325bb4",
+    ("cifar100", 10): "3b3a47c649bb9fdc",
+}
+
+
+@pytest.mark.parametrize(("name", "imbalance"), SPLITS_AS_IN_THE_FIELD, ids=str)
+def test_the_cifar_split_is_the_fields_image_for_image(name, imbalance):
+    """On labels in a made-up order, 50,000 of them; pinned, so that no NumPy and no change here moves an image."""
+    classes = REGISTRY[name].num_classes
+    labels = np.arange(50_000) * 7919 % classes
+    lines = torchvision_sets.split_texts(labels, np.arange(classes), imbalance, 0)["train"].splitlines()
+    kept = [int(line.split()[0].rsplit("/", 1)[1].removesuffix(".png")) for line in lines]
+    assert kept == ldams_images(labels, imbalance)
+    assert hashlib.sha256(str(kept).encode()).hexdigest()[:16] == SPLITS_AS_IN_THE_FIELD[name, imbalance]
+
+
 @pytest.fixture
 def cifar_files(tmp_path, monkeypatch) -> Path:
     """CIFAR-10's files as torchvision expects them, with 40 training and 10 test images of noise."""

@@ -1,0 +1,75 @@
+"""Every recipe of the project trains two steps on stand-in images, as it stands but for sizes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.lists.format import made_folders
+from tests import ROOT
+from tests.stopping import log_of
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.txt"))
+TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release"))]
+PROBES = {"imagenet_probe": "imagenet_kcl", "inat_probe": "inat_kcl", "cifar_probe": "cifar10_kcl_100"}
+# Of what is trained: two batches of eight, images and network small; the recipe's own flags come before.
+SMALL = "-a resnet20 --image-size 8 -b 8 --epochs 2 --device cpu -j 0 -p 0"
+WITHOUT_WARM_UP = "--warmup-epochs 0"  # its ten epochs are more than these
+CLASSES = {"imagenet": 1000, "inat": 8142, "cifar10": 10, "cifar100": 100}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Sixteen 32-px images, and lists of them; targets that no one has spread."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    rng = np.random.default_rng(0)
+    places = {folder} | {made_folders(REGISTRY[name].set_name, folder, 100)[0] for name in ("cifar10", "cifar100")}
+    for number in range(16):
+        image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        for place in places:
+            place.mkdir(exist_ok=True)
+            image.save(place / f"{number}.png")
+    (folder / "list.txt").write_text("".join(f"{number}.png {number % 8}\n" for number in range(16)))
+    return folder
+
+
+def words(recipe: str, root, data: str, run: str) -> list[str]:
+    lists = [word for split in ("train", "val", "test") for word in (f"--{split}-txt", str(root / "list.txt"))]
+    return [f"@{ROOT / 'recipes' / recipe}.txt", "--data-root", str(root), *lists, *SMALL.split(), "--run-dir", run]
+
+
+def pretrain(recipe: str, root, run: str) -> list[dict]:
+    data, dim = recipe.split("_")[0], 10 if recipe.endswith("release") else 16
+    targets = root / f"{data}_{dim}.npy"
+    if not targets.exists():
+        rng = np.random.default_rng(0)
+        vectors = rng.standard_normal((CLASSES[data], dim))
+        np.save(targets, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
+    more = ["--moco-dim", str(dim), "--targets", str(targets)]
+    more += WITHOUT_WARM_UP.split() if data.startswith("cifar") else ["--moco-k", "16"]
+    stage1.main([*words(recipe, root, data, run), *more])
+    return log_of(root / run)
+
+
+@pytest.mark.parametrize("recipe", TRAIN)
+def test_a_recipe_starts(recipe, root, tmp_path):
+    log = pretrain(recipe, root, str(tmp_path / "run"))
+    second = "TSC" if "tsc" in recipe else "KCL"
+    first = "TSC" if recipe.endswith("release") else "KCL"
+    assert [line["phase"] for line in log] == [first, second]
+    assert all(np.isfinite(line["loss"]) for line in log)
+
+
+@pytest.mark.parametrize("recipe", PROBES)
+def test_a_recipe_of_stage_2_starts(recipe, root, tmp_path):
+    pretrain(PROBES[recipe], root, str(tmp_path / "run"))
+    data = PROBES[recipe].split("_")[0]
+    flags = [*words(recipe, root, data, str(tmp_path / "probe")), "--dataset", data, "--lr", "1"]
+    stage2.main([*flags, "--pretrained", str(tmp_path / "run" / "last.pth.tar")])
+    assert (tmp_path / "probe" / "results.json").exists()
+
+
+def test_no_recipe_is_left_out():
+    assert set(RECIPES) == {*TRAIN, *PROBES, "imagenet", "inat", "cifar"}  # the last three are what others take in
