@@ -1,0 +1,73 @@
+"""One sheet of all views: a row each, the image at the left, random draws beside it.
+
+    python -m examples.views --output docs/views.png
+
+The photographs are those that come with scikit-learn, for small images shrunk to 32 px; the digit is one of its digits.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from imagenet_inat.digits import load_digits
+from moco.loader import VIEWS, train_transform
+from utils import errors
+from utils.distributed import say
+from utils.parser import Parser, positive_int, seed_number
+from utils.report import style  # noqa: F401, files only, no screen needed
+
+PHOTOGRAPH, SMALL, DIGIT = 224, 32, 16
+SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # of the others: small
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output", default="views.png", metavar="FILE", help="the picture to write")
+    parser.add_argument("--draws", type=positive_int, default=8, help="of each view")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the draws")
+    return parser
+
+
+def original(size: int) -> Image.Image:
+    """A photograph, or for the smallest size a digit."""
+    if size == DIGIT:
+        return Image.fromarray(np.round(load_digits().images[3] * 255 / 16).astype(np.uint8)).convert("RGB")
+    if size == PHOTOGRAPH:
+        return Image.fromarray(load_sample_image("china.jpg"))
+    square = Image.fromarray(load_sample_image("flower.jpg")).crop((120, 20, 520, 420))
+    return square.resize((size, size), Image.Resampling.BOX)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise errors.InputError(f"{output.parent}: no such folder")
+    draw(args, output)
+    say(f"wrote {output}: {len(VIEWS)} views, {args.draws} draws of each")
+
+
+def draw(args: argparse.Namespace, output: Path) -> None:
+    columns = args.draws + 1
+    figure, axes = plt.subplots(len(VIEWS), columns, figsize=(1.05 * columns, 1.18 * len(VIEWS)), layout="constrained")
+    for row, name in zip(axes, VIEWS, strict=True):
+        size = SIZES.get(name, SMALL)
+        image, view = original(size), train_transform(name, size)
+        torch.manual_seed(args.seed)
+        row[0].imshow(image.resize((size, size)) if size == DIGIT else image)
+        row[0].set_title(f"{name}, {size} px", fontsize=9, loc="left")
+        for place in row[1:]:
+            place.imshow(view(image).permute(1, 2, 0))
+    for place in axes.flat:
+        place.axis("off")
+    figure.savefig(output, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    errors.run(main)
