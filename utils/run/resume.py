@@ -9,7 +9,7 @@ import torch
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError
-from utils.run.arguments import FREE, plain_args
+from utils.run.arguments import BEFORE, FREE, plain_args
 from utils.run.checkpoint import load
 from utils.run.folder import candidates
 from utils.run.launch import Place
@@ -100,7 +100,7 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
 
 
 def _check_same_arguments(state: RunState, args) -> None:
-    then, now = state.args, plain_args(args)
+    then, now = BEFORE | state.args if state.args else {}, plain_args(args)
     changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
     if state.step and {"batch_size", "train_list"} & set(changed):
         raise InputError(
