@@ -51,9 +51,10 @@ def test_a_list_is_decoded_once_in_a_process_while_a_data_set_has_it(tmp_path):
     other = opened(tmp_path)
     for images in (one, other):
         images.keep_decoded()
-    assert other.pixels is one.pixels
+    key = (str(tmp_path.resolve()), one.digest)
+    assert other.pixels is one.pixels is cache._KEPT[key]
     del one, other, images
-    assert not len(cache._KEPT)
+    assert key not in cache._KEPT
 
 
 def test_a_set_that_is_too_large_is_not_decoded(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco import builder
+from moco import targeted
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from tests.processes import METHODS, free_port, steps, two_ranks
@@ -64,8 +64,8 @@ def centroids_that_part(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     torch.manual_seed(0)
     model = tiny_model(targeted=True)
-    exact = builder.update_centroids
-    builder.update_centroids = lambda *args: exact(*args) + 0.1 * rank
+    exact = targeted.update_centroids
+    targeted.update_centroids = lambda *args: exact(*args) + 0.1 * rank
     for _ in range(2):
         model(*(part.chunk(2)[rank] for part in tiny_batch()))
     torch.save((model.class_centroid, model.assignment), f"{folder}/{rank}.pt")
