@@ -7,6 +7,9 @@ KCL and TSC on ImageNet-LT, one process per GPU of this machine:
     torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 200
     torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 400 \\
         --targeted --sep_t --tw 0.2
+
+A recipe is a file of flags; here the paper's for CIFAR, contrast inside the batch:
+    python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
 from pathlib import Path

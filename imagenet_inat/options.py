@@ -63,7 +63,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="side of the network's input (default: the data set's)",
     )
-    meanings = "; ".join(f"{name}: {view.help}" for name, view in VIEWS.items())
+    meanings = "; ".join(f"{name}: {view.help}" for name, view in VIEWS.items()).replace("%", "%%")
     group.add_argument("--views", choices=list(VIEWS), help=f"{meanings} (default: the data set's)")
     group.add_argument(
         "--crop-scale",
@@ -84,7 +84,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=natural,
         help="loader processes over all training processes of a machine; 0: none, load in between steps "
-        "(default: the cores this job may use, at most the release's 32; on the CPU half of them)",
+        "(default: the cores this job may use, at most the release's 32; on the CPU half of them, none for small images that "
+        "--cache keeps)",
     )
     group.add_argument(
         "--on-bad-image",

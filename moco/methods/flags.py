@@ -77,24 +77,24 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         "--moco-k",
         type=positive_int,
         default=65536,
-        help="Q, length of the queue, a multiple of the batch; on small data a few times the training set is enough",
+        help="(queue) Q, its length, a multiple of the batch; on small data a few times the training set is enough",
     )
     model.add_argument(
         "--moco-m",
         type=fraction,
         default=0.999,
-        help="momentum of the key encoder; 0.99 when a run has only some thousand steps",
+        help="(queue) momentum of the key encoder; 0.99 when a run has only some thousand steps",
     )
     loss.add_argument(
         "--sep_t",
         action="store_true",
-        help="the target is always a positive, besides the K drawn ones (TSC's recipe; in the batch it always is)",
+        help="(queue) the target is always a positive, besides the K drawn ones (TSC's recipe)",
     )
     loss.add_argument(
         "--centroid-init",
         choices=["random", "queue"],
         default="random",
-        help="class centroids when TSC starts. random: the release, first assignments are arbitrary; queue: the "
+        help="(queue) class centroids when TSC starts. random: the release, first assignments are arbitrary; queue: the "
         "classes' means in the queue, random only for a class that is not in it",
     )
 
@@ -103,22 +103,22 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     model.add_argument(
         "--sync-bn",
         action="store_true",
-        help="batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for shares of less than some 64 images",
+        help="(batch) batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for shares of less than some 64 images",
     )
     loss.add_argument(
         "--keep-last",
         action="store_true",
-        help="train on an epoch's last, incomplete batch too, as the release on CIFAR; what does not divide over the "
+        help="(batch) train on an epoch's last, incomplete batch too, as the release on CIFAR; what does not divide over the "
         "processes is left out",
     )
     loss.add_argument(
         "--only_t",
         action="store_true",
-        help="the loss is the mean over the anchors that are targets alone (TSC with --loss-form release; an ablation)",
+        help="(batch) the loss is the mean over the anchors that are targets alone (TSC with --loss-form release; an ablation)",
     )
     loss.add_argument(
         "--unbiased",
         action="store_true",
-        help="images of the anchor's class leave the denominator, but for the positive in the numerator: they are not "
+        help="(batch) images of the anchor's class leave the denominator, but for the positive in the numerator: they are not "
         "pushed apart; an ablation of the release",
     )
