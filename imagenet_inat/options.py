@@ -84,8 +84,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=natural,
         help="loader processes over all training processes of a machine; 0: none, load in between steps "
-        "(default: the cores this job may use, at most the release's 32; on the CPU half of them, none for small images that "
-        "--cache keeps)",
+        "(default: the cores this job may use, at most the release's 32; on the CPU half of them, none for small "
+        "images that --cache keeps)",
     )
     group.add_argument(
         "--on-bad-image",

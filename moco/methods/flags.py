@@ -94,8 +94,8 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         "--centroid-init",
         choices=["random", "queue"],
         default="random",
-        help="(queue) class centroids when TSC starts. random: the release, first assignments are arbitrary; queue: the "
-        "classes' means in the queue, random only for a class that is not in it",
+        help="(queue) class centroids when TSC starts. random: the release, first assignments are arbitrary; queue: "
+        "the classes' means in the queue, random only for a class that is not in it",
     )
 
 
@@ -103,22 +103,24 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     model.add_argument(
         "--sync-bn",
         action="store_true",
-        help="(batch) batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for shares of less than some 64 images",
+        help="(batch) batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for shares of less than some "
+        "64 images",
     )
     loss.add_argument(
         "--keep-last",
         action="store_true",
-        help="(batch) train on an epoch's last, incomplete batch too, as the release on CIFAR; what does not divide over the "
-        "processes is left out",
+        help="(batch) train on an epoch's last, incomplete batch too, as the release on CIFAR; what does not divide "
+        "over the processes is left out",
     )
     loss.add_argument(
         "--only_t",
         action="store_true",
-        help="(batch) the loss is the mean over the anchors that are targets alone (TSC with --loss-form release; an ablation)",
+        help="(batch) the loss is the mean over the anchors that are targets alone (TSC with --loss-form release; an "
+        "ablation)",
     )
     loss.add_argument(
         "--unbiased",
         action="store_true",
-        help="(batch) images of the anchor's class leave the denominator, but for the positive in the numerator: they are not "
-        "pushed apart; an ablation of the release",
+        help="(batch) images of the anchor's class leave the denominator, but for the positive in the numerator: they "
+        "are not pushed apart; an ablation of the release",
     )
