@@ -124,7 +124,7 @@ def main_worker(args, place: launch.Place) -> None:
     if args.evaluate:
         evaluate(args, data, speed, place)
         return
-    state = load_run(args, place)
+    state = load_run(args, place, before=options.before(args))
     torch.manual_seed(state.seed)
 
     loader = open_images(data, HEADS[args.head].sampling, args.batch_size, state.seed, place)

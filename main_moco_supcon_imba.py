@@ -105,7 +105,7 @@ def main_worker(args, place: launch.Place) -> None:
     """The run, in one of its processes."""
     run_dir, speed = Path(args.run_dir), Speed.asked(args, place.device)
     method, data = method_of(args), options.data_of(args)
-    state = load_run(args, place, method.read_state)
+    state = load_run(args, place, method.read_state, options.before(args))
     check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
     loader = open_pairs(data, args.batch_size, state.seed, place, args.keep_last)
     state.check_step(len(loader))

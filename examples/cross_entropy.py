@@ -66,7 +66,7 @@ def prepare(args) -> None:
 def main_worker(args, place: launch.Place) -> None:
     """The run, in one of its processes."""
     data, speed = options.data_of(args), Speed.asked(args, place.device)
-    state = load_run(args, place)
+    state = load_run(args, place, before=options.before(args))
     torch.manual_seed(state.seed)
     model = with_float32_logits(get_encoder(args.arch, args.image_size)(num_classes=args.num_classes))
     if state.source:

@@ -182,6 +182,12 @@ def fill_in(args: argparse.Namespace) -> None:
     args.imbalance = resolve_imbalance(spec, args.imbalance)
 
 
+def before(args: argparse.Namespace) -> dict:
+    """The data's arguments in checkpoints that do not say them, as they were: see `load_run`."""
+    views = "thumbnail" if args.dataset in ("cifar10", "cifar100") else row(args.dataset).view
+    return {"views": views, "crop_scale": None, "statistics": None, "batch_views": False}
+
+
 def data_of(args: argparse.Namespace) -> Data:
     """The data of arguments that were filled in.
 

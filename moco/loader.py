@@ -40,11 +40,16 @@ def _centre(size: int) -> T.Compose:
     return T.Compose([T.Resize(round(size * 256 / 224)), T.CenterCrop(size)])
 
 
+def _whole(size: int) -> T.Resize:
+    """All of the image as a square: what is not square is squeezed, so that a batch has one shape."""
+    return T.Resize((size, size))
+
+
 PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
 SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
 VIEWS = {
     "photo": View(Crop(), PHOTO, _centre, help="the release's on ImageNet: crops of 8 to 100 %, flip, jitter"),
-    "thumbnail": View(Crop(), PHOTO, T.Resize, help="the same of small images, evaluated whole"),
+    "thumbnail": View(Crop(), PHOTO, _whole, help="the same of small images, evaluated whole"),
     "simclr": View(
         Crop((0.2, 1.0)),
         dataclasses.replace(SIMCLR, blur_p=0.5),
@@ -52,17 +57,17 @@ VIEWS = {
         help="MoCo v2's for photographs: crops of 20 to 100 %, flip, jitter with hue, grey, blur",
     ),
     "cifar": View(
-        Crop((0.2, 1.0)), SIMCLR, T.Resize, help="the release's on CIFAR: the same of small images, without blur"
+        Crop((0.2, 1.0)), SIMCLR, _whole, help="the release's on CIFAR: the same of small images, without blur"
     ),
     "autoaugment": View(
         PaddedCrop(),
         AutoAugmented(),
-        T.Resize,
+        _whole,
         cutout=0.5,
         help="of classifiers of small images (PaCo, BCL, RIDE): shifted crop, flip, AutoAugment, Cutout",
     ),
     "digit": View(
-        Shift(), Colours((0.0, 0.4, 0.0, 0.0)), T.Resize, help="signs: small rotation, shift, scale, contrast; no flip"
+        Shift(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="signs: small rotation, shift, scale, contrast; no flip"
     ),
 }
 

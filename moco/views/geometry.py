@@ -79,7 +79,7 @@ class DigitShift:
     """A Shift with torchvision's draws."""
 
     def __init__(self, size: int, shift: Shift):
-        self.prepare = T.Resize(size)
+        self.prepare = T.Resize((size, size))
         self.affine = T.RandomAffine(shift.degrees, (shift.translate,) * 2, shift.scale, interpolation=BILINEAR)
 
     def draw(self, image: Image.Image) -> Tensor:
@@ -100,7 +100,7 @@ class BorderCrop:
     """A PaddedCrop with torchvision's draws."""
 
     def __init__(self, size: int, crop: PaddedCrop):
-        self.prepare = T.Resize(size)
+        self.prepare = T.Resize((size, size))
         self.crop = T.Compose([T.RandomCrop(size, round(crop.padding * size)), T.RandomHorizontalFlip()])
 
     def draw(self, image: Image.Image) -> Tensor:

@@ -165,14 +165,17 @@ def test_whole_batches_are_said_and_other_than_one_at_a_time(batch_flags, tmp_pa
         )
 
 
-def test_a_run_that_does_not_say_made_its_views_one_at_a_time(batch_flags, tmp_path):
+def test_a_run_that_does_not_say_had_its_rows_views_made_one_at_a_time(batch_flags, tmp_path):
     words = [*batch_flags, "--contrast", "batch", "--device-aug", "--run-dir", str(tmp_path / "run"), "--epochs", "1"]
     stage1.main([*words, "--cache", "off"])
     state = torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)
-    del state["args"]["batch_views"]
+    for name in ("batch_views", "views", "crop_scale", "statistics"):
+        del state["args"][name]
     torch.save(state, tmp_path / "run" / "last.pth.tar")
     with pytest.raises(InputError, match="batch_views False -> True"):
         stage1.main([*words, "--resume", "auto"])
+    with pytest.raises(InputError, match=r"\(statistics None -> cifar10, views digit -> thumbnail\)"):
+        stage1.main([*words, "--resume", "auto", "--cache", "off", "--views", "thumbnail", "--statistics", "cifar10"])
     stage1.main([*words, "--resume", "auto", "--cache", "off"])
 
 

@@ -29,7 +29,7 @@ class Blur:
 PUBLISHED = {
     "cifar": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR],
     "simclr": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR, T.RandomApply([Blur()], p=0.5)],
-    "autoaugment": [T.Resize(32), T.RandomCrop(32, padding=4), FLIP, T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)],
+    "autoaugment": [T.Resize((32, 32)), T.RandomCrop(32, padding=4), FLIP, T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)],
 }
 
 
@@ -69,6 +69,14 @@ def test_small_images_are_evaluated_whole_and_photographs_in_their_centre():
     for name in ("photo", "simclr"):
         theirs = T.Compose([T.Resize(round(32 * 256 / 224)), T.CenterCrop(32)])(large)
         assert torch.equal(eval_transform(name, 32)(large), to_pixels(theirs))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("sides", [(40, 20), (20, 40), (32, 32)])
+def test_images_of_any_shape_become_squares(name, sides):
+    """Else a batch of them is none."""
+    image = photograph(*sides)
+    assert train_transform(name, 32)(image).shape == eval_transform(name, 32)(image).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["photo", "thumbnail", "simclr", "cifar"])

@@ -16,10 +16,6 @@ FREE = frozenset((
 # fmt: on
 
 
-# What a run did whose arguments do not say.
-BEFORE = {"batch_views": False}
-
-
 class Frozen(argparse.Namespace):
     """Arguments that can be read and not written."""
 

@@ -9,7 +9,7 @@ import torch
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError
-from utils.run.arguments import BEFORE, FREE, plain_args
+from utils.run.arguments import FREE, plain_args
 from utils.run.checkpoint import load
 from utils.run.folder import candidates
 from utils.run.launch import Place
@@ -18,14 +18,20 @@ from utils.run.state import RunState
 NEEDS = ("state_dict", "epoch", "optimizer")
 
 
-def load_run(args, place: Place, read: Callable[[RunState], None] = lambda state: state.extra.clear()) -> RunState:
+def load_run(
+    args,
+    place: Place,
+    read: Callable[[RunState], None] = lambda state: state.extra.clear(),
+    before: dict = {},  # noqa: B006, it is not written to
+) -> RunState:
     """Where a run goes on: its checkpoint's state; or of a new run, where it starts. Then with its own arguments.
 
     With --resume auto a checkpoint that cannot be read is reported, and the one before it taken.
 
     Args:
         args: of the run. place: of this process. read: checks and notes the entries that are the method's
-            own; without one there are none, and what a file has besides is not carried on.
+            own; without one there are none, and what a file has besides is not carried on. before: arguments that
+            old checkpoints do not say, as they were.
 
     Raises:
         InputError: no checkpoint can be read; an argument that changes the result is not
@@ -37,7 +43,7 @@ def load_run(args, place: Place, read: Callable[[RunState], None] = lambda state
     elif args.resume not in (None, "auto"):
         state = _read(Path(args.resume))
     _check_same_place(state, place.device)
-    _check_same_arguments(state, args)
+    _check_same_arguments(state, args, before)
     read(state)
     then, now = state.processes, distributed.world_size()
     if then not in (None, now):
@@ -99,8 +105,8 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
         )
 
 
-def _check_same_arguments(state: RunState, args) -> None:
-    then, now = BEFORE | state.args if state.args else {}, plain_args(args)
+def _check_same_arguments(state: RunState, args, before: dict) -> None:
+    then, now = before | state.args if state.args else {}, plain_args(args)
     changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
     if state.step and {"batch_size", "train_list"} & set(changed):
         raise InputError(
