@@ -145,7 +145,7 @@ class LongTailDataset(Dataset):
         if pixels is None:
             raise InputError(
                 f"{self.list_file}: its images differ in size, or are more than --cache keeps: --device-aug cannot "
-                "make whole batches of them; --cache off lets it work on one image at a time"
+                "make whole batches of them; leave it out"
             )
         return pixels
 

@@ -81,6 +81,15 @@ def test_a_set_that_grows_past_the_limit_while_it_is_decoded_is_said_and_let_go(
     assert out.count("\n") == 1
 
 
+def test_each_process_decodes_up_to_its_part_of_the_limit(tmp_path, monkeypatch, capsys):
+    read, total = write(tmp_path, SIZES["one size"])._from_file, 12 * 216
+    for processes, found in {1: True, 2: False}.items():
+        monkeypatch.setattr(distributed, "world_size", lambda processes=processes: processes)
+        monkeypatch.setattr(cache, "LIMIT", total)
+        assert (cache.decode(12, read, "list.txt") is not None) == found
+    assert "over all processes, found after 7 of 12" in capsys.readouterr().out
+
+
 def test_an_unreadable_image_is_said_when_it_is_asked_for(tmp_path):
     images = write(tmp_path, SIZES["one size"])
     (tmp_path / "5.png").write_bytes(b"no image")
@@ -97,7 +106,7 @@ def test_an_unreadable_image_is_said_when_it_is_asked_for(tmp_path):
 def test_images_of_several_sizes_make_no_whole_batches(tmp_path):
     images = write(tmp_path, SIZES["several"])
     images.keep_decoded()
-    with pytest.raises(InputError, match=r"list\.txt: its images differ in size.*; --cache off lets"):
+    with pytest.raises(InputError, match=r"list\.txt: its images differ in size.*; leave it out"):
         images.of_one_size()
 
 
@@ -126,6 +135,20 @@ def test_whole_batches_do_not_depend_on_processes_or_on_where_a_run_goes_on(tmp_
             torch.testing.assert_close(torch.cat([part[0][number] for part in parts]), view, rtol=0, atol=1e-5)
     other = batches_of(images, 0, 1, monkeypatch, epoch=3)
     assert not torch.equal(other[0][0][0], whole[0][0][0]) and not torch.equal(whole[0][0][0], whole[0][0][1])
+
+
+def test_whole_batches_change_with_the_epoch_and_the_seed(tmp_path, monkeypatch):
+    """Of copies of one image, so that the order of the images plays no part."""
+    write(tmp_path, SIZES["one size"])
+    for number in range(1, 12):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / "0.png").read_bytes())
+    first = {}
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        images = opened(tmp_path, seed=seed)
+        images.keep_decoded()
+        first[seed, epoch] = batches_of(images, 0, 1, monkeypatch, epoch)[0][0][0]
+    for other in ((0, 1), (1, 0)):
+        assert not torch.allclose(first[0, 0], first[other], atol=0.01)
 
 
 CONTRASTS = {"queue": [], "batch": ["--contrast", "batch"]}

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as F
 
 from moco.loader import VIEWS, to_pixels
 from moco.views import on_device
-from moco.views.batch import NUMBERS, BatchViews
+from moco.views.batch import FLIP, NUMBERS, BatchViews
 from moco.views.geometry import Crop, Shift
 from moco.views.on_device import ORDERS, TRIES
 from tests.views.test_loader import photograph
@@ -145,6 +145,19 @@ def test_a_whole_view_has_the_distribution_of_the_workers(name):
         lambda x: x.diff(dim=3).abs().mean((1, 2, 3)),
     ):
         assert ks_2samp(statistic(ours).numpy(), statistic(theirs).numpy()).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("name", "mirrored"), [("cifar", True), ("photo", True), ("digit", False)])
+def test_half_the_views_are_mirrored_but_no_digit(name, mirrored, images):
+    view, rows = VIEWS[name], torch.rand(6, NUMBERS)
+    batch = BatchViews(view.geometry, view.colour, 0.0, 12, (0.4, 0.5, 0.6), CPU)
+    pixels = (images * 255).to(torch.uint8)[:, :, :20, :20]
+    views = []
+    for number in (0.49, 0.5):
+        rows[:, FLIP] = number
+        views.append(batch(pixels, rows))
+    torch.testing.assert_close(views[0].flip(3) if mirrored else views[0], views[1])
+    assert not torch.allclose(views[1].flip(3), views[1])
 
 
 def test_a_view_is_a_function_of_its_row(images):
