@@ -8,6 +8,8 @@ from utils import distributed, recipes
 from utils.distributed import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
+RECIPES = """@FILE, anywhere among the flags, takes in a file of flags, as those in recipes/ are; a flag that is
+given again has its later value. A value that begins with @ is written --name=@value."""
 LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
 
 
@@ -21,17 +23,22 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`: its name says more than its file
         program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **(program | kwargs))
+        super().__init__(formatter_class=HelpFormatter, epilog=RECIPES, allow_abbrev=False, **(program | kwargs))
 
     def parse_known_args(self, args=None, namespace=None):
-        words = recipes.expand(sys.argv[1:] if args is None else list(args), self._check_line)
+        words = sys.argv[1:] if args is None else list(args)
+        if not self._subparsers:  # else it is for the command's own parser to do
+            words = recipes.expand(words, self._check_line)
         namespace, rest = super().parse_known_args(words, namespace)
+        self._refuse_empty(namespace)
+        return namespace, rest
+
+    def _refuse_empty(self, namespace: argparse.Namespace) -> None:
         for action in self._actions:
             value = getattr(namespace, action.dest, None)
             if value != action.default and "" in (value if isinstance(value, list) else [value]):
                 name = "/".join(action.option_strings) or action.metavar or action.dest
                 self.error(f"argument {name}: found an empty value, expected a path or a name")
-        return namespace, rest
 
     def _check_line(self, words: list[str]) -> None:
         """Raises ValueError unless these are flags of this parser with values that they take."""
@@ -42,7 +49,9 @@ class Parser(argparse.ArgumentParser):
 
         self.error = refuse  # of this parser alone, instead of the method of its class
         try:
-            if rest := super().parse_known_args(words)[1]:
+            namespace, rest = super().parse_known_args(words)
+            self._refuse_empty(namespace)
+            if rest:
                 raise ValueError(f"found {' '.join(rest)}, expected flags that --help lists, and their values")
         finally:
             del self.error

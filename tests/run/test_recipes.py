@@ -1,10 +1,13 @@
 """Recipes: files of flags behind @, and those of the project."""
 
+import random
+
 import pytest
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from tests import ROOT
+from imagenet_inat.splits.__main__ import get_args_parser as splits_parser
+from tests import ROOT, fuzz
 from utils.errors import InputError
 from utils.parser import Parser, positive_int
 
@@ -16,6 +19,7 @@ def parser():
     parser.add_argument("--cos", action="store_true")
     parser.add_argument("--schedule", type=int, nargs="*")
     parser.add_argument("--name", default="")
+    parser.add_argument("--folder")
     return parser
 
 
@@ -32,7 +36,13 @@ def recipe(tmp_path):
 def test_a_line_has_flags_and_values_and_may_have_a_comment(parser, recipe):
     word = recipe("# all of it\n\n--epochs 5 --cos  # five\n--schedule 2 3\n   \n--name 'two words # no comment'\n")
     args = parser.parse_args([word])
-    assert vars(args) == {"epochs": 5, "cos": True, "schedule": [2, 3], "name": "two words # no comment"}
+    assert vars(args) == {
+        "epochs": 5,
+        "cos": True,
+        "schedule": [2, 3],
+        "name": "two words # no comment",
+        "folder": None,
+    }
 
 
 def test_later_flags_win_on_either_side(parser, recipe):
@@ -62,10 +72,13 @@ def test_a_value_may_begin_with_an_at_sign(parser):
         ("--epochs five", r"recipe.txt:1: argument --epochs: invalid positive_int value: 'five'"),
         ("--epochs 0", r"recipe.txt:1: argument --epochs: found 0, expected 1 or more"),
         ("--epochs", r"recipe.txt:1: argument --epochs: expected one argument"),
+        ("--schedule 2\n--name x --schedule ''", r"recipe.txt:2: argument --schedule: invalid int value: ''"),
+        ("\n--folder ''", r"recipe.txt:2: argument --folder: found an empty value"),
         ("epochs 5", r"recipe.txt:1: found epochs 5"),
         ("--cos 'open", r"recipe.txt:1: No closing quotation"),
-        ("@absent.txt", r"absent.txt, taken in by .*recipe.txt: cannot be read \(No such file or directory\)"),
-        ("@recipe.txt", r"recipe.txt, taken in by .*recipe.txt: takes in itself"),
+        ("\n@absent.txt", r"recipe.txt:2: .*absent.txt: cannot be read \(No such file or directory\)"),
+        ("@recipe.txt", r"recipe.txt:1: .*recipe.txt: takes in itself"),
+        ("@a\0b.txt", r"recipe.txt:1: embedded null byte"),
         ("@a.txt --cos", r"recipe.txt:1: found --cos behind @a.txt, expected a line of its own"),
         ("--cos\n\udcff", r"recipe.txt: cannot be read \(no text in UTF-8\)"),
     ],
@@ -83,6 +96,43 @@ def test_the_parser_answers_as_before_after_a_wrong_line(parser, recipe, capsys)
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(["--epochs", "0"])
     assert stop.value.code == 2 and "expected 1 or more (--help lists the flags)" in capsys.readouterr().err
+
+
+def test_recipes_in_a_circle_of_links_and_of_files(parser, recipe, tmp_path):
+    (tmp_path / "link.txt").symlink_to(tmp_path / "link.txt")
+    with pytest.raises(InputError, match=r"link.txt: cannot be read"):
+        parser.parse_args([f"@{tmp_path / 'link.txt'}"])
+    recipe("--cos\n@recipe.txt", "other.txt")
+    with pytest.raises(InputError, match=r"other.txt:2: .*recipe.txt: takes in itself"):
+        parser.parse_args([recipe("@other.txt")])
+
+
+def test_a_recipe_behind_a_command_has_that_commands_flags(recipe):
+    args = splits_parser().parse_args(["make", "cifar10", recipe("--imbalance 7")])
+    assert (args.command, args.source, args.imbalance) == ("make", "cifar10", 7)
+    with pytest.raises(InputError, match=r"recipe.txt:1: found --repeat, expected flags"):
+        splits_parser().parse_args(["make", "cifar10", recipe("--repeat")])
+
+
+def test_help_says_that_there_are_recipes():
+    for script in (stage1, stage2):
+        assert "@FILE, anywhere among the flags, takes in a file of flags" in script.get_args_parser().format_help()
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagenet_tsc"])
+def test_a_damaged_recipe_is_read_or_refused_in_one_line_that_names_it(name, tmp_path, capsys):
+    rng, parser = random.Random(0), stage1.get_args_parser()
+    for other in (ROOT / "recipes").glob("*.txt"):
+        (tmp_path / other.name).write_bytes(other.read_bytes())
+    path, refused = tmp_path / f"{name}.txt", 0
+    for _ in range(100):
+        path.write_bytes(fuzz.damage_bytes((ROOT / "recipes" / path.name).read_bytes(), rng))
+        try:
+            parser.parse_args([f"@{path}"])
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith(f"recipe {path}") and "\n" not in str(error)
+    assert 5 < refused < 95 and not any(capsys.readouterr())
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.txt"))
