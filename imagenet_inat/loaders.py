@@ -84,7 +84,7 @@ class DeviceViews(DeviceBatches):
         for pairs in self.batches:
             index, place = torch.tensor(pairs).T
             pixels = sent(self.pixels[index], device).permute(0, 3, 1, 2)  # (N, 3, H, W)
-            rows = sent(uniform[place % size], device)  # (N, count, NUMBERS)
+            rows = sent(uniform[place % self.batches.numbers], device)  # (N, count, NUMBERS)
             views = [self.normalise.finish(self.view(pixels, row)) for row in rows.unbind(1)]
             yield views if self.count > 1 else views[0], sent(self.labels[index], device)
 

@@ -30,6 +30,8 @@ class CountedBatches(Sampler):
         rest = epoch_size % batch_size // distributed.world_size() * distributed.world_size() if keep_last else 0
         self.size = epoch_size // batch_size * batch_size + rest
         self.steps = -(-self.size // batch_size)
+        # By which draws are numbered, from epoch to epoch: no number may depend on how many processes there are.
+        self.numbers = epoch_size if keep_last else self.size
         if not self.steps:
             raise InputError(
                 f"--batch-size {batch_size}: an epoch has {epoch_size} training images, expected at most that"
@@ -52,7 +54,7 @@ class CountedBatches(Sampler):
         for begin in range(self.first_step * self.batch_size, self.size, self.batch_size):
             share = min(self.batch_size, self.size - begin) // distributed.world_size()
             start = begin + distributed.rank() * share
-            yield [(indices[i], self.epoch * self.size + i) for i in range(start, start + share)]
+            yield [(indices[i], self.epoch * self.numbers + i) for i in range(start, start + share)]
 
 
 class ShuffledBatches(CountedBatches):
