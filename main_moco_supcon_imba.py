@@ -173,7 +173,7 @@ def train_one_epoch(
         speed.step(out.loss, optimizer)
 
         means.add(len(labels), **method.shown(out))
-        progress.step(means)
+        progress.step(means, len(labels))
         keeper.after_step()
 
 

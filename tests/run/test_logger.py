@@ -6,20 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests import ROOT
 from utils.measure.metrics import Means
 from utils.run.arguments import plain_args
-from utils.run.logger import Progress, RunLog, describe
+from utils.run.logger import Progress, RunLog, describe, describe_run
 
 
 def test_lines_in_mocos_style_when_due(capsys):
-    progress = Progress(total=6, done=2, batch_size=32, print_freq=2)
+    progress = Progress(total=6, done=2, print_freq=2)
     means = Means("Epoch: [2/2]", torch.device("cpu"))
     for _ in progress.epoch(range(4), "Epoch: [2/2]"):
         means.add(32, loss=torch.tensor(2.5), top1=torch.tensor(12.5))
-        progress.step(means)
+        progress.step(means, 32)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("Epoch: [2/2][   2/4]  Time ")
@@ -28,12 +29,27 @@ def test_lines_in_mocos_style_when_due(capsys):
 
 
 def test_print_freq_0_prints_no_step(capsys):
-    progress = Progress(total=2, done=0, batch_size=32, print_freq=0)
+    progress = Progress(total=2, done=0, print_freq=0)
     means = Means("e", torch.device("cpu"))
     for _ in progress.epoch(range(2), "e"):
         means.add(32, loss=torch.tensor(2.5))
-        progress.step(means)
+        progress.step(means, 32)
     assert capsys.readouterr().out == ""
+
+
+def test_a_smaller_last_batch_counts_as_what_it_is():
+    progress, means = Progress(total=2, done=0, print_freq=0), Means("e", torch.device("cpu"))
+    for images in progress.epoch([8, 5], "e"):
+        means.add(images, loss=torch.tensor(2.5))
+        progress.step(means, images)
+    rates = progress.rates()
+    assert rates["images_per_s"] * rates["seconds"] == pytest.approx(13)
+
+
+def test_the_command_that_is_kept_needs_no_recipe(tmp_path, monkeypatch):
+    (tmp_path / "recipe.txt").write_text("--lr 1  # high\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"@{tmp_path / 'recipe.txt'}", "--name", "two words"])
+    assert describe_run({})["command"].endswith("train.py --lr 1 --name 'two words'")
 
 
 def test_describe():

@@ -79,7 +79,7 @@ def train_classifier(
         for images, labels in progress.epoch(loader, epoch.title, epoch.first_step):
             epoch.set_rate(optimizer, schedule, state.step)
             add_step(means, labels, *step(ddp, images, labels))
-            progress.step(means)
+            progress.step(means, len(labels))
             keeper.after_step()
         after_epoch()
         distributed.broadcast_buffers(model)

@@ -19,7 +19,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from utils import distributed
+from utils import distributed, recipes
 from utils.distributed import say
 from utils.errors import InputError
 from utils.files import first_free, json_text, write_text
@@ -120,9 +120,9 @@ def csv_table(records: list[dict]) -> str:
 
 
 def describe_run(args: dict) -> dict:
-    """What is needed to repeat a run: command, arguments, versions, commit, machine."""
+    """What is needed to repeat a run: command (of a recipe its flags), arguments, versions, commit, machine."""
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *recipes.expand(sys.argv)]),
         "args": args,
         "processes": distributed.world_size(),
         "versions": {"python": platform.python_version()}
@@ -147,18 +147,17 @@ def open_log(run_dir: Path, state: RunState, loader, splits: tuple[str, ...]) ->
     log = RunLog(run_dir, args, splits, state.epoch)
     say(f"{len(loader.dataset)} images, {steps} steps an epoch, seed {state.seed}, {args['device']}: {run_dir}")
     done = state.epoch * steps + state.step
-    return log, Progress(args["epochs"] * steps, done, args["batch_size"], args["print_freq"])
+    return log, Progress(args["epochs"] * steps, done, args["print_freq"])
 
 
 class Progress:
     """Lines in MoCo's style every `print_freq` steps; on a terminal also a bar over the whole run.
 
-    total: steps of the run. done: those that a resumed run has behind it. batch_size: of the global batch.
+    total: steps of the run. done: those that a resumed run has behind it.
     """
 
-    def __init__(self, total: int, done: int, batch_size: int, print_freq: int):
-        self.total, self.done, self.before = total, done, done
-        self.batch_size, self.print_freq = batch_size, print_freq
+    def __init__(self, total: int, done: int, print_freq: int):
+        self.total, self.done, self.before, self.print_freq = total, done, done, print_freq
         self.started = time.perf_counter()
         hidden = not (distributed.is_main() and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
@@ -166,7 +165,7 @@ class Progress:
     def epoch(self, loader: Iterable, title: str, first_step: int = 0) -> Iterator:
         """The batches of an epoch, timed; `step` is to be called once for each. first_step: of what is left of it."""
         self.title, self.steps, self.step_number, self.data_seconds = title, len(loader), 0, 0.0
-        self.first_step = first_step
+        self.first_step, self.images = first_step, 0
         self.bar.set_description(title)
         self.epoch_started, self.epoch_ended = time.perf_counter(), None
         waiting = self.epoch_started
@@ -176,9 +175,10 @@ class Progress:
             waiting = time.perf_counter()
         self.epoch_ended = time.perf_counter()  # what comes after is measuring and saving
 
-    def step(self, means: Means) -> None:
-        """Count a step; print a line when one is due."""
+    def step(self, means: Means, images: int) -> None:
+        """Count a step with so many images of this process; print a line when one is due."""
         self.done += 1
+        self.images += images * distributed.world_size()
         self.step_number += 1
         self.bar.update()
         if self.print_freq and self.step_number % self.print_freq == 0:
@@ -196,7 +196,7 @@ class Progress:
 
     def speed(self) -> float:
         """Images a second in this epoch, over all ranks."""
-        return self.step_number * self.batch_size / self.seconds()
+        return self.images / self.seconds()
 
     def rates(self) -> dict[str, float]:
         """Of this epoch: seconds, images_per_s over all ranks, and data_share, percent of the time spent waiting
