@@ -152,3 +152,38 @@ def test_there_is_a_recipe_for_each_row_of_the_papers_tables():
     rows = {f"{data}_{method}" for data in ("imagenet", "inat") for method in ("kcl", "tsc", "probe")}
     rows |= {f"cifar{c}_{method}_{rho}" for c in (10, 100) for method in ("kcl", "tsc") for rho in (100, 50, 10)}
     assert rows <= {path.stem for path in RECIPES}
+
+
+def resolved(recipe: str) -> dict:
+    path = ROOT / "recipes" / f"{recipe}.txt"
+    return vars(script_of(path).get_args_parser().parse_args([f"@{path}"]))
+
+
+TARGETS = {"targeted": (False, True), "tw": (1.0, 0.2)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        ("imagenet_kcl", "imagenet_tsc", {**TARGETS, "sep_t": (False, True), "epochs": (200, 400)}),
+        ("imagenet_kcl", "inat_kcl", {"dataset": ("imagenet", "inat")}),
+        ("imagenet_tsc", "inat_tsc", {"dataset": ("imagenet", "inat")}),
+        ("imagenet_probe", "inat_probe", {"dataset": ("imagenet", "inat"), "lr": (10, 30)}),
+        ("cifar10_kcl_100", "cifar10_tsc_100", TARGETS),
+        ("cifar10_kcl_100", "cifar100_kcl_100", {"dataset": ("cifar10", "cifar100")}),
+        ("cifar10_tsc_100", "cifar100_tsc_50", {"dataset": ("cifar10", "cifar100"), "imbalance": (100, 50)}),
+        ("cifar100_kcl_10", "cifar100_tsc_10", TARGETS),
+    ],
+)
+def test_two_recipes_differ_in_what_their_names_say(one, other, difference):
+    one, other = resolved(one), resolved(other)
+    assert {name: (one[name], other[name]) for name in one if one[name] != other[name]} == difference
+
+
+def test_the_recipes_have_the_papers_and_the_releases_numbers():
+    imagenet, cifar, release = resolved("imagenet_kcl"), resolved("cifar10_kcl_100"), resolved("cifar10_tsc_release")
+    facts = ("contrast", "batch_size", "lr", "cos", "lr_end", "warmup_epochs", "epochs", "K", "moco_dim", "mlp")
+    assert [imagenet[fact] for fact in facts] == ["queue", 256, 0.1, True, 0, 0, 200, 6, 128, True]
+    assert [cifar[fact] for fact in facts] == ["batch", 1024, 0.5, True, 0.5e-3, 10, 1000, 6, 128, True]
+    assert [release[fact] for fact in facts] == ["batch", 256, 0.05, True, 0.05e-3, 0, 1000, 6, 10, True]
+    assert (release["tr"], release["loss_form"], release["kcl_epochs"]) == (25, "release", 0)
