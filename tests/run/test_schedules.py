@@ -54,6 +54,7 @@ def test_each_phase_warms_up_anew():
     ("schedule", "error"),
     [
         (Schedule(0.5, warmup_epochs=2), "--warmup-epochs 2: a phase has 2 epochs, expected less"),
+        (Schedule(0.1, warmup_epochs=1, warmup_from=0.2), r"--warmup-from 0\.2: is above --lr 0\.1, expected at most"),
         (Schedule(0.1, cosine=True, end=0.2), r"--lr-end 0\.2: is above --lr 0\.1, expected at most that"),
     ],
 )

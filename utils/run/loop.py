@@ -44,6 +44,8 @@ class Schedule(NamedTuple):
         shortest = min(phase.epochs for phase in phases if phase.epochs)
         if self.warmup_epochs >= shortest:
             raise InputError(f"--warmup-epochs {self.warmup_epochs}: a phase has {shortest} epochs, expected less")
+        if self.warmup_epochs and self.warmup_from > self.base:
+            raise InputError(f"--warmup-from {self.warmup_from:g}: is above --lr {self.base:g}, expected at most that")
         if self.end > self.base:
             raise InputError(f"--lr-end {self.end:g}: is above --lr {self.base:g}, expected at most that")
 
