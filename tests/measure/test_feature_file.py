@@ -37,7 +37,7 @@ def test_it_holds_what_the_encoder_makes_of_the_validation_split(monitored):
 
 
 def test_a_model_is_read_from_a_checkpoint_of_stage_1_alone(probe_run):
-    with pytest.raises(InputError, match="--loss None, expected a stage-1 checkpoint of one of SupCon, MoCo"):
+    with pytest.raises(InputError, match="no --loss, expected a stage-1 checkpoint of --contrast queue or batch"):
         trained(probe_run / checkpoint.LAST, torch.device("cpu"))
 
 
