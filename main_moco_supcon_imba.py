@@ -18,7 +18,7 @@ from imagenet_inat import options
 from imagenet_inat.loaders import DeviceBatches, open_pairs, open_splits
 from imagenet_inat.samplers import ShuffledBatches
 from moco.encoders import get_encoder
-from moco.methods import Method, add_method_arguments, foreign, idle, method_of
+from moco.methods import BEFORE, Method, add_method_arguments, foreign, idle, method_of
 from utils import distributed, errors
 from utils.distributed import say
 from utils.measure import feature_file
@@ -105,7 +105,7 @@ def main_worker(args, place: launch.Place) -> None:
     """The run, in one of its processes."""
     run_dir, speed = Path(args.run_dir), Speed.asked(args, place.device)
     method, data = method_of(args), options.data_of(args)
-    state = load_run(args, place, method.read_state, options.before(args))
+    state = load_run(args, place, method.read_state, BEFORE | options.before(args))
     check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
     loader = open_pairs(data, args.batch_size, state.seed, place, args.keep_last)
     state.check_step(len(loader))

@@ -70,8 +70,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("LO", "HI"),
-        help="the share of the image that a random crop keeps, 0 < LO <= HI <= 1 (default: the views'). Small objects "
-        "and small images want more than a photograph's 0.08: 0.2 or 0.4 and up",
+        help="the share of the image that a random crop keeps, 0 < LO <= HI <= 1 (default: the views'). What an image "
+        "is of should stay in its crop: the release has 0.08 on ImageNet, 0.2 on CIFAR",
     )
     group.add_argument(
         "--statistics",

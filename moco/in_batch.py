@@ -75,7 +75,7 @@ class InBatch(Targeted):
         target = None
         if self.targeted:
             self._start_assignment(views.detach().flatten(0, 1), y.repeat_interleave(2))  # centroids c_y: (C, D)
-            target = self._assigned_targets(torch.arange(len(self.class_centroid), device=y.device))  # t_σ: (C, D)
+            target = self._assigned_targets(torch.arange(len(self.class_centroid), device=y.device))  # t_σ(c): (C, D)
         loss = self._loss(views, y, target)  # scalars
         self.step += 1
         return StepOutput(*loss, v[: len(im_q)], None)

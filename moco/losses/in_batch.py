@@ -78,7 +78,8 @@ def in_batch_target_loss(
 
     P_i: i's other view and k drawn images of its label; t: its class's target. p: the softmax over all images but i,
     and the C targets, once each. Targets are no anchors and are not drawn. A class without a target has no second
-    term, one with several the mean of theirs. All else as in `in_batch_loss`; target_weight: lambda >= 0.
+    term, one with several the mean of theirs. All else as in `in_batch_loss`, with a MiB more of memory; target_weight:
+    lambda >= 0.
     """
     _check(views, labels, num_positive, temperature, targets, target_class, 1, "all")
     N, drawn = len(views), None

@@ -13,8 +13,10 @@ from utils.parser import Cases, Group, Parser
 from utils.run import checkpoint
 from utils.run.state import RunState
 
-# What arguments that a checkpoint does not have were, when it was written.
-OF_OLD_CHECKPOINTS = {"contrast": "queue", "kcl_epochs": None}
+# The methods' arguments in checkpoints that do not say them, as they were.
+BEFORE = {"contrast": "queue", "kcl_epochs": None} | dict.fromkeys(
+    ("only_t", "unbiased", "sync_bn", "keep_last"), False
+)
 
 METHODS: dict[str, type[Method]] = {
     "queue": Queue,
@@ -61,7 +63,7 @@ def trained(path: Path, device: torch.device) -> Method:
         InputError: no such file, or one that does not hold what stage 1 writes.
     """
     state = RunState.from_dict(checkpoint.load(path, needs=("state_dict", "epoch", "args")), path)
-    args = OF_OLD_CHECKPOINTS | state.args | {"targets": None}  # it has its own
+    args = BEFORE | state.args | {"targets": None}  # it has its own
     if "loss" not in args or args["contrast"] not in METHODS:
         found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
         raise InputError(

@@ -1,17 +1,16 @@
 """KCL, TSC and SimCLR inside the batch, without a queue."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from moco.encoders import get_encoder
 from moco.in_batch import InBatch
 from moco.methods.contrast import Contrast
 from moco.methods.flags import add_batch_arguments
-from moco.targets.choice import choose_targets
 from utils import distributed
 from utils.errors import InputError
 from utils.parser import Cases
-from utils.run.state import RunState
 
 
 class Batch(Contrast):
@@ -35,28 +34,8 @@ class Batch(Contrast):
         if args.sync_bn and not torch.cuda.is_available():
             raise InputError("--sync-bn: PyTorch has it for GPUs alone, and none is here; leave it out")
 
-    def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
+    def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
         args = self.args
-        targets = choose_targets(args, num_classes, state, device) if args.targeted else None
-        torch.manual_seed(state.seed)
-        self.model = InBatch(
-            get_encoder(args.arch, args.image_size),
-            args.moco_dim,
-            args.moco_t,
-            args.mlp,
-            args.K,
-            args.targeted,
-            args.tr,
-            args.tw,
-            num_classes=num_classes,
-            targets=targets,
-            supervised=args.loss != "MoCo",
-            loss_form=args.loss_form,
-            only_targets=args.only_t,
-            unbiased=args.unbiased,
-            assignment_interval=args.assignment_interval,
-        )
-        self.model.seed = state.seed
-        if args.sync_bn and distributed.world_size() > 1:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        return self.model
+        model = InBatch(encoder, only_targets=args.only_t, unbiased=args.unbiased, **shared)
+        synchronised = args.sync_bn and distributed.world_size() > 1
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model

@@ -1,14 +1,18 @@
 """What KCL and TSC are to stage 1, with a queue and in the batch: phases, targets, what is said of an epoch."""
 
-from torch import Tensor
+from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+
+from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
 from moco.methods.target_state import check_entries
 from moco.targeted import Targeted
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import describe_facts, target_cosines, target_facts
-from moco.targets.choice import target_file
+from moco.targets.choice import choose_targets, target_file
 from moco.targets.files import load_targets
 from utils.errors import InputError
 from utils.parser import Cases
@@ -52,6 +56,22 @@ class Contrast(Method):
     def read_state(self, state: RunState) -> None:
         check_entries(state, self.args.num_classes)
         self.before = None
+
+    def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
+        args = self.args
+        targets = choose_targets(args, num_classes, state, device) if args.targeted else None
+        torch.manual_seed(state.seed)
+        shared = {"dim": args.moco_dim, "T": args.moco_t, "mlp": args.mlp, "num_positive": args.K}
+        shared |= {"targeted": args.targeted, "tr": args.tr, "tw": args.tw, "loss_form": args.loss_form}
+        shared |= {"num_classes": num_classes, "targets": targets, "supervised": args.loss != "MoCo"}
+        shared |= {"assignment_interval": args.assignment_interval}
+        self.model = self.make(get_encoder(args.arch, args.image_size), shared)
+        self.model.seed = state.seed
+        return self.model
+
+    def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
+        """The model. shared: the arguments that all have."""
+        raise NotImplementedError
 
     def restore(self, state: RunState) -> None:
         assignment = state.extra.get("assignment")  # what a stale one was, with --assignment-interval

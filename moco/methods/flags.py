@@ -103,8 +103,7 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     model.add_argument(
         "--sync-bn",
         action="store_true",
-        help="(batch) batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for shares of less than some "
-        "64 images",
+        help="(batch) batch norm over all processes, by PyTorch's SyncBatchNorm (GPUs): for small shares of the batch",
     )
     loss.add_argument(
         "--keep-last",

@@ -1,14 +1,13 @@
 """KCL, TSC and MoCo on a momentum queue."""
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from moco.builder import KCL
-from moco.encoders import get_encoder
 from moco.methods.contrast import Contrast
 from moco.methods.flags import add_queue_arguments
 from moco.methods.target_state import check_queue, queue_grid
-from moco.targets.choice import choose_targets
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k
 from utils.run.state import RunState
@@ -33,30 +32,9 @@ class Queue(Contrast):
         super().read_state(state)
         self.grid = queue_grid(state, self.args.batch_size)
 
-    def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
+    def make(self, encoder: Callable[..., nn.Module], shared: dict) -> KCL:
         args = self.args
-        targets = choose_targets(args, num_classes, state, device) if args.targeted else None
-        torch.manual_seed(state.seed)
-        self.model = KCL(
-            get_encoder(args.arch, args.image_size),
-            args.moco_dim,
-            args.moco_k,
-            args.moco_m,
-            args.moco_t,
-            args.mlp,
-            args.K,
-            args.targeted,
-            args.tr,
-            args.sep_t,
-            args.tw,
-            num_classes=num_classes,
-            targets=targets,
-            supervised=args.loss != "MoCo",
-            loss_form=args.loss_form,
-            assignment_interval=args.assignment_interval,
-        )
-        self.model.seed = state.seed
-        return self.model
+        return KCL(encoder, K=args.moco_k, m=args.moco_m, sep_t=args.sep_t, **shared)
 
     def restore(self, state: RunState) -> None:
         check_queue(self.model, self.grid, state.source)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from moco.views import on_device
 from moco.views.colour import BLUR, Colours
@@ -52,7 +53,7 @@ class BatchViews:
         border = round(self.geometry.padding * self.size)
         places = (uniform[:, :2] * (2 * border + 1)).floor()  # (N, 2)
         boxes = torch.cat([places, torch.full_like(places, self.size)], dim=1)
-        return on_device.crop_resize(on_device.padded(x, border), boxes, flip, self.size)
+        return on_device.crop_resize(pad(x, (border,) * 4), boxes, flip, self.size)
 
     def _coloured(self, x: Tensor, uniform: Tensor) -> Tensor:
         colour = self.colour

@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, pad
+from torch.nn.functional import affine_grid, grid_sample
 
 from moco.views import jitter
 from moco.views.geometry import Crop, Shift
@@ -151,7 +151,3 @@ def cut_out(x: Tensor, share: float, centre: Tensor, fill: Tensor) -> Tensor:
     inside = (at >= middle[:, :, None] - half) & (at < middle[:, :, None] + half)  # (N, 2, S)
     hole = inside[:, 0, :, None] & inside[:, 1, None, :]  # (N, S, S)
     return torch.where(hole[:, None], fill[:, None, None], x)
-
-
-def padded(images: Tensor, border: int) -> Tensor:
-    return pad(images, (border,) * 4)

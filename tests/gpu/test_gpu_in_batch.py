@@ -8,13 +8,11 @@ import torch.multiprocessing as mp
 
 from moco.encoders import get_encoder
 from moco.in_batch import InBatch
-from moco.targets.assignment import Assignment
 from tests.cuda import NEEDS_CUDA
-from tests.gpu.test_gpu_steps import CUDA, RECIPE, TOLERANCES, images, may_wait, some_steps, synchronisation
+from tests.gpu.test_gpu_steps import CUDA, TOLERANCES, check_that_the_host_does_not_wait, images, some_steps
 from tests.in_batch.test_in_batch_runs import FORMS, steps, two_ranks
 from tests.processes import free_port
 from tests.tiny import unit
-from utils.run.loop import sgd
 from utils.run.speed import Speed
 
 pytestmark = NEEDS_CUDA
@@ -38,15 +36,7 @@ def test_a_step_is_the_cpus(form, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_host_does_not_wait_for_the_device_in_a_step(form, monkeypatch):
-    for name in ("start", "result"):
-        monkeypatch.setattr(Assignment, name, may_wait(getattr(Assignment, name)))
-    model, batch = resnet(form).to(CUDA), images()
-    speed, optimizer = Speed(CUDA), sgd(model.parameters(), *RECIPE)
-    with speed.arithmetic():
-        for mode in ("default", "default", "error", "error"):
-            with synchronisation(mode):
-                speed.step(model(*batch).loss, optimizer)
-    torch.cuda.synchronize()
+    check_that_the_host_does_not_wait(resnet(form), monkeypatch)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

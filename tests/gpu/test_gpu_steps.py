@@ -121,18 +121,22 @@ def test_a_host_that_waits_is_an_error():
         torch.ones((), device=CUDA).item()
 
 
-@pytest.mark.parametrize("method", METHOD_OPTIONS)
-def test_the_host_does_not_wait_for_the_device_in_a_step(method, monkeypatch):
+def check_that_the_host_does_not_wait(model, monkeypatch) -> None:
     """Forward, backward and optimiser; the assignment is solved on the host and may wait."""
     for name in ("start", "result"):
         monkeypatch.setattr(Assignment, name, may_wait(getattr(Assignment, name)))
-    model, batch = resnet(**METHOD_OPTIONS[method]).to(CUDA), images()
+    model, batch = model.to(CUDA), images()
     speed, optimizer = Speed(CUDA), sgd(model.parameters(), *RECIPE)
     with speed.arithmetic():
         for mode in ("default", "default", "error", "error"):
             with synchronisation(mode):
                 speed.step(model(*batch).loss, optimizer)
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("method", METHOD_OPTIONS)
+def test_the_host_does_not_wait_for_the_device_in_a_step(method, monkeypatch):
+    check_that_the_host_does_not_wait(resnet(**METHOD_OPTIONS[method]), monkeypatch)
 
 
 def test_tf32_does_not_reach_the_centroids():

@@ -158,3 +158,22 @@ def test_what_a_probe_does_not_know_of_its_checkpoint_is_not_carried_on(tsc_run,
     stage2.main([*probe_flags, *options, "--epochs", "3", "--override", "--run-dir", str(tmp_path / "p")])
     entries = checkpoint.load(tmp_path / "p" / "last.pth.tar").keys()
     assert entries == checkpoint.load(probe_run / "last.pth.tar").keys()
+
+
+@pytest.mark.parametrize(
+    ("flag", "change"),
+    [
+        ("--lr-end 0.01", "lr_end 0.0 -> 0.01"),
+        ("--warmup-epochs 1", "warmup_epochs 0 -> 1"),
+        ("--targeted --kcl-epochs 1", "kcl_epochs None -> 1"),
+        ("--contrast batch", "contrast queue -> batch"),
+    ],
+)
+def test_a_flag_that_an_old_checkpoint_does_not_say_was_off(flag, change, whole, flags, batch_flags, tmp_path):
+    state = torch.load(whole / "last.pth.tar", weights_only=True)
+    for name in ("lr_end", "warmup_epochs", "warmup_from", "kcl_epochs", "contrast"):
+        del state["args"][name]
+    torch.save(state, tmp_path / "old.pth.tar")
+    words = [*(batch_flags if "batch" in flag else flags), *flag.split(), *FOUR_EPOCHS[:3], "--run-dir"]
+    with pytest.raises(InputError, match=change):
+        stage1.main([*words, str(tmp_path / "run"), "--resume", str(tmp_path / "old.pth.tar")])

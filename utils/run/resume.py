@@ -9,7 +9,7 @@ import torch
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError
-from utils.run.arguments import FREE, plain_args
+from utils.run.arguments import BEFORE, FREE, plain_args
 from utils.run.checkpoint import load
 from utils.run.folder import candidates
 from utils.run.launch import Place
@@ -30,8 +30,8 @@ def load_run(
 
     Args:
         args: of the run. place: of this process. read: checks and notes the entries that are the method's
-            own; without one there are none, and what a file has besides is not carried on. before: arguments that
-            old checkpoints do not say, as they were.
+            own; without one there are none, and what a file has besides is not carried on. before: more arguments
+            that old checkpoints do not say, as they were.
 
     Raises:
         InputError: no checkpoint can be read; an argument that changes the result is not
@@ -106,7 +106,7 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
 
 
 def _check_same_arguments(state: RunState, args, before: dict) -> None:
-    then, now = before | state.args if state.args else {}, plain_args(args)
+    then, now = BEFORE | before | state.args if state.args else {}, plain_args(args)
     changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
     if state.step and {"batch_size", "train_list"} & set(changed):
         raise InputError(
