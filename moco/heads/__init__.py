@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import skip_init
 
 from moco.encoders import get_encoder
-from moco.losses import at_least_float32
+from moco.heads.classifiers import Float32Linear
 from moco.pretrained import load_encoder
 
 
@@ -31,14 +31,6 @@ class Head(NamedTuple):
     make: Callable[[int, np.ndarray], nn.Module]
     loss: Callable[[Tensor, Tensor, int], Tensor]
     sampling: str = "class-balanced"
-
-
-class Float32Linear(nn.Linear):
-    """A Linear that --amp leaves alone: logits of eight bits would often tie."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(at_least_float32(x))
 
 
 def _linear(width: int, counts: np.ndarray) -> nn.Module:
