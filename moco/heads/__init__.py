@@ -1,9 +1,9 @@
 """Stage 2's network: a frozen encoder and a classifier `fc` on it, and the proof that nothing else moved.
 
-Adding a classifier is one function or module that makes it and one row of HEADS.
+Adding a classifier is one row of HEADS, and a function: one that makes it, or one in fitted.py that fits it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,23 +14,30 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import skip_init
 
 from moco.encoders import get_encoder
+from moco.heads import fitted
 from moco.heads.classifiers import Float32Linear
+from moco.heads.fitted import Candidate, Problem
 from moco.pretrained import load_encoder
 
 
 class Head(NamedTuple):
-    """A classifier on the d features of an encoder, for C classes.
+    """A classifier on the d features of an encoder, for C classes: trained on random views, or fitted to features.
 
     help: what it is, for --help.
     make: make(d, counts) is the module that becomes `fc`, (N, d) -> (N, C). counts: (C,) training images of each class.
     loss: loss(logits, labels, epoch) of (N, C) and (N,), a scalar; epochs are counted from 0.
-    sampling: the batches it trains on, a name of SAMPLERS in imagenet_inat/samplers.py.
+    fit: instead of both, makes the candidates that the validation split chooses from.
+    samplings, adjustments: what --sampling and --logit-adjustment may be, the first by default.
+    needs_targets: whether it is for a checkpoint of TSC alone.
     """
 
     help: str
-    make: Callable[[int, np.ndarray], nn.Module]
-    loss: Callable[[Tensor, Tensor, int], Tensor]
-    sampling: str = "class-balanced"
+    make: Callable[[int, np.ndarray], nn.Module] | None = None
+    loss: Callable[[Tensor, Tensor, int], Tensor] = lambda logits, labels, epoch: cross_entropy(logits, labels)
+    fit: Callable[[Problem], Iterator[Candidate]] | None = None
+    samplings: tuple[str, ...] = ("class-balanced", "instance")
+    adjustments: tuple[str, ...] = ("off",)
+    needs_targets: bool = False
 
 
 def _linear(width: int, counts: np.ndarray) -> nn.Module:
@@ -41,13 +48,43 @@ def _linear(width: int, counts: np.ndarray) -> nn.Module:
     return fc
 
 
+INSTANCE, EITHER = ("instance",), ("instance", "class-balanced")
 HEADS = {
     "linear": Head(
-        "a linear classifier by cross-entropy, the release's probe",
+        "a linear classifier by cross-entropy and SGD on random views, the release's probe",
         make=_linear,
-        loss=lambda logits, labels, epoch: cross_entropy(logits, labels),
+        adjustments=("off", "train"),
+    ),
+    "logistic": Head(
+        "logistic regression to its optimum, its penalty chosen",
+        fit=fitted.logistic,
+        samplings=EITHER,
+        adjustments=("post", "train", "off"),
+    ),
+    "cosine": Head(
+        "a cosine classifier with one scale",
+        fit=fitted.cosine,
+        samplings=EITHER,
+        adjustments=("post", "train", "off"),
+    ),
+    "ncm": Head("the nearest class mean, nothing trained", fit=fitted.nearest_mean, samplings=INSTANCE),
+    "tau": Head(
+        "weights of an unbalanced logistic regression divided by their length to the power tau",
+        fit=fitted.tau_normalised,
+        samplings=INSTANCE,
+        adjustments=("off", "post"),
+    ),
+    "lws": Head(
+        "the same weights, each class's scaled by a balanced fit", fit=fitted.learned_scales, samplings=INSTANCE
+    ),
+    "target": Head(
+        "the nearest target of TSC to the projection, nothing trained",
+        fit=fitted.nearest_target,
+        samplings=INSTANCE,
+        needs_targets=True,
     ),
 }
+ADJUSTMENTS = ("off", "train", "post")
 
 
 def build_classifier(
