@@ -97,7 +97,7 @@ def prepare(args) -> None:
     classifier_of(args, processes, None)
     options.settle_loading(args, data.open("train"), processes)
     Schedule.asked(args).check([Phase(None, 0, args.epochs)])
-    vars(args).update(check_lists(data, HEADS[args.head].sampling, args.batch_size))
+    vars(args).update(check_lists(data, HEADS[args.head].samplings[0], args.batch_size))
 
 
 def run_name(args) -> str:
@@ -127,7 +127,7 @@ def main_worker(args, place: launch.Place) -> None:
     state = load_run(args, place, before=options.before(args))
     torch.manual_seed(state.seed)
 
-    loader = open_images(data, HEADS[args.head].sampling, args.batch_size, state.seed, place)
+    loader = open_images(data, HEADS[args.head].samplings[0], args.batch_size, state.seed, place)
     model = classifier_of(args, distributed.world_size(), loader.dataset.class_counts)
     if state.source:
         encoder = frozen_weights(model, "train")

@@ -23,8 +23,8 @@ from utils import distributed, errors
 from utils.distributed import say
 from utils.measure import feature_file
 from utils.measure.metrics import Means
-from utils.measure.monitor import Monitor, describe_measures
-from utils.parser import Parser, natural, parse, positive_int
+from utils.measure.monitor import Monitor, Vote, add_monitor_arguments, describe_measures
+from utils.parser import Parser, parse, positive_int
 from utils.run import arguments, checkpoint, launch
 from utils.run.folder import candidates, check_resume, hold
 from utils.run.keeper import Keeper
@@ -49,14 +49,7 @@ def get_args_parser() -> Parser:
         default=20,
         help="epochs between checkpoints that are kept",
     )
-    running.add_argument(
-        "--monitor-freq",
-        type=natural,
-        default=0,
-        metavar="E",
-        help="measure the features every E epochs: kNN accuracy on the validation split, alignment, uniformity; "
-        "costs one pass over both splits without augmentation and changes nothing in training; 0: never",
-    )
+    add_monitor_arguments(running)
     arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
     return parser
@@ -124,7 +117,8 @@ def main_worker(args, place: launch.Place) -> None:
     with StopSignals() as stop, hold(run_dir, state.source, state.broken), speed.arithmetic():
         share = max(1, args.batch_size // distributed.world_size())
         splits = open_splits(data, ("train", "val"), share, place) if args.monitor_freq else {}
-        monitor = Monitor(args.monitor_freq, loader.dataset.class_counts, splits, run_dir)
+        vote, counts = Vote(args.knn_k, args.knn_vote == "class-balanced"), loader.dataset.class_counts
+        monitor = Monitor(args.monitor_freq, counts, splits, run_dir, vote, data.spec.superclasses)
         keeper = Keeper(run_dir, state, model, stop, args.save_steps, take_along)
         train(args, method, speed, loader, keeper, monitor)
         finish(args, run_dir)

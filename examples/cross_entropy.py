@@ -1,9 +1,10 @@
-"""The baseline to compare with: the same network by cross-entropy, in one stage, on class-balanced batches.
+"""The baseline to compare with: the same network by cross-entropy, in one stage.
 
     python -m examples.cross_entropy --dataset digits --imbalance 50 --epochs 40 -b 64 --cos --seed 0
 
-Everything trains, from random weights. Views, batches and what is measured are the linear probe's, and so
-is the run folder: utils.report shows it beside others.
+Everything trains, from random weights. Views and what is measured are the linear probe's, and so is the run folder:
+utils.report shows it beside others. Its encoder takes the same second stages as KCL's and TSC's:
+    python main_lincls_imba.py --dataset digits --imbalance 50 --compare-heads --pretrained RUN/last.pth.tar
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from imagenet_inat import options
 from imagenet_inat.loaders import check_lists, open_evaluation, open_images
 from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
+from moco.heads.fits import log_prior
 from utils import errors
 from utils.distributed import say
 from utils.parser import Parser, parse
@@ -27,13 +29,25 @@ from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 
-SAMPLING = "class-balanced"  # as the probe's
+BALANCE = {  # --balance: what it is, the batches (a name of SAMPLERS), whether the prior is added to the logits
+    "sampling": ("class-balanced batches, as the probe's", "class-balanced", False),
+    "softmax": (
+        "every image once an epoch, and the log of the classes' share added to the logits while it trains: balanced "
+        "softmax (Ren et al. 2020), which is logit adjustment in training (Menon et al. 2021)",
+        "instance",
+        True,
+    ),
+    "none": ("every image once an epoch, plain cross-entropy", "instance", False),
+}
 
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     options.add_data_arguments(parser)
     arguments.add_model_group(parser)
+    loss = parser.add_argument_group("Loss")
+    meanings = "; ".join(f"{name}: {about}" for name, (about, *_) in BALANCE.items())
+    loss.add_argument("--balance", choices=list(BALANCE), default="sampling", help=meanings)
     arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
     evaluation.add_evaluation_arguments(arguments.add_running_arguments(parser))
     arguments.add_speed_arguments(parser)
@@ -54,19 +68,21 @@ def prepare(args) -> None:
     get_encoder(args.arch, args.image_size, args.batch_size // launch.check(args))
     Schedule.asked(args).check([Phase(None, 0, args.epochs)])
     name = f"{options.data_name(args)}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
+    name += "" if args.balance == "sampling" else f"_balance_{args.balance}"
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
     args.run_dir = args.run_dir or str(Path("runs") / name)
     check_resume(args.resume, Path(args.run_dir))
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
     options.settle_loading(args, data.open("train"), launch.world_size_from(args))
-    vars(args).update(check_lists(data, SAMPLING, args.batch_size))
+    vars(args).update(check_lists(data, BALANCE[args.balance][1], args.batch_size))
 
 
 def main_worker(args, place: launch.Place) -> None:
     """The run, in one of its processes."""
     data, speed = options.data_of(args), Speed.asked(args, place.device)
-    state = load_run(args, place, before=options.before(args))
+    _, sampling, adjusted = BALANCE[args.balance]
+    state = load_run(args, place, before=options.before(args) | {"balance": "sampling"})
     torch.manual_seed(state.seed)
     model = with_float32_logits(get_encoder(args.arch, args.image_size)(num_classes=args.num_classes))
     if state.source:
@@ -74,16 +90,18 @@ def main_worker(args, place: launch.Place) -> None:
         speed.load(state.scaler, state.source)
         say(f"resumed {state.source} after {state}")
     check_epochs_left(state, args.epochs, evaluation.has_ended(state))
-    loader = open_images(data, SAMPLING, args.batch_size, state.seed, place)
+    loader = open_images(data, sampling, args.batch_size, state.seed, place)
     state.check_step(len(loader))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
     speed.apply_to(model.to(place.device))
     optimizer = sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
+    counts = torch.from_numpy(loader.dataset.class_counts)
+    prior = log_prior(counts).float().to(place.device) if adjusted else 0  # (C,)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with speed.autocast():
             logits = model(images)  # (N, C)
-        loss = cross_entropy(logits, labels)
+        loss = cross_entropy(logits + prior, labels)
         speed.step(loss, optimizer)
         return logits, loss
 

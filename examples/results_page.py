@@ -6,17 +6,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from examples.results_plan import METHODS, VARIANTS, VARIED
+from examples.results_plan import BALANCED, METHODS, VARIANTS, VARIED
 from utils.files import write_text
 from utils.measure.features import neighbours_of_a_class
 from utils.measure.monitor import SPREAD
 from utils.measure.results import CHOICES, SHOT_NOTE, SHOTS, markdown, percent
-from utils.report.style import COLOURS
+from utils.report.style import LIGHT
 from utils.report.trials import Group, mean_and_std, with_interval
 
 Groups = dict[tuple[int, str], Group]  # (imbalance, method) -> its trials, one a seed
 SETTINGS = tuple(method.title for method in METHODS)
-COMPARED = (("TSC", "KCL"), ("KCL", "cross-entropy"))  # the first minus the second
+COMPARED = (("TSC", "KCL"), ("KCL", BALANCED))  # the first minus the second
 MEASURES = SPREAD | {"knn_few": "kNN, few", "knn_top1": "kNN, all"}
 FACTS = ["cosine after the switch", "cosine at the end", "last change of a target"]
 COMPARED_WITH = {method.title: method.compared_with for method in (*METHODS, *VARIANTS)}
@@ -56,8 +56,8 @@ def meaning(groups: Groups) -> list[str]:
     return [
         "Top-1 in percent on 400 test images, 40 a class; ± is the standard deviation over seeds. Differences are of "
         "the same seed, with Student's 95 % interval of their mean: one that holds 0 says nothing of which is better.",
-        "Cross-entropy is the same network in one stage, on the class-balanced batches of the probe, for as many "
-        "epochs as pre-training and probe together.",
+        "CE, cross-entropy, is the same network in one stage, for as many epochs as pre-training and probe together: "
+        "on the class-balanced batches of the probe, by balanced softmax, and as it comes.",
         f"Training images of the classes, by imbalance: {sizes}. {SHOT_NOTE}.",
     ]
 
@@ -107,8 +107,8 @@ def feature_table(groups: Groups) -> str:
     near = neighbours_of_a_class(len(group.runs[0].results["train_counts"]))
     text = (
         f"By the last checkpoint of stage 1: alignment A (lower is tighter), uniformity U and U_k, k = {near} (higher "
-        "is more even), top-1 of a kNN vote. Cosine: of a class's running centroid and its target, mean over the "
-        "classes, in the first and in the last epoch of TSC. Last change: the epoch after which no class changed its "
+        "is more even), neural collapse NC1 and NC2 (0 is full), top-1 of a kNN vote. Cosine: of a class's running "
+        "centroid and its target, mean over the classes, in the first and in the last epoch of TSC. Last change: the epoch after which no class changed its "
         "target again, first and last of the seeds; 0 if none ever did."
     )
     return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows + differences, words=2)
@@ -139,7 +139,7 @@ def draw(groups: Groups, path: Path) -> None:
     panels = {"test accuracy, all, %": -1, "test accuracy, few, %": -2, "uniformity U": "uniformity"}
     figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 3.6), layout="constrained")
     for panel, (label, what) in zip(axes, panels.items(), strict=True):
-        names = [name for name in SETTINGS if what != "uniformity" or name != "cross-entropy"]
+        names = [name for name in SETTINGS if what != "uniformity" or not name.startswith("CE")]
         for place, name in enumerate(names):
             dots(panel, groups, name, what, place - (len(names) - 1) / 2)
         panel.set(xlabel="imbalance, largest class ÷ smallest", ylabel=label)
@@ -151,7 +151,7 @@ def draw(groups: Groups, path: Path) -> None:
 
 def dots(axes: Axes, groups: Groups, name: str, what: int | str, shift: float) -> None:
     """A method's seeds at each imbalance. what: a column of `Group.accuracy`, or the name of a measure."""
-    colour, ticks = COLOURS[SETTINGS.index(name)], imbalances(groups)
+    colour, ticks = LIGHT[SETTINGS.index(name)], imbalances(groups)
     for place, imbalance in enumerate(ticks):
         group = groups[imbalance, name]
         values = measured(group, what) if isinstance(what, str) else group.accuracy("selected")[:, what]

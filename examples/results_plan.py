@@ -10,25 +10,28 @@ PROBE_EPOCHS = 8  # of demo.STAGE_2: cross-entropy has them too
 MONITORED = 4  # --monitor-freq of demo.STAGE_1
 ONE_CORE = "--imbalance {imbalance} -j 0 --device cpu"
 CROSS_ENTROPY = (
-    "-m examples.cross_entropy --dataset digits --epochs {all_epochs} -b 64 --lr 0.1 --cos --seed {seed} -p 0 "
-    "--resume auto --run-dir {run_dir}"
+    "-m examples.cross_entropy --dataset digits --device-aug --epochs {all_epochs} -b 64 --lr 0.1 --cos --seed {seed} "
+    "-p 0 --resume auto --run-dir {run_dir}"
 )
 
 
 class Method(NamedTuple):
-    """key: in the names of run folders. title: in tables. flags: of stage 1, None for cross-entropy."""
+    """key: in the names of run folders. title: in tables. flags: of stage 1, or of cross-entropy in one stage."""
 
     key: str
     title: str
-    flags: str | None
+    flags: str
     compared_with: str | None = "KCL"  # the title of that which differences are taken to
 
 
+BALANCED = "CE, balanced batches"
 KCL, TSC = demo.METHODS["KCL"], demo.METHODS["TSC"]
 METHODS = (
     Method("kcl", "KCL", KCL, None),
     Method("tsc", "TSC", TSC),
-    Method("ce", "cross-entropy", None),
+    Method("ce", BALANCED, "--balance sampling", None),
+    Method("ce_softmax", "CE, balanced softmax", "--balance softmax", BALANCED),
+    Method("ce_plain", "CE, plain", "--balance none", BALANCED),
 )
 VARIANTS = (
     Method("tsc_tw1", "TSC, λ = 1", f"{TSC} --tw 1"),
@@ -55,10 +58,10 @@ def cells() -> list[tuple[int, Method]]:
 def trial_of(imbalance: int, method: Method, seed: int, args) -> Trial:
     """args: epochs of pre-training, folder of all runs."""
     run_dir = Path(args.folder) / f"rho{imbalance}" / f"{method.key}_s{seed}"
-    stages = [CROSS_ENTROPY]
-    if method.flags is not None:
-        stages = [f"{demo.STAGE_1} {method.flags} --run-dir {{run_dir}}"]
-        stages.append(f"{demo.STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe")
+    stages = [f"{CROSS_ENTROPY} {method.flags}"]
+    if not method.key.startswith("ce"):
+        stages = [f"{demo.STAGE_1} {demo.FAST} {method.flags} --run-dir {{run_dir}}"]
+        stages.append(f"{demo.STAGE_2} {demo.FAST} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe")
     values = vars(args) | {"twice": 2 * args.epochs, "all_epochs": args.epochs + PROBE_EPOCHS}
     values |= {"imbalance": imbalance, "seed": seed, "run_dir": run_dir}
     words = (f"{stage} {ONE_CORE}".split() for stage in stages)  # split first: a folder's name may hold spaces

@@ -12,6 +12,15 @@ from imagenet_inat import digits
 
 LISTS_ROOT = Path(__file__).parent / "data"
 CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance": 100.0}
+# Of CIFAR-100's classes in their order, as its `coarse_labels`: 20 groups of 5.
+# fmt: off
+CIFAR100_SUPERCLASSES = (
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
+    12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16,
+    12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
+    13,
+)
+# fmt: on
 IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -27,6 +36,7 @@ class DatasetSpec:
     repeat: how often an epoch passes over the training list (tiny sets).
     source: where the images come from, shown when they are missing.
     flat_folder: a folder below the root that may lack the class folders of the lists' paths.
+    superclasses: the group of each class, of classes that are near in meaning, where the set has such.
     imbalance, largest: of a set that is made, images and lists below --data-root (see `made_folders`): its
         default imbalance and its largest class.
     write: writes these for (--data-root, imbalance), unless they are there.
@@ -48,6 +58,7 @@ class DatasetSpec:
     test_split: str = "test"
     repeat: int = 1
     flat_folder: str = ""
+    superclasses: tuple[int, ...] | None = None
     imbalance: float | None = None
     largest: int = 0
     write: Callable[[Path, float], object] | None = None
@@ -121,6 +132,7 @@ REGISTRY = {
             std=(0.2675, 0.2565, 0.2761),
             source="CIFAR-100 as image files",
             get_lists=f"{MAKE} cifar100 --imbalance {{imbalance:g}} --output {{data_root}}",
+            superclasses=CIFAR100_SUPERCLASSES,
             **CIFAR,
             largest=500,
         ),

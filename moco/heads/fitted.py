@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 

@@ -39,7 +39,14 @@ def write_run(folder: Path, seed: int, acc1: float, uniformity: float | None, ta
     epochs = [{"epoch": epoch, "seconds": 30, "target_cosine": None} for epoch in (1, 2, 3, 4)]
     for epoch, cosine, changed in TSC_EPOCHS if targeted else ():
         epochs[epoch - 1] |= {"target_cosine": cosine, "target_changed": changed}
-    epochs[-1]["val"] = {"alignment": 0.2, "uniformity": uniformity, "uniformity_k": 0.9, "knn_top1": 80.0}
+    epochs[-1]["val"] = {
+        "alignment": 0.2,
+        "uniformity": uniformity,
+        "uniformity_k": 0.9,
+        "nc1": 2.0,
+        "nc2": 0.1,
+        "knn_top1": 80.0,
+    }
     epochs[-1]["val"]["knn_few"] = 60.0 + 10 * targeted
     (folder / "log.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
@@ -47,7 +54,8 @@ def write_run(folder: Path, seed: int, acc1: float, uniformity: float | None, ta
 @pytest.fixture
 def groups(tmp_path) -> results_page.Groups:
     """Two seeds at imbalance 100. KCL 80 and 82, TSC 83 and 84, cross-entropy 70 and 71."""
-    trials = {"KCL": (80, 82, 1.0), "TSC": (83, 84, 1.2), "cross-entropy": (70, 71, None)}
+    trials = {"KCL": (80, 82, 1.0), "TSC": (83, 84, 1.2), "CE, balanced batches": (70, 71, None)}
+    trials |= {"CE, balanced softmax": (72, 73, None), "CE, plain": (60, 61, None)}
     for name, (first, second, uniformity) in trials.items():
         for seed, acc1 in enumerate((first, second)):
             write_run(tmp_path / f"{name}_s{seed}", seed, acc1, uniformity, name == "TSC")
@@ -63,29 +71,31 @@ def test_means_and_paired_differences_by_hand(groups):
     assert rows_of(results_page.accuracy_table(groups, "selected")) == [
         "100 | KCL | 99.00 ± 0.00 | – | 71.00 ± 1.41 | 81.00 ± 1.41",
         "100 | TSC | 99.00 ± 0.00 | – | 73.50 ± 0.71 | 83.50 ± 0.71",
-        "100 | cross-entropy | 99.00 ± 0.00 | – | 60.50 ± 0.71 | 70.50 ± 0.71",
+        "100 | CE, balanced batches | 99.00 ± 0.00 | – | 60.50 ± 0.71 | 70.50 ± 0.71",
+        "100 | CE, balanced softmax | 99.00 ± 0.00 | – | 62.50 ± 0.71 | 72.50 ± 0.71",
+        "100 | CE, plain | 99.00 ± 0.00 | – | 50.50 ± 0.71 | 60.50 ± 0.71",
         "100 | TSC − KCL | +0.00 [+0.00, +0.00] | – | +2.50 [-3.85, +8.85] | +2.50 [-3.85, +8.85]",
-        "100 | KCL − cross-entropy | +0.00 [+0.00, +0.00] | – | +10.50 [+4.15, +16.85] | +10.50 [+4.15, +16.85]",
+        "100 | KCL − CE, balanced batches | +0.00 [+0.00, +0.00] | – | +10.50 [+4.15, +16.85] | +10.50 [+4.15, +16.85]",
     ]
 
 
 def test_what_the_features_and_the_targets_did(groups):
     kcl, tsc, difference = rows_of(results_page.feature_table(groups).split("\n\n")[1])
-    measures = "0.20 ± 0.00 | {} ± 0.00 | 0.90 ± 0.00 | {} ± 0.00 | 80.00 ± 0.00"
+    measures = "0.20 ± 0.00 | {} ± 0.00 | 0.90 ± 0.00 | 2.00 ± 0.00 | 0.10 ± 0.00 | {} ± 0.00 | 80.00 ± 0.00"
     assert kcl == f"100 | KCL | {measures.format('1.00', '60.00')} | – | – | –"
     assert tsc == f"100 | TSC | {measures.format('1.20', '70.00')} | 0.10 ± 0.00 | 0.50 ± 0.00 | 3–3"
     even, few = "+0.20 [+0.20, +0.20]", "+10.00 [+10.00, +10.00]"
     same = "+0.00 [+0.00, +0.00]"
-    assert difference == f"100 | TSC − KCL | {same} | {even} | {same} | {few} | {same}"
+    assert difference == f"100 | TSC − KCL | {same} | {even} | {same} | {same} | {same} | {few} | {same}"
 
 
 def test_the_page_is_whole(groups, tmp_path):
     page = results_page.write_page(groups, tmp_path / "docs", "make results")
     text = page.read_text()
     assert (
-        "`make results`: 6 trials, 8 minutes of training on one core in all, on box, PyTorch 2, commit c0ffee" in text
+        "`make results`: 10 trials, 8 minutes of training on one core in all, on box, PyTorch 2, commit c0ffee" in text
     )
-    assert "| 100 | TSC | 83.00 | 84.00 |" in text and "| cross-entropy | 60.50 ± 0.71 | 70.50 ± 0.71 | KCL |" in text
+    assert "| 100 | TSC | 83.00 | 84.00 |" in text and "| CE, balanced batches | 60.50 ± 0.71 |" in text
     picture = imread(tmp_path / "docs" / "results.png")
     assert picture.shape[1] > 1000 and np.std(picture) > 0.05
 
@@ -176,8 +186,8 @@ def test_a_signal_ends_the_runs_too(number, code, tmp_path):
 
 
 def test_one_seed_of_everything(args):
-    trials = [trial_of(*cell, 3, args) for cell in cells()]
-    assert len({trial.run_dir for trial in trials}) == len(trials) == 15
+    trials = [trial_of(*cell, 3, args) for cell in cells()]  # 5 methods at 3 imbalances, 6 variants
+    assert len({trial.run_dir for trial in trials}) == len(trials) == 21
     assert [command[0] for command in trials[0].commands] == ["main_moco_supcon_imba.py", "main_lincls_imba.py"]
     assert trials[2].commands[0][:2] == ["-m", "examples.cross_entropy"]
     for trial in trials:

@@ -37,7 +37,7 @@ def test_the_linear_probe_is_the_releases():
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
     head, logits, labels = HEADS["linear"], torch.randn(4, 5), torch.arange(4)
     assert torch.equal(head.loss(logits, labels, 0), cross_entropy(logits, labels))
-    assert head.sampling == "class-balanced"
+    assert head.samplings[0] == "class-balanced"
 
 
 def smoothed(logits, labels, epoch):
@@ -46,7 +46,7 @@ def smoothed(logits, labels, epoch):
 
 @pytest.fixture
 def row(monkeypatch):
-    monkeypatch.setitem(HEADS, "cosine", Head("cosines to a vector a class", Cosine, smoothed, "instance"))
+    monkeypatch.setitem(HEADS, "cosine", Head("cosines to a vector a class", Cosine, smoothed, samplings=("instance",)))
 
 
 def test_another_head_is_a_row(row):

@@ -1,16 +1,23 @@
 """Measures of a feature space, by hand on the circle."""
 
+import itertools
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
+from imagenet_inat.datasets import REGISTRY
 from utils.measure.features import (
     alignment,
     class_centres,
+    collapse,
     knn_scores,
     neighbourhood_uniformity,
+    neighbours_by_size,
     neighbours_of_a_class,
+    reasonability,
     uniformity,
 )
 
@@ -62,8 +69,61 @@ def test_a_class_without_an_image_has_no_distance():
 def test_knn_weighs_votes_by_similarity():
     """One near neighbour of class 1 outvotes two far ones of class 0; exp(cosine / 0.07) each."""
     bank, labels = on_circle(60, -60, 0), torch.tensor([0, 0, 1])
-    scores = knn_scores(on_circle(0), bank, labels, 3)
+    scores = knn_scores(on_circle(0), bank, labels, 3, k=200)
     torch.testing.assert_close(scores, torch.tensor([[2 * math.exp(0.5 / 0.07), math.exp(1 / 0.07), 0.0]]).double())
+
+
+@pytest.mark.parametrize(("images", "k"), [(1, 1), (294, 17), (2478, 50), (40_000, 200), (115_846, 200)])
+def test_as_many_vote_as_the_root_of_the_images(images, k):
+    assert neighbours_by_size(images) == k
+
+
+def test_a_balanced_vote_counts_for_less_the_more_images_its_class_has():
+    bank, labels = on_circle(60, -60, 0), torch.tensor([0, 0, 1])
+    scores = knn_scores(on_circle(0), bank, labels, 3, k=3, balanced=True)
+    torch.testing.assert_close(scores, torch.tensor([[math.exp(0.5 / 0.07), math.exp(1 / 0.07), 0.0]]).double())
+
+
+def test_collapse_of_a_line_by_hand():
+    """Classes at -1 ± 0.5 and 1 ± 0.5: variance within 0.25, of the means 1, so NC1 = 0.25 / 1 / 2 classes."""
+    features = torch.tensor([[-1.5], [-0.5], [0.5], [1.5]])
+    nc1, nc2 = collapse(features, torch.tensor([0, 0, 2, 2]), 3)  # class 1 has no image
+    assert nc1 == pytest.approx(0.125) and nc2 == pytest.approx(0)
+
+
+def test_collapse_against_numpy_and_of_any_shift():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(60, 5)), np.arange(60) % 4
+    means = np.stack([features[labels == c].mean(0) for c in range(4)])
+    centred, within = means - means.mean(0), features - means[labels]
+    expected = np.trace(within.T @ within / 60 @ np.linalg.pinv(centred.T @ centred / 4)) / 4
+    angles = [abs(a @ b / np.linalg.norm(a) / np.linalg.norm(b) + 1 / 3) for a, b in itertools.combinations(centred, 2)]
+    for moved in (features, features + 7):
+        found = collapse(torch.tensor(moved), torch.tensor(labels), 4)
+        assert found == (pytest.approx(expected), pytest.approx(np.mean(angles)))
+
+
+def test_a_simplex_has_collapsed():
+    features, labels = on_circle(0, 120, 240).repeat(2, 1), torch.tensor([0, 1, 2] * 2)
+    assert collapse(features, labels, 3) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
+
+
+def test_one_class_or_one_point_has_no_collapse():
+    assert collapse(on_circle(0, 10), torch.tensor([0, 0]), 2) == (None, None)
+    assert collapse(on_circle(5, 5).float(), torch.tensor([0, 1]), 2) == (None, None)
+
+
+def test_reasonability_is_the_distance_within_groups():
+    """Targets at 0, 90 and 180 degrees; the first two are a group, the third is alone in its own."""
+    targets = on_circle(0, 90, 180, 180)
+    assert reasonability(targets, torch.tensor([0, 0, 1, 2])) == pytest.approx(SQRT2)
+    assert reasonability(targets, torch.tensor([0, 0, 0, 1])) == pytest.approx((2 * SQRT2 + 2) / 3)
+
+
+def test_cifar_100_has_twenty_superclasses_of_five():
+    groups = REGISTRY["cifar100"].superclasses
+    assert len(groups) == 100 and set(Counter(groups).values()) == {5} and set(groups) == set(range(20))
+    assert {c for c, group in enumerate(groups) if group == 18} == {8, 13, 48, 58, 90}  # vehicles 1: bicycle, bus, ...
 
 
 def test_knn_asks_the_k_nearest_alone():
@@ -85,7 +145,7 @@ def test_knn_of_features_that_are_not_finite_is_refused(which):
     features = [on_circle(0, 10), on_circle(20, 30)]
     features[which][0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
-        knn_scores(*features, torch.tensor([0, 1]), 2)
+        knn_scores(*features, torch.tensor([0, 1]), 2, k=2)
 
 
 def test_knn_in_blocks_is_knn_at_once():

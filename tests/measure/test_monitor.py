@@ -115,6 +115,8 @@ def test_measures_of_two_tight_classes():
         "alignment": 0,
         "uniformity": pytest.approx(2**0.5),
         "uniformity_k": pytest.approx(2**0.5),
+        "nc1": pytest.approx(0),
+        "nc2": pytest.approx(0),
     }
 
 

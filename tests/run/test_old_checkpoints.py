@@ -29,6 +29,7 @@ ADDED = {
         "queue_grid": int,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
         **{"args.contrast": str, "args.kcl_epochs": type(None)},
+        **{"args.knn_k": type(None), "args.knn_vote": str},
         **SCHEDULE,
         **VIEWS,
         **LOADING,

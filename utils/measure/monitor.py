@@ -1,7 +1,8 @@
 """What the features are like while stage 1 trains (--monitor-freq)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,19 +15,59 @@ from utils.measure.feature_file import RunFeatures, write_features
 from utils.measure.features import (
     alignment,
     class_centres,
+    collapse,
     knn_scores,
     neighbourhood_uniformity,
+    neighbours_by_size,
     neighbours_of_a_class,
+    reasonability,
     uniformity,
 )
 from utils.measure.metrics import ClassAccuracy
+from utils.parser import Group, natural, positive_int
 
 # Name in the log -> name on the console.
 KNN = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
-SPREAD = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k"}
+SPREAD = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "nc1": "NC1", "nc2": "NC2"}
 MEASURES = tuple(KNN | SPREAD)
+REASON = {"reasonability": "R"}  # of targets, where it is known which classes are near in meaning
 # (C, D) each class's target, (C,) cosines of the running centroids to them; None in KCL.
 Assigned = Callable[[], tuple[Tensor, Tensor] | None]
+
+
+class Vote(NamedTuple):
+    """The kNN vote. k: neighbours, None for as many as `neighbours_by_size`. balanced: see `knn_scores`."""
+
+    k: int | None = None
+    balanced: bool = False
+
+
+BY_SIZE = Vote()
+
+
+def add_monitor_arguments(group: Group) -> None:
+    group.add_argument(
+        "--monitor-freq",
+        type=natural,
+        default=0,
+        metavar="E",
+        help="measure the features every E epochs: kNN accuracy on the validation split, alignment, uniformity, neural "
+        "collapse; costs one pass over both splits without augmentation and changes nothing in training; 0: never",
+    )
+    group.add_argument(
+        "--knn-k",
+        type=positive_int,
+        metavar="K",
+        help="neighbours that vote (default: the root of the number of training images, at most the field's 200). "
+        "More than a class has images means that others outvote it",
+    )
+    group.add_argument(
+        "--knn-vote",
+        choices=["images", "class-balanced"],
+        default="images",
+        help="images: each neighbour one vote, which frequent classes win; class-balanced: divided by how many images "
+        "its class has",
+    )
 
 
 class Monitor:
@@ -35,16 +76,27 @@ class Monitor:
     Args:
         every: --monitor-freq; 0: never. class_counts: (C,) training images a class. run_dir: the run folder.
         loaders: of train and val, this rank's share in the evaluation view; empty where it never measures.
+        vote: of the kNN. groups: (C,) of classes that are near in meaning, where that is known.
     """
 
-    def __init__(self, every: int, class_counts: np.ndarray, loaders: dict[str, Iterable], run_dir: Path):
+    def __init__(
+        self,
+        every: int,
+        class_counts: np.ndarray,
+        loaders: dict[str, Iterable],
+        run_dir: Path,
+        vote: Vote = BY_SIZE,
+        groups: Sequence[int] | None = None,
+    ):
         self.every, self.class_counts, self.loaders, self.run_dir = every, class_counts, loaders, run_dir
+        self.vote, self.groups = vote, groups
+        self.names = MEASURES + (tuple(REASON) if groups else ())
         self.kept: int | None = None  # the epoch whose features this process has written
 
     def measure(
         self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = lambda: None
     ) -> dict[str, float | None]:
-        """The MEASURES by name, None each in an epoch that is not due; without a monitor nothing at all.
+        """The values of `names`, None each in an epoch that is not due; without a monitor nothing at all.
 
         Training goes on to the bit as if this had not been: nothing random is drawn that training
         uses, and the batch-norm statistics do not move. Arguments and errors: see `extract_features`.
@@ -52,13 +104,18 @@ class Monitor:
         if not self.every:
             return {}
         if epochs_done % self.every:
-            return dict.fromkeys(MEASURES)
+            return dict.fromkeys(self.names)
         train, val = (
             extract_features(encoder, loader, between, f"epoch {epochs_done}, {split}")
             for split, loader in self.loaders.items()
         )
         self._keep(val, epochs_done, assigned)
-        return measures(*val, *train, self.class_counts)
+        found = measures(*val, *train, self.class_counts, self.vote)
+        if self.groups:
+            targets = assigned()
+            groups = torch.tensor(self.groups, device=val[0].device)
+            found["reasonability"] = reasonability(targets[0], groups) if targets else None
+        return found
 
     def finish(self, encoder: nn.Module, epochs_done: int, assigned: Assigned = lambda: None) -> None:
         """At the end of a run: the features of its last epoch, if that was not due, or done before this start."""
@@ -113,7 +170,12 @@ def _whole_split(share: Tensor, total: int) -> Tensor:
 
 
 def measures(
-    features: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, class_counts: np.ndarray
+    features: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    class_counts: np.ndarray,
+    vote: Vote = BY_SIZE,
 ) -> dict[str, float | None]:
     """The MEASURES of a split, kNN in percent.
 
@@ -122,7 +184,8 @@ def measures(
     num_classes = len(class_counts)
     accuracy = ClassAccuracy(num_classes, features.device)
     mine = slice(distributed.rank(), None, distributed.world_size())
-    accuracy.add(knn_scores(features[mine], bank, bank_labels, num_classes), labels[mine])
+    k = vote.k or neighbours_by_size(len(bank))
+    accuracy.add(knn_scores(features[mine], bank, bank_labels, num_classes, k, vote.balanced), labels[mine])
     top1 = accuracy.summary(class_counts)
     knn = dict(zip(KNN, (top1[name] for name in ("acc1", "many", "medium", "few")), strict=True))
     return knn | spread(features, labels, num_classes)
@@ -132,10 +195,13 @@ def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, floa
     """The SPREAD of (n, D) unit features with labels (n,)."""
     centres = class_centres(features, labels, num_classes)
     near = neighbourhood_uniformity(centres, neighbours_of_a_class(num_classes))
-    return dict(zip(SPREAD, (alignment(features, labels), uniformity(centres), near), strict=True))
+    values = alignment(features, labels), uniformity(centres), near, *collapse(features, labels, num_classes)
+    return dict(zip(SPREAD, values, strict=True))
 
 
 def describe_measures(values: dict[str, float | None]) -> str:
     """The console line."""
     shown = {name: "–" if v is None else f"{v:.{2 if name in KNN else 3}f}" for name, v in values.items()}
-    return "val: " + "  ".join(f"{label} {shown[name]}" for name, label in (KNN | SPREAD).items())
+    return "val: " + "  ".join(
+        f"{label} {shown[name]}" for name, label in (KNN | SPREAD | REASON).items() if name in shown
+    )
