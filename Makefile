@@ -1,5 +1,5 @@
 # make demo: everything once, on the embedded digits.  make test: the tests.
-# make results: docs/results.md, an hour and a half on two cores.  make bench: benchmarks/RESULTS.md.
+# make results: docs/results.md, 70 minutes on two cores.  make bench: benchmarks/RESULTS.md.
 # On a machine with a CUDA device: make test-gpu, and make gpu: benchmarks/RESULTS-gpu.md, at most 40 minutes.
 PYTHON ?= python3
 VENV := .venv

@@ -1,11 +1,13 @@
-"""Stage 2: a linear classifier on the frozen encoder of stage 1, on class-balanced batches.
+"""Stage 2: a classifier on the encoder of stage 1; the release's is linear, on class-balanced batches.
 
-On the embedded digits:
+On the embedded digits; and all heads that the checkpoint can have, in one table:
     python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar --epochs 10 --schedule 5 8 -b 64 --seed 0
+    python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar --compare-heads
 
-On ImageNet-LT, the recipe of the release:
+On ImageNet-LT, the recipe of the release; and a head that is fitted in minutes:
     python main_lincls_imba.py --data-root IMAGENET --pretrained RUN/last.pth.tar \\
         --epochs 40 --schedule 20 30 -b 2048 --seed 0
+    python main_lincls_imba.py --data-root IMAGENET --pretrained RUN/last.pth.tar --head logistic
 """
 
 from pathlib import Path
@@ -14,18 +16,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagenet_inat import options
+from imagenet_inat import flags, options
+from imagenet_inat.features import features_of
 from imagenet_inat.loaders import check_lists, open_evaluation, open_images
 from imagenet_inat.options import Data
-from moco.heads import HEADS, build_classifier, frozen_weights, moved
+from moco.heads import HEADS, build_classifier, frozen_weights, moved, unfreeze, without_classifier
+from moco.heads.choice import Split, Task, choose
+from moco.heads.classifiers import fitted_classifier
+from moco.heads.flags import BEFORE, add_head_arguments, foreign, idle, is_fitted, settle
+from moco.heads.problems import problem_of
 from utils import distributed, errors
 from utils.distributed import say
-from utils.measure.results import show_accuracies
+from utils.measure.results import made_with, show_accuracies
 from utils.parser import Parser, parse
 from utils.run import arguments, checkpoint, launch
-from utils.run.evaluation import add_evaluation_arguments, finish, has_ended, train_classifier, validate
-from utils.run.folder import check_resume, hold
+from utils.run.evaluation import (
+    BEST,
+    add_evaluation_arguments,
+    finish,
+    has_ended,
+    train_classifier,
+    validate,
+    write_results,
+)
+from utils.run.folder import check_fit, check_resume, hold
 from utils.run.keeper import Keeper
+from utils.run.logger import RunLog
 from utils.run.loop import Phase, Schedule, sgd
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
@@ -34,19 +50,14 @@ from utils.run.speed import Speed
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    options.add_data_arguments(parser)
+    flags.add_data_arguments(parser)
     model = arguments.add_model_group(parser)
     model.add_argument(
         "--pretrained",
         metavar="PATH",
         help="whose encoder is probed: a stage-1 checkpoint (ours, the release's, MoCo's) or a torchvision state dict",
     )
-    model.add_argument(
-        "--head",
-        choices=list(HEADS),
-        default="linear",
-        help="; ".join(f"{name}: {head.help}" for name, head in HEADS.items()),
-    )
+    add_head_arguments(parser.add_argument_group("Head"))
     model.add_argument(
         "--bn-mode",
         choices=["train", "eval"],
@@ -69,7 +80,7 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv)
+    args = parse(get_args_parser(), argv, idle, foreign)
     prepare(args)
     launch.launch(main_worker, arguments.Frozen(args))
 
@@ -78,6 +89,7 @@ def prepare(args) -> None:
     """Check everything that can be checked before a process group or a file is made."""
     options.fill_in(args)
     processes = launch.check(args)
+    settle(args, processes)
     if args.evaluate and args.pretrained:
         raise errors.InputError("--evaluate measures the checkpoint given with --resume: leave --pretrained out")
     if args.evaluate:
@@ -92,46 +104,60 @@ def prepare(args) -> None:
     else:
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args))
         check_resume(args.resume, Path(args.run_dir))
+        if is_fitted(args):
+            check_fit(args.resume, Path(args.run_dir))
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
-    classifier_of(args, processes, None)
+    if not is_fitted(args):
+        network_of(args, processes, None)
     options.settle_loading(args, data.open("train"), processes)
     Schedule.asked(args).check([Phase(None, 0, args.epochs)])
-    vars(args).update(check_lists(data, HEADS[args.head].samplings[0], args.batch_size))
+    vars(args).update(check_lists(data, args.sampling, 1 if is_fitted(args) else args.batch_size))
 
 
 def run_name(args) -> str:
     """The release's name of a probe, a folder beside the pre-trained file."""
+    if args.compare_heads:
+        return f"heads{args.name and '_'}{args.name}"
+    if is_fitted(args):
+        return f"{options.data_name(args)}_{args.head}_{args.sampling}_{args.logit_adjustment}_{args.name}"
+    tuned = "_finetune" if args.finetune else ""
     return (
-        f"{options.data_name(args)}_{args.head}_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
+        f"{options.data_name(args)}_{args.head}{tuned}_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
         f"_bsz{args.batch_size}_{args.name}"
     )
 
 
-def classifier_of(args, processes: int, counts: np.ndarray | None) -> nn.Module:
+def network_of(args, processes: int, counts: np.ndarray | None, head: str | None = None) -> nn.Module:
     """The frozen encoder with a new `fc`; with --evaluate, which has no --pretrained, a checkpoint brings all weights.
 
     Args:
-        counts: (C,) training images of each class, None where nothing will be trained.
+        counts: (C,) training images of each class, None where nothing will be trained. head: None: that of --head.
     """
-    batch = args.batch_size // processes
-    return build_classifier(args.arch, args.image_size, args.num_classes, batch, args.pretrained, args.head, counts)
+    batch, head = args.batch_size // processes, head or args.head
+    return build_classifier(args.arch, args.image_size, args.num_classes, batch, args.pretrained, head, counts)
 
 
 def main_worker(args, place: launch.Place) -> None:
-    """The probe, in one of its processes."""
+    """Stage 2, in one of its processes."""
     data, speed = options.data_of(args), Speed.asked(args, place.device)
-    if args.evaluate:
-        evaluate(args, data, speed, place)
-        return
-    state = load_run(args, place, before=options.before(args))
+    work = evaluate if args.evaluate else fit if is_fitted(args) else probe
+    work(args, data, speed, place)
+
+
+def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
+    """Train a head on random views, on the frozen encoder, or with --finetune the encoder too."""
+    state = load_run(args, place, before=BEFORE | options.before(args))
     torch.manual_seed(state.seed)
 
-    loader = open_images(data, HEADS[args.head].samplings[0], args.batch_size, state.seed, place)
-    model = classifier_of(args, distributed.world_size(), loader.dataset.class_counts)
+    loader = open_images(data, args.sampling, args.batch_size, state.seed, place)
+    model = network_of(args, distributed.world_size(), loader.dataset.class_counts)
+    if args.finetune:
+        unfreeze(model)
     if state.source:
-        encoder = frozen_weights(model, "train")
+        encoder = {} if args.finetune else frozen_weights(model, "train")
         state.load_into(model)
+        speed.load(state.scaler, state.source)
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {state.source}: is a probe of another encoder than {args.pretrained}")
         say(f"resumed {state.source} after {state}")
@@ -139,40 +165,78 @@ def main_worker(args, place: launch.Place) -> None:
     state.check_step(len(loader))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
     speed.apply_to(model.to(place.device))
+
+    def take_along(state) -> None:
+        state.scaler = speed.state()
+
     with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
-        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps)
+        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along)
         results = train(args, keeper, loader, splits, speed)
-        finish(keeper.run_dir, state.args, results, loader.dataset.class_counts)
+        finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
 
 
 def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
-    """Train `fc` from where the keeper's state stands; returns the results."""
-    model, head = keeper.model, HEADS[args.head]
-    # No weight decay and no momentum reaches the encoder: only what trains is given.
-    optimizer = sgd(model.fc.parameters(), args.lr, args.momentum, args.weight_decay)
-    frozen = frozen_weights(model, args.bn_mode)
+    """Train from where the keeper's state stands; returns the results."""
+    model, counts = keeper.model, loader.dataset.class_counts
+    loss_of = HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, speed.device)
+    # No weight decay and no momentum reaches a frozen encoder: only what trains is given.
+    trained = model if args.finetune else model.fc
+    optimizer = sgd([p for p in trained.parameters() if p.requires_grad], args.lr, args.momentum, args.weight_decay)
+    frozen = {} if args.finetune else frozen_weights(model, args.bn_mode)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with speed.autocast():
-            logits = model(images)  # (N, C); of the frozen encoder nothing is kept for the backward pass
-        loss = head.loss(logits, labels, keeper.state.epoch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # through fc alone, in float32: float16 needs no scaled loss here
-        optimizer.step()
+            logits = model(images)  # (N, C); of a frozen encoder nothing is kept for the backward pass
+        loss = loss_of(logits, labels, keeper.state.epoch)
+        if args.finetune:
+            speed.step(loss, optimizer)
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # through fc alone, in float32: float16 needs no scaled loss here
+            optimizer.step()
         return logits, loss
 
     def check() -> None:
         assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
 
-    training = args.bn_mode == "train"
+    training = args.finetune or args.bn_mode == "train"
     return train_classifier(args, keeper, loader, splits, speed, optimizer, step, training=training, after_epoch=check)
+
+
+def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
+    """Fit a head to the encoder's features, or with --compare-heads all that the checkpoint can have."""
+    state = load_run(args, place, before=BEFORE | options.before(args))
+    pretrained, run_dir, counts = Path(args.pretrained), Path(args.run_dir), data.open("train").class_counts
+    network = without_classifier(network_of(args, 1, None)).to(place.device)
+    with speed.arithmetic():
+        found = features_of(data, network, pretrained, args.feature_views, state.seed, place, speed)
+    splits = {split: Split(found[split], place.device) for split in ("val", "test")}
+    task = Task(problem_of(pretrained, found["train"], counts, place.device), splits, speed, data.chosen_on)
+    with hold(run_dir), speed.arithmetic():
+        RunLog(run_dir, state.args, (), 0)
+        if args.compare_heads:
+            from moco.heads import comparison  # Matplotlib's second of start-up
+
+            comparison.run(run_dir, state.args, task)
+            return
+        chosen = choose(args.head, args.sampling, args.logit_adjustment, task)
+        network.fc = chosen.classifier
+        checkpoint.save_network(run_dir / BEST, network, epoch=0, arch=args.arch, args=state.args)
+        chosen_by = {"on": data.chosen_on, "from": chosen.tried}
+        write_results(run_dir, state.args, {"selected": chosen.entry}, counts, chosen_by)
+        show_accuracies(f"test, selected ({made_with(chosen.entry)})", chosen.entry)
+        say(f"wrote {run_dir}: args.json, {BEST}, results.json")
 
 
 def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
     """Show the accuracies of the checkpoint given with --resume; write nothing."""
     state = checkpoint.load(args.resume, needs=("state_dict", "epoch"))
-    model = classifier_of(args, distributed.world_size(), None)
-    checkpoint.load_into(model, checkpoint.unpacked(state), args.resume)
+    weights, its = checkpoint.unpacked(state), state.get("args", {}).get("head", args.head)
+    head = its if its in HEADS else args.head
+    model = network_of(args, distributed.world_size(), None, head)
+    if HEADS[head].make is None:
+        model.fc = fitted_classifier(weights, args.resume)
+    checkpoint.load_into(model, weights, args.resume)
     speed.apply_to(model.to(place.device))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
     counts = data.open("train").class_counts

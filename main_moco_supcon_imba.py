@@ -14,7 +14,9 @@ A recipe is a file of flags; here the paper's for CIFAR, contrast inside the bat
 
 from pathlib import Path
 
-from imagenet_inat import options
+import torch
+
+from imagenet_inat import flags, options
 from imagenet_inat.loaders import DeviceBatches, open_pairs, open_splits
 from imagenet_inat.samplers import ShuffledBatches
 from moco.encoders import get_encoder
@@ -24,6 +26,7 @@ from utils.distributed import say
 from utils.measure import feature_file
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor, Vote, add_monitor_arguments, describe_measures
+from utils.measure.online_probe import OnlineProbe
 from utils.parser import Parser, parse, positive_int
 from utils.run import arguments, checkpoint, launch
 from utils.run.folder import candidates, check_resume, hold
@@ -37,7 +40,7 @@ from utils.run.speed import Speed
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    options.add_data_arguments(parser)
+    flags.add_data_arguments(parser)
     add_method_arguments(parser, arguments.add_model_group(parser))
     arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
     running = arguments.add_running_arguments(parser)
@@ -76,10 +79,11 @@ def prepare(args) -> None:
     train_set = data.open("train")
     options.settle_loading(args, train_set, processes)
     args.train_list = train_set.digest  # a run goes on with the list it began with
-    if args.monitor_freq and (images := len(data.open("val"))) < processes:
+    measured = args.monitor_freq or args.online_probe != "off"
+    if measured and (images := len(data.open("val"))) < processes:
         raise errors.InputError(
-            f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; "
-            "start fewer, or leave it out"
+            f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; start "
+            "fewer, or leave it and --online-probe out"
         )
     ShuffledBatches(len(train_set), data.spec.repeat, args.batch_size, seed=0, keep_last=args.keep_last)
 
@@ -109,16 +113,23 @@ def main_worker(args, place: launch.Place) -> None:
         method.restore(state)
         speed.load(state.scaler, state.source)
         say(f"resumed {state.source} after {state}")
+    online, counts = None, loader.dataset.class_counts
+    if args.online_probe != "off":
+        adjusted = args.online_probe == "adjusted"
+        online = OnlineProbe(model.encoder_q, torch.from_numpy(counts), adjusted).to(place.device)
+        online.restore(state.extra.get("online_probe"), state.source)
     speed.apply_to(*method.encoders())
 
     def take_along(state) -> None:
         state.extra, state.scaler = method.extra_state(), speed.state()
+        state.extra |= {"online_probe": online.state()} if online else {}
 
     with StopSignals() as stop, hold(run_dir, state.source, state.broken), speed.arithmetic():
         share = max(1, args.batch_size // distributed.world_size())
-        splits = open_splits(data, ("train", "val"), share, place) if args.monitor_freq else {}
-        vote, counts = Vote(args.knn_k, args.knn_vote == "class-balanced"), loader.dataset.class_counts
-        monitor = Monitor(args.monitor_freq, counts, splits, run_dir, vote, data.spec.superclasses)
+        names = ("train", "val") if args.monitor_freq else ("val",) if online else ()
+        splits = open_splits(data, names, share, place)
+        vote = Vote(args.knn_k, args.knn_vote == "class-balanced")
+        monitor = Monitor(args.monitor_freq, counts, splits, run_dir, vote, data.spec.superclasses, online)
         keeper = Keeper(run_dir, state, model, stop, args.save_steps, take_along)
         train(args, method, speed, loader, keeper, monitor)
         finish(args, run_dir)
@@ -128,7 +139,7 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
     """All phases, from where the keeper's state stands."""
     model, state, device, schedule = method.model, keeper.state, speed.device, Schedule.asked(args)
     ddp = distributed.wrap(model, device)
-    log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if args.monitor_freq else ("train",))
+    log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
     for epoch in epochs(method.phases(), state, len(loader)):
         if epoch.enters:
             method.begin_phase(epoch.phase.name, epoch.fresh)
@@ -140,7 +151,7 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         means = Means(epoch.title, device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
         keeper.begin_epoch(epoch, optimizer, means)
-        train_one_epoch(loader, ddp, method, speed, epoch, schedule, progress, keeper)
+        train_one_epoch(loader, ddp, method, speed, epoch, schedule, progress, keeper, monitor)
         measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned)
         rate = rate_of(optimizer)  # of the epoch's last step
         # Logged before it is saved: a run killed in between does the epoch, and its line, again.
@@ -152,7 +163,15 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
 
 
 def train_one_epoch(
-    loader, model, method: Method, speed: Speed, epoch: Epoch, schedule: Schedule, progress: Progress, keeper: Keeper
+    loader,
+    model,
+    method: Method,
+    speed: Speed,
+    epoch: Epoch,
+    schedule: Schedule,
+    progress: Progress,
+    keeper: Keeper,
+    monitor: Monitor,
 ) -> None:
     """One pass over what is left of the epoch; adds to the keeper's means."""
     optimizer, means = keeper.optimizer, keeper.means
@@ -166,7 +185,7 @@ def train_one_epoch(
             raise means.diverged(str(error)) from None
         speed.step(out.loss, optimizer)
 
-        means.add(len(labels), **method.shown(out))
+        means.add(len(labels), **method.shown(out), **monitor.step(labels))
         progress.step(means, len(labels))
         keeper.after_step()
 
@@ -197,7 +216,7 @@ def finish(args, run_dir: Path) -> None:
     features = f", {feature_file.NAME}" if args.monitor_freq else ""
     say(f"wrote {run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}{features}")
     probe = options.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
-    say(f"next, the linear probe: {probe}")
+    say(f"next, the linear probe, or with --compare-heads all heads that are fitted, in one table: {probe}")
 
 
 if __name__ == "__main__":

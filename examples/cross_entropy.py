@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from imagenet_inat import options
+from imagenet_inat import flags, options
 from imagenet_inat.loaders import check_lists, open_evaluation, open_images
 from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
@@ -43,7 +43,7 @@ BALANCE = {  # --balance: what it is, the batches (a name of SAMPLERS), whether 
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    options.add_data_arguments(parser)
+    flags.add_data_arguments(parser)
     arguments.add_model_group(parser)
     loss = parser.add_argument_group("Loss")
     meanings = "; ".join(f"{name}: {about}" for name, (about, *_) in BALANCE.items())
@@ -111,7 +111,7 @@ def main_worker(args, place: launch.Place) -> None:
     with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
         keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along)
         results = evaluation.train_classifier(args, keeper, loader, splits, speed, optimizer, step)
-        evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts)
+        evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ STAGE_1 = (
 STAGE_2 = "main_lincls_imba.py --dataset digits --epochs 8 --schedule 4 6 -b 64 --lr 1 --seed {seed} -p 0 --resume auto"
 FAST = "--device-aug"
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
+HEADS = "main_lincls_imba.py --dataset digits --compare-heads --pretrained {folder}/tsc/last.pth.tar"
 REPORT = "-m utils.report {folder}/kcl {folder}/tsc --output {folder}"
 
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     run(REPORT, folder=folder)
     show(results, folder)
     print(f"\nwrote {folder}/results.md, per_class.png and report.html in {time.monotonic() - started:.0f} s")
+    print(f"all heads on it: python {HEADS.format(folder=folder)}")
     print(f"curves: tensorboard --logdir {folder}; to start over, delete {folder}")
 
 

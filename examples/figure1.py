@@ -30,8 +30,8 @@ from moco.targets.generation import generate_file
 from utils import errors
 from utils.distributed import say
 from utils.files import write_text
+from utils.measure.extraction import extract_features
 from utils.measure.features import class_centres
-from utils.measure.monitor import extract_features
 from utils.measure.results import markdown
 from utils.parser import Parser, positive_int, seed_number
 from utils.report.style import COLOURS

@@ -2,9 +2,9 @@
 
     python -m examples.results
 
-The demo's recipe at imbalances 10, 50 and 100, a cross-entropy network of as many epochs, and at 100 variants that
-ask what a difference hangs on (results_plan.py). As many runs at a time as there are cores, each on one. Writes
-docs/results.md and docs/results.png; the runs stay in runs/results. Interrupted, the same command goes on where it was.
+The demo's recipe at imbalances 10, 50 and 100, cross-entropy networks of as many epochs, and all heads on each of them
+(results_plan.py). As many runs at a time as there are cores, each on one. Writes docs/results.md and docs/results.png;
+the runs stay in runs/results. Interrupted, the same command goes on where it was.
 """
 
 import os
@@ -20,6 +20,8 @@ from pathlib import Path
 
 from examples.results_page import Groups, write_page
 from examples.results_plan import MONITORED, Trial, cells, trial_of
+from moco import methods
+from moco.heads import flags as heads
 from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file
 from utils import errors
@@ -27,7 +29,7 @@ from utils.distributed import say
 from utils.parser import Parser, positive_int
 from utils.report.runs import Stage, read_stage
 from utils.report.trials import group_of
-from utils.run.arguments import FREE
+from utils.run.arguments import BEFORE, FREE
 from utils.run.launch import usable_cores
 
 
@@ -54,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.folder)
     plan = {cell: [trial_of(*cell, seed, args) for seed in range(args.seeds)] for cell in cells()}
     trials = [trial for of_one_seed in zip(*plan.values(), strict=True) for trial in of_one_seed]
-    waiting = [trial for trial in trials if not done(trial)]  # raises if what is there is something else
+    # What is left to do of each; raises if what is there is something else.
+    left = [trial._replace(commands=tuple(c for c in trial.commands if not ended(c))) for trial in trials]
+    waiting = [trial for trial in left if trial.commands]
     folder.mkdir(parents=True, exist_ok=True)
     if not (file := folder / target_file_name(10, 128)).exists():
         generate_file(file, 10, 128)
@@ -70,13 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     say(f"wrote {page} and {page.with_suffix('.png').name}; the runs are in {folder}")
 
 
-def done(trial: Trial) -> bool:
-    """Whether the trial has ended. Raises InputError: its folder holds a run that other commands have made."""
-    return all([ended(command, trial) for command in trial.commands])  # a list: each is looked at
+def ended(command: list[str]) -> bool:
+    """Whether the run of a command is there, with all its epochs.
 
-
-def ended(command: list[str], trial: Trial) -> bool:
-    """Whether the run of a command is there, with all its epochs; see `done`."""
+    Raises:
+        InputError: its folder holds a run that another command has made.
+    """
     script, *flags = command[1:] if command[0] == "-m" else command
     asked = import_module(script.removesuffix(".py")).get_args_parser().parse_args(flags)
     if not (Path(asked.run_dir) / "args.json").exists():
@@ -87,13 +90,15 @@ def ended(command: list[str], trial: Trial) -> bool:
             f"{asked.run_dir}: made with other arguments ({', '.join(changed)}); name another --folder, or delete it"
         )
     last = stage.epochs[-1]["epoch"] if stage.epochs else 0
-    return last == asked.epochs and (script == "main_moco_supcon_imba.py" or (stage.folder / "results.json").exists())
+    trained = last == asked.epochs or getattr(asked, "compare_heads", False)
+    return trained and (script == "main_moco_supcon_imba.py" or (stage.folder / "results.json").exists())
 
 
 def differences(asked: dict, stage: Stage) -> list[str]:
     """`lr 0.1 -> 0.03` for each argument that was given, decides the result and is not the run's."""
     given = {name: value for name, value in asked.items() if value is not None and name not in FREE - {"seed"}}
-    return [f"{name} {stage.args.get(name)} -> {v}" for name, v in given.items() if stage.args.get(name) != v]
+    its = BEFORE | methods.BEFORE | heads.BEFORE | stage.args  # what an older run does not say is as it was
+    return [f"{name} {its.get(name)} -> {v}" for name, v in given.items() if its.get(name) != v]
 
 
 def run_all(trials: list[Trial], jobs: int) -> None:

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from examples.results_plan import BALANCED, METHODS, VARIANTS, VARIED
+from examples.results_plan import BALANCED, METHODS
 from utils.files import write_text
 from utils.measure.features import neighbours_of_a_class
 from utils.measure.monitor import SPREAD
@@ -19,7 +19,13 @@ SETTINGS = tuple(method.title for method in METHODS)
 COMPARED = (("TSC", "KCL"), ("KCL", BALANCED))  # the first minus the second
 MEASURES = SPREAD | {"knn_few": "kNN, few", "knn_top1": "kNN, all"}
 FACTS = ["cosine after the switch", "cosine at the end", "last change of a target"]
-COMPARED_WITH = {method.title: method.compared_with for method in (*METHODS, *VARIANTS)}
+BY_VALIDATION = "chosen by validation"
+HEADS_TEXT = (
+    "Top-1 over all classes ± standard deviation over seeds / over few. Heads of `--compare-heads` on the features of "
+    "the last checkpoint, their values (l2, t, tau) chosen on the 140 validation images, 14 a class; probe (trained): "
+    "the class-balanced linear probe; own: the network's own last layer. Last row: the head that validation chose, a "
+    "seed at a time, `selected` of its results.json."
+)
 
 
 def write_page(groups: Groups, output: Path, command: str) -> Path:
@@ -32,7 +38,7 @@ def write_page(groups: Groups, output: Path, command: str) -> Path:
         parts += [f"## Test accuracy, {choice}", f"{CHOICES[choice]}.".capitalize()]
         parts.append(accuracy_table(groups, choice))
     parts += ["## Features of the validation split", feature_table(groups)]
-    parts += [f"## Variants, imbalance {VARIED}", variant_table(groups)]
+    parts += ["## All heads", HEADS_TEXT, *head_tables(groups)]
     parts += ["## Each seed, over all classes, selected", seed_table(groups)]
     write_text(output / "results.md", "\n\n".join(parts) + "\n")
     return output / "results.md"
@@ -100,31 +106,43 @@ def feature_table(groups: Groups) -> str:
             continue
         values = {measure: measured(group, measure) for measure in MEASURES}
         rows.append([str(imbalance), name, *map(mean_and_std, values.values()), *facts(group)])
-        if name.startswith("TSC"):
-            other = COMPARED_WITH[name]
-            cells = (with_interval(own - measured(groups[imbalance, other], what)) for what, own in values.items())
-            differences.append([str(imbalance), f"{name} − {other}", *cells, *[""] * len(FACTS)])
+        if name == "TSC":
+            kcl = groups[imbalance, "KCL"]
+            cells = (with_interval(own - measured(kcl, what)) for what, own in values.items())
+            differences.append([str(imbalance), "TSC − KCL", *cells, *[""] * len(FACTS)])
     near = neighbours_of_a_class(len(group.runs[0].results["train_counts"]))
     text = (
         f"By the last checkpoint of stage 1: alignment A (lower is tighter), uniformity U and U_k, k = {near} (higher "
         "is more even), neural collapse NC1 and NC2 (0 is full), top-1 of a kNN vote. Cosine: of a class's running "
-        "centroid and its target, mean over the classes, in the first and in the last epoch of TSC. Last change: the epoch after which no class changed its "
-        "target again, first and last of the seeds; 0 if none ever did."
+        "centroid and its target, mean over the classes, in the first and in the last epoch of TSC. Last change: the "
+        "epoch after which no class changed its target again, first and last of the seeds; 0 if none ever did."
     )
     return f"{text}\n\n" + markdown(["imbalance", "method", *MEASURES.values(), *FACTS], rows + differences, words=2)
 
 
-def variant_table(groups: Groups) -> str:
-    """Accuracy of what was run at one imbalance, and each row's difference to what it is compared with."""
-    rows = []
-    for (imbalance, name), group in groups.items():
-        if imbalance != VARIED:
-            continue
-        values, cells = group.accuracy("selected").T[-2:], [""] * 3
-        if other := COMPARED_WITH[name]:
-            cells = [other, *map(with_interval, values - groups[VARIED, other].accuracy("selected").T[-2:])]
-        rows.append([name, *map(mean_and_std, values), *cells])
-    return markdown(["method", "few", "all", "compared with", "few, difference", "all, difference"], rows)
+def head_tables(groups: Groups) -> list[str]:
+    """For each imbalance all heads on all methods, over all classes and over few; and what validation chose."""
+    parts = []
+    for imbalance in imbalances(groups):
+        of_method = {name: [run.heads for run in groups[imbalance, name].runs] for name in SETTINGS}
+        titles = dict.fromkeys(title for runs in of_method.values() for title in runs[0]["heads"])
+        rows = [[title, *(head_cell(runs, title) for runs in of_method.values())] for title in titles]
+        rows.append([BY_VALIDATION, *(all_and_few([run["selected"] for run in runs]) for runs in of_method.values())])
+        parts += [f"### Imbalance {imbalance}", markdown(["head", *SETTINGS], rows)]
+    return parts
+
+
+def head_cell(runs: list[dict], title: str) -> str:
+    """runs: the results.json of --compare-heads of each seed."""
+    if title not in runs[0]["heads"]:
+        return "–"
+    return all_and_few([run["heads"][title] for run in runs])
+
+
+def all_and_few(entries: list[dict]) -> str:
+    """Of the entries of a results.json, one a seed."""
+    over_all, few = (np.array([entry[what] for entry in entries]) for what in ("acc1", "few"))
+    return f"{mean_and_std(over_all)} / {few.mean():.1f}"
 
 
 def seed_table(groups: Groups) -> str:
@@ -141,7 +159,7 @@ def draw(groups: Groups, path: Path) -> None:
     for panel, (label, what) in zip(axes, panels.items(), strict=True):
         names = [name for name in SETTINGS if what != "uniformity" or not name.startswith("CE")]
         for place, name in enumerate(names):
-            dots(panel, groups, name, what, place - (len(names) - 1) / 2)
+            dots(panel, groups, name, what, 0.8 * ((place + 0.5) / len(names) - 0.5))
         panel.set(xlabel="imbalance, largest class ÷ smallest", ylabel=label)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
@@ -155,8 +173,8 @@ def dots(axes: Axes, groups: Groups, name: str, what: int | str, shift: float) -
     for place, imbalance in enumerate(ticks):
         group = groups[imbalance, name]
         values = measured(group, what) if isinstance(what, str) else group.accuracy("selected")[:, what]
-        x = place + 0.22 * shift
+        x = place + shift
         axes.scatter(np.full(len(values), x), values, s=18, color=colour, alpha=0.6, linewidth=0)
         label = {"label": f"{name} (a dot a seed)"} if place == 0 else {}
-        axes.plot([x - 0.09, x + 0.09], [values.mean()] * 2, color=colour, linewidth=2.5, **label)
+        axes.plot([x - 0.06, x + 0.06], [values.mean()] * 2, color=colour, linewidth=2.5, **label)
     axes.set_xticks(range(len(ticks)), ticks)

@@ -54,6 +54,7 @@ class LongTailDataset(Dataset):
         root: the data root the list's paths start from. list_file: the split list.
         num_classes: C. transform: of the decoded RGB image. seed: the run's.
         flat_folder: see DatasetSpec.
+        part: of the list's labels (n,), which lines there are, (n,) bool; None: all.
         skip_bad: take another image of the class for one that cannot be read, and note it in
             `passed_over`, (n,) bool shared with the loader's workers; else that is an error.
 
@@ -71,10 +72,15 @@ class LongTailDataset(Dataset):
         seed: int = 0,
         flat_folder: str = "",
         skip_bad: bool = False,
+        part: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
         self.transform, self.seed = transform, seed
-        paths, self.labels = read_split(self.list_file, num_classes)
+        paths, labels = read_split(self.list_file, num_classes)
+        self.rows = None if part is None else np.flatnonzero(part(labels))  # of the list, where there are not all
+        paths, self.labels = (paths, labels) if part is None else (paths[self.rows], labels[self.rows])
+        if not len(paths):
+            raise InputError(f"{self.list_file}: no class has two images, one to train on and one to hold out")
         # Of paths and labels in their order: runs on lists with the same one see the same images.
         self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
         self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
@@ -91,6 +97,10 @@ class LongTailDataset(Dataset):
     def class_counts(self) -> np.ndarray:
         """(C,) int64, images a class."""
         return np.bincount(self.labels, minlength=self.num_classes)
+
+    def line(self, index: int) -> str:
+        """Where an image stands."""
+        return f"{self.list_file}:{(index if self.rows is None else self.rows[index]) + 1}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,7 +170,7 @@ class LongTailDataset(Dataset):
                 image.load()
                 return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: not a readable image, {self.list_file}:{index + 1} ({error})") from None
+            raise InputError(f"{path}: not a readable image, {self.line(index)} ({error})") from None
 
 
 def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.device) -> None:
@@ -186,4 +196,4 @@ def _what_is_wrong(dataset: LongTailDataset, index: int) -> str:
         dataset.read(index)
     except InputError as error:
         return one_line(error)
-    return f"{dataset.list_file}:{index + 1}: could not be read then, can be now"
+    return f"{dataset.line(index)}: could not be read then, can be now"

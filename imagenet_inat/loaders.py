@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imagenet_inat.images import LongTailDataset, report_bad_images
-from imagenet_inat.options import SPLITS, Data
+from imagenet_inat.options import Data
 from imagenet_inat.samplers import SAMPLERS, CountedBatches, ShuffledBatches
+from imagenet_inat.whereabouts import SPLITS
 from moco.loader import Normalise, TwoCropsTransform
 from moco.views.batch import NUMBERS, BatchViews
 from utils import distributed
@@ -153,9 +154,8 @@ def open_evaluation(data: Data, batch_size: int, given: int | None, place: Place
     Args:
         batch_size: the global one of training. given: --eval-batch-size.
     """
-    files = data.lists.files
     size = given or max(EVAL_BATCH, batch_size // distributed.world_size())
-    opened = open_splits(data, ("val",) if files["val"] == files["test"] else ("val", "test"), size, place)
+    opened = open_splits(data, ("val",) if data.val_is_test else ("val", "test"), size, place)
     for images in (batches.dataset for batches in opened.values()):
         if images.layout:
             say(f"{images.list_file.name}: layout {images.layout}")

@@ -1,4 +1,4 @@
-"""The data of a run: its flags, and what they mean."""
+"""The data of a run: what its flags mean."""
 
 import argparse
 import dataclasses
@@ -10,105 +10,15 @@ from pathlib import Path
 
 import torch
 
-from imagenet_inat import datasets
 from imagenet_inat.datasets import CUSTOM, DatasetSpec, row
+from imagenet_inat.holdout import held_out
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
-from imagenet_inat.whereabouts import SPLITS, Lists, find_lists, resolve_imbalance
-from moco.loader import VIEWS, Normalise, RandomView, eval_transform, train_transform, view_named
+from imagenet_inat.whereabouts import Lists, find_lists, resolve_imbalance
+from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from moco.views.batch import BatchViews
 from utils.devices import device_named
 from utils.errors import InputError
-from utils.parser import Group, Parser, natural, positive_float, positive_int
-
-
-def add_list_arguments(group: Parser | Group) -> None:
-    """Which lists of a data set."""
-    group.add_argument(
-        "--splits",
-        metavar="DIR",
-        help="folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>)",
-    )
-    for split in SPLITS:
-        group.add_argument(
-            f"--{split}-txt", metavar="FILE", help=f"this list, instead of the one in --splits, as {split}"
-        )
-    made = datasets.imbalances()
-    group.add_argument(
-        "--imbalance",
-        type=positive_float,
-        help=f"{', '.join(made)}: largest class ÷ smallest, 1 (balanced) to the images of a class "
-        f"(default: {', '.join(f'{imbalance:g} for {name}' for name, imbalance in made.items())})",
-    )
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("Data")
-    group.add_argument(
-        "--dataset",
-        choices=datasets.names(),
-        default="imagenet",
-        help="a row of imagenet_inat/datasets.py; custom: your images with your lists",
-    )
-    group.add_argument(
-        "--data-root",
-        default="data",
-        metavar="DIR",
-        help="folder that the split lists' paths start from; digits are written there",
-    )
-    add_list_arguments(group)
-    group.add_argument(
-        "--image-size",
-        type=positive_int,
-        metavar="PX",
-        help="side of the network's input (default: the data set's)",
-    )
-    meanings = "; ".join(f"{name}: {view.help}" for name, view in VIEWS.items()).replace("%", "%%")
-    group.add_argument("--views", choices=list(VIEWS), help=f"{meanings} (default: the data set's)")
-    group.add_argument(
-        "--crop-scale",
-        type=float,
-        nargs=2,
-        metavar=("LO", "HI"),
-        help="the share of the image that a random crop keeps, 0 < LO <= HI <= 1 (default: the views'). What an image "
-        "is of should stay in its crop: the release has 0.08 on ImageNet, 0.2 on CIFAR",
-    )
-    group.add_argument(
-        "--statistics",
-        choices=sorted(datasets.REGISTRY),
-        metavar="SET",
-        help="normalise by this data set's mean and deviation (default: the data set's own; ImageNet's for custom)",
-    )
-    group.add_argument(
-        "-j",
-        "--workers",
-        type=natural,
-        help="loader processes over all training processes of a machine; 0: none, load in between steps "
-        "(default: the cores this job may use, at most the release's 32; on the CPU half of them, none for small "
-        "images that --cache keeps)",
-    )
-    group.add_argument(
-        "--on-bad-image",
-        choices=["stop", "skip"],
-        default="stop",
-        help="a training image that cannot be read ends the run; skip: take another of its class, count it, list it "
-        "in bad_images.txt. In evaluation it always ends the run: an accuracy is over all images",
-    )
-    group.add_argument(
-        "--device-aug",
-        action="store_true",
-        help="training views on the device, without rounding and clipping between their steps. Of small images that "
-        "--cache keeps, all of one size: the whole view, a batch at a time, without loader processes. Of others: the "
-        "colour jitter as one affine map an image (pixels differ by 1.6 of 255 on average), and a faster resize (by 1 "
-        "at most); loader processes need about 0.6 of the time. When Data is much of Time in the console",
-    )
-    group.add_argument(
-        "--cache",
-        choices=["auto", "off"],
-        default="auto",
-        help="auto: images that are 2 GB or less when decoded (over all processes, each list) are decoded once and "
-        "kept; it changes no result. off: read from their files each time, for a machine short of memory",
-    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +26,8 @@ class Data:
     """The data of a run: its row of the registry, with the class count of these lists, and its flags.
 
     skip_bad: whether a training image that cannot be read is passed over. crop_scale: of --crop-scale. keep:
-    whether images that fit are kept decoded. batch_views: see `settle_loading`.
+    whether images that fit are kept decoded. holdout: the share of the training list that is the validation split.
+    batch_views: see `settle_loading`.
     """
 
     spec: DatasetSpec
@@ -126,6 +37,7 @@ class Data:
     skip_bad: bool
     crop_scale: tuple[float, float] | None = None
     keep: bool = False
+    holdout: float | None = None
     batch_views: bool = False
 
     def open(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
@@ -140,9 +52,20 @@ class Data:
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
         self.lists.need(split)
-        skip_bad = split == "train" and self.skip_bad
-        file = self.lists.files[split]
-        return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad)
+        skip_bad, part, file = split == "train" and self.skip_bad, None, self.lists.files[split]
+        if self.holdout and split != "test":
+            file = self.lists.files["train"]
+            part = lambda labels: held_out(labels, self.holdout) == (split == "val")  # noqa: E731
+        return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad, part)
+
+    @property
+    def val_is_test(self) -> bool:
+        return not self.holdout and self.lists.files["val"] == self.lists.files["test"]
+
+    @property
+    def chosen_on(self) -> str:
+        """What a choice is made by, for results.json and tables."""
+        return "held out" if self.holdout else "test" if self.val_is_test else "val"
 
     def open_decoded(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
         """The same to be read many times: decoded now, if that is wanted and they fit."""
@@ -185,7 +108,7 @@ def fill_in(args: argparse.Namespace) -> None:
 def before(args: argparse.Namespace) -> dict:
     """The data's arguments in checkpoints that do not say them, as they were: see `load_run`."""
     views = "thumbnail" if args.dataset in ("cifar10", "cifar100") else row(args.dataset).view
-    return {"views": views, "crop_scale": None, "statistics": None, "batch_views": False}
+    return {"views": views, "crop_scale": None, "statistics": None, "holdout": None, "batch_views": False}
 
 
 def data_of(args: argparse.Namespace) -> Data:
@@ -204,8 +127,12 @@ def data_of(args: argparse.Namespace) -> Data:
     normalised = row(args.statistics or args.dataset)
     statistics = {"mean": normalised.mean, "std": normalised.std}
     spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
+    if args.holdout and lists.files["val"] != lists.files["test"]:
+        raise InputError(f"--holdout {args.holdout:g}: {lists.files['val'].name} is there to choose by; leave it out")
     skip_bad, keep, batch_views = args.on_bad_image == "skip", args.cache == "auto", getattr(args, "batch_views", False)
-    return Data(spec, lists, args.image_size, args.device_aug, skip_bad, args.crop_scale, keep, batch_views)
+    return Data(
+        spec, lists, args.image_size, args.device_aug, skip_bad, args.crop_scale, keep, args.holdout, batch_views
+    )
 
 
 def settle_loading(args: argparse.Namespace, images: LongTailDataset, processes: int) -> None:
@@ -240,7 +167,7 @@ def command_line(script: str, args: argparse.Namespace, **flags) -> str:
     names = ["dataset", "arch", "data_root", "image_size"]
     names += [name for name in ("splits", "train_txt", "val_txt", "test_txt", "imbalance") if getattr(args, name)]
     names += ["views"] if args.views != row(args.dataset).view else []
-    names += [name for name in ("crop_scale", "statistics") if getattr(args, name)]
+    names += [name for name in ("crop_scale", "statistics", "holdout") if getattr(args, name)]
     flags = {name: getattr(args, name) for name in names} | flags
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name

@@ -59,6 +59,7 @@ VIEWS = {
     "cifar": View(
         Crop((0.2, 1.0)), SIMCLR, _whole, help="the release's on CIFAR: the same of small images, without blur"
     ),
+    "padded": View(PaddedCrop(), None, _whole, help="of classifiers of small images (LDAM): shifted crop, flip"),
     "autoaugment": View(
         PaddedCrop(),
         AutoAugmented(),

@@ -38,6 +38,23 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     return weights, state.get("arch")
 
 
+def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weight (C, d) and bias (C,) of the classifier that a file's network was trained with.
+
+    Raises:
+        InputError: as `checkpoint.read`; its `fc` is a projection head, of another number of classes, or not linear.
+    """
+    state = _read_safetensors(Path(path)) if Path(path).suffix == SAFETENSORS else checkpoint.read(path)
+    state = state if "state_dict" in state else {"state_dict": state}
+    checkpoint.check_tensors(state["state_dict"], path)
+    weights = checkpoint.unpacked(state)
+    fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
+    if fc.keys() != {"weight", "bias"} or len(fc["bias"]) != num_classes:
+        found = "a projection head" if any(key.startswith(QUERY) for key in weights) else f"fc with {sorted(fc)}"
+        raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
+    return fc["weight"].float(), fc["bias"].float()
+
+
 def _read_safetensors(path: Path) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,6 +64,29 @@ def _read_safetensors(path: Path) -> dict:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
         raise InputError(f"checkpoint {path}: not a safetensors file ({error})") from None
+
+
+def start_from(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
+    """Give encoders, all but their heads, the weights in a file, key by key; returns what was taken and what not.
+
+    Raises:
+        InputError: as `read_encoder`; another architecture; nothing in it fits, or a number that is no weight.
+    """
+    weights, found = read_encoder(path)
+    if found not in (None, arch):
+        raise InputError(f"--init-from {path}: trained with --arch {found}, found --arch {arch}")
+    own = {key: value for key, value in encoders[0].state_dict().items() if not key.startswith("fc.")}
+    taken = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
+    if not any(value.is_floating_point() for value in taken.values()):
+        raise InputError(
+            f"--init-from {path}: nothing in it fits --arch {arch}: it has {checkpoint.some(weights)}, expected "
+            f"{checkpoint.some(own)}"
+        )
+    for encoder in encoders:
+        rest = {key: value for key, value in encoder.state_dict().items() if key not in taken}
+        checkpoint.load_into(encoder, rest | taken, path)
+    left, missing = checkpoint.some(weights.keys() - taken.keys()), checkpoint.some(own.keys() - taken.keys())
+    return f"{path}: {len(taken)} of the encoder's {len(own)} tensors; left in it: {left}; random still: {missing}"
 
 
 def load_encoder(model: nn.Module, path: str | Path, arch: str) -> None:

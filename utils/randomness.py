@@ -21,6 +21,7 @@ class Stream(IntEnum):
     CLASS_ORDER = 4  # key: cycle over the classes
     CLASS_IMAGES = 5  # key: class, cycle over its images
     BATCH_VIEWS = 6  # key: epoch; a row for each view of it
+    HOLDOUT = 7  # key: class
 
 
 def counted_seed(seed: int, stream: Stream, *key: int) -> int:

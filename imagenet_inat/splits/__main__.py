@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, names, row
+from imagenet_inat.flags import add_list_arguments
 from imagenet_inat.lists.profiles import PROFILES
-from imagenet_inat.options import add_list_arguments, find_lists, resolve_imbalance
+from imagenet_inat.options import find_lists, resolve_imbalance
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import Plan, make_inat, make_split

@@ -10,14 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import skip_init
 
 from moco.encoders import get_encoder
 from moco.heads import fitted
-from moco.heads.classifiers import Float32Linear
-from moco.heads.fitted import Candidate, Problem
+from moco.heads.classifiers import CosineClassifier, Float32Linear
+from moco.heads.fits import log_prior
+from moco.heads.fitted import Candidate, Problem, Way
+from moco.losses.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
 from moco.pretrained import load_encoder
+
+Loss = Callable[[Tensor, Tensor, int], Tensor]  # loss(logits, labels, epoch) of (N, C) and (N,); epochs from 0
 
 
 class Head(NamedTuple):
@@ -26,18 +30,28 @@ class Head(NamedTuple):
     help: what it is, for --help.
     make: make(d, counts) is the module that becomes `fc`, (N, d) -> (N, C). counts: (C,) training images of each class.
     loss: loss(logits, labels, epoch) of (N, C) and (N,), a scalar; epochs are counted from 0.
-    fit: instead of both, makes the candidates that the validation split chooses from.
+    loss_of: instead of loss, where it depends on more: loss_of(counts, epochs) is such a loss.
+    fit: instead of these, makes the candidates that the validation split chooses from.
     samplings, adjustments: what --sampling and --logit-adjustment may be, the first by default.
-    needs_targets: whether it is for a checkpoint of TSC alone.
+    needs: what a checkpoint must have, "targets" of TSC or a "classifier", where it needs more than an encoder.
     """
 
     help: str
     make: Callable[[int, np.ndarray], nn.Module] | None = None
-    loss: Callable[[Tensor, Tensor, int], Tensor] = lambda logits, labels, epoch: cross_entropy(logits, labels)
-    fit: Callable[[Problem], Iterator[Candidate]] | None = None
+    loss: Loss = lambda logits, labels, epoch: cross_entropy(logits, labels)
+    loss_of: Callable[[np.ndarray, int], Loss] | None = None
+    fit: Callable[[Problem, Way], Iterator[list[Candidate]]] | None = None
     samplings: tuple[str, ...] = ("class-balanced", "instance")
     adjustments: tuple[str, ...] = ("off",)
-    needs_targets: bool = False
+    needs: str = ""
+
+    def criterion(self, counts: np.ndarray, epochs: int, adjustment: str, device: torch.device) -> Loss:
+        """The loss of a run of so many epochs. adjustment: "train" adds the log of the prior to the logits."""
+        loss = self.loss_of(counts, epochs) if self.loss_of else self.loss
+        if adjustment != "train":
+            return loss
+        prior = log_prior(torch.from_numpy(counts)).float().to(device)  # (C,)
+        return lambda logits, labels, epoch: loss(logits + prior, labels, epoch)
 
 
 def _linear(width: int, counts: np.ndarray) -> nn.Module:
@@ -48,40 +62,78 @@ def _linear(width: int, counts: np.ndarray) -> nn.Module:
     return fc
 
 
-INSTANCE, EITHER = ("instance",), ("instance", "class-balanced")
+def _ldam(width: int, counts: np.ndarray) -> nn.Module:
+    """Cosines times LDAM's scale, of which the directions train."""
+    fc = CosineClassifier(normalize(torch.empty(len(counts), width).uniform_(-1, 1), dim=1), SCALE)
+    fc.scale.requires_grad_(False)
+    fc.bias.requires_grad_(False)
+    return fc
+
+
+def _ldam_drw(counts: np.ndarray, epochs: int) -> Loss:
+    margins, weights = ldam_margins(counts), effective_weights(counts)
+
+    def loss(logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        late = epoch >= int(DEFERRED * epochs)
+        device = logits.device
+        return ldam_loss(logits, labels, margins.to(device), weights.to(device) if late else None)
+
+    return loss
+
+
+INSTANCE, BOTH, ADJUSTED = ("instance",), ("instance", "class-balanced"), ("post", "train", "off")
 HEADS = {
     "linear": Head(
         "a linear classifier by cross-entropy and SGD on random views, the release's probe",
         make=_linear,
         adjustments=("off", "train"),
     ),
+    "ldam": Head(
+        "cosines with margins that are wide for rare classes, weighted by class from four fifths of the epochs on "
+        "(LDAM-DRW), by SGD on random views; with --finetune the paper's second stage on CIFAR",
+        make=_ldam,
+        loss_of=_ldam_drw,
+        samplings=INSTANCE,
+    ),
     "logistic": Head(
-        "logistic regression to its optimum, its penalty chosen",
+        "logistic regression to its optimum, its L2 penalty chosen",
         fit=fitted.logistic,
-        samplings=EITHER,
-        adjustments=("post", "train", "off"),
+        samplings=BOTH,
+        adjustments=ADJUSTED,
     ),
     "cosine": Head(
-        "a cosine classifier with one scale",
+        "cosines to a direction a class, times one scale, to their optimum",
         fit=fitted.cosine,
-        samplings=EITHER,
-        adjustments=("post", "train", "off"),
+        samplings=BOTH,
+        adjustments=ADJUSTED,
     ),
-    "ncm": Head("the nearest class mean, nothing trained", fit=fitted.nearest_mean, samplings=INSTANCE),
+    "ncm": Head(
+        "the nearest class mean, by cosine or Euclidean; nothing is trained",
+        fit=fitted.nearest_mean,
+        samplings=INSTANCE,
+    ),
     "tau": Head(
-        "weights of an unbalanced logistic regression divided by their length to the power tau",
+        "an unbalanced logistic regression, its weights divided by their length to the power tau",
         fit=fitted.tau_normalised,
         samplings=INSTANCE,
-        adjustments=("off", "post"),
     ),
     "lws": Head(
-        "the same weights, each class's scaled by a balanced fit", fit=fitted.learned_scales, samplings=INSTANCE
+        "an unbalanced logistic regression, each class's weights scaled by a balanced one",
+        fit=fitted.learned_scales,
+        samplings=INSTANCE,
     ),
     "target": Head(
-        "the nearest target of TSC to the projection, nothing trained",
+        "the nearest target of TSC to the projection; nothing is trained",
         fit=fitted.nearest_target,
         samplings=INSTANCE,
-        needs_targets=True,
+        needs="targets",
+    ),
+    "own": Head(
+        "the classifier that the checkpoint's network was trained with",
+        fit=fitted.own_classifier,
+        samplings=INSTANCE,
+        adjustments=("post", "off"),
+        needs="classifier",
     ),
 }
 ADJUSTMENTS = ("off", "train", "post")
@@ -120,7 +172,20 @@ def freeze(model: nn.Module, head: str = "linear", counts: np.ndarray | None = N
     """
     model.requires_grad_(False)
     counts = np.ones(model.fc.out_features, dtype=np.int64) if counts is None else counts
-    model.fc = HEADS[head].make(model.fc.in_features, counts)
+    make = HEADS[head].make or _linear  # of a head that is fitted: to be replaced
+    model.fc = make(model.fc.in_features, counts)
+    return model
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let the encoder train too; of `fc` what trained before."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or not name.startswith("fc."))
+
+
+def without_classifier(model: nn.Module) -> nn.Module:
+    """The same network, which gives its features, (N, d)."""
+    model.fc = nn.Identity()
     return model
 
 

@@ -1,11 +1,16 @@
 """What becomes a network's `fc`: features (N, d) to logits (N, C), in float32 whatever --amp says."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 from torch.nn.utils import skip_init
 
 from moco.losses import at_least_float32
+from utils.errors import InputError
+
+NEVER = -1e6  # the logit of a class without a training image
 
 
 class Float32Linear(nn.Linear):
@@ -38,3 +43,50 @@ class CosineClassifier(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             cosines = linear(normalize(at_least_float32(x), dim=1), normalize(self.weight, dim=1))
             return self.scale * cosines + self.bias
+
+
+class Projected(nn.Module):
+    """A classifier behind the projection head of stage 1, (N, d) -> (N, D)."""
+
+    def __init__(self, projection: nn.Module, classifier: nn.Module):
+        super().__init__()
+        self.projection, self.classifier = copy.deepcopy(projection), classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.classifier(self.projection(at_least_float32(x)))
+
+    @property
+    def bias(self) -> nn.Parameter:
+        return self.classifier.bias
+
+
+@torch.no_grad()
+def without_absent(classifier: nn.Module, counts: Tensor) -> nn.Module:
+    """The same, which answers no class without a training image: its prior would be as if it had one. counts: (C,)."""
+    classifier.bias[counts == 0] = NEVER
+    return classifier
+
+
+def fitted_classifier(weights: dict[str, Tensor], source: object) -> nn.Module:
+    """The classifier of a network whose head was fitted, without its numbers. weights: the network's.
+
+    Raises:
+        InputError: it has none of those kinds.
+    """
+    fc = {name.removeprefix("fc."): weight for name, weight in weights.items() if name.startswith("fc.")}
+    try:
+        return _like(fc)
+    except (KeyError, ValueError, IndexError, TypeError):
+        raise InputError(f"checkpoint {source}: its fc is {sorted(fc)}, expected a head that was fitted") from None
+
+
+def _like(weights: dict[str, Tensor]) -> nn.Module:
+    if "classifier.weight" in weights:
+        names = [name for name in weights if name.startswith("projection.") and name.endswith("weight")]
+        layers = [nn.Linear(*reversed(weights[name].shape)) for name in names]
+        projection = layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        inner = {name.removeprefix("classifier."): weight for name, weight in weights.items()}
+        return Projected(projection, _like({name: inner[name] for name in ("weight", "scale", "bias")}))
+    empty = torch.zeros_like(weights["weight"], device="cpu")
+    return CosineClassifier(empty, 1.0) if "scale" in weights else linear_classifier(empty, empty[:, 0])

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from moco.methods.base import Method
 from moco.methods.batch import Batch
@@ -14,7 +15,7 @@ from utils.run import checkpoint
 from utils.run.state import RunState
 
 # The methods' arguments in checkpoints that do not say them, as they were.
-BEFORE = {"contrast": "queue", "kcl_epochs": None} | dict.fromkeys(
+BEFORE = {"contrast": "queue", "kcl_epochs": None, "init_from": None} | dict.fromkeys(
     ("only_t", "unbiased", "sync_bn", "keep_last"), False
 )
 
@@ -54,6 +55,18 @@ def _flags(method: type[Method]) -> set[str]:
 
 def method_of(args) -> Method:
     return METHODS[args.contrast](args)
+
+
+def targets_of(path: Path) -> tuple[nn.Module, Tensor]:
+    """Of a checkpoint of TSC, on the CPU: its projection head, (N, d) -> (N, D), and each class's target, (C, D).
+
+    Raises:
+        InputError: as `trained`; it is of no phase with targets.
+    """
+    method = trained(path, torch.device("cpu"))
+    if (assigned := method.assigned()) is None:
+        raise InputError(f"checkpoint {path}: has no targets in use, expected one of the TSC phase")
+    return method.model.encoder_q.fc, assigned[0]
 
 
 def trained(path: Path, device: torch.device) -> Method:

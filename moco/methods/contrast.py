@@ -1,6 +1,7 @@
 """What KCL and TSC are to stage 1, with a queue and in the batch: phases, targets, what is said of an epoch."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,13 @@ from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
 from moco.methods.target_state import check_entries
+from moco.pretrained import start_from
 from moco.targeted import Targeted
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import describe_facts, target_cosines, target_facts
 from moco.targets.choice import choose_targets, target_file
 from moco.targets.files import load_targets
+from utils.distributed import say
 from utils.errors import InputError
 from utils.parser import Cases
 from utils.run.loop import Phase
@@ -33,6 +36,8 @@ class Contrast(Method):
 
     def check(self) -> None:
         args = self.args
+        if args.init_from and not Path(args.init_from).is_file():
+            raise InputError(f"--init-from {args.init_from}: no such file, expected an encoder's weights")
         if args.loss == "MoCo" and args.targeted:
             raise InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
         if args.targeted and (args.kcl_epochs or 0) >= args.epochs:
@@ -67,6 +72,8 @@ class Contrast(Method):
         shared |= {"assignment_interval": args.assignment_interval}
         self.model = self.make(get_encoder(args.arch, args.image_size), shared)
         self.model.seed = state.seed
+        if args.init_from and not state.source:  # else its checkpoint has all weights
+            say(f"init: {start_from(self.encoders(), args.init_from, args.arch)}")
         return self.model
 
     def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:

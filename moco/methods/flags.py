@@ -12,6 +12,12 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
     model.add_argument("--moco-dim", type=positive_int, default=128, help="D, dimension of the features")
     model.add_argument("--moco-t", type=positive_float, default=0.07, help="softmax temperature, 0.05 to 0.2")
     model.add_argument("--mlp", action="store_true", help="two-layer projection head (all recipes use it)")
+    model.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="start the encoder from these weights instead of random ones: a torchvision or timm state dict (.pth, "
+        ".safetensors), or a checkpoint that --pretrained takes. Key by key: what was taken and what not is said",
+    )
     loss.add_argument(
         "--loss",
         choices=["SupCon", "MoCo"],

@@ -58,3 +58,26 @@ def test_a_finished_folder_is_not_written_again(words, tmp_path):
     cross_entropy.main([*words, *run, "--epochs", "1"])
     with pytest.raises(InputError, match="holds a run already"):
         cross_entropy.main([word for word in [*words, *run] if word not in ("--resume", "auto")])
+
+
+def noted(words, monkeypatch) -> tuple[list, torch.Tensor]:
+    """What its loss was given, (logits, labels) a step, and the labels of all its batches."""
+    seen, plain = [], cross_entropy.cross_entropy
+    monkeypatch.setattr(cross_entropy, "cross_entropy", lambda *given: seen.append(given) or plain(*given))
+    cross_entropy.main(words)
+    return seen, torch.cat([labels for _, labels in seen])
+
+
+def test_balance_says_what_counts_alike(words, tmp_path, monkeypatch):
+    """Balanced batches; batches as they come, with and without the log of the prior in the logits."""
+    counts, logits = {}, {}
+    for balance in ("sampling", "softmax", "none"):
+        more = ["--balance", balance, "--epochs", "1", "--lr", "1e-9", "--run-dir", str(tmp_path / balance)]
+        seen, labels = noted([*words, *more], monkeypatch)
+        monkeypatch.undo()
+        counts[balance], logits[balance] = labels.bincount().tolist(), seen[0][0]
+    assert max(counts["sampling"]) < 1.2 * min(counts["sampling"])
+    assert counts["none"] == counts["softmax"] and counts["none"][0] > 10 * counts["none"][-1]
+    train = torch.tensor(json.loads((tmp_path / "none" / "results.json").read_text())["train_counts"])
+    prior = (train / train.sum()).log().expand(len(logits["none"]), -1)
+    torch.testing.assert_close(logits["softmax"] - logits["none"], prior, rtol=0, atol=1e-5)

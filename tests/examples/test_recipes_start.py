@@ -14,6 +14,7 @@ from tests.stopping import log_of
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.txt"))
 TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release"))]
 PROBES = {"imagenet_probe": "imagenet_kcl", "inat_probe": "inat_kcl", "cifar_probe": "cifar10_kcl_100"}
+PROBES |= {"cifar_ldam_drw": "cifar10_tsc_100"}
 # Of what is trained: two batches of eight, images and network small; the recipe's own flags come before.
 SMALL = "-a resnet20 --image-size 8 -b 8 --epochs 2 --device cpu -j 0 -p 0"
 WITHOUT_WARM_UP = "--warmup-epochs 0"  # its ten epochs are more than these

@@ -33,6 +33,10 @@ def write_run(folder: Path, seed: int, acc1: float, uniformity: float | None, ta
     args = {"seed": seed, "epochs": 12, "pretrained": None}
     (probe / "args.json").write_text(json.dumps(about | {"args": args}))
     (probe / "results.json").write_text(json.dumps(record))
+    (folder / "heads").mkdir()
+    (folder / "heads" / "args.json").write_text(json.dumps({"args": args | {"compare_heads": True}}))
+    heads = {"logistic, post": entry | {"acc1": acc1 + 5}, **({"own, post": entry} if probe == folder else {})}
+    (folder / "heads" / "results.json").write_text(json.dumps(record | {"heads": heads}))
     if uniformity is None:
         return
     (folder / "args.json").write_text(json.dumps(about))
@@ -79,6 +83,17 @@ def test_means_and_paired_differences_by_hand(groups):
     ]
 
 
+def test_every_head_has_a_row_and_a_head_that_a_method_has_not_a_dash(groups):
+    title, table = results_page.head_tables(groups)
+    assert title == "### Imbalance 100" and rows_of(table) == [
+        "logistic, post | 86.00 ± 1.41 / 71.0 | 88.50 ± 0.71 / 73.5 | 75.50 ± 0.71 / 60.5 | 77.50 ± 0.71 / 62.5"
+        " | 65.50 ± 0.71 / 50.5",
+        "own, post | – | – | 70.50 ± 0.71 / 60.5 | 72.50 ± 0.71 / 62.5 | 60.50 ± 0.71 / 50.5",
+        "chosen by validation | 81.00 ± 1.41 / 71.0 | 83.50 ± 0.71 / 73.5 | 70.50 ± 0.71 / 60.5 | 72.50 ± 0.71 / 62.5"
+        " | 60.50 ± 0.71 / 50.5",
+    ]
+
+
 def test_what_the_features_and_the_targets_did(groups):
     kcl, tsc, difference = rows_of(results_page.feature_table(groups).split("\n\n")[1])
     measures = "0.20 ± 0.00 | {} ± 0.00 | 0.90 ± 0.00 | 2.00 ± 0.00 | 0.10 ± 0.00 | {} ± 0.00 | 80.00 ± 0.00"
@@ -95,7 +110,7 @@ def test_the_page_is_whole(groups, tmp_path):
     assert (
         "`make results`: 10 trials, 8 minutes of training on one core in all, on box, PyTorch 2, commit c0ffee" in text
     )
-    assert "| 100 | TSC | 83.00 | 84.00 |" in text and "| CE, balanced batches | 60.50 ± 0.71 |" in text
+    assert "| 100 | TSC | 83.00 | 84.00 |" in text and "| logistic, post | 86.00" in text
     picture = imread(tmp_path / "docs" / "results.png")
     assert picture.shape[1] > 1000 and np.std(picture) > 0.05
 
@@ -115,27 +130,40 @@ def ce_trial(tmp_path_factory) -> Trial:
     """A trial of cross-entropy on 8 px, run to its end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results_plan, "CROSS_ENTROPY", f"{results_plan.CROSS_ENTROPY} --image-size 8 -b 256 --lr 0.2")
+        patch.setattr(results_plan, "HEADS", f"{results_plan.HEADS} --image-size 8")
         trial = trial_of(100, METHODS[2], 3, arguments(tmp_path_factory.mktemp("results")))
-    assert not results.done(trial)
+    assert not any(map(results.ended, trial.commands))
     run_all([trial], jobs=1)
     return trial
 
 
 def test_what_has_ended_is_known_and_what_others_made_is_refused(ce_trial):
-    assert results.done(ce_trial)
-    (words,) = ce_trial.commands
+    assert all(map(results.ended, ce_trial.commands))
+    words, of_heads = ce_trial.commands
     for change in (["--lr", "0.3"], ["--seed", "4"], ["--epochs", "13"]):
         with pytest.raises(InputError, match=rf"made with other arguments \({change[0][2:]} .* -> {change[1]}\)"):
-            results.done(ce_trial._replace(commands=([*words, *change],)))
+            results.ended([*words, *change])
+    with pytest.raises(InputError, match=r"made with other arguments \(feature_views 0 -> 2\)"):
+        results.ended([*of_heads, "--feature-views", "2"])
+
+
+def test_a_run_of_before_the_heads_has_ended_too(ce_trial):
+    """Its args.json does not say what there was no flag for."""
+    file = ce_trial.run_dir / "args.json"
+    whole = json.loads(file.read_text())
+    old = {name: value for name, value in whole["args"].items() if name not in ("holdout", "lr_end", "warmup_epochs")}
+    file.write_text(json.dumps(whole | {"args": old}))
+    assert results.ended(ce_trial.commands[0])
+    file.write_text(json.dumps(whole))
 
 
 def test_a_run_that_stopped_early_has_not_ended(ce_trial):
     log = ce_trial.run_dir / "log.jsonl"
     whole = log.read_text()
     log.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    assert not results.done(ce_trial)
+    assert [results.ended(command) for command in ce_trial.commands] == [False, True]
     log.write_text(whole)
-    assert results.done(ce_trial)
+    assert results.ended(ce_trial.commands[0])
 
 
 def note(run_dir: Path, word: str) -> list[str]:
@@ -186,9 +214,10 @@ def test_a_signal_ends_the_runs_too(number, code, tmp_path):
 
 
 def test_one_seed_of_everything(args):
-    trials = [trial_of(*cell, 3, args) for cell in cells()]  # 5 methods at 3 imbalances, 6 variants
-    assert len({trial.run_dir for trial in trials}) == len(trials) == 21
-    assert [command[0] for command in trials[0].commands] == ["main_moco_supcon_imba.py", "main_lincls_imba.py"]
+    trials = [trial_of(*cell, 3, args) for cell in cells()]  # 5 methods at 3 imbalances
+    assert len({trial.run_dir for trial in trials}) == len(trials) == 15
+    stage_1, stage_2 = "main_moco_supcon_imba.py", "main_lincls_imba.py"
+    assert [command[0] for command in trials[0].commands] == [stage_1, stage_2, stage_2]
     assert trials[2].commands[0][:2] == ["-m", "examples.cross_entropy"]
     for trial in trials:
         for command in trial.commands:

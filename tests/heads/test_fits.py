@@ -22,41 +22,59 @@ def data(request):
     return features.to(request.param), labels
 
 
-def objective(features, labels, weight, bias, strength, weights=None, offset=0.0) -> float:
-    """scikit-learn's, divided by n·C."""
+def objective(features, labels, weight, bias, l2, weights=None, offset=0.0) -> float:
+    """scikit-learn's, divided by n·C, for C = 1 / (n·l2)."""
     logits = features.double() @ weight.double().T + bias.double() + offset
     losses = cross_entropy(logits, labels, reduction="none")
     share = torch.ones(len(labels)) if weights is None else weights
-    return float((share * losses).mean() + weight.double().square().sum() / (2 * len(labels) * strength))
+    return float((share * losses).mean() + l2 / 2 * weight.double().square().sum())
 
 
 @pytest.mark.parametrize("balanced", [False, True], ids=["images", "classes"])
-@pytest.mark.parametrize("strength", [1e-3, 1.0, 100.0])
-def test_logistic_is_scikit_learns(data, strength, balanced):
+@pytest.mark.parametrize("intercept", [True, False], ids=["with b", "without"])
+@pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
+def test_logistic_is_scikit_learns(data, l2, intercept, balanced):
     features, labels = data
     weights = fits.class_weights(labels, C) if balanced else None
-    fit = fits.logistic(features, labels, C, strength, weights)
-    theirs = LogisticRegression(C=strength, class_weight="balanced" if balanced else None, tol=1e-8, max_iter=5000)
+    fit = fits.logistic(features, labels, C, l2, weights, intercept=intercept)
+    options = {"class_weight": "balanced" if balanced else None, "fit_intercept": intercept}
+    theirs = LogisticRegression(C=1 / (len(labels) * l2), tol=1e-8, max_iter=5000, **options)
     theirs.fit(features.double().numpy(), labels.numpy())
-    reference = [torch.from_numpy(array) for array in (theirs.coef_, theirs.intercept_)]
-    assert fit.converged
-    ours = objective(features, labels, fit.weight, fit.bias, strength, weights)
-    assert ours == pytest.approx(objective(features, labels, *reference, strength, weights), abs=1e-4)
+    reference = torch.from_numpy(theirs.coef_), torch.from_numpy(np.broadcast_to(theirs.intercept_, C).copy())
+    assert fit.converged and fit.bias.any() == intercept
+    ours = objective(features, labels, fit.weight, fit.bias, l2, weights)
+    assert ours == pytest.approx(objective(features, labels, *reference, l2, weights), abs=1e-4)
     logits = features.double() @ fit.weight.T + fit.bias
     probabilities = theirs.predict_proba(features.double().numpy())
     np.testing.assert_allclose(logits.softmax(1), probabilities, atol=1e-3 if features.dtype == torch.float64 else 0.05)
+
+
+def test_a_unit_is_as_if_the_features_were_that_much_longer(data):
+    features, labels = data
+    exact = features.dtype == torch.float64
+    longer, fit = fits.logistic(7 * features, labels, C, 0.01), fits.logistic(features, labels, C, 0.01, unit=7.0)
+    torch.testing.assert_close(fit.weight, 7 * longer.weight, rtol=0, atol=0.01 if exact else 0.2)
+    torch.testing.assert_close(fit.bias, longer.bias, rtol=0, atol=1e-3 if exact else 0.2)
+
+
+def test_features_far_from_0_are_no_harder(data):
+    """Where they lie changes b alone, and where the path begins nothing."""
+    features, labels = data
+    fit, moved = (fits.logistic(z, labels, C, 0.01) for z in (features, features + 10))
+    assert moved.converged
+    torch.testing.assert_close(moved.weight, fit.weight, rtol=0, atol=1e-3 if features.dtype == torch.float64 else 0.05)
 
 
 def test_logit_adjustment_while_it_trains_is_an_offset_of_the_logits(data):
     """At the optimum no direction is downhill, and the offset is not part of the classifier."""
     features, labels = data
     offset = fits.log_prior(torch.tensor(COUNTS))
-    fit = fits.logistic(features, labels, C, 1.0, offset=offset)
-    best = objective(features, labels, fit.weight, fit.bias, 1.0, offset=offset)
+    fit = fits.logistic(features, labels, C, 0.01, offset=offset)
+    best = objective(features, labels, fit.weight, fit.bias, 0.01, offset=offset)
     for _ in range(20):
-        weight, bias = fit.weight + 0.01 * torch.randn(C, D), fit.bias + 0.01 * torch.randn(C)
-        assert objective(features, labels, weight, bias, 1.0, offset=offset) > best
-    plain = fits.logistic(features, labels, C, 1.0)
+        weight, bias = fit.weight + 0.02 * torch.randn(C, D), fit.bias + 0.02 * torch.randn(C)
+        assert objective(features, labels, weight, bias, 0.01, offset=offset) > best
+    plain = fits.logistic(features, labels, C, 0.01)
     predicted = [((features.double() @ f.weight.T + f.bias).argmax(1) == C - 1).sum() for f in (fit, plain)]
     assert predicted[0] > predicted[1]  # of the rarest class
 
@@ -69,15 +87,17 @@ def test_the_prior_and_the_weights_by_hand():
 
 def test_a_fit_that_does_not_arrive_says_so(data, monkeypatch):
     monkeypatch.setattr(fits, "MOST_STEPS", 2)
-    assert not fits.logistic(*data, C, 100.0).converged
-    assert not fits.cosine(*data, C).converged
+    assert not fits.logistic(*data, C, 1e-4).converged
+    assert not fits.cosine(*data, C, 1e-4).converged
 
 
 def test_a_start_near_the_end_changes_only_the_way(data):
     features, labels = data
-    cold = fits.logistic(features, labels, C, 1.0)
-    warm = fits.logistic(features, labels, C, 1.0, start=fits.logistic(features, labels, C, 0.1))
-    torch.testing.assert_close(warm.weight, cold.weight, rtol=0, atol=1e-3 if features.dtype == torch.float64 else 0.05)
+    cold = fits.logistic(features, labels, C, 0.01)
+    warm = fits.logistic(features, labels, C, 0.01, start=fits.logistic(features, labels, C, 0.1))
+    tolerance = 1e-3 if features.dtype == torch.float64 else 0.05
+    torch.testing.assert_close(warm.weight, cold.weight, rtol=0, atol=tolerance)
+    torch.testing.assert_close(warm.bias, cold.bias, rtol=0, atol=tolerance)
 
 
 def test_class_means_are_numpys(data):
@@ -86,10 +106,12 @@ def test_class_means_are_numpys(data):
     expected = [features[labels == c].double().numpy().mean(0) for c in range(C)]
     np.testing.assert_allclose(means[:C], expected, atol=1e-6)
     assert not means[C].any()
+    directions = fits.class_means(7 * features, labels, C, unit=True)
+    np.testing.assert_allclose(directions, fits.class_means(normalize(features, dim=1), labels, C), atol=1e-6)
 
 
 def test_tau_by_hand(data):
-    fit = fits.logistic(*data, C, 1.0)
+    fit = fits.logistic(*data, C, 0.01)
     for tau in (0.0, 0.4, 1.0):
         rows = torch.stack([w / np.sqrt(float(w @ w)) ** tau for w in fit.weight])
         normalised = fits.tau_normalised(fit, tau)
@@ -99,7 +121,7 @@ def test_tau_by_hand(data):
 
 def test_scales_are_where_no_step_is_downhill(data):
     features, labels = data
-    base, weights = fits.logistic(features, labels, C, 1.0), fits.class_weights(labels, C)
+    base, weights = fits.logistic(features, labels, C, 0.01), fits.class_weights(labels, C)
     fit = fits.learned_scales(base, features, labels, weights)
 
     def loss(weight):
@@ -113,24 +135,23 @@ def test_scales_are_where_no_step_is_downhill(data):
         assert loss((scales + 0.01 * torch.randn(C))[:, None] * base.weight) > loss(fit.weight)
 
 
-def test_the_cosine_classifier_is_where_torchs_gradient_vanishes(data):
+@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+def test_the_cosine_classifier_is_where_torchs_gradient_vanishes(data, l2):
     features, labels = data
     weights = fits.class_weights(labels, C)
-    fit = fits.cosine(features, labels, C, weights)
-    direction, scale = (
-        fit.weight.clone().requires_grad_(),
-        torch.tensor(fit.scale, dtype=torch.float64).requires_grad_(),
-    )
+    fit = fits.cosine(features, labels, C, l2, weights)
+    direction = fit.weight.clone().requires_grad_()
+    scale = torch.tensor(fit.scale, dtype=torch.float64).requires_grad_()
     logits = scale * normalize(features.double(), dim=1) @ normalize(direction, dim=1).T
-    (weights * cross_entropy(logits, labels, reduction="none")).mean().backward()
-    flat = 1e-5 if features.dtype == torch.float64 else 1e-3
+    ((weights * cross_entropy(logits, labels, reduction="none")).mean() + l2 / 2 * scale**2).backward()
+    flat = 1e-5 if features.dtype == torch.float64 else 2e-3
     assert fit.converged and direction.grad.abs().max() < flat and scale.grad.abs() < flat
 
 
 def test_blocks_change_nothing(data, monkeypatch):
-    whole = fits.logistic(*data, C, 1.0)
+    whole = fits.logistic(*data, C, 0.01)
     monkeypatch.setattr(fits, "BLOCK", 5)
-    torch.testing.assert_close(fits.logistic(*data, C, 1.0).weight, whole.weight, rtol=0, atol=1e-3)
+    torch.testing.assert_close(fits.logistic(*data, C, 0.01).weight, whole.weight, rtol=0, atol=1e-3)
 
 
 def test_classifiers_give_the_logits_of_their_fit(data):

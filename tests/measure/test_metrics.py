@@ -6,7 +6,7 @@ import torch
 
 from utils import distributed
 from utils.errors import InputError
-from utils.measure.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
 
 CPU = torch.device("cpu")
 
@@ -43,6 +43,9 @@ def test_accuracy_over_classes_and_shots():
         "many": 50.0,
         "medium": None,
         "few": 100.0,
+        "balanced": 75.0,
+        "worst": 50.0,
+        "harmonic": pytest.approx(200 / 3),
         "per_class": [50.0, 100.0, None],
     }
 
@@ -82,3 +85,23 @@ def test_the_first_loss_that_is_not_finite_is_named(value):
         means.add(1, loss=torch.tensor(loss))
     with pytest.raises(InputError, match=r"Epoch: \[3/9\], step 2: the loss is not finite"):
         means.read()
+
+
+def test_calibration_by_hand():
+    """Three images of confidence 0.9 in one bin, two of them right; one of 0.5, wrong: (|2 - 2.7| + |0 - 0.5|) / 4."""
+    odds = torch.tensor([0.9, 0.9, 0.9, 0.5]).double()
+    logits = torch.stack([odds.log(), (1 - odds).log()], dim=1)
+    calibration = Calibration(CPU)
+    calibration.add(logits[:3], torch.tensor([0, 0, 1]))
+    calibration.add(logits[3:] + torch.tensor([1e-9, 0.0]), torch.tensor([1]))
+    assert calibration.error() == pytest.approx(100 * (0.7 + 0.5) / 4)
+
+
+def test_bins_are_fifteen_and_closed_above():
+    """1/15 is in the first, and what is above in the second: opposite errors of one bin would cancel."""
+    sure = torch.tensor([[0.2, 0.8], [0.21, 0.79]]).double().log()  # 0.8 = 12/15 is the last of bin 12; 0.79 is too
+    calibration = Calibration(CPU)
+    calibration.add(sure, torch.tensor([1, 0]))
+    assert calibration.bins[0].nonzero().tolist() == [[11]]
+    calibration.add(torch.tensor([[0.199, 0.801]]).double().log(), torch.tensor([1]))
+    assert calibration.bins[0].nonzero().tolist() == [[11], [12]]

@@ -22,8 +22,9 @@ from tests.processes import free_port
 from tests.stopping import assert_same_features
 from tests.tiny import IMAGE, TinyEncoder, tiny_model
 from utils.errors import InputError, Stopped
+from utils.measure.extraction import extract_features
 from utils.measure.feature_file import NAME, read_features
-from utils.measure.monitor import MEASURES, Monitor, extract_features, measures
+from utils.measure.monitor import MEASURES, Monitor, measures
 from utils.run import checkpoint
 from utils.run.logger import csv_table
 

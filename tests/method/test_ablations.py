@@ -142,7 +142,7 @@ CHANGES = {
 }
 # In test_datasets.py, test_step.py, test_speed.py, and tests/in_batch.
 ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
-ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views"}
+ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views", "holdout"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():

@@ -75,7 +75,7 @@ def test_what_cannot_be_measured_is_said(pages):
 def test_sections_say_which_epoch_the_features_are_of(pages):
     captions = re.findall(r"<figcaption>(.*)</figcaption>", pages["html"])
     assert len([caption for caption in captions if "run/probe, epoch 2: " in caption]) == 3
-    assert re.search(r"\| run \| epoch \| A \| U \| U_k \|\n.*\n\| .*run/probe \| 2 \| \d", pages["md"])
+    assert re.search(r"\| run \| epoch \| A \| U \| U_k \| NC1 \| NC2 \|\n.*\n\| .*run/probe \| 2 \| \d", pages["md"])
 
 
 def test_the_html_needs_nothing_but_itself(pages):

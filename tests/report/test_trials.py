@@ -141,7 +141,10 @@ def test_a_pattern_that_makes_no_group(pattern, message, runs):
     ("damage", "message"),
     [
         (lambda run: (run / "probe" / "results.json").unlink(), "has no results.json yet"),
-        (lambda run: (run / "probe" / "results.json").write_text("{}"), "'selected' lacks epoch"),
+        (
+            lambda run: (run / "probe" / "results.json").write_text("{}"),
+            "'selected' lacks acc1, per_class",
+        ),
         (lambda run: (run / "args.json").unlink(), "is no run folder"),
         (lambda run: (run / "args.json").write_text("[1"), "not JSON"),
         (lambda run: (run / "args.json").write_text("{}"), "has no 'args'"),

@@ -21,7 +21,7 @@ from tests.checkpoints import make
 
 OLD = ROOT / "tests" / "checkpoints" / "b954aa5"
 # What checkpoints have gained since; the old ones do without.
-VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None)}
+VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None), "args.holdout": type(None)}
 LOADING = {"args.cache": str, "args.batch_views": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 ADDED = {
@@ -29,12 +29,24 @@ ADDED = {
         "queue_grid": int,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
         **{"args.contrast": str, "args.kcl_epochs": type(None)},
-        **{"args.knn_k": type(None), "args.knn_vote": str},
+        **{"args.knn_k": type(None), "args.knn_vote": str, "args.online_probe": str, "args.init_from": type(None)},
         **SCHEDULE,
         **VIEWS,
         **LOADING,
     },
-    "probe": {"args.deterministic": bool, "args.head": str, "args.cos": bool, **SCHEDULE, **VIEWS, **LOADING},
+    "probe": {
+        **{f"args.{name}": bool for name in ("deterministic", "cos", "finetune", "compare_heads")},
+        **{f"args.{name}": str for name in ("head", "sampling", "logit_adjustment")},
+        **{"args.feature_views": int},
+        **{
+            f"results.{choice}.{name}": float
+            for choice in ("selected", "last", "best_on_test")
+            for name in ("balanced", "worst", "harmonic", "ece", "val_balanced")
+        },
+        **SCHEDULE,
+        **VIEWS,
+        **LOADING,
+    },
 }
 # PyTorch 2.4, two threads and a CPU without AVX round otherwise; measured: 2e-6 in a whole run, 1.2e-7 in its rest.
 WHOLE, REST = 1e-5, 1e-6

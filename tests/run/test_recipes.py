@@ -139,7 +139,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.txt"))
 
 
 def script_of(path):
-    return stage2 if path.stem.endswith("probe") else stage1
+    return stage2 if path.stem.endswith(("probe", "drw")) else stage1
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -187,3 +187,6 @@ def test_the_recipes_have_the_papers_and_the_releases_numbers():
     assert [cifar[fact] for fact in facts] == ["batch", 1024, 0.5, True, 0.5e-3, 10, 1000, 6, 128, True]
     assert [release[fact] for fact in facts] == ["batch", 256, 0.05, True, 0.05e-3, 0, 1000, 6, 10, True]
     assert (release["tr"], release["loss_form"], release["kcl_epochs"]) == (25, "release", 0)
+    second = resolved("cifar_ldam_drw")
+    facts = ("finetune", "head", "epochs", "schedule", "lr", "batch_size", "weight_decay", "views")
+    assert [second[fact] for fact in facts] == [True, "ldam", 200, [140, 180, 190], 0.1, 128, 2e-4, "padded"]

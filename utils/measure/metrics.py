@@ -89,7 +89,8 @@ class ClassAccuracy:
         self.hits.index_add_(1, labels, ones.float())
 
     def summary(self, class_counts: np.ndarray) -> dict:
-        """Percent: acc1 and acc5 over images; many, medium, few as means over classes; per_class.
+        """Percent: acc1 and acc5 over images; many, medium, few, balanced (all) as means over classes; the worst class,
+        the harmonic mean over classes (0 if one is 0); per_class.
 
         class_counts: (C,) training images a class, which make the shots. A shot without a class, and a class
         without a test image, gets None. Raises InputError: on all ranks, if a logit is not finite.
@@ -107,8 +108,38 @@ class ClassAccuracy:
         for shot, mask in shots(class_counts).items():
             tested = mask & (images > 0)
             out[shot] = float(per_class[tested].mean()) if tested.any() else None
+        out |= over_classes(per_class[images > 0])
         out["per_class"] = [None if math.isnan(value) else value for value in per_class.tolist()]
         return out
+
+
+def over_classes(per_class: np.ndarray) -> dict[str, float]:
+    """What one number can say of the accuracies of the classes, percent, that have an image."""
+    harmonic = len(per_class) / (1 / per_class).sum() if per_class.all() else 0.0
+    # Rounded: of as many images a class it is the mean over images, and equal hits must not differ in their last bits.
+    balanced = round(float(per_class.mean()), 9)
+    return {"balanced": balanced, "worst": float(per_class.min()), "harmonic": float(harmonic)}
+
+
+class Calibration:
+    """Expected calibration error of logits (Guo et al. 2017), summed over ranks: 15 bins of equal width."""
+
+    BINS = 15
+
+    def __init__(self, device: torch.device):
+        self.bins = torch.zeros(3, self.BINS, device=device, dtype=torch.float64)  # images, confidence, hits
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (N, C), labels (N,)."""
+        confidence, predicted = logits.double().softmax(1).max(1)  # (N,)
+        place = (confidence * self.BINS).ceil().long().clamp(1, self.BINS) - 1  # bins are open at their lower end
+        values = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels).double()])
+        self.bins.index_add_(1, place, values)
+
+    def error(self) -> float:
+        """Mean over the images of |accuracy − confidence| of their bin, in percent."""
+        images, confidence, hits = distributed.sum_over_ranks(self.bins)
+        return float(100 * (hits - confidence).abs().sum() / images.sum())
 
 
 MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many > 100, few < 20

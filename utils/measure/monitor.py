@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from utils import distributed
-from utils.errors import InputError
+from utils.measure.extraction import extract_features
 from utils.measure.feature_file import RunFeatures, write_features
 from utils.measure.features import (
     alignment,
@@ -24,12 +23,14 @@ from utils.measure.features import (
     uniformity,
 )
 from utils.measure.metrics import ClassAccuracy
+from utils.measure.online_probe import OnlineProbe
 from utils.parser import Group, natural, positive_int
 
 # Name in the log -> name on the console.
 KNN = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
 SPREAD = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "nc1": "NC1", "nc2": "NC2"}
 MEASURES = tuple(KNN | SPREAD)
+PROBE = {"probe_top1": "probe", "probe_many": "many", "probe_medium": "medium", "probe_few": "few"}
 REASON = {"reasonability": "R"}  # of targets, where it is known which classes are near in meaning
 # (C, D) each class's target, (C,) cosines of the running centroids to them; None in KCL.
 Assigned = Callable[[], tuple[Tensor, Tensor] | None]
@@ -68,6 +69,15 @@ def add_monitor_arguments(group: Group) -> None:
         help="images: each neighbour one vote, which frequent classes win; class-balanced: divided by how many images "
         "its class has",
     )
+    group.add_argument(
+        "--online-probe",
+        choices=["off", "class-balanced", "adjusted"],
+        default="off",
+        help="train a linear classifier beside the encoder, on its detached features, and show its accuracy after each "
+        "epoch (after each that --monitor-freq measures, if that is given), at the cost of a pass over the validation "
+        "split; the encoder is the same to the bit. class-balanced: every class counts alike; adjusted: the log of the "
+        "classes' share is added to its logits (balanced softmax)",
+    )
 
 
 class Monitor:
@@ -77,6 +87,7 @@ class Monitor:
         every: --monitor-freq; 0: never. class_counts: (C,) training images a class. run_dir: the run folder.
         loaders: of train and val, this rank's share in the evaluation view; empty where it never measures.
         vote: of the kNN. groups: (C,) of classes that are near in meaning, where that is known.
+        online: the classifier of --online-probe.
     """
 
     def __init__(
@@ -87,11 +98,16 @@ class Monitor:
         run_dir: Path,
         vote: Vote = BY_SIZE,
         groups: Sequence[int] | None = None,
+        online: OnlineProbe | None = None,
     ):
         self.every, self.class_counts, self.loaders, self.run_dir = every, class_counts, loaders, run_dir
-        self.vote, self.groups = vote, groups
-        self.names = MEASURES + (tuple(REASON) if groups else ())
+        self.vote, self.groups, self.online = vote, groups, online
+        self.names = (MEASURES + (tuple(REASON) if groups else ()) if every else ()) + (tuple(PROBE) if online else ())
         self.kept: int | None = None  # the epoch whose features this process has written
+
+    def step(self, labels: Tensor) -> dict[str, Tensor]:
+        """After a step of training on images with these labels, (N,): what is logged of it."""
+        return {"probe": self.online.step(labels)} if self.online else {}
 
     def measure(
         self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = lambda: None
@@ -101,20 +117,24 @@ class Monitor:
         Training goes on to the bit as if this had not been: nothing random is drawn that training
         uses, and the batch-norm statistics do not move. Arguments and errors: see `extract_features`.
         """
-        if not self.every:
-            return {}
-        if epochs_done % self.every:
-            return dict.fromkeys(self.names)
-        train, val = (
-            extract_features(encoder, loader, between, f"epoch {epochs_done}, {split}")
-            for split, loader in self.loaders.items()
-        )
-        self._keep(val, epochs_done, assigned)
-        found = measures(*val, *train, self.class_counts, self.vote)
-        if self.groups:
-            targets = assigned()
-            groups = torch.tensor(self.groups, device=val[0].device)
+        found = dict.fromkeys(self.names)
+        if epochs_done % (self.every or 1):
+            return found
+        if self.every:
+            train, val = (
+                extract_features(encoder, loader, between, f"epoch {epochs_done}, {split}")
+                for split, loader in self.loaders.items()
+            )
+            self._keep(val, epochs_done, assigned)
+            found |= measures(*val, *train, self.class_counts, self.vote)
+        if self.every and self.groups:
+            targets, groups = assigned(), torch.tensor(self.groups, device=val[0].device)
             found["reasonability"] = reasonability(targets[0], groups) if targets else None
+        if self.online:
+            where = f"epoch {epochs_done}, val"
+            network = self.online.on(encoder)
+            logits = extract_features(network, self.loaders["val"], between, where, finish=lambda logits: logits)
+            found |= dict(zip(PROBE, top1_of(*logits, self.class_counts), strict=True))
         return found
 
     def finish(self, encoder: nn.Module, epochs_done: int, assigned: Assigned = lambda: None) -> None:
@@ -131,44 +151,6 @@ class Monitor:
             write_features(self.run_dir, RunFeatures(features, labels, counts, epochs_done, *of_targets))
 
 
-@torch.no_grad()
-def extract_features(
-    encoder: nn.Module, loader: Iterable, between: Callable[[], None] = lambda: None, where: str = "this split"
-) -> tuple[Tensor, Tensor]:
-    """Unit features of a split in its order, (n, D) float32, and labels (n,), the same on every rank.
-
-    The encoder's whole output, after the projection head, as in the paper's measures; in eval mode meanwhile, with
-    rank 0's batch-norm statistics, which are those that checkpoints hold. between: called after each batch that every
-    rank has. where: what the split is called in messages. Raises InputError: on all ranks, if a feature is not finite.
-    """
-    was_training = encoder.training
-    distributed.broadcast_buffers(encoder)
-    encoder.eval()
-    features, labels = [], []
-    for number, (images, its_labels) in enumerate(loader):
-        features.append(normalize(encoder(images), dim=1))
-        labels.append(its_labels)
-        if number < loader.on_every_rank:
-            between()
-    encoder.train(was_training)
-    total = len(loader.dataset)
-    whole = _whole_split(torch.cat(features), total)
-    if bad := int((~whole.isfinite().all(dim=1)).sum()):
-        raise InputError(
-            f"{where}: {bad} of {total} images have features that are not finite; the network has diverged: take an "
-            "earlier checkpoint, or train with a smaller --lr"
-        )
-    return whole, _whole_split(torch.cat(labels), total)
-
-
-def _whole_split(share: Tensor, total: int) -> Tensor:
-    """The split's rows from the ranks' shares: rank r has every world-th row, from row r on."""
-    longest = -(-total // distributed.world_size())
-    padded = torch.cat([share, share.new_zeros(longest - len(share), *share.shape[1:])])
-    ranks = distributed.gather(padded).view(distributed.world_size(), longest, *share.shape[1:])
-    return ranks.transpose(0, 1).flatten(0, 1)[:total]
-
-
 def measures(
     features: Tensor,
     labels: Tensor,
@@ -182,13 +164,19 @@ def measures(
     features: (n, D) unit, labels: (n,). bank: (m, D), bank_labels: (m,) of the training split. class_counts: (C,).
     """
     num_classes = len(class_counts)
-    accuracy = ClassAccuracy(num_classes, features.device)
     mine = slice(distributed.rank(), None, distributed.world_size())
     k = vote.k or neighbours_by_size(len(bank))
-    accuracy.add(knn_scores(features[mine], bank, bank_labels, num_classes, k, vote.balanced), labels[mine])
-    top1 = accuracy.summary(class_counts)
-    knn = dict(zip(KNN, (top1[name] for name in ("acc1", "many", "medium", "few")), strict=True))
+    scores = knn_scores(features[mine], bank, bank_labels, num_classes, k, vote.balanced)
+    knn = dict(zip(KNN, top1_of(scores, labels[mine], class_counts), strict=True))
     return knn | spread(features, labels, num_classes)
+
+
+def top1_of(scores: Tensor, labels: Tensor, class_counts: np.ndarray) -> tuple[float | None, ...]:
+    """All, many, medium, few, in percent, of this rank's scores (n, C) and labels (n,)."""
+    accuracy = ClassAccuracy(len(class_counts), scores.device)
+    accuracy.add(scores, labels)
+    found = accuracy.summary(class_counts)
+    return tuple(found[name] for name in ("acc1", "many", "medium", "few"))
 
 
 def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
@@ -201,7 +189,7 @@ def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, floa
 
 def describe_measures(values: dict[str, float | None]) -> str:
     """The console line."""
-    shown = {name: "–" if v is None else f"{v:.{2 if name in KNN else 3}f}" for name, v in values.items()}
+    shown = {name: "–" if v is None else f"{v:.{2 if name in KNN | PROBE else 3}f}" for name, v in values.items()}
     return "val: " + "  ".join(
-        f"{label} {shown[name]}" for name, label in (KNN | SPREAD | REASON).items() if name in shown
+        f"{label} {shown[name]}" for name, label in (KNN | SPREAD | REASON | PROBE).items() if name in shown
     )

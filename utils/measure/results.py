@@ -7,8 +7,12 @@ from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
 
 SHOTS = ("many", "medium", "few")
 SHOT_NOTE = f"many: > {MANY_ABOVE} training images of the class, medium: {FEW_BELOW}-{MANY_ABOVE}, few: < {FEW_BELOW}"
+RULE = (
+    "the best class-balanced accuracy of the validation split; of those that tie the first epoch, or the values with "
+    "the least loss"
+)
 CHOICES = {
-    "selected": "the epoch of the probe with the best validation accuracy",
+    "selected": "the epoch of the probe, or the values of a fitted head, with the best validation accuracy",
     "last": "the last epoch of the probe",
     "best_on_test": "the epoch with the best test accuracy, the release's choice, which flatters",
 }
@@ -21,6 +25,19 @@ def percent(value: float | None) -> str:
 def accuracies(entry: dict) -> list[float | None]:
     """Many, medium, few, all of one entry of results.json."""
     return [*(entry[shot] for shot in SHOTS), entry["acc1"]]
+
+
+def made_with(entry: dict) -> str:
+    """Of an entry: its epoch, or the values of a head that was fitted."""
+    if "values" not in entry:
+        return str(entry["epoch"])
+    return ", ".join(f"{name} {value:g}" for name, value in entry["values"].items()) or "–"
+
+
+def choice_words(choice: str, record: dict) -> str:
+    """`selected (8)` of the contents of a results.json; it says so where the test split has chosen."""
+    flatters = choice == "selected" and record.get("chosen", {}).get("on") == "test"
+    return f"{choice}{' on test' if flatters else ''} ({made_with(record[choice])})"
 
 
 def show_accuracies(title: str, entry: dict) -> None:
@@ -39,9 +56,29 @@ def results_rows(results: dict[str, dict], choices: tuple[str, ...]) -> tuple[li
     """Header and rows of test accuracies: method name -> the contents of its results.json, and choices of the epoch."""
     rows = []
     for (method, record), choice in product(results.items(), choices):
-        entry = record[choice]
-        rows.append([method, f"{choice} ({entry['epoch']})", *map(percent, accuracies(entry))])
-    return ["method", "epoch", *SHOTS, "all"], rows
+        if choice in record:
+            rows.append([method, choice_words(choice, record), *map(percent, accuracies(record[choice]))])
+    return ["method", "epoch or values", *SHOTS, "all"], rows
+
+
+HEADS_NOTE = (
+    "Heads on the features of one encoder, top-1 test accuracy in percent. Each value was chosen by "
+    f"{RULE}; ✓ marks the head that this rule chooses. balanced: the mean over classes; worst: the worst class; "
+    "harmonic: the harmonic mean over classes; ECE: the expected calibration error, 15 bins, of heads with a scale."
+)
+HEADS_HEADER = [*SHOTS, "all", "balanced", "worst", "harmonic", "ECE"]
+
+
+def heads_rows(heads: dict[str, dict], chosen_on: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `heads` of a results.json: title -> entry. chosen_on: see `Data.chosen_on`."""
+    best = max(heads, key=lambda title: heads[title]["val_balanced"])
+    rows = []
+    for title, entry in heads.items():
+        numbers = [*accuracies(entry), *(entry.get(name) for name in ("balanced", "worst", "harmonic", "ece"))]
+        numbers += [entry["val_balanced"]]
+        seconds = "–" if entry.get("seconds") is None else f"{entry['seconds']:.1f}"
+        rows.append([f"{title}{' ✓' if title == best else ''}", made_with(entry), *map(percent, numbers), seconds])
+    return ["head", f"chosen on {chosen_on}", *HEADS_HEADER, chosen_on, "s"], rows
 
 
 def results_table(results: dict[str, dict]) -> str:
@@ -54,10 +91,12 @@ def choose(results: dict, epoch: int, measured: dict[str, dict]) -> bool:
     if not measured:
         return False
     entry = {"epoch": epoch, **measured["test"], "val_acc1": measured["val"]["acc1"]}
+    entry["val_balanced"] = measured["val"].get("balanced", entry["val_acc1"])
     results["last"] = entry
     if "best_on_test" not in results or entry["acc1"] > results["best_on_test"]["acc1"]:
         results["best_on_test"] = entry
-    if "selected" in results and entry["val_acc1"] <= results["selected"]["val_acc1"]:
+    before = results.get("selected")  # of a checkpoint of before, whose validation split was balanced anyway
+    if before and entry["val_balanced"] <= before.get("val_balanced", before["val_acc1"]):
         return False
     results["selected"] = entry
     return True

@@ -43,8 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         print(markdown_section(of_trials[0]), end="")
         return
     runs = named([read_run(path) for path in args.runs])
-    found = [make(runs) for make in (sections.overview, sections.arguments, sections.accuracy, sections.curves)]
-    found += [*of_trials, *sections.features(runs), sections.commands(runs)]
+    found = [make(runs) for make in (sections.overview, sections.arguments, sections.accuracy)]
+    found += [*sections.heads(runs), sections.curves(runs), *of_trials]
+    found += [*sections.features(runs), sections.commands(runs)]
     title = "Report of " + ", ".join(run.name for run in runs)
     page, text = write_report(Path(args.output or args.runs[0]), title, found)
     say(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")

@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from cycler import cycler
 from matplotlib import colormaps, patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -11,8 +12,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
-from utils.measure.results import SHOT_NOTE, SHOTS
-from utils.report.style import COLOURS
+from utils.measure.results import SHOT_NOTE, SHOTS, accuracies
+from utils.report.style import COLOURS, LIGHT
 
 SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches: the letters stay readable when a telephone shows it at 370 px
 NAMED_CLASSES = 20  # more are not named one by one
@@ -128,6 +129,32 @@ def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_ci
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
     return figure
+
+
+def heads_dots(heads: dict[str, dict]) -> Figure:
+    """Each head a line: dots of its many, medium, few and all; title -> entry, as in results.json."""
+    figure, axes = plt.subplots(figsize=(SIZE[0] * 1.5, 0.32 * len(heads) + 1.3), layout="constrained")
+    places = range(len(heads), 0, -1)
+    axes.hlines(places, 0, 100, color="0.5", alpha=0.25, linewidth=0.8)
+    for i, shot in enumerate((*SHOTS, "acc1")):
+        values = np.array([entry[shot] for entry in heads.values()], dtype=float)  # None is nan
+        label, marker = ("all", "D") if shot == "acc1" else (shot, "o^s"[i])
+        axes.scatter(values, places, 34, color=f"C{i}", marker=marker, label=label, linewidth=0, zorder=3)
+    lowest = min(value for entry in heads.values() for value in accuracies(entry) if value is not None)
+    axes.set_yticks(places, list(heads))
+    axes.set(xlabel="test accuracy, %", xlim=(max(0, 10 * int((lowest - 5) / 10)), 101))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def heads_picture(heads: dict[str, dict], path: Path) -> None:
+    """The same as a file of its own."""
+    with plt.rc_context({"axes.prop_cycle": cycler(color=LIGHT)}):
+        figure = heads_dots(heads)
+        figure.savefig(path, dpi=140)
+        plt.close(figure)
 
 
 def per_class_accuracy(results: dict[str, dict], path: Path) -> None:

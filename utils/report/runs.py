@@ -23,12 +23,16 @@ class Stage(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A pre-training and its linear probe, or one of them. results: of the probe, if it ended."""
+    """A pre-training and its linear probe, or one of them.
+
+    results: of the probe, if it ended. heads: the results of --compare-heads beside it.
+    """
 
     name: str
     pretraining: Stage | None
     probe: Stage | None
     results: dict | None
+    heads: dict | None = None
 
     @property
     def stages(self) -> dict[int, Stage]:
@@ -61,7 +65,7 @@ def read_run(path: str | Path) -> Run:
     else:
         pretraining, probe = stage, _only_probe_in(stage.folder)
     results = _read_results(probe.folder / "results.json") if probe else None
-    return Run(str(path).rstrip("/"), pretraining, probe, results)
+    return Run(str(path).rstrip("/"), pretraining, probe, results, comparison_of(stage.folder))
 
 
 def read_stage(folder: Path) -> Stage:
@@ -95,21 +99,48 @@ def _pretraining_of(probe: Stage) -> Stage | None:
 
 
 def _only_probe_in(folder: Path) -> Stage | None:
-    found = [read_stage(path.parent) for path in sorted(folder.glob("*/args.json"))]
-    probes = [stage for stage in found if "pretrained" in stage.args]
+    probes = [stage for stage in _stages_in(folder) if "pretrained" in stage.args and not _compares(stage)]
     if len(probes) > 1:
         names = ", ".join(stage.folder.name for stage in probes)
         raise InputError(f"{folder}: has {len(probes)} probes ({names}); name the one that is meant, {folder}/PROBE")
     return probes[0] if probes else None
 
 
+def comparison_of(folder: Path) -> dict | None:
+    """The results.json of --compare-heads in a folder of a run, the newest if there are several."""
+    found = [stage.folder / "results.json" for stage in _stages_in(folder) if _compares(stage)]
+    newest = max((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
+    return newest and _read_results(newest)
+
+
+def probes_of(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
+    """Folder -> results of the ended probes beside a checkpoint that were trained on it, on the same lists."""
+    found = {}
+    for stage in _stages_in(checkpoint.parent):
+        same = Path(stage.args.get("pretrained") or "").resolve() == checkpoint.resolve()
+        same = same and all(stage.args.get(name) == digest for name, digest in lists.items())
+        if same and stage.epochs and (results := _read_results(stage.folder / "results.json")):
+            found[stage.folder] = results
+    return found
+
+
+def _stages_in(folder: Path) -> list[Stage]:
+    return [read_stage(path.parent) for path in sorted(folder.glob("*/args.json"))]
+
+
+def _compares(stage: Stage) -> bool:
+    return bool(stage.args.get("compare_heads"))
+
+
 def _read_results(path: Path) -> dict | None:
     if not path.exists():
         return None
     results = _read_json(path, "no results")
-    needs = ("epoch", "acc1", "per_class", *SHOTS)
-    for choice in CHOICES:
-        lacking = [name for name in needs if name not in results.get(choice, {})]
+    needs = ("acc1", "per_class", *SHOTS)
+    for choice in [name for name in CHOICES if name == "selected" or name in results]:
+        entry = results.get(choice, {})
+        lacking = [name for name in needs if name not in entry]
+        lacking += [] if {"epoch", "values"} & entry.keys() else ["epoch"]
         if lacking := lacking or {"train_counts"} - results.keys():
             raise InputError(f"{path}: '{choice}' lacks {', '.join(lacking)}, expected what the probe writes")
     return results

@@ -6,7 +6,7 @@ from utils.errors import InputError
 from utils.measure.feature_file import RunFeatures, read_features
 from utils.measure.features import class_centres
 from utils.measure.monitor import SPREAD, spread
-from utils.measure.results import CHOICES, SHOT_NOTE, results_rows
+from utils.measure.results import CHOICES, HEADS_NOTE, SHOT_NOTE, heads_rows, results_rows
 from utils.report import figures as plots
 from utils.report.page import Section, Table
 from utils.report.runs import Run, Stage, differences
@@ -19,9 +19,12 @@ CURVES = {
     "loss": "loss",
     "top1": "contrastive top-1, %",
     "val_knn_top1": "validation kNN top-1, %",
+    "val_probe_top1": "validation top-1 of the online probe, %",
     "val_alignment": "alignment A (lower: tighter)",
     "val_uniformity": "uniformity U (higher: more even)",
     "val_uniformity_k": "neighbourhood uniformity U_k",
+    "val_nc1": "neural collapse NC1 (0: full)",
+    "val_reasonability": "reasonability R of the targets (lower: near in meaning)",
     "target_cosine": "cosine of centroid and target",
     "target_changed": "classes whose target changed, %",
     "lr": "learning rate",
@@ -79,6 +82,17 @@ def accuracy(runs: list[Run]) -> Section:
         caption += f"; only {', '.join(per_class)}, the others have other classes"
     picture = draw("accuracy", caption, plots.accuracy_against_count, per_class, np.array(counts))
     return Section("Test accuracy", text, (table,), (picture,))
+
+
+def heads(runs: list[Run]) -> list[Section]:
+    """The comparison of heads of each run that has one."""
+    sections = []
+    for number, run in enumerate(run for run in runs if run.heads):
+        entries, on = run.heads["heads"], run.heads["chosen"]["on"]
+        picture = draw(f"heads_{number}", f"{run.name}: test accuracy by each head", plots.heads_dots, entries)
+        table = Table(*heads_rows(entries, on), words=2)
+        sections.append(Section(f"Heads of {run.name}", (HEADS_NOTE,), (table,), (picture,)))
+    return sections
 
 
 def curves(runs: list[Run]) -> Section:
@@ -146,7 +160,8 @@ def _centres(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     text = (
         "The head's unit output for the validation split in its evaluation view, by stage 1 after the epoch shown. "
         "A: mean distance of two images of a class, the lower the tighter. U: mean distance of two class centres, "
-        "U_k: to its k nearest, k = 10, of fewer than 31 classes a third of the others; the higher the more even.",
+        "U_k: to its k nearest, k = 10, of fewer than 31 classes a third of the others; the higher the more even. NC1 "
+        "and NC2: neural collapse, of the variance within classes and of the means towards a simplex; 0 is full.",
     )
     tables = (Table(["run", "epoch", *SPREAD.values()], rows),) if rows else ()
     return Section("Class centres", (*(text if rows else ()), *reasons), tables, tuple(pictures))

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from utils.errors import InputError
-from utils.measure.results import CHOICES, SHOTS, accuracies, percent
+from utils.measure.results import CHOICES, SHOTS, accuracies, made_with, percent
 from utils.report.page import Section, Table
 from utils.report.runs import Run, differences, read_run, short_names
 
@@ -103,7 +103,7 @@ def table(groups: list[Group], choice: str) -> tuple[list[str], list[list[str]]]
     runs = [run for group in groups for run in group.runs]
     for folder, run in zip(short_names([run.name for run in runs]), runs, strict=True):
         entry = run.results[choice]
-        rows.append([folder, _seed(run), str(entry["epoch"]), *map(percent, accuracies(entry))])
+        rows.append([folder, _seed(run), made_with(entry), *map(percent, accuracies(entry))])
     measured = [group.accuracy(choice) for group in groups]
     for name, values in zip(names, measured, strict=True):
         rows.append([name, f"{len(values)} trials", "mean ± std", *map(mean_and_std, values.T)])
@@ -145,5 +145,7 @@ def notes(groups: list[Group]) -> list[str]:
 
 
 def section(groups: list[Group]) -> Section:
-    tables = tuple(Table(*table(groups, choice), words=3, title=f"{choice}: {CHOICES[choice]}") for choice in CHOICES)
+    runs = [run for group in groups for run in group.runs]
+    there = [choice for choice in CHOICES if all(choice in run.results for run in runs)]  # a fitted head has but one
+    tables = tuple(Table(*table(groups, choice), words=3, title=f"{choice}: {CHOICES[choice]}") for choice in there)
     return Section("Trials: top-1 test accuracy in percent", (*notes(groups), MEANING), tables)

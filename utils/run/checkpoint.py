@@ -32,6 +32,12 @@ def save_last(run_dir: Path, state: dict, also: tuple[str, ...] = ()) -> None:
     write_whole(run_dir / LAST, lambda file: file.write(data), keep_old=run_dir / PREVIOUS)
 
 
+def save_network(path: Path, model: nn.Module, **entries) -> None:
+    """Write a network alone; entries: besides its weights."""
+    data = _encoded({"state_dict": packed(model), **entries})
+    write_whole(path, lambda file: file.write(data))
+
+
 def _encoded(state: dict) -> memoryview:
     # In memory first: torch's writer aborts the process when a file refuses a write, as on a full disk.
     buffer = io.BytesIO()
@@ -135,7 +141,7 @@ def load_into(
     lacking, extra = set(result.missing_keys) - missing, result.unexpected_keys
     if lacking or extra or not missing <= set(result.missing_keys):
         raise InputError(
-            f"checkpoint {source}: does not fit the model: it lacks {_some(lacking)} and has {_some(extra)} "
+            f"checkpoint {source}: does not fit the model: it lacks {some(lacking)} and has {some(extra)} "
             "besides; check -a, --mlp and --targeted"
         )
 
@@ -151,7 +157,8 @@ def what_is_wrong(value: Tensor, own: Tensor) -> str | None:
     return None if value.to(own.dtype).isfinite().all() else "has a value that is not finite"
 
 
-def _some(keys) -> str:
+def some(keys) -> str:
+    """The first three, and how many more."""
     keys = sorted(keys)
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (", ".join(keys[:3]) + more) or "nothing"

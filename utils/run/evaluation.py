@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from utils import distributed
 from utils.distributed import say
 from utils.files import json_text, write_text
-from utils.measure.metrics import ClassAccuracy, Means, in_top_k, rank_of_label
-from utils.measure.results import CHOICES, choose, show_accuracies
+from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.measure.results import CHOICES, RULE, choose, show_accuracies
 from utils.parser import Group, positive_int
 from utils.run.keeper import Keeper
 from utils.run.logger import Progress, RunLog, describe, open_log
@@ -121,24 +121,25 @@ def validate(
     between: Callable = lambda: None,
     where: str = "this split",
 ) -> dict:
-    """Loss and accuracies of a split in percent: acc1, acc5, many, medium, few, per_class.
+    """Loss, accuracies of a split as `ClassAccuracy.summary` has them, and ece, their calibration error in percent.
 
     between: called after each batch that every rank has. where: what the split is called in messages.
     Raises InputError: on all ranks, if a logit is not finite.
     """
     model.eval()
     accuracy = ClassAccuracy(len(class_counts), speed.device, where)
-    loss = torch.zeros((), device=speed.device)
+    loss, calibration = torch.zeros((), device=speed.device), Calibration(speed.device)
     for number, (images, labels) in enumerate(loader):
         with speed.autocast():
             logits = model(images)
         assert logits.dtype == torch.float32, "half-precision logits tie, and a tie is no hit"
         accuracy.add(logits, labels)
+        calibration.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
         if number < loader.on_every_rank:
             between()
     mean = float(distributed.sum_over_ranks(loss)) / len(loader.dataset)
-    return {"loss": mean, **accuracy.summary(class_counts)}
+    return {"loss": mean, **accuracy.summary(class_counts), "ece": calibration.error()}
 
 
 def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured: dict, progress: Progress) -> None:
@@ -152,14 +153,23 @@ def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured
     say(f"{epoch_means.where}  {describe(means)}  {accuracies}lr {rate:.4g}  ETA {progress.eta()}")
 
 
-def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray) -> None:
-    """Write results.json, show the table and say what there is. args: of the run, as args.json has them."""
+def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen: dict) -> None:
+    """Write results.json. args: of the run, as args.json has them. chosen: on which split, from what."""
     record = {name: args[name] for name in ("dataset", "arch", "seed", "pretrained")}
-    record |= {name: results[name] for name in CHOICES}
-    record["train_counts"] = class_counts.tolist()
+    record |= {"chosen": {"rule": RULE, **chosen}, **results, "train_counts": class_counts.tolist()}
     if distributed.is_main():
         write_text(run_dir / "results.json", json_text(record, indent=2) + "\n")
+
+
+def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen_on: str) -> None:
+    """Write results.json, show the table and say what there is.
+
+    args: of the run, as args.json has them. chosen_on: see `Data.chosen_on`.
+    """
+    epochs = sorted({*range(args["eval_freq"], args["epochs"] + 1, args["eval_freq"]), args["epochs"]})
+    write_results(run_dir, args, results, class_counts, {"on": chosen_on, "from": {"epoch": epochs}})
     for name in CHOICES:
-        show_accuracies(f"test, {name} (epoch {results[name]['epoch']})", results[name])
+        words = " on test" if name == "selected" and chosen_on == "test" else ""
+        show_accuracies(f"test, {name}{words} (epoch {results[name]['epoch']})", results[name])
     files = f"args.json, log.jsonl, epochs.csv, last.pth.tar, {BEST}, results.json"
     say(f"wrote {run_dir}: {files}, train/ val/ test/ (TensorBoard)")

@@ -38,6 +38,22 @@ def check_resume(resume: str | None, run_dir: Path) -> None:
         )
 
 
+def check_fit(resume: str | None, run_dir: Path) -> None:
+    """The same of a run that has no checkpoints of its own, as it takes but seconds: --resume auto does it anew.
+
+    Raises:
+        InputError: the folder holds results, or a run with checkpoints; or there is a checkpoint to go on from.
+    """
+    if resume not in (None, "auto"):
+        raise InputError(f"--resume {resume}: a head that is fitted has no checkpoint to go on from; leave it out")
+    if candidates(run_dir):
+        raise InputError(f"{run_dir}: holds a run that was trained; --run-dir or --name names another folder")
+    if (run_dir / "results.json").exists() and resume is None:
+        raise InputError(
+            f"{run_dir}: holds results already; --resume auto makes them anew, --run-dir or --name goes elsewhere"
+        )
+
+
 def candidates(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, the newest first."""
     kept = sorted(run_dir.glob("checkpoint_*.pth.tar"), reverse=True)

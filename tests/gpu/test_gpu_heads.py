@@ -1,0 +1,47 @@
+"""Fitted heads and the online probe on a CUDA device. Skipped without one."""
+
+import pytest
+import torch
+
+from moco.heads.choice import Split, Task, choose
+from moco.heads.fitted import Problem
+from tests.cuda import NEEDS_CUDA
+from tests.gpu.test_gpu_steps import CUDA
+from tests.heads.test_choice import COUNTS, FITTED, clouds, task
+from tests.measure.test_online_probe import Encoder
+from utils.measure.online_probe import OnlineProbe
+from utils.run.speed import Speed
+
+pytestmark = NEEDS_CUDA
+
+
+@pytest.mark.parametrize(("name", "sampling", "adjustment"), [way for way in FITTED if way[0] not in ("target", "own")])
+def test_a_head_is_the_cpus(name, sampling, adjustment):
+    train = clouds(COUNTS, 1)
+    problem = Problem(train.features.double().to(CUDA), train.labels.to(CUDA), torch.tensor(COUNTS))
+    splits = {split: Split(clouds([20] * 4, seed), CUDA) for split, seed in (("val", 2), ("test", 3))}
+    ours = choose(name, sampling, adjustment, Task(problem, splits, Speed(CUDA), "val"))
+    theirs = choose(name, sampling, adjustment, task())
+    assert ours.entry["values"] == theirs.entry["values"]
+    for key, value in theirs.classifier.state_dict().items():
+        torch.testing.assert_close(ours.classifier.state_dict()[key].cpu(), value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_the_online_probe_is_the_cpus_and_nothing_waits(adjusted):
+    torch.manual_seed(0)
+    encoder, counts, y = Encoder(), torch.tensor([6, 2, 1]), torch.arange(9) % 3
+    x, weights = torch.randn(9, 5), []
+    for device in (torch.device("cpu"), CUDA):
+        network = encoder.to(device)
+        probe = OnlineProbe(network, counts, adjusted).to(device)
+        network(x.to(device))
+        labels = y.to(device)
+        if device == CUDA:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            probe.step(labels)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        weights.append(probe.weight.detach().cpu())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,125 @@
+"""--online-probe: it learns, the encoder does not notice, and it goes on as it was."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import main_moco_supcon_imba as stage1
+from tests.processes import free_port
+from tests.stopping import assert_stops_change_nothing, log_of
+from utils.errors import InputError
+from utils.measure.online_probe import OnlineProbe
+from utils.run import checkpoint
+
+COUNTS = torch.tensor([6, 2, 1])
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_a_step_is_sgds_on_standardised_features(adjusted):
+    torch.manual_seed(0)
+    encoder, x, y = Encoder(), torch.randn(9, 5), torch.arange(3).repeat_interleave(COUNTS)
+    probe = OnlineProbe(encoder, COUNTS, adjusted)
+    weight = torch.zeros(3, 4, requires_grad=True)
+    encoder(x)
+    probe.step(y)
+    z = encoder.body(x).detach()
+    z = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() / 2
+    logits = z @ weight.T
+    # PyTorch's weighted mean: every class counts alike.
+    even = {} if adjusted else {"weight": 1 / COUNTS}
+    cross_entropy(logits + adjusted * (COUNTS / 9).log(), y, **even).backward()
+    torch.testing.assert_close(probe.weight, -3.0 * weight.grad)
+    assert not any(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_both_views_of_a_batch_count():
+    encoder, y = Encoder(), torch.tensor([0, 1, 2])
+    probe, twice = (OnlineProbe(encoder, COUNTS, False) for _ in range(2))
+    x = torch.randn(3, 5)
+    encoder(torch.cat([x, x + 1]))
+    probe.step(y)
+    twice.step(y.repeat(2))
+    assert torch.equal(probe.weight, twice.weight)
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    encoder, x, y = Encoder(), torch.randn(8, 5), torch.arange(8) % 3
+    probe = OnlineProbe(encoder, COUNTS, False)
+    probe.standardise.eval()  # statistics of a batch are each rank's own
+    encoder(x[rank::2])
+    probe.step(y[rank::2])
+    torch.save(probe.weight.detach(), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_step_as_one(tmp_path):
+    mp.spawn(one_of_two, (free_port(), str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    encoder, x, y = Encoder(), torch.randn(8, 5), torch.arange(8) % 3
+    probe = OnlineProbe(encoder, COUNTS, False)
+    probe.standardise.eval()
+    encoder(x)
+    probe.step(y)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), probe.weight.detach())
+
+
+FOUR = "--epochs 4 --resume auto"
+
+
+@pytest.mark.parametrize("mode", ["class-balanced", "adjusted"])
+@pytest.mark.parametrize("contrast", ["queue", "batch"])
+def test_the_encoder_is_the_same_to_the_bit(mode, contrast, flags, batch_flags, tmp_path):
+    words = [*(flags if contrast == "queue" else [*batch_flags, "--contrast", "batch"]), *FOUR.split()]
+    for name, more in (("with", ["--online-probe", mode]), ("without", [])):
+        stage1.main([*words, *more, "--run-dir", str(tmp_path / name)])
+    ours, plain = (checkpoint.load(tmp_path / name / "last.pth.tar") for name in ("with", "without"))
+    assert all(torch.equal(ours["state_dict"][name], weight) for name, weight in plain["state_dict"].items())
+    log = log_of(tmp_path / "with")
+    assert [record["loss"] for record in log] == [record["loss"] for record in log_of(tmp_path / "without")]
+    assert all(0 <= record["val"]["probe_top1"] <= 100 and record["probe"] >= 0 for record in log)
+    assert log[-1]["probe"] > 30  # by chance 10, and of the most frequent class 36
+    assert set(log[-1]["val"]) == {"probe_top1", "probe_many", "probe_medium", "probe_few"}
+    assert "online_probe" in ours and "online_probe" not in plain
+
+
+def test_it_is_measured_when_the_features_are(flags, tmp_path):
+    words = [*flags, *FOUR.split(), "--online-probe", "adjusted", "--monitor-freq", "2"]
+    stage1.main([*words, "--run-dir", str(tmp_path)])
+    seen = [record["val"]["probe_top1"] is not None for record in log_of(tmp_path)]
+    assert seen == [False, True, False, True] and "knn_top1" in log_of(tmp_path)[0]["val"]
+
+
+def test_it_goes_on_from_any_step(flags, tmp_path, monkeypatch):
+    words = [*flags, *FOUR.split(), "--online-probe", "class-balanced"]
+    assert_stops_change_nothing(stage1.main, words, tmp_path, monkeypatch, (3, 12))
+    ours, theirs = (log_of(tmp_path / name) for name in ("run", "whole"))
+    assert [(r["probe"], r["val"]) for r in ours] == [(r["probe"], r["val"]) for r in theirs]
+
+
+def test_a_damaged_one_is_refused():
+    probe = OnlineProbe(Encoder(), COUNTS, False)
+    for found in (1, {}, {"state_dict": {}}, OnlineProbe(Encoder(), COUNTS[:2], False).state()):
+        with pytest.raises(InputError, match="checkpoint x: its online_probe does not fit"):
+            probe.restore(found, "x")
+
+
+def test_class_weights_are_of_mean_1_over_images():
+    probe = OnlineProbe(Encoder(), COUNTS, False)
+    assert np.average(probe.class_weight, weights=COUNTS) == pytest.approx(1)

@@ -1,0 +1,96 @@
+"""--init-from: stage 1 from given weights, key by key."""
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+import main_moco_supcon_imba as stage1
+from moco.encoders import get_encoder
+from moco.pretrained import start_from
+from utils.errors import InputError
+from utils.run import checkpoint
+
+ONE = "--epochs 1 --schedule"
+
+
+@pytest.fixture
+def encoder():
+    return get_encoder("resnet20", 8)(num_classes=16)
+
+
+def backbone(network) -> dict:
+    return {name: weight for name, weight in network.state_dict().items() if not name.startswith("fc.")}
+
+
+@pytest.mark.parametrize("kind", ["state dict", "safetensors", "stage 1"])
+def test_both_encoders_start_there(kind, encoder, flags, tsc_run, tmp_path, capsys):
+    """Before the first step; the heads are those of any run of the seed."""
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "state dict":
+        torch.save(encoder.state_dict(), path)
+    if kind == "safetensors":
+        save_file(encoder.state_dict(), path)
+    if kind == "stage 1":
+        path = tsc_run / "last.pth.tar"
+        encoder.load_state_dict({
+            name.removeprefix("module.encoder_q."): weight
+            for name, weight in checkpoint.read(path)["state_dict"].items() if name.startswith("module.encoder_q.")
+        }, strict=False)  # fmt: skip
+    start, fresh = (get_encoder("resnet20", 8)(num_classes=16) for _ in range(2))
+    copies = [start, fresh]
+    said = start_from(copies, path, "resnet20")
+    expected = backbone(encoder)
+    assert f"{len(expected)} of the encoder's {len(expected)} tensors" in said and "random still: nothing" in said
+    assert all(torch.equal(backbone(copy)[name], weight) for copy in copies for name, weight in expected.items())
+    run = tmp_path / "run"
+    stage1.main([*flags, *ONE.split(), "--lr", "1e-30", "--wd", "0", "--init-from", str(path), "--run-dir", str(run)])
+    assert "init: " in capsys.readouterr().out
+    written = checkpoint.unpacked(checkpoint.load(run / "last.pth.tar"))
+    assert torch.equal(written["encoder_q.layer3.2.conv2.weight"], expected["layer3.2.conv2.weight"])
+    torch.testing.assert_close(written["encoder_k.layer3.2.conv2.weight"], expected["layer3.2.conv2.weight"])
+
+
+def test_torchvisions_own_weights_and_a_small_stem_that_stays_random():
+    source = torchvision.models.resnet18(weights=None)
+    network = get_encoder("resnet18_small", 32)(num_classes=8)
+    before = network.conv1.weight.clone()
+    path = "w.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moco.pretrained.read_encoder", lambda _: (backbone(source), None))
+        said = start_from([network], path, "resnet18_small")
+    assert "left in it: conv1.weight; random still: conv1.weight" in said
+    assert torch.equal(network.conv1.weight, before)
+    assert torch.equal(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_a_resumed_run_has_its_own_weights(encoder, flags, tmp_path, capsys):
+    torch.save(encoder.state_dict(), tmp_path / "w.pth")
+    words = [*flags, "--init-from", str(tmp_path / "w.pth"), "--resume", "auto", "--run-dir", str(tmp_path / "run")]
+    stage1.main([*words, "--epochs", "1"])
+    capsys.readouterr()
+    stage1.main([*words, "--epochs", "2", "--override"])
+    assert "init: " not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"other.weight": torch.ones(3)}, "nothing in it fits --arch resnet20: it has other.weight, expected"),
+        ({"conv1.weight": torch.ones(2, 2)}, "nothing in it fits"),
+        ({"bn1.num_batches_tracked": torch.tensor(3)}, "nothing in it fits"),
+        ({"conv1.weight": torch.full((16, 3, 3, 3), torch.nan)}, "conv1.weight has a value that is not finite"),
+        ({"state_dict": {"conv1.weight": torch.ones(16, 3, 3, 3)}, "arch": "resnet32"}, "trained with --arch resnet32"),
+    ],
+)
+def test_what_fits_in_nothing_is_refused(weights, message, flags, tmp_path):
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        stage1.main([*flags, "--init-from", str(tmp_path / "w.pth"), "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "last.pth.tar").exists()
+
+
+def test_a_file_that_is_not_there_is_said_before_the_start(flags, tmp_path):
+    with pytest.raises(InputError, match=r"--init-from absent.pth: no such file"):
+        stage1.main([*flags, "--init-from", "absent.pth", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
