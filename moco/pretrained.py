@@ -25,17 +25,13 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     Raises:
         InputError: as `checkpoint.read`; no encoder inside.
     """
-    state = _read_safetensors(Path(path)) if Path(path).suffix == SAFETENSORS else checkpoint.read(path)
-    if "state_dict" not in state:
-        state = {"state_dict": state}
-    checkpoint.check_tensors(state["state_dict"], path)
-    weights = checkpoint.unpacked(state)
+    weights, arch = _read_weights(Path(path))
     if any(key.startswith(QUERY) for key in weights):
         weights = {key.removeprefix(QUERY): value for key, value in weights.items() if key.startswith(QUERY)}
     weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     if not weights:
         raise InputError(f"checkpoint {path}: has no encoder, expected encoder_q.* or a network's plain state dict")
-    return weights, state.get("arch")
+    return weights, arch
 
 
 def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -44,15 +40,21 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
     Raises:
         InputError: as `checkpoint.read`; its `fc` is a projection head, of another number of classes, or not linear.
     """
-    state = _read_safetensors(Path(path)) if Path(path).suffix == SAFETENSORS else checkpoint.read(path)
-    state = state if "state_dict" in state else {"state_dict": state}
-    checkpoint.check_tensors(state["state_dict"], path)
-    weights = checkpoint.unpacked(state)
+    weights, _ = _read_weights(Path(path))
     fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
     if fc.keys() != {"weight", "bias"} or len(fc["bias"]) != num_classes:
         found = "a projection head" if any(key.startswith(QUERY) for key in weights) else f"fc with {sorted(fc)}"
         raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
     return fc["weight"].float(), fc["bias"].float()
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """All of a file's tensors by their keys, without `module.`, and its own word for the architecture."""
+    state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read(path)
+    if "state_dict" not in state:
+        state = {"state_dict": state}
+    checkpoint.check_tensors(state["state_dict"], path)
+    return checkpoint.unpacked(state), state.get("arch")
 
 
 def _read_safetensors(path: Path) -> dict:

@@ -8,7 +8,7 @@ from moco.heads.flags import ways
 from utils.distributed import say
 from utils.errors import InputError
 from utils.files import write_text
-from utils.measure.results import HEADS_NOTE, SHOT_NOTE, heads_rows, markdown
+from utils.measure.results import HEADS_NOTE, SHOT_NOTE, best_of, heads_rows, markdown
 from utils.report.figures import heads_picture
 from utils.report.runs import probes_of
 from utils.run.evaluation import write_results
@@ -73,8 +73,3 @@ def beside(checkpoint: Path, lists: dict[str, str]) -> dict[str, dict]:
         before = {"val_balanced": entry["val_acc1"]}  # of a run that did not say it, whose split was balanced anyway
         found[f"{folder.name} (trained)"] = {**about, **before, **entry, "seconds": None}
     return found
-
-
-def best_of(heads: dict[str, dict]) -> str:
-    """The title of the one with the best balanced accuracy on validation, the first of those that tie."""
-    return max(heads, key=lambda title: heads[title]["val_balanced"])

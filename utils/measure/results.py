@@ -69,9 +69,14 @@ HEADS_NOTE = (
 HEADS_HEADER = [*SHOTS, "all", "balanced", "worst", "harmonic", "ECE"]
 
 
+def best_of(heads: dict[str, dict]) -> str:
+    """The title of the one with the best balanced accuracy on validation, the first of those that tie."""
+    return max(heads, key=lambda title: heads[title]["val_balanced"])
+
+
 def heads_rows(heads: dict[str, dict], chosen_on: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of `heads` of a results.json: title -> entry. chosen_on: see `Data.chosen_on`."""
-    best = max(heads, key=lambda title: heads[title]["val_balanced"])
+    best = best_of(heads)
     rows = []
     for title, entry in heads.items():
         numbers = [*accuracies(entry), *(entry.get(name) for name in ("balanced", "worst", "harmonic", "ece"))]
