@@ -44,13 +44,18 @@ def features_of(
         random_views = views if split == "train" else 0
         images = data.open_decoded(split, data.train_view() if random_views else data.eval_view(), seed)
         spec, how = data.spec, [data.crop_scale, data.spec.jitter, data.device_aug] if random_views else []
-        its = about | {"list": images.digest, "transform": [spec.view, data.image_size, *how]}
+        # A list of the same names under another root may be of other images.
+        its = about | {
+            "list": images.digest,
+            "root": str(images.root.resolve()),
+            "transform": [spec.view, data.image_size, *how],
+        }
         its |= {"statistics": [data.spec.mean, data.spec.std], "views": [random_views, seed if random_views else None]}
         path = folder / f"{split}{f'_{views}_views' if random_views else ''}.safetensors"
         found[split] = kept_features(
             path, its, lambda images=images, n=random_views: _extract(data, images, encoder, n, place, speed)
         )
-        if empty := int((found[split].features.square().sum(1) == 0).sum()):
+        if empty := int((torch.linalg.vector_norm(found[split].features, dim=1) == 0).sum()):
             say(f"note: {split}: {empty} images have features of length 0, which no head can tell apart")
     if missing := data.spec.num_classes - len(found["val"].labels.unique()):
         say(f"note: {missing} of {data.spec.num_classes} classes have no validation image: the others choose")

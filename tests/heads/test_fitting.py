@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import main_lincls_imba as stage2
@@ -64,7 +65,6 @@ def test_one_head_is_that_of_the_comparison_and_is_measured_again(head, words, c
     theirs = results_of(compared)["heads"][title]
     assert record["selected"] == {name: theirs[name] for name in record["selected"]}
     assert record["chosen"]["from"] == theirs["from"]
-    capsys.readouterr()
     stage2.main([*probe_flags, "--evaluate", "--resume", str(tmp_path / "model_best.pth.tar")])
     assert f"test, epoch 0: top-1 {theirs['acc1']:.2f}" in capsys.readouterr().out
 
@@ -234,3 +234,17 @@ def test_a_checkpoint_of_another_data_set(tmp_path, monkeypatch, words, capsys):
     assert "left out: target (checkpoint" in (said := capsys.readouterr().out)
     assert "has targets of 10 classes, expected 3)" in said
     assert [len(entry["per_class"]) for entry in results_of(tmp_path / "heads")["heads"].values()] == [3] * 9
+
+
+def test_features_of_images_under_another_root_are_made_anew(tmp_path, monkeypatch, words, capsys):
+    """The same list and the same names, other pixels."""
+    three.register(monkeypatch)
+    shutil.copy(words[-1], tmp_path / "last.pth.tar")
+    for name, turned in (("one", False), ("other", True)):
+        (tmp_path / name).mkdir()
+        folder = three.write(tmp_path / name)
+        for path in folder.glob("*.png") if turned else ():
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+        mine = f"--dataset three --data-root {folder} --splits {folder} -j 0 -b 8 --device cpu --head ncm --resume auto"
+        stage2.main([*mine.split(), "--pretrained", str(tmp_path / "last.pth.tar")])
+    assert capsys.readouterr().out.count("is of another root; made anew") == 3
