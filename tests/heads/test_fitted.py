@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from moco.heads import fitted
-from moco.heads.fitted import SHIFTS, Way
-from tests.heads.test_choice import COUNTS, C, D, task
+from moco.heads import HEADS, Head, fitted
+from moco.heads.choice import Split, Task, choose
+from moco.heads.classifiers import linear_classifier
+from moco.heads.fitted import SHIFTS, Candidate, Problem, Way
+from tests.heads.test_choice import COUNTS, CPU, C, D, task
+from utils.measure.kept_features import Features
+from utils.run.speed import Speed
 
 
 @pytest.mark.parametrize("head", [fitted.logistic, fitted.cosine])
@@ -42,3 +46,16 @@ def test_the_nearest_mean_is_numpys_by_cosine_and_by_distance():
     assert (by_distance.classifier(points).argmax(1).numpy() == distances.argmin(1)).all()
     cosines = normalize(points, dim=1).numpy() @ normalize(torch.tensor(directions), dim=1).numpy().T
     assert (by_cosine.classifier(points).argmax(1).numpy() == cosines.argmax(1)).all()
+
+
+def test_validation_chooses_and_test_has_no_say(monkeypatch):
+    """Class 0 is all there is on val, class 1 on test: who always answers 0 is chosen, and is wrong for all of test."""
+    answers = [linear_classifier(torch.zeros(2, 1), torch.tensor(bias)) for bias in ([0.0, 1], [1.0, 0])]
+    together = [Candidate({"answer": 1 - number}, classifier) for number, classifier in enumerate(answers)]
+    monkeypatch.setitem(HEADS, "toy", Head("", fit=lambda problem, way: iter([together])))
+    splits = {
+        name: Split(Features(torch.ones(6, 1), torch.full((6,), c)), CPU) for c, name in enumerate(("val", "test"))
+    }
+    problem = Problem(torch.ones(2, 1), torch.arange(2), torch.tensor([1, 1]))
+    entry = choose("toy", "instance", "off", Task(problem, splits, Speed(CPU), "val")).entry
+    assert entry["values"] == {"answer": 0} and (entry["val_acc1"], entry["acc1"]) == (100, 0)
