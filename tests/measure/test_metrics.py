@@ -105,3 +105,11 @@ def test_bins_are_fifteen_and_closed_above():
     assert calibration.bins[0].nonzero().tolist() == [[11]]
     calibration.add(torch.tensor([[0.199, 0.801]]).double().log(), torch.tensor([1]))
     assert calibration.bins[0].nonzero().tolist() == [[11], [12]]
+
+
+def test_errors_of_two_bins_do_not_cancel():
+    """Too sure by 0.9 in one bin, too unsure by 0.4 in another: (0.9 + 0.4) / 2, and not their difference."""
+    odds = torch.tensor([0.9, 0.6]).double()
+    calibration = Calibration(CPU)
+    calibration.add(torch.stack([odds.log(), (1 - odds).log()], dim=1), torch.tensor([1, 0]))
+    assert calibration.error() == pytest.approx(100 * (0.9 + 0.4) / 2)
