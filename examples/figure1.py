@@ -21,9 +21,10 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 import main_moco_supcon_imba as stage1
-from imagenet_inat import digits, options
+from imagenet_inat import options
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.loaders import open_splits
+from imagenet_inat.sets import digits
 from moco.methods import trained
 from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file

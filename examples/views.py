@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from imagenet_inat.digits import load_digits
+from imagenet_inat.sets.digits import load_digits
 from moco.loader import VIEWS, train_transform
 from utils import errors
 from utils.distributed import say

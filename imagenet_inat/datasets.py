@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_inat import digits
+from imagenet_inat.sets import digits, fashion
 
 LISTS_ROOT = Path(__file__).parent / "data"
 CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance": 100.0}
@@ -39,7 +39,9 @@ class DatasetSpec:
     superclasses: the group of each class, of classes that are near in meaning, where the set has such.
     imbalance, largest: of a set that is made, images and lists below --data-root (see `made_folders`): its
         default imbalance and its largest class.
-    write: writes these for (--data-root, imbalance), unless they are there.
+    most: the largest class that --largest may ask for; 0: it is fixed.
+    write: writes these for (--data-root, imbalance, --largest), unless they are there.
+    place: where images that are not made are, for --data-root.
     """
 
     name: str
@@ -61,7 +63,9 @@ class DatasetSpec:
     superclasses: tuple[int, ...] | None = None
     imbalance: float | None = None
     largest: int = 0
-    write: Callable[[Path, float], object] | None = None
+    most: int = 0
+    write: Callable[[Path, float, int | None], object] | None = None
+    place: Callable[[Path], Path] | None = None
 
     def list_name(self, split: str) -> str:
         """The file name of the list that serves as train, val or test."""
@@ -151,6 +155,22 @@ REGISTRY = {
             largest=digits.TRAIN_LARGEST,
             write=digits.prepare,
         ),
+        DatasetSpec(
+            name="fashion",
+            set_name=fashion.SET_NAME,
+            num_classes=fashion.NUM_CLASSES,
+            mean=(0.286, 0.286, 0.286),
+            std=(0.353, 0.353, 0.353),
+            source="Fashion-MNIST's IDX files",
+            image_size=28,
+            arch="lenet",
+            view="grey",
+            imbalance=100.0,
+            largest=1000,
+            most=6000 - fashion.VAL_PER_CLASS,
+            write=fashion.prepare,
+            place=fashion.place,
+        ),
     )
 }
 
@@ -173,6 +193,11 @@ def names() -> list[str]:
 def imbalances() -> dict[str, float]:
     """The sets that are made, and at which imbalance by default."""
     return {name: spec.imbalance for name, spec in REGISTRY.items() if spec.imbalance}
+
+
+def largest() -> dict[str, int]:
+    """The sets whose largest class can be chosen, and what it is by default."""
+    return {name: spec.largest for name, spec in REGISTRY.items() if spec.most}
 
 
 def row(name: str) -> DatasetSpec:

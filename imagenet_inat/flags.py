@@ -26,6 +26,14 @@ def add_list_arguments(group: Parser | Group) -> None:
         help=f"{', '.join(made)}: largest class ÷ smallest, 1 (balanced) to the images of a class "
         f"(default: {', '.join(f'{imbalance:g} for {name}' for name, imbalance in made.items())})",
     )
+    largest = datasets.largest()
+    group.add_argument(
+        "--largest",
+        type=positive_int,
+        metavar="N",
+        help=f"{', '.join(largest)}: training images of the largest class "
+        f"(default: {', '.join(f'{count} for {name}' for name, count in largest.items())}, for CPUs; 5900 are all)",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +48,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-root",
         default="data",
         metavar="DIR",
-        help="folder that the split lists' paths start from; digits are written there",
+        help="folder that the split lists' paths start from; digits are written there; fashion is looked for there, "
+        "then where Debian's package dataset-fashion-mnist has it, else downloaded",
     )
     add_list_arguments(group)
     group.add_argument(

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from imagenet_inat import cache
 from imagenet_inat.cache import Pixels
 from imagenet_inat.lists.format import read_split
+from imagenet_inat.sets import idx
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError, one_line
@@ -42,6 +43,25 @@ def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndar
     flat = paths.copy()
     flat[inside] = [f"{folder}/".encode() + paths[i].rsplit(b"/", 1)[1] for i in inside]
     return flat, f"{folder}/ without class folders"
+
+
+def is_there(root: Path, path: str) -> bool:
+    """Whether the file of a list's path is there, or the IDX file that the path leads into."""
+    return idx.found((root / path).parent).is_file() if idx.is_inside(path) else (root / path).is_file()
+
+
+def open_rgb(root: Path, path: str) -> Image.Image:
+    """The decoded image of a list's path: a file, or one in an IDX file.
+
+    Raises:
+        InputError: an IDX file that is none, or holds no such image.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: a file that Pillow cannot read.
+    """
+    if idx.is_inside(path):
+        return Image.fromarray(idx.image(root, path)).convert("RGB")
+    with Image.open(root / path) as image:
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
 
 
 class LongTailDataset(Dataset):
@@ -87,7 +107,7 @@ class LongTailDataset(Dataset):
         self.pixels: Pixels | None = None  # see `keep_decoded`
         self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
         first = self.root / self.paths[0].decode()
-        if not first.is_file():
+        if not is_there(self.root, self.paths[0].decode()):
             raise InputError(
                 f"{first}: no such image, the first of {self.list_file}; --data-root must be the "
                 "folder that the list's paths start from"
@@ -166,9 +186,7 @@ class LongTailDataset(Dataset):
     def _from_file(self, index: int) -> Image.Image:
         path = self.root / self.paths[index].decode()
         try:
-            with Image.open(path) as image:
-                image.load()
-                return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
+            return open_rgb(self.root, self.paths[index].decode())
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: not a readable image, {self.line(index)} ({error})") from None
 

@@ -14,7 +14,7 @@ from imagenet_inat.datasets import CUSTOM, DatasetSpec, row
 from imagenet_inat.holdout import held_out
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
-from imagenet_inat.whereabouts import Lists, find_lists, resolve_imbalance
+from imagenet_inat.whereabouts import Lists, find_lists, resolve_imbalance, resolve_largest
 from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from moco.views.batch import BatchViews
 from utils.devices import device_named
@@ -102,13 +102,21 @@ def fill_in(args: argparse.Namespace) -> None:
     view_named(args.views, args.crop_scale)
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
-    args.imbalance = resolve_imbalance(spec, args.imbalance)
+    args.largest = resolve_largest(spec, args.largest)
+    args.imbalance = resolve_imbalance(spec, args.imbalance, args.largest)
 
 
 def before(args: argparse.Namespace) -> dict:
     """The data's arguments in checkpoints that do not say them, as they were: see `load_run`."""
     views = "thumbnail" if args.dataset in ("cifar10", "cifar100") else row(args.dataset).view
-    return {"views": views, "crop_scale": None, "statistics": None, "holdout": None, "batch_views": False}
+    return {
+        "views": views,
+        "crop_scale": None,
+        "statistics": None,
+        "holdout": None,
+        "batch_views": False,
+        "largest": None,
+    }
 
 
 def data_of(args: argparse.Namespace) -> Data:
@@ -118,7 +126,7 @@ def data_of(args: argparse.Namespace) -> Data:
         InputError: the training list, which says how many classes there are, is not there, or is none.
     """
     spec = row(args.dataset)
-    lists = find_lists(spec, args, args.imbalance)
+    lists = find_lists(spec, args, args.imbalance, args.largest)
     num_classes = spec.num_classes or getattr(args, "num_classes", None)  # the latter: counted before the run began
     if not num_classes:
         lists.need("train")
@@ -165,7 +173,8 @@ def data_name(args: argparse.Namespace) -> str:
 def command_line(script: str, args: argparse.Namespace, **flags) -> str:
     """A command to type next on the same data as these arguments."""
     names = ["dataset", "arch", "data_root", "image_size"]
-    names += [name for name in ("splits", "train_txt", "val_txt", "test_txt", "imbalance") if getattr(args, name)]
+    lists = ("splits", "train_txt", "val_txt", "test_txt", "imbalance", "largest")
+    names += [name for name in lists if getattr(args, name)]
     names += ["views"] if args.views != row(args.dataset).view else []
     names += [name for name in ("crop_scale", "statistics", "holdout") if getattr(args, name)]
     flags = {name: getattr(args, name) for name in names} | flags

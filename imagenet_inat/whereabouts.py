@@ -25,15 +25,19 @@ class Lists(NamedTuple):
             raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
 
 
-def find_lists(spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None) -> Lists:
-    """The lists as --data-root, --splits and --<split>-txt name them, else by their names; digits are written at
-    first use. A list that serves as two splits may be given under either name."""
+def find_lists(
+    spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None, largest: int | None = None
+) -> Lists:
+    """The lists as --data-root, --splits and --<split>-txt name them, else by their names; those of digits and fashion
+    are written at first use. A list that serves as two splits may be given under either name."""
     data_root = args.data_root or "data"
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
     if spec.write:
-        spec.write(root, imbalance)
+        spec.write(root, imbalance, largest)
     if spec.imbalance:
-        root, folder = made_folders(spec.set_name, root, imbalance)
+        root, folder = made_folders(spec.set_name, root, imbalance, largest)
+    if spec.place:
+        root = spec.place(Path(data_root))
     folder = Path(args.splits or folder)
     given = {split: getattr(args, f"{split}_txt") for split in SPLITS}
     if spec.val_split == spec.test_split:
@@ -47,12 +51,27 @@ def find_lists(spec: DatasetSpec, args: argparse.Namespace, imbalance: float | N
     return Lists(root, files, get)
 
 
-def resolve_imbalance(spec: DatasetSpec, given: float | None) -> float | None:
-    """The imbalance of the lists, None where fixed; raises InputError: out of range, or given where fixed."""
+def resolve_largest(spec: DatasetSpec, given: int | None) -> int | None:
+    """The images of the largest class, None where fixed; raises InputError: out of range, or given where fixed."""
+    if not spec.most:
+        if given is not None:
+            chosen = ", ".join(datasets.largest())
+            raise InputError(f"--largest {given}: the largest class of {spec.name} is fixed; it is for {chosen}")
+        return None
+    if given and given > spec.most:
+        raise InputError(f"--largest {given}: expected at most {spec.most}, the others are for validation")
+    return given or spec.largest
+
+
+def resolve_imbalance(spec: DatasetSpec, given: float | None, largest: int | None = None) -> float | None:
+    """The imbalance of the lists, None where fixed; raises InputError: out of range, or given where fixed.
+
+    largest: images of the largest class, where that can be chosen.
+    """
     if spec.imbalance is None and given is not None:
         made = ", ".join(datasets.imbalances())
         raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; it is for {made}")
     imbalance = given or spec.imbalance
-    if imbalance and not 1 <= imbalance <= spec.largest:
-        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {spec.largest}")
+    if imbalance and not 1 <= imbalance <= (most := largest or spec.largest):
+        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {most}")
     return imbalance

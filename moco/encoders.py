@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import max_pool2d, pad, relu
 
 from utils.errors import InputError, first_line
 
@@ -57,6 +57,35 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))  # (N, num_classes)
 
 
+class LeNet(nn.Module):
+    """LeNet's plan with 3×3 convolutions, batch norm and a wider hidden layer, for small images on a CPU.
+
+    What it sees keeps its place in the image, one of 3 × 3, which helps where images are aligned. Maps are pooled
+    before they are normalised: there is a quarter of them to do.
+    """
+
+    def __init__(self, num_classes: int = 1000):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (self._convolution(*of) for of in ((3, 32), (32, 64), (64, 64)))
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(width) for width in (32, 64, 64))
+        self.hidden, self.bn4 = nn.Linear(576, 256, bias=False), nn.BatchNorm1d(256)
+        self.fc = nn.Linear(256, num_classes)
+
+    @staticmethod
+    def _convolution(width_in: int, width_out: int) -> nn.Conv2d:
+        convolution = nn.Conv2d(width_in, width_out, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        return convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.bn1(max_pool2d(self.conv1(x), 2)))  # (N, 32, H/2, W/2)
+        x = relu(self.bn2(max_pool2d(self.conv2(x), 2)))  # (N, 64, H/4, W/4)
+        third = x.shape[-1] // 3
+        x = max_pool2d(self.conv3(x), x.shape[-1] - 2 * third, third)
+        x = relu(self.bn3(x))  # (N, 64, 3, 3)
+        return self.fc(relu(self.bn4(self.hidden(x.flatten(1)))))  # (N, num_classes)
+
+
 def _small(arch: str, num_classes: int = 1000) -> nn.Module:
     """torchvision's network for small images: a 3×3 first convolution of stride 1, and no pooling after it."""
     network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
@@ -67,6 +96,7 @@ def _small(arch: str, num_classes: int = 1000) -> nn.Module:
 
 
 OWN = {
+    "lenet": LeNet,
     "resnet20": functools.partial(CifarResNet, 3),
     "resnet32": functools.partial(CifarResNet, 5),
     "resnet18_small": functools.partial(_small, "resnet18"),

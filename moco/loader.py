@@ -67,6 +67,7 @@ VIEWS = {
         cutout=0.5,
         help="of classifiers of small images (PaCo, BCL, RIDE): shifted crop, flip, AutoAugment, Cutout",
     ),
+    "grey": View(Crop((0.4, 1.0)), None, _whole, help="small grey images: crops of 40 to 100 %, flip"),
     "digit": View(
         Shift(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="signs: small rotation, shift, scale, contrast; no flip"
     ),

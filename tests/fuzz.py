@@ -16,7 +16,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from imagenet_inat import digits
+from imagenet_inat.sets import digits
 from utils.errors import InputError
 
 SECONDS = 60  # longer is a hang

@@ -11,8 +11,8 @@ from tests import ROOT
 ROOMS = (
     *("utils", "utils.measure", "utils.run", "utils.report"),
     *("moco.targets", "moco.losses", "moco.views", "moco", "moco.methods", "moco.heads"),
-    *("imagenet_inat.lists", "imagenet_inat", "imagenet_inat.splits"),
-    *("", "examples", "benchmarks", "benchmarks.gpu"),
+    *("imagenet_inat.lists", "imagenet_inat.sets", "imagenet_inat", "imagenet_inat.splits"),
+    *("", "examples", "examples.results", "benchmarks", "benchmarks.gpu"),
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_FILES = 250, 50, 13
 

@@ -90,7 +90,10 @@ def split_text(paths: list[str], labels: list[int]) -> str:
     return "".join(f"{path} {label}\n" for path, label in zip(paths, labels, strict=True))
 
 
-def made_folders(set_name: str, data_root: Path, imbalance: float) -> tuple[Path, Path]:
-    """Of a set that is made: the folder that its lists' paths start from, and the folder of the lists."""
+def made_folders(set_name: str, data_root: Path, imbalance: float, largest: int | None = None) -> tuple[Path, Path]:
+    """Of a set that is made: the folder that its lists' paths start from, and the folder of the lists.
+
+    largest: images of the largest class, where --largest says so.
+    """
     root = Path(data_root) / set_name
-    return root, root / f"imbalance_{imbalance:g}"
+    return root, root / (f"imbalance_{imbalance:g}" + (f"_largest_{largest}" if largest else ""))

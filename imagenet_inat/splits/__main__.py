@@ -15,7 +15,7 @@ from pathlib import Path
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, names, row
 from imagenet_inat.flags import add_list_arguments
 from imagenet_inat.lists.profiles import PROFILES
-from imagenet_inat.options import find_lists, resolve_imbalance
+from imagenet_inat.options import find_lists, resolve_imbalance, resolve_largest
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import Plan, make_inat, make_split
@@ -116,7 +116,8 @@ def run_verify(args: argparse.Namespace) -> None:
     spec = row(args.name)
     if args.decode and not args.data_root:
         raise InputError("--decode opens images: say where they are with --data-root")
-    lists = find_lists(spec, args, resolve_imbalance(spec, args.imbalance))
+    largest = resolve_largest(spec, args.largest)
+    lists = find_lists(spec, args, resolve_imbalance(spec, args.imbalance, largest), largest)
     wrong = verify(spec, lists.files, lists.get, lists.root if args.data_root else None, args.decode)
     print(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong" if wrong else "nothing is wrong")
     if wrong:

@@ -9,8 +9,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
-from imagenet_inat.images import in_found_layout
+from imagenet_inat.images import in_found_layout, is_there, open_rgb
+from imagenet_inat.sets import idx
 from imagenet_inat.splits.findings import Findings, some
+from utils.errors import InputError
 
 THREADS, CHUNK = 32, 256  # CHUNK: images a task
 
@@ -25,7 +27,7 @@ def check_images(
     paths, layout = in_found_layout(root, listed, spec.flat_folder)
     names = [path.decode() for path in paths.tolist()]
     wrong: dict[str, list[str]] = {}  # what is wrong -> images
-    for path, fault in zip(names, _in_threads(lambda path: _fault(root / path, decode), names, name), strict=True):
+    for path, fault in zip(names, _in_threads(lambda path: _fault(root, path, decode), names, name), strict=True):
         if fault:
             kind = fault.split(":")[0]
             wrong.setdefault(kind, []).append(path + fault.removeprefix(kind))
@@ -43,17 +45,16 @@ def _has_class_folders(folder: Path, names: list[str]) -> bool:
     return flat and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
-def _fault(path: Path, decode: bool) -> str:
-    """What is wrong with an image file, "" if nothing."""
+def _fault(root: Path, path: str, decode: bool) -> str:
+    """What is wrong with an image, "" if nothing."""
     try:
-        if not path.is_file():
+        if not is_there(root, path):
             return "missing"
-        if path.stat().st_size == 0:
+        if not idx.is_inside(path) and (root / path).stat().st_size == 0:
             return "empty"
         if decode:
-            with Image.open(path) as image:
-                image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            open_rgb(root, path)
+    except (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"unreadable: {error}"
     return ""
 

@@ -22,12 +22,13 @@ def run(run_dir: Path, args: dict, task: Task) -> None:
     """Fit all heads that the checkpoint can have; write and show the table, the picture and results.json.
 
     Args:
-        args: of the run, as args.json has them.
+        args: of the run, as args.json has them; pretrained: None, of features that no checkpoint made.
     """
     heads = compare(task)
     if not heads:
-        raise InputError(f"checkpoint {args['pretrained']}: no head could be fitted to its features, as said above")
-    heads |= beside(Path(args["pretrained"]), {name: args[name] for name in LISTS})
+        raise InputError(f"{args['pretrained'] or run_dir}: no head could be fitted to its features, as said above")
+    if args["pretrained"]:
+        heads |= beside(Path(args["pretrained"]), {name: args[name] for name in LISTS})
     best = {name: value for name, value in heads[best_of(heads)].items() if name not in OF_COMPARISON}
     chosen = {"on": task.chosen_on, "from": {"head": [*heads]}}
     write_results(run_dir, args, {"selected": best, "heads": heads}, task.counts, chosen)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from imagenet_inat import digits
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import read_split
+from imagenet_inat.sets import digits
 from moco.loader import Normalise, TwoCropsTransform, eval_transform, train_transform
 from tests import ROOT
 from utils.errors import InputError

@@ -7,9 +7,9 @@ import torch
 from matplotlib.image import imread
 
 from examples import figure1
-from imagenet_inat import digits
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.lists.format import read_split
+from imagenet_inat.sets import digits
 
 
 @pytest.fixture

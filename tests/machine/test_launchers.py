@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import main_moco_supcon_imba as stage1
-from imagenet_inat import digits
+from imagenet_inat.sets import digits
 from tests import ROOT
 from utils.errors import InputError
 from utils.parser import parse

@@ -3,7 +3,7 @@
 import pytest
 
 import main_moco_supcon_imba as stage1
-from imagenet_inat import digits
+from imagenet_inat.sets import digits
 
 
 @pytest.fixture(scope="session")

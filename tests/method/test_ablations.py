@@ -140,8 +140,18 @@ CHANGES = {
     "crop_scale": ("", "--crop-scale 0.5 1"),
     "statistics": ("", "--statistics digits"),
 }
-# In test_datasets.py, test_step.py, test_speed.py, and tests/in_batch.
-ELSEWHERE = {"dataset", "imbalance", "assignment_interval", "amp", "channels_last", "compile", "tf32", "deterministic"}
+# In tests/data, test_step.py, test_speed.py, and tests/in_batch.
+ELSEWHERE = {
+    "dataset",
+    "imbalance",
+    "largest",
+    "assignment_interval",
+    "amp",
+    "channels_last",
+    "compile",
+    "tf32",
+    "deterministic",
+}
 ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views", "holdout"}
 
 

@@ -76,3 +76,25 @@ def test_one_image_a_process_is_too_few_where_batch_norm_sees_one_number():
     with pytest.raises(InputError, match="cannot train on 1 4-px images a process"):
         get_encoder("resnet20", 4, batch=1)
     get_encoder("resnet20", 8, batch=1)
+
+
+@pytest.mark.parametrize("side", [12, 16, 28, 32])
+def test_lenet_keeps_a_grid_of_three_whatever_the_image(side):
+    network = get_encoder("lenet", side)(num_classes=7)
+    assert network(torch.randn(2, 3, side, side)).shape == (2, 7) and network.hidden.in_features == 64 * 3 * 3
+
+
+def test_lenet_tells_where_something_is():
+    """The same spot in two corners; a network that ends in a mean over places would hardly tell them apart."""
+    torch.manual_seed(0)
+    network = get_encoder("lenet", 28)(num_classes=7).eval()
+    corners = torch.zeros(2, 3, 28, 28)
+    corners[0, :, 4:8, 4:8] = corners[1, :, 20:24, 20:24] = 1
+    maps = network.conv1(corners)
+    assert torch.allclose(maps[0, :, 4:8, 4:8], maps[1, :, 20:24, 20:24], atol=1e-6)
+    assert (network(corners)[0] - network(corners)[1]).abs().max() > 1e-3
+
+
+def test_an_image_too_small_for_lenet_is_refused():
+    with pytest.raises(InputError, match="cannot train on 2 8-px images a process"):
+        get_encoder("lenet", 8)

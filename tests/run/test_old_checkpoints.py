@@ -21,7 +21,8 @@ from tests.checkpoints import make
 
 OLD = ROOT / "tests" / "checkpoints" / "b954aa5"
 # What checkpoints have gained since; the old ones do without.
-VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None), "args.holdout": type(None)}
+VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None)}
+VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
 LOADING = {"args.cache": str, "args.batch_views": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 ADDED = {

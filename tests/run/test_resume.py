@@ -12,7 +12,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from imagenet_inat import digits
+from imagenet_inat.sets import digits
 from tests import ROOT
 from tests.stopping import FOUR_EPOCHS, STEPS, assert_same_end, assert_stops_change_nothing, log_of, stopped_run
 from utils.errors import InputError, Stopped

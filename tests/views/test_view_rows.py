@@ -30,6 +30,7 @@ PUBLISHED = {
     "cifar": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR],
     "simclr": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR, T.RandomApply([Blur()], p=0.5)],
     "padded": [T.Resize((32, 32)), T.RandomCrop(32, padding=4), FLIP],
+    "grey": [T.RandomResizedCrop(32, scale=(0.4, 1)), FLIP],
     "autoaugment": [T.Resize((32, 32)), T.RandomCrop(32, padding=4), FLIP, T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)],
 }
 
@@ -65,7 +66,7 @@ def test_cutout_is_a_square_about_any_pixel_that_the_border_cuts_off():
 
 def test_small_images_are_evaluated_whole_and_photographs_in_their_centre():
     small, large = photograph(32, 32), photograph(90, 70)
-    for name in ("cifar", "padded", "autoaugment", "thumbnail"):
+    for name in ("cifar", "padded", "autoaugment", "thumbnail", "grey"):
         assert torch.equal(eval_transform(name, 32)(small), to_pixels(small))
     for name in ("photo", "simclr"):
         theirs = T.Compose([T.Resize(round(32 * 256 / 224)), T.CenterCrop(32)])(large)

@@ -41,7 +41,7 @@ def add_model_group(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "-a",
         "--arch",
-        help="a torchvision network with an fc head; or for small images resnet20, resnet32, resnet18_small, "
+        help="a torchvision network with an fc head; or for small images lenet, resnet20, resnet32, resnet18_small, "
         "resnet50_small (default: the data set's)",
     )
     return group

@@ -32,8 +32,11 @@ def train_counts(imbalance: float) -> list[int]:
     return class_sizes("exp", NUM_CLASSES, imbalance, TRAIN_LARGEST)
 
 
-def prepare(data_root: Path, imbalance: float) -> tuple[Path, Path]:
-    """Write images and lists under data_root unless they are there; returns their places, as `made_folders`."""
+def prepare(data_root: Path, imbalance: float, largest: None = None) -> tuple[Path, Path]:
+    """Write images and lists under data_root unless they are there; returns their places, as `made_folders`.
+
+    largest: it is TRAIN_LARGEST.
+    """
     root, splits = made_folders("digits_LT", data_root, imbalance)
     write_folder(root / "images", _write_images)
     write_folder(splits, lambda folder: _write_lists(folder, imbalance))

@@ -1,0 +1,119 @@
+"""Fashion-MNIST with a long tail: its IDX files are read where they lie, only the lists are written.
+
+60,000 training and 10,000 test images of 28 × 28 grey pixels, ten classes of clothes (Xiao et al. 2017). All test
+images are test, 100 training images of each class are validation, and of the others class c keeps largest · ρ^(−c/9),
+as the field cuts CIFAR. Which ones is fixed: seeds are of training, not of the split.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import FashionMNIST
+
+from imagenet_inat.lists.format import made_folders, split_text
+from imagenet_inat.lists.known import MADE, write_lists
+from imagenet_inat.lists.profiles import class_sizes, cut
+from imagenet_inat.sets import idx
+from utils.distributed import say
+from utils.errors import InputError
+from utils.files import write_folder
+
+SET_NAME, NUM_CLASSES = "Fashion_MNIST_LT", 10
+VAL_PER_CLASS, SPLIT_SEED = 100, 0
+TRAIN, TEST = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
+SHA256 = {  # of what is in the files: archives of the same content differ
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+
+
+def place(data_root: Path) -> Path:
+    """The folder of the IDX files: --data-root, torchvision's below it, Debian's; else they are downloaded.
+
+    Raises:
+        InputError: they are nowhere, and cannot be downloaded.
+    """
+    downloaded = Path(data_root) / "FashionMNIST" / "raw"
+    places = (Path(data_root), downloaded, DEBIAN)
+    for folder in places:
+        if any(idx.found(folder / name).is_file() for name in SHA256):
+            return folder
+    try:
+        FashionMNIST(str(data_root), download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"Fashion-MNIST is not in {', '.join(map(str, places))}, and cannot be downloaded ({error}); put its four "
+            f"files *-ubyte.gz into {data_root}, or on Debian and Ubuntu: apt-get install dataset-fashion-mnist"
+        ) from None
+    return downloaded
+
+
+def prepare(data_root: Path, imbalance: float, largest: int) -> None:
+    """Write the lists under data_root, unless they are there.
+
+    largest: training images of the largest class.
+
+    Raises:
+        InputError: as `place`; a file that is none; too few images of a class; lists that were cut from other labels.
+    """
+    folder = place(data_root)
+    lists = made_folders(SET_NAME, data_root, imbalance, largest)[1]
+    labels = {name: idx.content(idx.found(folder / name)) for _, name in (TRAIN, TEST)}
+    digest = hashlib.sha256(b"".join(labels.values())).hexdigest()
+    write_folder(lists, lambda draft: _write_lists(draft, folder, imbalance, largest, digest))
+    try:
+        made = json.loads((lists / MADE).read_text(encoding="utf-8")).get("labels")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{lists / MADE}: cannot be read ({error}); delete {lists}, it is made anew") from None
+    if made != digest:
+        raise InputError(f"{lists}: its lists were cut from other labels than those in {folder}; delete it to cut anew")
+
+
+def _write_lists(draft: Path, folder: Path, imbalance: float, largest: int, digest: str) -> None:
+    labels = {}
+    for part in (TRAIN, TEST):
+        files = [idx.found(folder / name) for name in part]
+        images, labels[part] = idx.read(files[0], 3), idx.read(files[1], 1)
+        if len(images) != len(labels[part]):
+            raise InputError(f"{files[0]}: {len(images)} images, but {len(labels[part])} labels in {files[1].name}")
+        _note_others(dict(zip(part, files, strict=True)))
+    sizes = class_sizes("exp", NUM_CLASSES, imbalance, largest)
+    _check(labels[TRAIN], sizes, idx.found(folder / TRAIN[1]))
+    of_class = [[_path(TRAIN, i) for i in np.flatnonzero(labels[TRAIN] == c)] for c in range(NUM_CLASSES)]
+    parts = cut(of_class, sizes, VAL_PER_CLASS, 0, SPLIT_SEED)
+    parts["test"] = [_path(TEST, i) for i in range(len(labels[TEST]))], labels[TEST].tolist()
+    texts = {f"{SET_NAME}_{split}.txt": split_text(*part) for split, part in parts.items()}
+    made = {"source": str(folder), "profile": "exp", "imbalance": imbalance, "largest": largest, "labels": digest}
+    write_lists(draft, texts, made)
+
+
+def _path(part: tuple[str, str], number: int) -> str:
+    return f"{part[0]}/{number:05d}"
+
+
+def _note_others(files: dict[str, Path]) -> None:
+    for name, file in files.items():
+        found = hashlib.sha256(idx.content(file)).hexdigest()
+        if found != SHA256[name]:
+            say(f"note: {file} is not Fashion-MNIST's (SHA-256 {found[:16]}…, not {SHA256[name][:16]}…); it is taken")
+
+
+def _check(labels: np.ndarray, sizes: list[int], file: Path) -> None:
+    """Raises InputError unless each class, 0 to 9, has its training images besides those of validation."""
+    counts = np.bincount(labels, minlength=NUM_CLASSES)
+    if len(counts) != NUM_CLASSES:
+        raise InputError(f"{file}: has the label {len(counts) - 1}, expected 0 to {NUM_CLASSES - 1}")
+    for label, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        if size + VAL_PER_CLASS > count:
+            raise InputError(
+                f"{file}: class {label} has {count} images, expected {size + VAL_PER_CLASS}: {size} to train on and "
+                f"{VAL_PER_CLASS} for validation; take a smaller --largest"
+            )

@@ -1,0 +1,187 @@
+"""Fashion-MNIST's row: its IDX files, found, checked and cut; images of noise in their place."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.images import LongTailDataset
+from imagenet_inat.lists.format import made_folders
+from imagenet_inat.sets import fashion, idx
+from imagenet_inat.splits import __main__ as splits
+from imagenet_inat.whereabouts import find_lists, resolve_imbalance, resolve_largest
+from tests.idx_files import write_idx, write_parts
+from utils.errors import InputError
+
+SPEC = REGISTRY["fashion"]
+LARGEST, RHO = 30, 10
+SIZES = [30, 23, 17, 13, 10, 8, 6, 5, 3, 3]  # int(30 · 10^(−c/9))
+
+
+def refuse(*_, **__):
+    raise URLError("no network")
+
+
+@pytest.fixture(autouse=True)
+def nowhere_else(monkeypatch, tmp_path):
+    """Neither Debian's files nor a download."""
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(fashion, "FashionMNIST", refuse)
+    idx._kept.cache_clear()
+
+
+def lists_of(data_root: Path):
+    args = Namespace(data_root=str(data_root), splits=None, train_txt=None, val_txt=None, test_txt=None)
+    return find_lists(SPEC, args, RHO, LARGEST)
+
+
+def images_of(data_root: Path, split: str) -> LongTailDataset:
+    root, files, _ = lists_of(data_root)
+    return LongTailDataset(root, files[split], 10, np.asarray)
+
+
+def test_a_tail_is_cut_and_each_image_is_the_files(tmp_path):
+    write_parts(tmp_path, 140, 4)
+    train_labels = idx.read(tmp_path / "train-labels-idx1-ubyte.gz", 1)
+    test_labels = idx.read(tmp_path / "t10k-labels-idx1-ubyte.gz", 1)
+    train, val, test = (images_of(tmp_path, split) for split in ("train", "val", "test"))
+    assert train.class_counts.tolist() == SIZES
+    assert val.class_counts.tolist() == [100] * 10 and len(test) == 40
+    assert not {*train.paths.tolist()} & {*val.paths.tolist()}
+    for images, part, labels in (
+        (train, "train", train_labels),
+        (val, "train", train_labels),
+        (test, "t10k", test_labels),
+    ):
+        pixels = idx.read(tmp_path / f"{part}-images-idx3-ubyte.gz", 3)
+        for i in range(len(images)):
+            picture, label = images[i]
+            number = int(images.paths[i].decode().split("/")[1])
+            assert picture.shape == (28, 28, 3) and (picture == pixels[number][..., None]).all()
+            assert label == labels[number]
+
+
+@pytest.mark.parametrize("place", [".", "FashionMNIST/raw", "debian"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_the_files_are_found_where_they_lie(place, suffix, tmp_path):
+    write_parts(tmp_path / place, 140, 1, suffix)
+    assert lists_of(tmp_path).root == tmp_path / place
+    assert images_of(tmp_path, "train")[0][0].shape == (28, 28, 3)
+
+
+def test_a_download_is_the_last_resort(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        fashion, "FashionMNIST", lambda root, download: write_parts(Path(root) / "FashionMNIST/raw", 140, 1)
+    )
+    assert lists_of(tmp_path).root == tmp_path / "FashionMNIST" / "raw"
+
+
+def test_nowhere_is_said_with_what_to_do(tmp_path):
+    with pytest.raises(
+        InputError, match=r"not in .*debian, and cannot be downloaded .*apt-get install dataset-fashion"
+    ):
+        lists_of(tmp_path)
+    assert not (tmp_path / SPEC.set_name).exists()
+
+
+def test_other_files_of_the_kind_are_taken_with_a_line(tmp_path, capsys):
+    """As of MNIST; said once, when the lists are cut."""
+    write_parts(tmp_path, 140, 1)
+    lists_of(tmp_path)
+    assert capsys.readouterr().out.count("is not Fashion-MNIST's (SHA-256") == 4
+    lists_of(tmp_path)
+    assert not capsys.readouterr().out
+
+
+def test_lists_are_not_used_with_other_labels_than_those_they_were_cut_from(tmp_path):
+    write_parts(tmp_path, 140, 1)
+    lists_of(tmp_path)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(1400, dtype=np.uint8) % 10)
+    with pytest.raises(InputError, match=r"cut from other labels than those in .*; delete it to cut anew"):
+        lists_of(tmp_path)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def add_an_image(file: Path) -> None:
+    write_idx(file, np.zeros((1401, 28, 28), np.uint8))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train-images-idx3-ubyte", Path.unlink, "no such file, with or without .gz"),
+        ("t10k-labels-idx1-ubyte", Path.unlink, "no such file"),
+        ("train-images-idx3-ubyte", cut_short, "cut off"),
+        ("train-labels-idx1-ubyte", lambda file: file.write_bytes(b""), "cut off|begins with , expected 00000801"),
+        ("train-images-idx3-ubyte", lambda file: write_idx(file, np.zeros(5, np.uint8)), "begins with 00000801"),
+        ("train-images-idx3-ubyte", add_an_image, "1401 images, but 1400 labels"),
+        ("train-labels-idx1-ubyte", lambda file: write_idx(file, np.full(1400, 11, np.uint8)), "has the label 11"),
+        ("train-labels-idx1-ubyte", lambda file: write_idx(file, np.zeros(1400, np.uint8)), "class 1 has 0 images"),
+    ],
+)
+def test_damaged_files_are_named_and_no_list_is_written(name, damage, message, suffix, tmp_path):
+    write_parts(tmp_path, 140, 1, suffix)
+    damage(tmp_path / f"{name}{suffix}")
+    with pytest.raises(InputError, match=message):
+        lists_of(tmp_path)
+    assert not any(tmp_path.glob(f"{SPEC.set_name}/imbalance*"))
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    write_parts(tmp_path, 140, 1)
+    lists_of(tmp_path)
+    record = made_folders(SPEC.set_name, tmp_path, RHO, LARGEST)[1] / "made.json"
+    record.write_text("{")
+    with pytest.raises(InputError, match=r"made.json: cannot be read .*delete"):
+        lists_of(tmp_path)
+
+
+def test_an_image_that_the_file_does_not_hold(tmp_path):
+    write_parts(tmp_path, 140, 1)
+    with pytest.raises(InputError, match="no image 01400, it holds 1400"):
+        idx.image(tmp_path, "train-images-idx3-ubyte/01400")
+
+
+def test_verify_knows_the_lists_and_opens_the_images(tmp_path, capsys):
+    write_parts(tmp_path, 140, 2)
+    flags = f"--data-root {tmp_path} --imbalance {RHO} --largest {LARGEST} --decode"
+    splits.main(["verify", "fashion", *flags.split()])
+    out = capsys.readouterr().out
+    assert out.count("the known list, byte for byte") == 3 and "all 1,000 opened" in out and "nothing is wrong" in out
+
+
+def test_verify_finds_an_image_file_that_is_gone(tmp_path, capsys):
+    write_parts(tmp_path, 140, 2)
+    lists_of(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(SystemExit):
+        splits.main(
+            ["verify", "fashion", "--data-root", str(tmp_path), "--imbalance", str(RHO), "--largest", str(LARGEST)]
+        )
+    assert "20 of 20 images missing" in capsys.readouterr().out
+
+
+def test_how_large_the_largest_class_may_be():
+    assert resolve_largest(SPEC, None) == 1000 and resolve_largest(SPEC, 5900) == 5900
+    with pytest.raises(InputError, match="--largest 6000: expected at most 5900, the others are for validation"):
+        resolve_largest(SPEC, 6000)
+    with pytest.raises(InputError, match="--largest 50: the largest class of digits is fixed; it is for fashion"):
+        resolve_largest(REGISTRY["digits"], 50)
+    assert resolve_imbalance(SPEC, 50, 50) == 50
+    with pytest.raises(InputError, match="--imbalance 51: expected 1 to 50"):
+        resolve_imbalance(SPEC, 51, 50)
+
+
+def test_the_record_says_how_it_was_cut(tmp_path):
+    write_parts(tmp_path, 140, 1)
+    lists_of(tmp_path)
+    made = json.loads((made_folders(SPEC.set_name, tmp_path, RHO, LARGEST)[1] / "made.json").read_text())
+    assert (made["imbalance"], made["largest"], made["source"]) == (RHO, LARGEST, str(tmp_path))
