@@ -36,13 +36,13 @@ def pages(reported_run, tmp_path_factory):
 def test_both_pages_show_every_section(kind, pages):
     titles = re.findall(r"<h2>(.*)</h2>|^## (.*)$", pages[kind], re.MULTILINE)
     assert ["".join(title) for title in titles] == [
-        *("Runs", "Arguments that differ", "Test accuracy", "Curves"),
-        *("Class centres", "Classes and their targets", "Map of the features", "Commands"),
+        *("Test accuracy", "Curves", "Class centres", "Classes and their targets", "Map of the features"),
+        *("Runs", "Commands", "Arguments"),
     ]
 
 
 def test_arguments_that_differ_and_no_others(pages):
-    section = pages["md"].split("## Arguments that differ")[1].split("##")[0]
+    section = pages["md"].split("### Those that differ")[1].split("<details>")[0]
     rows = [line.split(" | ")[0].strip("| ") for line in section.strip().splitlines()[2:]]
     assert rows == ["dataset (stage 1)", "tw (stage 1)"]
     assert re.search(r"\| tw \(stage 1\) \| 0.2 \| 0.7 \|", section)

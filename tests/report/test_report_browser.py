@@ -24,12 +24,22 @@ DARK, LIGHT = 0, 1  # Blink's preferredColorScheme
 # Run in the page of a copy of the report: what a reader could stumble over, told to the page around it.
 PROBE = """<script>
 addEventListener("load", () => {
+  const folds = [...document.querySelectorAll("details")], inside = folds.map((e) => e.querySelector("table"));
+  const place = (e) => document.querySelector(e).getBoundingClientRect();
+  const first = {
+    title: document.querySelector("h2").textContent,
+    below: [place("table").bottom, place("img").top].filter((y) => y > innerHeight),
+    folded: inside.map((e) => !e.checkVisibility()),
+  };
+  folds.forEach((e) => { e.open = true });
   const wide = [...document.querySelectorAll("body *")].filter(
     (e) => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1);
   const pictures = [...document.images];
-  const letters = [...document.querySelectorAll("p, td, th, figcaption, h1, h2")].map(
+  const letters = [...document.querySelectorAll("p, td, th, figcaption, summary, h1, h2")].map(
     (e) => parseFloat(getComputedStyle(e).fontSize));
   parent.postMessage(JSON.stringify({
+    first,
+    unfolded: inside.map((e) => e.checkVisibility()),
     width: innerWidth,
     pictures: pictures.length,
     empty: pictures.filter((p) => !p.complete || p.naturalWidth < 100 || p.width < 250).length,
@@ -56,8 +66,10 @@ def page(reported_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     other = folder / "<img src=x onerror=alert(1)>"
     shutil.copytree(reported_run, other)
-    args = (other / "args.json").read_text()
-    (other / "args.json").write_text(args.replace('"tw": 0.2', '"tw": "' + 80 * "long" + '"'))
+    about = json.loads((other / "args.json").read_text())
+    about["args"] |= {"tw": 80 * "long", "views": other.name}
+    about["command"] = f"python '{other.name}.py' --views '{other.name}' --tw {80 * 'long'}"
+    (other / "args.json").write_text(json.dumps(about))
     report.main([str(reported_run), str(other), "--output", str(folder / "out")])
     return folder / "out" / "report.html"
 
@@ -94,6 +106,13 @@ def test_it_renders_and_is_readable(chromium, page, width, scheme):
     assert found["dark"] == (shown if scheme == DARK else 0)
     assert found["wide"] == [] and not found["scrolls"]
     assert found["smallest"] >= 13
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_first_screen_has_the_result_and_the_arguments_are_folded(chromium, page, width):
+    found = inspect(chromium, page, width, LIGHT)
+    assert found["first"] == {"title": "Test accuracy", "below": [], "folded": [True]}
+    assert found["unfolded"] == [True]
 
 
 def test_the_console_is_silent_and_no_name_is_code(chromium, page):

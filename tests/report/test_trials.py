@@ -124,6 +124,12 @@ def test_unequal_classes_are_refused(runs):
         groups(runs)
 
 
+def test_trials_beside_runs_stand_behind_their_accuracy(runs):
+    report.main([str(runs / "kcl_s0"), "--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*", "--output", str(runs / "out")])
+    titles = [line for line in (runs / "out" / "report.md").read_text().splitlines() if line.startswith("## ")]
+    assert titles[:3] == ["## Test accuracy", "## Trials: top-1 test accuracy in percent", "## Curves"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [

@@ -43,9 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         print(markdown_section(of_trials[0]), end="")
         return
     runs = named([read_run(path) for path in args.runs])
-    found = [make(runs) for make in (sections.overview, sections.arguments, sections.accuracy)]
-    found += [*sections.heads(runs), sections.curves(runs), *of_trials]
-    found += [*sections.features(runs), sections.commands(runs)]
+    # The result comes first, and how it was made last.
+    found = [sections.accuracy(runs), *of_trials, sections.curves(runs), *sections.heads(runs)]
+    found += sections.features(runs)
+    found += [make(runs) for make in (sections.overview, sections.commands, sections.arguments)]
     title = "Report of " + ", ".join(run.name for run in runs)
     page, text = write_report(Path(args.output or args.runs[0]), title, found)
     say(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")

@@ -35,6 +35,7 @@ th:first-child, td:first-child { position: sticky; left: 0; background: var(--pa
 .long { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 14rem; max-width: 26rem }
 @media (max-width: 600px) { th, td { padding: .25rem .4rem; font-size: .85rem } }
 tbody tr:nth-child(even) { background: var(--row) }
+summary { margin: .8rem 0; color: var(--quiet); cursor: pointer }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; max-width: 34rem }
 figure img { display: block; width: 100%; height: auto }
@@ -52,12 +53,13 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading, paragraphs of plain text, tables, pictures."""
+    """A heading, paragraphs of plain text, tables, pictures. folded: tables that open by a click on their title."""
 
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    folded: tuple[Table, ...] = ()
 
 
 def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Path, Path]:
@@ -85,6 +87,11 @@ def markdown_section(section: Section, figures: str = "") -> str:
         parts.append(markdown(table.header, table.rows, table.words))
     for picture in section.pictures:
         parts.append(f"![{picture.caption}]({figures}/{picture.name}.svg)\n\n{picture.caption}")
+    for table in section.folded:
+        # Blank lines around it: else it is no table there. Escaped: no value may end the fold.
+        header, *rows = [[escape(cell, quote=False) for cell in line] for line in (table.header, *table.rows)]
+        parts += [f"<details>\n<summary>{escape(table.title)}</summary>", markdown(header, rows, table.words)]
+        parts.append("</details>")
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,6 +111,7 @@ def _section(section: Section) -> str:
     parts += [*(f"<p>{_with_code(text)}</p>" for text in section.text), *map(_table, section.tables)]
     if section.pictures:
         parts.append('<div class="pictures">\n' + "\n".join(map(_picture, section.pictures)) + "\n</div>")
+    parts += map(_folded, section.folded)
     return "\n".join([*parts, "</section>"])
 
 
@@ -122,6 +130,11 @@ def _table(table: Table) -> str:
     head = f"<thead><tr>{line(table.header, 'th')}</tr></thead>"
     title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
     return f'{title}<div class="scroll"><table>\n{head}\n<tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _folded(table: Table) -> str:
+    shown = _table(table._replace(title=""))
+    return f"<details>\n<summary>{escape(table.title)}</summary>\n{shown}\n</details>"
 
 
 def _picture(picture: Picture) -> str:

@@ -21,6 +21,10 @@ class Stage(NamedTuple):
     def args(self) -> dict:
         return self.about["args"]
 
+    @property
+    def command(self) -> str:
+        return str(self.about.get("command", "unknown"))
+
 
 class Run(NamedTuple):
     """A pre-training and its linear probe, or one of them.
@@ -44,10 +48,14 @@ class Run(NamedTuple):
         return tuple(stage.args["seed"] for stage in self.stages.values())
 
     def computed_by(self) -> dict[str, object]:
-        """What decides the result but for the seeds: arguments of both stages, and the size of the classes."""
+        """What decides the result but for the seeds."""
+        return self.arguments(but=FREE)
+
+    def arguments(self, but: frozenset[str] = frozenset()) -> dict[str, object]:
+        """Those of both stages, but for some, and the size of the classes."""
         values = {}
         for number, stage in self.stages.items():
-            values |= {f"{name} (stage {number})": value for name, value in stage.args.items() if name not in FREE}
+            values |= {f"{name} (stage {number})": value for name, value in stage.args.items() if name not in but}
         if self.results:
             values["training images of the classes"] = self.results["train_counts"]
         return values
@@ -147,11 +155,15 @@ def _read_results(path: Path) -> dict | None:
 
 
 def differences(runs: list[Run]) -> dict[str, list]:
-    """What the runs were not all computed by alike: name -> each run's value, None where it has no such thing."""
-    values = [run.computed_by() for run in runs]
-    names = dict.fromkeys(name for value in values for name in value)
-    columns = {name: [value.get(name) for value in values] for name in names}
+    """What the runs were not all computed by alike: name -> each run's value, see `beside`."""
+    columns = beside([run.computed_by() for run in runs])
     return {name: column for name, column in columns.items() if any(value != column[0] for value in column)}
+
+
+def beside(values: list[dict[str, object]]) -> dict[str, list]:
+    """What each run has by name, as name -> each run's value, None where it has no such thing."""
+    names = dict.fromkeys(name for value in values for name in value)
+    return {name: [value.get(name) for value in values] for name in names}
 
 
 def short_names(paths: list[str]) -> list[str]:

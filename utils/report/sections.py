@@ -1,5 +1,7 @@
 """The sections of a report, from runs that were read."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from utils.errors import InputError
@@ -9,8 +11,9 @@ from utils.measure.monitor import SPREAD, spread
 from utils.measure.results import CHOICES, HEADS_NOTE, SHOT_NOTE, heads_rows, results_rows
 from utils.report import figures as plots
 from utils.report.page import Section, Table
-from utils.report.runs import Run, Stage, differences
+from utils.report.runs import Run, Stage, beside, differences
 from utils.report.style import draw
+from utils.report.typed import typed
 from utils.run.logger import flat
 
 MAPPED, FEWEST_MAPPED = 2000, 10  # validation images in the map, at most and at least
@@ -38,8 +41,12 @@ def overview(runs: list[Run]) -> Section:
 
 
 def commands(runs: list[Run]) -> Section:
-    typed = [(run.name, n, s.about.get("command", "unknown")) for run in runs for n, s in run.stages.items()]
-    return Section("Commands", tuple(f"{name}, stage {n}: `{command}`" for name, n, command in typed))
+    return Section("Commands", _by_stage(runs, lambda command: command))
+
+
+def _by_stage(runs: list[Run], shown: Callable[[str], str]) -> tuple[str, ...]:
+    """A line a stage, of its command."""
+    return tuple(f"{run.name}, stage {n}: `{shown(s.command)}`" for run in runs for n, s in run.stages.items())
 
 
 def _facts(stage: Stage) -> list[str]:
@@ -51,16 +58,19 @@ def _facts(stage: Stage) -> list[str]:
 
 
 def arguments(runs: list[Run]) -> Section:
-    """What the runs were not computed by alike; of one run everything that decides its result."""
-    names = [run.name for run in runs]
-    if len(runs) == 1:
-        title, text = "Arguments", ("Those that decide the result, besides the seed.",)
-        rows = [[name, _value(value)] for name, value in runs[0].computed_by().items()]
-    else:
-        title = "Arguments that differ"
-        rows = [[name, *map(_value, values)] for name, values in differences(runs).items()]
-        text = () if rows else ("Nothing but the seed.",)
-    return Section(title, text, (Table(["argument", *names], rows, words=1 + len(names)),) if rows else ())
+    """What was typed of those that decide the result, which of them differ; all there are, folded away."""
+    what = "Typed, of the arguments that decide the result besides the seed; the others have their defaults."
+    text, differing = (what, *_by_stage(runs, typed)), differences(runs)
+    if len(runs) > 1 and not differing:
+        text += ("The runs differ in nothing but the seed.",)
+
+    def table(columns: dict[str, list], title: str) -> Table:
+        rows = [[name, *map(_value, values)] for name, values in columns.items()]
+        return Table(["argument", *(run.name for run in runs)], rows, 1 + len(runs), title)
+
+    tables = (table(differing, "Those that differ"),) if differing else ()
+    whole = table(beside([run.arguments() for run in runs]), "All arguments, typed or not")
+    return Section("Arguments", text, tables, folded=(whole,))
 
 
 def _value(value) -> str:

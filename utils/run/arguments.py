@@ -15,6 +15,12 @@ FREE = frozenset((
 ))
 # fmt: on
 
+# The flags that are not spelled as their argument is called.
+SPELLINGS = {
+    **{"-a": "arch", "-b": "batch_size", "-e": "evaluate", "-j": "workers", "-p": "print_freq", "-s": "save_freq"},
+    **{"--learning-rate": "lr", "--wd": "weight_decay", "--target-weight": "tw"},
+}
+
 
 # Those of the two scripts in checkpoints that do not say them, as they were.
 BEFORE = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0}

@@ -1,0 +1,127 @@
+"""The arguments of a report: those that were typed in a line a stage, all of them folded away."""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from examples import cross_entropy
+from utils.report import __main__ as report
+from utils.report.runs import read_run
+from utils.report.typed import argument_of, typed
+from utils.run.arguments import SPELLINGS
+from utils.run.logger import describe_run
+
+COMMANDS = {
+    "run": "python main_moco_supcon_imba.py --dataset digits --lr 0.03 -b 64 --seed 1 --run-dir 'a b' -j 0 --lr 0.1",
+    "probe": "python main_lincls_imba.py --dataset digits --schedule 1 2 --resume auto --pretrained a/last.pth.tar",
+}
+LINES = {"run": "main_moco_supcon_imba.py --dataset digits -b 64 --lr 0.1"}
+LINES["probe"] = "main_lincls_imba.py --dataset digits --schedule 1 2"
+
+
+@pytest.fixture(scope="module")
+def old(tsc_run, probe_run, tmp_path_factory) -> Path:
+    """A run folder and its probe whose args.json have commands and arguments alone, one of them hostile."""
+    run = tmp_path_factory.mktemp("old") / "run"
+    shutil.copytree(tsc_run, run)
+    for folder in (run, run / "probe"):
+        args = json.loads((folder / "args.json").read_text())["args"]
+        hostile = {"views": "</details><script>alert(1)</script>"} if folder == run else {}
+        (folder / "args.json").write_text(json.dumps({"command": COMMANDS[folder.name], "args": args | hostile}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def pages(old):
+    report.main([str(old)])
+    return {kind: (old / f"report.{kind}").read_text() for kind in ("html", "md")}
+
+
+def test_a_line_of_each_stage_says_what_was_typed(pages):
+    for number, name in enumerate(("run", "probe"), start=1):
+        assert f"<p>run, stage {number}: <code>{LINES[name]}</code></p>" in pages["html"]
+        assert f"\nrun, stage {number}: `{LINES[name]}`\n" in pages["md"]
+
+
+def test_all_arguments_are_folded_away_and_only_there(old, pages):
+    """A run without others to differ from has no other table of them."""
+    run = read_run(old)
+    names = [f"{name} (stage {number})" for number, stage in run.stages.items() for name in stage.args]
+    rows = {"html": r'<td class="word">(\w+ \(stage \d\))</td>', "md": r"^\| (\w+ \(stage \d\)) \|"}
+    for kind, page in pages.items():
+        assert re.findall("<details.*", page) == ["<details>"]  # one, and closed
+        before, inside = page.split("<details>\n<summary>All arguments, typed or not</summary>\n")
+        assert "(stage " not in before.split("Arguments</h2>" if kind == "html" else "## Arguments")[1]
+        assert re.findall(rows[kind], inside.split("</details>")[0], re.MULTILINE) == names
+    counts = ", ".join(map(str, run.results["train_counts"]))
+    assert f"\n| training images of the classes | {counts} |\n\n</details>\n" in pages["md"]
+
+
+@pytest.mark.parametrize("kind", ["html", "md"])
+def test_no_value_ends_the_fold_and_it_needs_no_script(kind, pages):
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert kind == "md" or f'content="{policy}"' in pages[kind]
+    assert pages[kind].count("</details>") == 1 and "<script" not in pages[kind]
+    assert "</details><script>alert(1)</script>" in unescape(pages[kind].split("<details>")[1])
+
+
+def test_runs_that_differ_in_nothing_say_so(old, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(old, other)
+    report.main([str(old), str(other), "--output", str(tmp_path)])
+    text = (tmp_path / "report.md").read_text().split("## Arguments")[1]
+    assert "The runs differ in nothing but the seed." in text and "###" not in text
+    assert text.count(f"stage 1: `{LINES['run']}`") == 2 and "<details>" in text
+
+
+def test_a_folder_without_a_command_says_unknown(old, tmp_path):
+    shutil.copytree(old, tmp_path / "run", ignore=shutil.ignore_patterns("probe"))
+    about = json.loads((old / "args.json").read_text())
+    (tmp_path / "run" / "args.json").write_text(json.dumps({"args": about["args"]}))
+    report.main([str(tmp_path / "run")])
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert text.count("run, stage 1: `unknown`") == 2  # command and arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--lr 1 --cos --seed 0 --workers 3 -p 0 --mlp", "--lr 1 --cos --mlp"),
+        ("--run-dir=a/b --lr=1 -j4 -b8 --gpu 0", "--lr=1 -b8"),
+        ("--crop-scale 0.2 1 --rank -1 --tw 1 --schedule --K 0", "--crop-scale 0.2 1 --tw 1 --schedule --K 0"),
+        ("-b 8 --lr 1 --batch-size 16 --learning-rate 2", "--batch-size 16 --learning-rate 2"),
+        ("--name '-b 8 x' --views 'a  b'", "--views 'a  b'"),
+        ("--lr 1 --seed 0 @recipes/x.txt --lr 2", "@recipes/x.txt --lr 2"),  # of a folder of before
+        ("--name it's --lr 1", "--lr 1"),  # joined without quotes, as the first commands were
+        ("tests/report --lr 1", "tests/report --lr 1"),
+        ("", ""),
+    ],
+)
+def test_what_was_typed(words, expected):
+    assert typed(f"python some/where/train.py {words}") == f"train.py {expected}".rstrip()
+
+
+def test_a_recipes_flags_are_typed_flags(tmp_path, monkeypatch):
+    (tmp_path / "recipe.txt").write_text("--lr 1 -b 8  # high\n--seed 0\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"@{tmp_path / 'recipe.txt'}", "--lr", "2"])
+    assert typed(describe_run({})["command"]) == "train.py -b 8 --lr 2"
+
+
+@pytest.mark.parametrize("script", [stage1, stage2, cross_entropy])
+def test_every_flag_of_the_scripts_is_known_by_itsargument_of(script):
+    actions = [a for a in script.get_args_parser()._actions if not isinstance(a, argparse._HelpAction)]
+    flags = {flag: action.dest for action in actions for flag in action.option_strings}
+    assert {flag: argument_of(flag) for flag in flags} == flags
+
+
+def test_no_spelling_is_of_no_script():
+    parsers = [script.get_args_parser() for script in (stage1, stage2, cross_entropy)]
+    assert SPELLINGS.keys() <= {flag for parser in parsers for flag in parser._option_string_actions}
