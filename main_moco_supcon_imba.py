@@ -18,7 +18,7 @@ import torch
 
 from imagenet_inat import flags, options
 from imagenet_inat.loaders import DeviceBatches, open_pairs, open_splits
-from imagenet_inat.samplers import ShuffledBatches
+from imagenet_inat.samplers import SAMPLERS
 from moco.encoders import get_encoder
 from moco.methods import BEFORE, Method, add_method_arguments, foreign, idle, method_of
 from utils import distributed, errors
@@ -85,7 +85,7 @@ def prepare(args) -> None:
             f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; start "
             "fewer, or leave it and --online-probe out"
         )
-    ShuffledBatches(len(train_set), data.spec.repeat, args.batch_size, seed=0, keep_last=args.keep_last)
+    SAMPLERS[args.sampling](train_set.labels, data.spec.repeat, args.batch_size, 0, args.keep_last)
 
 
 def run_name(args) -> str:
@@ -104,7 +104,7 @@ def main_worker(args, place: launch.Place) -> None:
     method, data = method_of(args), options.data_of(args)
     state = load_run(args, place, method.read_state, BEFORE | options.before(args))
     check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
-    loader = open_pairs(data, args.batch_size, state.seed, place, args.keep_last)
+    loader = open_pairs(data, args.sampling, args.batch_size, state.seed, place, args.keep_last)
     state.check_step(len(loader))
 
     model = method.build(data.spec.num_classes, state, place.device).to(place.device)

@@ -58,7 +58,7 @@ def works(folder: Path, flags: str, where: torch.device) -> dict[str, Callable[[
     workers = cores // 2 if args.workers is None else args.workers
     place = Place(where, workers)
     with contextlib.redirect_stdout(io.StringIO()):  # which says how views are made
-        loader = open_pairs(options.data_of(args), BATCH, 0, place)
+        loader = open_pairs(options.data_of(args), "instance", BATCH, 0, place)
     method, speed = method_of(args), Speed(place.device)
     method.read_state(RunState())
     model = method.build(CLASSES, RunState(seed=0), where).to(where)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from imagenet_inat.images import LongTailDataset, report_bad_images
 from imagenet_inat.options import Data
-from imagenet_inat.samplers import SAMPLERS, CountedBatches, ShuffledBatches
+from imagenet_inat.samplers import SAMPLERS, CountedBatches
 from imagenet_inat.whereabouts import SPLITS
 from moco.loader import Normalise, TwoCropsTransform
 from moco.views.batch import NUMBERS, BatchViews
@@ -113,10 +113,12 @@ def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers:
     return DeviceBatches(images, normalise, workers, batch_size=batch_size, sampler=share)
 
 
-def open_pairs(data: Data, batch_size: int, seed: int, place: Place, keep_last: bool = False) -> DeviceBatches:
-    """Stage 1's training batches: two views of each image, every image `repeat` times an epoch."""
+def open_pairs(
+    data: Data, sampling: str, batch_size: int, seed: int, place: Place, keep_last: bool = False
+) -> DeviceBatches:
+    """Stage 1's training batches: two views of each image; sampling: a name of SAMPLERS."""
     images = data.open_decoded("train", TwoCropsTransform(data.train_view()), seed)
-    batches = ShuffledBatches(len(images), data.spec.repeat, batch_size, seed, keep_last)
+    batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed, keep_last)
     return _open(data, images, batches, place, views=2)
 
 

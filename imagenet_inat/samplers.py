@@ -58,7 +58,7 @@ class CountedBatches(Sampler):
 
 
 class ShuffledBatches(CountedBatches):
-    """Every image `repeat` times an epoch, in random order (stage 1)."""
+    """Every image `repeat` times an epoch, in random order."""
 
     def __init__(self, num_images: int, repeat: int, batch_size: int, seed: int, keep_last: bool = False):
         super().__init__(num_images * repeat, batch_size, seed, keep_last)
@@ -70,7 +70,7 @@ class ShuffledBatches(CountedBatches):
 
 
 class ClassAwareBatches(CountedBatches):
-    """Balanced over classes (stage 2, classifier-balancing's sampler).
+    """Balanced over classes (classifier-balancing's sampler).
 
     Cycles over the classes in random order, reshuffled each cycle; a visit to a class
     draws 4 images from that class's own shuffled cycle. Both cycles go on from epoch to
@@ -82,8 +82,8 @@ class ClassAwareBatches(CountedBatches):
 
     PER_VISIT = 4
 
-    def __init__(self, labels: np.ndarray, repeat: int, batch_size: int, seed: int):
-        super().__init__(len(labels) * repeat, batch_size, seed)
+    def __init__(self, labels: np.ndarray, repeat: int, batch_size: int, seed: int, keep_last: bool = False):
+        super().__init__(len(labels) * repeat, batch_size, seed, keep_last)
         by_class = np.argsort(labels, kind="stable")
         present, first = np.unique(labels[by_class], return_index=True)
         self.images = dict(zip(present.tolist(), np.split(by_class, first[1:]), strict=True))
@@ -105,11 +105,11 @@ class ClassAwareBatches(CountedBatches):
         return int(self._image_cycle(label, cycle)[place])
 
     def draw(self, epoch: int) -> np.ndarray:
-        return np.array([self._image(epoch * self.size + i) for i in range(self.size)])
+        return np.array([self._image(epoch * self.numbers + i) for i in range(self.size)])
 
 
-# Of stage 2: (labels, repeat, batch_size, seed) -> batches.
-SAMPLERS: dict[str, Callable[[np.ndarray, int, int, int], CountedBatches]] = {
+# (labels, repeat, batch_size, seed, keep_last) -> batches.
+SAMPLERS: dict[str, Callable[..., CountedBatches]] = {
     "class-balanced": ClassAwareBatches,
-    "instance": lambda labels, repeat, batch_size, seed: ShuffledBatches(len(labels), repeat, batch_size, seed),
+    "instance": lambda labels, *options: ShuffledBatches(len(labels), *options),
 }

@@ -15,7 +15,7 @@ from utils.run import checkpoint
 from utils.run.state import RunState
 
 # The methods' arguments in checkpoints that do not say them, as they were.
-BEFORE = {"contrast": "queue", "kcl_epochs": None, "init_from": None} | dict.fromkeys(
+BEFORE = {"contrast": "queue", "kcl_epochs": None, "init_from": None, "sampling": "instance"} | dict.fromkeys(
     ("only_t", "unbiased", "sync_bn", "keep_last"), False
 )
 

@@ -19,6 +19,13 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         ".safetensors), or a checkpoint that --pretrained takes. Key by key: what was taken and what not is said",
     )
     loss.add_argument(
+        "--sampling",
+        choices=["instance", "class-balanced"],
+        default="instance",
+        help="which images make up the batches. instance: every image once an epoch, the paper; class-balanced: every "
+        "class alike, rare images again and again, as in the probe: their anchors and targets then count as much",
+    )
+    loss.add_argument(
         "--loss",
         choices=["SupCon", "MoCo"],
         default="SupCon",

@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from imagenet_inat.samplers import ClassAwareBatches, ShuffledBatches
+from imagenet_inat.samplers import SAMPLERS, ClassAwareBatches, ShuffledBatches
 from utils import distributed
 from utils.errors import InputError
 
@@ -32,19 +32,22 @@ def test_shuffled_shows_every_image_once_an_epoch_and_drops_the_rest():
     assert len(ShuffledBatches(50, 1, 16, seed=3)) == 3  # 2 images are left out
 
 
-def test_the_last_incomplete_batch_is_kept_and_shared_by_the_ranks(monkeypatch):
+@pytest.mark.parametrize("sampling", ["instance", "class-balanced"])
+def test_the_last_incomplete_batch_is_kept_and_shared_by_the_ranks(sampling, monkeypatch):
     """15 images in batches of 8: the 7 that are left, or 6 of them for two processes."""
-    (whole,) = epochs(ShuffledBatches(15, 1, 8, seed=0, keep_last=True), 2, 3)
+    labels = np.array([0] * 10 + [1] * 5)
+    (whole,) = epochs(SAMPLERS[sampling](labels, 1, 8, 0, True), 2, 3)
     assert [len(batch) for batch in whole] == [8, 7]
     shares = []
     for rank in range(2):
         monkeypatch.setattr(distributed, "world_size", lambda: 2)
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares += epochs(ShuffledBatches(15, 1, 8, seed=0, keep_last=True), 2, 3)
+        shares += epochs(SAMPLERS[sampling](labels, 1, 8, 0, True), 2, 3)
     joined = [one + other for one, other in zip(*shares, strict=True)]
     assert [len(batch) for batch in joined] == [8, 6]
     assert [*chain(*joined)] == [*chain(*whole)][:14]  # numbers of the draws too
-    assert len(ShuffledBatches(5, 1, 8, seed=0, keep_last=True)) == 1  # of a list smaller than a batch
+    monkeypatch.undo()
+    assert len(SAMPLERS[sampling](labels[:5], 1, 8, 0, True)) == 1  # of a list smaller than a batch
 
 
 def test_repeat_shows_every_image_that_often():
@@ -77,25 +80,25 @@ def test_class_aware_leaves_out_a_class_without_images():
     assert Counter(labels[indices([epoch])].tolist()) == {0: 8, 2: 8}
 
 
-SAMPLERS = {
+MADE = {
     "shuffled": lambda seed: ShuffledBatches(50, 2, 12, seed),
     "class-aware": lambda seed: ClassAwareBatches(LABELS, 2, 12, seed),
 }
 
 
-@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 def test_draws_are_numbered_through_the_run(make):
     run = epochs(make(0), 0, 3)
     assert [draw for epoch in run for batch in epoch for _, draw in batch] == list(range(3 * 8 * 12))
 
 
-@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 def test_an_epoch_does_not_depend_on_the_ones_before(make):
     assert epochs(make(0), 0, 4)[2:] == epochs(make(0), 2, 4)
     assert epochs(make(0), 0, 1) != epochs(make(1), 0, 1)
 
 
-@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 def test_ranks_together_draw_what_one_process_would(make, monkeypatch):
     (alone,) = epochs(make(0), 0, 1)
     shares = []

@@ -118,6 +118,7 @@ CHANGES = {
     "moco_t": ("", "--moco-t 0.1"),
     "mlp": ("", "--mlp"),
     "loss": ("", "--loss MoCo"),
+    "sampling": ("", "--sampling class-balanced"),
     "K": ("", "--K 1"),
     "targeted": ("", TARGETED),
     "kcl_epochs": ("--targeted", "--kcl-epochs 0"),

@@ -29,7 +29,7 @@ ADDED = {
     "tsc": {
         "queue_grid": int,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
-        **{"args.contrast": str, "args.kcl_epochs": type(None)},
+        **{"args.contrast": str, "args.kcl_epochs": type(None), "args.sampling": str},
         **{"args.knn_k": type(None), "args.knn_vote": str, "args.online_probe": str, "args.init_from": type(None)},
         **SCHEDULE,
         **VIEWS,
