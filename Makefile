@@ -1,6 +1,7 @@
 # make demo: everything once, on the embedded digits.  make test: the tests.
-# make results: docs/results.md, 70 minutes on two cores.  make bench: benchmarks/RESULTS.md.
-# On a machine with a CUDA device: make test-gpu, and make gpu: benchmarks/RESULTS-gpu.md, at most 40 minutes.
+# make results: docs/results.md, hours on two cores; interrupted, it goes on.  make bench: benchmarks/RESULTS.md.
+# On a machine with a CUDA device: make test-gpu; make gpu: benchmarks/RESULTS-gpu.md, at most 40 minutes; make
+# results-gpu: docs/results_fashion_gpu.md, ResNet-32 and 1,000 epochs.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Each process takes a stretch of files, whose fixtures it shares, and the slower one's rest at the end.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo results test test-oldest test-versions test-slow test-browser test-gpu bench gpu lint format clean
+.PHONY: venv demo results results-gpu test test-oldest test-versions test-slow test-browser test-gpu bench gpu lint format clean
 
 venv: $(STAMP)
 
@@ -23,6 +24,10 @@ demo: venv
 
 results: venv
 	$(PY) -m examples.results
+
+results-gpu: venv
+	@$(PY) -m benchmarks.gpu.device
+	$(PY) -m examples.results fashion_gpu
 
 test: venv
 	$(PY) -m pytest $(PARALLEL)

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,8 @@ import main_moco_supcon_imba
 import target_generation
 from benchmarks import bench_targets
 from benchmarks.gpu import __main__ as gpu
-from examples import cross_entropy, demo, figure1, results
+from examples import cross_entropy, demo, figure1, pixels
+from examples.results import __main__ as results
 from imagenet_inat.splits import __main__ as splits
 from moco import export
 from tests import ROOT
@@ -25,6 +27,7 @@ MODULES = {
     "examples.cross_entropy": cross_entropy,
     "examples.demo": demo,
     "examples.results": results,
+    "examples.pixels": pixels,
     "examples.figure1": figure1,
     "moco.export": export,
     "imagenet_inat.splits": splits,
@@ -69,22 +72,46 @@ def test_the_demos_own_commands_parse():
         PARSERS[script]().parse_args(flags)
 
 
-def test_make_targets_that_readme_names_exist():
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+def test_make_targets_that_readme_and_the_page_on_speed_name_exist():
+    text = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/speed.md"))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
-    assert {"demo", "test", "test-oldest", "gpu"} <= named
+    assert {"demo", "test", "test-oldest", "gpu", "results", "bench"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_project_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert target.startswith("https://") or linked.exists(), target
+        assert target.startswith("https://") or not anchor or anchor in anchors(linked), target
 
 
-def test_paths_that_readme_names_exist():
+def anchors(page: Path) -> set[str]:
+    """What a link may have after its #: the headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_links_that_are_tested_are_found():
+    assert anchors(ROOT / "docs" / "targets.md") >= {"targets", "how-good-is-a-file"}
+    assert any("](#" in page.read_text() for page in PAGES) and any(".md#" in page.read_text() for page in PAGES)
+
+
+@pytest.mark.parametrize("index", ["README.md", "docs/README.md"])
+def test_an_index_has_every_page(index):
+    linked = re.findall(r"\]\(([^)#]+)", (ROOT / index).read_text())
+    found = {((ROOT / index).parent / name).resolve() for name in linked}
+    assert not {page for page in PAGES if page.name != "README.md"} - found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/changing.md"])
+def test_paths_that_a_map_of_the_files_names_exist(page):
     """Indented names lie in the folder above them."""
-    layout = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    layout = (ROOT / page).read_text().split("## Where things are")[1].split("```")[1]
     folder, paths = ROOT, []
     for line in layout.splitlines():
         named = re.findall(r"[\w/]+\.py|\w+/(?=\s)", line)

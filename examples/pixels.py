@@ -1,0 +1,65 @@
+"""The floor: the heads of stage 2 on the pixels themselves, without an encoder.
+
+    python -m examples.pixels --dataset digits --imbalance 50
+
+What a network does not beat by a margin, a logistic regression does as well, in seconds. Reported as `--compare-heads`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from imagenet_inat import flags, options
+from imagenet_inat.loaders import check_lists
+from imagenet_inat.options import Data
+from moco.heads import comparison
+from moco.heads.choice import Split, Task
+from moco.heads.fitted import Problem
+from utils import errors
+from utils.devices import device_named
+from utils.measure.kept_features import Features
+from utils.parser import Parser, parse
+from utils.run import arguments
+from utils.run.folder import hold
+from utils.run.logger import RunLog
+from utils.run.speed import Speed
+
+LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    flags.add_data_arguments(parser)
+    arguments.add_running_arguments(parser)
+    arguments.add_speed_arguments(parser)
+    parser.set_defaults(pretrained=None, arch=None)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(get_args_parser(), argv)
+    options.fill_in(args)
+    args.arch, args.seed = "pixels", args.seed or 0  # nothing is random
+    args.run_dir = args.run_dir or str(Path("runs") / f"{options.data_name(args)}_pixels")
+    data, device = options.data_of(args), device_named(args.device)
+    vars(args).update(check_lists(data, "instance", 1))
+    speed = Speed.asked(args, device)
+    train, val, test = (pixels_of(data, split) for split in ("train", "val", "test"))
+    counts = data.open("train").class_counts
+    problem = Problem(train.features.double(), train.labels, torch.from_numpy(counts), lacks=LACKS)
+    with hold(Path(args.run_dir)):
+        RunLog(Path(args.run_dir), plain := arguments.plain_args(args), (), 0)
+        splits = {"val": Split(val, device), "test": Split(test, device)}
+        comparison.run(Path(args.run_dir), plain, Task(problem, splits, speed, data.chosen_on))
+
+
+def pixels_of(data: Data, split: str) -> Features:
+    """The evaluation views of a split: (n, 3·S·S) of 0 to 1, of grey images (n, S·S)."""
+    images = data.open_decoded(split, data.eval_view())
+    views = torch.stack([images[i][0] for i in range(len(images))]).float() / 255  # (n, 3, S, S)
+    grey = bool((views[:, :1] == views).all())
+    return Features((views[:, :1] if grey else views).flatten(1), torch.from_numpy(images.labels))
+
+
+if __name__ == "__main__":
+    errors.run(main, "nothing is half written")

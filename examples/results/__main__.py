@@ -1,0 +1,97 @@
+"""A study: methods on a long-tailed data set, several seeds each, every head on each, and a page of what came out.
+
+    python -m examples.results                     # Fashion-MNIST: docs/results.md, after hours on all cores
+    python -m examples.results digits              # the embedded digits: about 70 minutes on two cores
+    python -m examples.results MY.ini --plan       # what a plan of your own would run; nothing is written
+
+What is run stands in the plan, examples/results/fashion.ini, which explains itself. As many runs at a time as there
+are cores, each on one; with a GPU, --jobs at a time on it. The runs stay in runs/results_NAME. Interrupted, the same
+command goes on where it was, and --page makes the page of what has ended so far.
+"""
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from examples.results import page
+from examples.results.plan import Plan, read_plan
+from examples.results.running import run_all
+from examples.results.study import TUNING, Study
+from examples.results.trials import left_of
+from utils import errors
+from utils.devices import device_named
+from utils.distributed import say
+from utils.measure.results import markdown
+from utils.parser import Parser, positive_int
+from utils.run.folder import hold
+from utils.run.launch import usable_cores
+
+ON_A_GPU = 4  # runs at a time: small networks leave most of it idle
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("plan", nargs="?", default="fashion", help="a plan of examples/results, or a file")
+    parser.add_argument("--plan", dest="show", action="store_true", help="say what there is to run, and run nothing")
+    parser.add_argument("--page", action="store_true", help="run nothing: the page, of the seeds that have all ended")
+    parser.add_argument("--seeds", type=positive_int, help="0 to this minus one, instead of the plan's")
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        help=f"runs at a time; more than cores only slow each other (default: the cores; {ON_A_GPU} on a GPU)",
+    )
+    parser.add_argument("--device", default="auto", help="of all runs: cpu, cuda, ...; auto: a GPU if there is one")
+    parser.add_argument("--folder", metavar="DIR", help="where the runs go (default: runs/results_NAME)")
+    parser.add_argument("--output", default="docs", metavar="DIR", help="where page, table and pictures go")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    plan = read_plan(args.plan)
+    plan = plan._replace(seeds=args.seeds, more_seeds=max(plan.more_seeds, args.seeds)) if args.seeds else plan
+    folder = Path(args.folder or f"runs/results_{plan.name}")
+    study = Study(plan, folder, device_named(args.device))
+    if args.show:
+        say(described(plan, study))
+        return
+    if not args.page:
+        run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else ON_A_GPU))
+    command = shlex.join(["python", "-m", "examples.results", *(sys.argv[1:] if argv is None else argv)])
+    written = page.write(study.results(), Path(args.output), command)
+    say(f"wrote {', '.join(map(str, written))}; the runs are in {folder}")
+
+
+def run(study: Study, jobs: int) -> None:
+    """All stages of the study; each knows what to run from what the one before found."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: through run_all, which takes its runs along
+        signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
+    with hold(study.folder):
+        study.prepare()
+        for what, trials in study.stages():
+            waiting = [left for trial in trials if (left := left_of(trial)).commands]
+            if waiting:
+                say(f"{what}: {len(waiting)} of {len(trials)} trials to run, {jobs} at a time")
+                run_all(waiting, jobs)
+            if what == TUNING:
+                say(f"chosen on validation: {', '.join(f'{key} {rate}' for key, rate in study.rates().items())}")
+
+
+def described(plan: Plan, study: Study) -> str:
+    """The stages of a study, and how much of each is left; seeds that may be wanted in the end are not among them."""
+    rows = []
+    for what, trials in study.stages():
+        left = [trial for trial in trials if left_of(trial).commands]
+        rows.append([what, str(len(trials)), str(len(left)), f"{study.hours(left):.1f}"])
+        if left and what == TUNING:
+            study.assume_rates()
+    lines = [f"{plan.title}: {study.folder}, on {study.device}", ""]
+    lines.append(markdown(["stage", "trials", "to run", "hours on one core"], rows))
+    lines += ["", "methods: " + "; ".join(method.title for method in plan.methods.values())]
+    lines.append("hours: by what has been trained in the folder; 0.0 where nothing has")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    errors.run(main, "the same command goes on from here")

@@ -1,0 +1,136 @@
+"""The page of a study, its table of trials (CSV) and its pictures, and the part of README that says the same."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from examples.results import figures, reading, tables
+from examples.results.reading import Results
+from utils.errors import InputError
+from utils.files import write_text
+from utils.measure.results import SHOT_NOTE, SHOTS
+from utils.report.trials import CONFIDENCE
+
+BEGIN, END = "<!-- {}: written by python -m examples.results -->", "<!-- end of {} -->"
+README = "README.md"
+
+
+def write(results: Results, output: Path, command: str) -> list[Path]:
+    """Write NAME.md, NAME.csv and pictures, and README's part in the folder above where it has one for this page.
+
+    command: what makes them again. Raises InputError: not one seed of all methods has ended.
+    """
+    plan = results.plan
+    if len(tables.with_runs(results)) < len(plan.methods) or not any(len(runs) > 1 for runs in results.groups.values()):
+        raise InputError(f"{plan.title}: not two seeds of all methods have ended, there is nothing to compare yet")
+    output.mkdir(parents=True, exist_ok=True)
+    most = tables.hardest(results)[1]
+    drawn = {
+        "accuracy": (figures.accuracy(results), "Test accuracy with the head that validation chose; a dot a seed."),
+        "differences": (figures.differences(results), f"Paired differences with their {CONFIDENCE:.0%} intervals."),
+        "mechanism": (
+            figures.mechanism(results, most),
+            f"ρ = {most:g}, by class: whether TSC's targets are reached, and what that gives.",
+        ),
+        "heads": (figures.heads(results, most), "The same features by each head, means over seeds."),
+        "sweeps": (figures.sweeps(results), " ".join(sweep.caption for sweep in plan.sweeps)),
+    }
+    drawn = {name: drawing for name, drawing in drawn.items() if drawing[0]}
+    pictures = []
+    for name, (figure, caption) in drawn.items():
+        pictures.append((output / f"{plan.page}_{name}.png", caption))
+        figures.save(figure, pictures[-1][0])
+    page, table = output / f"{plan.page}.md", output / f"{plan.page}.csv"
+    write_text(page, text(results, pictures, command))
+    write_text(table, trials(results))
+    return [page, table, *(path for path, _ in pictures), *_in_readme(results, output.resolve().parent / README)]
+
+
+def text(results: Results, pictures: list[tuple[Path, str]], command: str) -> str:
+    plan = results.plan
+    parts = [f"# {plan.title}", about(results, command), block(results)]
+    parts += [f"![{caption}]({path.name})\n\n{caption}" for path, caption in pictures]
+    parts += [folded("Differences of each pair", tables.differences(results))]
+    parts += [folded("Features", FEATURES + "\n\n" + tables.feature_table(results))]
+    parts += [folded(f"Every head, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
+    parts += [
+        folded(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep.key))
+        for sweep in plan.sweeps
+        if any(results.sweeps[sweep.key].values())
+    ]
+    parts += [folded("Each seed", tables.seed_table(results))]
+    return "\n\n".join(parts) + "\n"
+
+
+FEATURES = (
+    "Of the validation split, by the last epoch of stage 1: alignment A (lower is tighter), uniformity U and U_k "
+    "(higher is more even), neural collapse NC1 and NC2 (0 is full). Of TSC: the cosine of a class's centre and its "
+    "target, mean over the classes and over the few-shot ones, and how many images have their own target as the "
+    "nearest."
+)
+
+
+def block(results: Results) -> str:
+    """What README shows too: the table and the sentences."""
+    lines = "\n".join(f"- {sentence}" for sentence in tables.verdict(results))
+    name = results.plan.page
+    return f"{BEGIN.format(name)}\n\n{tables.summary(results)}\n\n{lines}\n\n{END.format(name)}"
+
+
+def about(results: Results, command: str) -> str:
+    """What was run, on what, and how to read the table."""
+    runs = [run for runs in results.groups.values() for run in runs]
+    runs += [run for cells in results.sweeps.values() for runs in cells.values() for run in runs]
+    stages = {run.stage.folder: run.stage for run in runs if run.stage}.values()
+    machines = sorted({f"{s.about['machine'].split('-')[0]}, PyTorch {s.about['versions']['torch']}" for s in stages})
+    commits = sorted({str(stage.about["git"])[:10] for stage in stages})
+    hours = sum(record["seconds"] for stage in stages for record in stage.epochs) / 3600
+    most = max(len(runs) for runs in results.groups.values())
+    counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
+    sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
+    return "\n\n".join(
+        [
+            f"`{command}`: {len(stages)} trainings, {hours:.1f} hours on one core in all, {most} seeds; "
+            f"{'; '.join(machines)}; commit {' and '.join(commits)}. {results.plan.same}",
+            f"Test accuracy in percent ± standard deviation over seeds, in brackets few. {SHOT_NOTE}. The learning "
+            "rate of each method, and of each run its head and the head's values, are chosen on the validation split, "
+            "all by one rule from the same grid. An interval is of the paired difference, by Student's t; one that "
+            f"holds 0 does not say which is better. Training images, by class: {sizes}.",
+        ]
+    )
+
+
+def folded(title: str, table: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{table}\n\n</details>"
+
+
+def trials(results: Results) -> str:
+    """A row a trial."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["imbalance", "method", "sweep", "seed", "head", *SHOTS, "all", "val", *tables.MEASURES, "seconds"])
+    cells = [((rho, key, ""), runs) for (rho, key), runs in results.groups.items()]
+    for sweep in results.plan.sweeps:
+        for (key, value), runs in results.sweeps[sweep.key].items():
+            cells.append(((sweep.imbalance, key, f"{sweep.flag} {value}"), runs))
+    for at, runs in cells:
+        for run in runs:
+            chosen = run.heads["selected"]
+            head = next(title for title, entry in run.heads["heads"].items() if entry["acc1"] == chosen["acc1"])
+            numbers = [*reading.accuracy([run])[0], chosen["val_balanced"], *(run.measure(m) for m in tables.MEASURES)]
+            shown = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
+            writer.writerow([*at, run.seed, head, *shown, f"{run.seconds:.0f}"])
+    return buffer.getvalue()
+
+
+def _in_readme(results: Results, readme: Path) -> list[Path]:
+    """Put the block into README, between its marks."""
+    begin, end = (mark.format(results.plan.page) for mark in (BEGIN, END))
+    content = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if begin not in content or end not in content:
+        return []
+    before, rest = content.split(begin, 1)
+    write_text(readme, before + block(results) + rest.split(end, 1)[1])
+    return [readme]

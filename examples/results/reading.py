@@ -1,0 +1,96 @@
+"""What a study has found, read from its run folders: nothing here runs."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from examples.results.plan import Plan
+from examples.results.trials import Trial
+from utils.measure.feature_file import RunFeatures, read_features
+from utils.measure.features import class_centres
+from utils.measure.results import accuracies
+from utils.report.runs import Stage, read_stage
+
+
+class Found(NamedTuple):
+    """One trial that has ended.
+
+    heads: the results.json of its comparison of heads. stage: what made its features, None of pixels. reached: of TSC,
+    how far the targets were.
+    """
+
+    seed: int
+    heads: dict
+    stage: Stage | None
+    reached: "Reached | None"
+
+    @property
+    def seconds(self) -> float:
+        """Of its training, the epochs alone."""
+        return sum(record["seconds"] for record in self.stage.epochs) if self.stage else 0.0
+
+    def measure(self, name: str) -> float | None:
+        """A measure of the validation features in the last epoch of stage 1: see utils/measure/monitor.py."""
+        return (self.stage.epochs[-1].get("val") or {}).get(name) if self.stage else None
+
+
+class Reached(NamedTuple):
+    """How far TSC's validation features have come.
+
+    cosines: (C,) of class centres to their targets. nearest: (C,) percent of a class's images whose nearest target is
+    their own.
+    """
+
+    cosines: np.ndarray
+    nearest: np.ndarray
+
+
+class Results(NamedTuple):
+    """All that has ended.
+
+    groups: (imbalance, method key) -> a run of each seed. sweeps: sweep key -> (method key, value) -> the same. rates:
+    method key -> its learning rate.
+    """
+
+    plan: Plan
+    groups: dict[tuple[float, str], list[Found]]
+    sweeps: dict[str, dict[tuple[str, str], list[Found]]]
+    rates: dict[str, str]
+
+
+def found(trial: Trial, seed: int) -> Found:
+    """Of a trial that has ended."""
+    folder = trial.run_dir
+    if not (folder / "heads").is_dir():  # of pixels
+        return Found(seed, json.loads((folder / "results.json").read_text()), None, None)
+    heads, stage = json.loads((folder / "heads" / "results.json").read_text()), read_stage(folder)
+    targeted = stage.args.get("targeted") and (folder / "features.npz").exists()
+    return Found(seed, heads, stage, reached(read_features(folder)) if targeted else None)
+
+
+def reached(run: RunFeatures) -> Reached | None:
+    if run.targets is None:
+        return None
+    centres = class_centres(run.features, run.labels, len(run.class_counts))
+    targets = normalize(run.targets, dim=1)
+    hit = (run.features @ targets.T).argmax(1) == run.labels
+    count = torch.bincount(run.labels, minlength=len(targets)).clamp(min=1)
+    nearest = 100 * torch.bincount(run.labels[hit], minlength=len(targets)) / count
+    return Reached((centres * targets).sum(1).numpy(), nearest.numpy())
+
+
+def accuracy(runs: list[Found], head: str | None = None) -> np.ndarray:
+    """(trials, 4) many, medium, few, all, by the head that validation chose, or by that of a title; nan: none."""
+    entries = [run.heads["selected"] if head is None else run.heads["heads"][head] for run in runs]
+    return np.array([accuracies(entry) for entry in entries], dtype=float)
+
+
+def pair(results: Results, imbalance: float, keys: tuple[str, str], head: str | None = None) -> np.ndarray:
+    """(trials, 4) differences of the two methods, of the seeds that both have."""
+    one, other = (results.groups[imbalance, key] for key in keys)
+    both = max(len(one), len(other)) if not (one[0].stage and other[0].stage) else min(len(one), len(other))
+    one, other = (runs * both if runs[0].stage is None else runs for runs in (one, other))  # pixels: one run for all
+    return accuracy(one[:both], head) - accuracy(other[:both], head)

@@ -1,0 +1,170 @@
+"""A study under way: what its plan makes of trials, stage by stage."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from examples.results import reading, trials
+from examples.results.plan import VIEWS, Plan
+from examples.results.reading import Found, Results
+from examples.results.trials import Cell, Common, Trial
+from imagenet_inat.datasets import row
+from imagenet_inat.lists.profiles import class_sizes
+from moco.targets.files import target_file_name
+from moco.targets.generation import generate_file
+from utils.report.runs import read_stage
+from utils.report.trials import paired_difference
+
+PIXELS = 100_000  # what the heads on pixels cost, in images to train on
+TUNING = "learning rates"
+
+
+class Study:
+    """Stages follow one another: learning rates, the seeds, the sweeps, and seeds that are still wanted.
+
+    Args:
+        folder: of the runs. device: of all of them.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, device: torch.device):
+        self.plan, self.folder, self.device = plan, folder, device
+        workers = ("-j", "0") if device.type == "cpu" else ()
+        self.common = Common(folder, ("--device", str(device), *workers))
+        asked = trials.parser_of("contrast").parse_args([*plan.data])
+        self.spec, self.data_root = row(asked.dataset), Path(asked.data_root)
+        self.largest = asked.largest or (self.spec.largest if self.spec.most else None)
+        self._rates: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        """Write what runs would each write at their start: the lists, the targets."""
+        cells = [*trials.main_cells(self.plan)]
+        for sweep in self.plan.sweeps:
+            cells += trials.sweep_cells(self.plan, sweep).values()
+        for imbalance in sorted({cell.imbalance for cell in cells}):
+            if self.spec.write:
+                self.spec.write(self.data_root, imbalance, self.largest)
+        for file, dim in {(self.targets(dim), dim) for dim in map(self.dim_of_targets, cells) if dim}:
+            if not file.exists():
+                generate_file(file, self.spec.num_classes, dim)
+
+    def targets(self, dim: int) -> Path:
+        return self.folder / target_file_name(self.spec.num_classes, dim)
+
+    def dim_of_targets(self, cell: Cell) -> int | None:
+        """D of a cell that has targets."""
+        if cell.method.way != "contrast":
+            return None
+        asked = trials.parser_of("contrast").parse_args(cell.words(self.plan))
+        return asked.moco_dim if asked.targeted else None
+
+    def trial(self, cell: Cell, seed: int) -> Trial:
+        dim, rate = self.dim_of_targets(cell), self.rate(cell)
+        more = ("--targets", str(self.targets(dim))) if dim else ()
+        more += ("--lr", rate) if rate else ()
+        trial = trials.trial_of(self.plan, cell, seed, self.common, more)
+        return trial._replace(weight=self.weight(cell))
+
+    def weight(self, cell: Cell) -> float:
+        """Images to train on, a view each."""
+        if cell.method.way == "pixels":
+            return PIXELS
+        epochs = trials.parser_of(cell.method.way).parse_args(cell.words(self.plan)).epochs
+        return self.views(cell.method.way, cell.imbalance, epochs)
+
+    def views(self, way: str, imbalance: float, epochs: int) -> float:
+        sizes = class_sizes("exp", self.spec.num_classes, imbalance, self.largest or self.spec.largest)
+        return epochs * VIEWS[way] * self.spec.repeat * sum(sizes)
+
+    def rate(self, cell: Cell) -> str | None:
+        """The learning rate of a cell: chosen, or the plan's only one; none where the method's flags say it."""
+        if cell.method.way not in VIEWS or not self.plan.rates or "--lr" in cell.extra:
+            return None
+        return self.rates()[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
+
+    def rates(self) -> dict[str, str]:
+        """Method key -> the rate whose run has the best balanced accuracy on validation, the first of those that tie.
+
+        By the head that validation chooses of all, as everywhere.
+        """
+        if not self._rates:
+            found: dict[str, dict[str, float]] = {}
+            for cell, rate in trials.tuning_cells(self.plan).items():
+                run = reading.found(self.trial(cell, self.plan.tune_seed), self.plan.tune_seed)
+                found.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
+            self._rates = {key: max(of_rates, key=of_rates.get) for key, of_rates in found.items()}
+        return self._rates
+
+    def assume_rates(self) -> None:
+        """Before any is chosen: what there will be to run is the same with all of them."""
+        self._rates = {key: self.plan.rates[0] for key in self.plan.methods}
+
+    def stages(self) -> Iterator[tuple[str, list[Trial]]]:
+        """What to run, in this order; a stage may ask for what the ones before it have found."""
+        plan = self.plan
+        if tuning := trials.tuning_cells(plan):
+            yield TUNING, [self.trial(cell, plan.tune_seed) for cell in tuning]
+        main = trials.main_cells(plan)
+        yield "methods", self.trials(main, range(plan.seeds))
+        for sweep in plan.sweeps:
+            cells = list(dict.fromkeys(trials.sweep_cells(plan, sweep).values()))
+            yield f"sweep {sweep.key}", self.trials(cells, range(sweep.seeds))
+        if wanted := [cell for imbalance in self.unresolved() for cell in self.pair(imbalance)]:
+            yield "more seeds", self.trials(wanted, range(plan.seeds, plan.more_seeds))
+
+    def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:
+        """One of each folder: pixels have no seed but the first."""
+        return [
+            self.trial(cell, seed)
+            for cell, seed in trials.of_seeds(cells, seeds)
+            if cell.method.way != "pixels" or seed == 0
+        ]
+
+    def hours(self, left: list[Trial]) -> float:
+        """About how long the trials would take on one core: by all that has been trained in this folder."""
+        weight = seconds = 0.0
+        for file in self.folder.glob("rho*/*/args.json"):
+            stage = read_stage(file.parent)
+            if stage.epochs:
+                way = "contrast" if "contrast" in stage.args else "cross-entropy"
+                weight += self.views(way, stage.args["imbalance"], len(stage.epochs))
+                seconds += sum(record["seconds"] for record in stage.epochs)
+        return sum(trial.weight for trial in left) * seconds / weight / 3600 if weight else 0.0
+
+    def pair(self, imbalance: float) -> list[Cell]:
+        """The two methods of the plan's first pair."""
+        return [Cell(imbalance, self.plan.methods[key]) for key in self.plan.pairs[0]]
+
+    def unresolved(self) -> list[float]:
+        """The imbalances at which the interval of the first pair's difference holds 0 and is wide."""
+        if not self.plan.pairs or self.plan.more_seeds <= self.plan.seeds:
+            return []
+        found = []
+        for imbalance in self.plan.imbalances:
+            one, other = (self.found(cell, range(self.plan.seeds)) for cell in self.pair(imbalance))
+            if len(one) < self.plan.seeds or len(other) < self.plan.seeds:
+                continue
+            _, low, high = paired_difference(reading.accuracy(one)[:, -1] - reading.accuracy(other)[:, -1])
+            if low <= 0 <= high and (high - low) / 2 > self.plan.resolved:
+                found.append(imbalance)
+        return found
+
+    def found(self, cell: Cell, seeds: range) -> list[Found]:
+        """What has ended of a cell, as many seeds from the first on as there are without a gap."""
+        runs = []
+        for seed in seeds if cell.method.way != "pixels" else seeds[:1]:
+            trial = self.trial(cell, seed)
+            if trials.left_of(trial).commands:
+                break
+            runs.append(reading.found(trial, seed))
+        return runs
+
+    def results(self) -> Results:
+        """All that has ended; of the methods as many seeds as all of them have."""
+        plan, most = self.plan, range(max(self.plan.seeds, self.plan.more_seeds))
+        groups = {(cell.imbalance, cell.method.key): self.found(cell, most) for cell in trials.main_cells(plan)}
+        sweeps = {}
+        for sweep in plan.sweeps:
+            cells = trials.sweep_cells(plan, sweep)
+            sweeps[sweep.key] = {at: self.found(cell, range(sweep.seeds)) for at, cell in cells.items()}
+        return Results(plan, groups, sweeps, dict(self.rates()))

@@ -1,0 +1,165 @@
+"""Tables and sentences of a study's page; all numbers come from run folders."""
+
+import numpy as np
+
+from examples.results import reading
+from examples.results.plan import Method
+from examples.results.reading import Found, Results
+from utils.measure.metrics import shots
+from utils.measure.monitor import SPREAD
+from utils.measure.results import SHOTS, markdown, percent
+from utils.report.trials import mean_and_std, with_interval
+
+MEASURES = {name: label.split(" (")[0] for name, label in SPREAD.items()}
+
+
+def with_runs(results: Results, way: str = "") -> list[Method]:
+    """The methods, of one way or of all, in the plan's order, that have a run at every imbalance."""
+    plan = results.plan
+    return [
+        method
+        for method in plan.methods.values()
+        if (not way or method.way == way) and all(results.groups[rho, method.key] for rho in plan.imbalances)
+    ]
+
+
+def summary(results: Results) -> str:
+    """A row a method: over all classes, over few in brackets, at each imbalance; then what its runs cost."""
+    plan, rows = results.plan, []
+    for method in with_runs(results):
+        groups = [results.groups[rho, method.key] for rho in plan.imbalances]
+        cells = [all_and_few(runs) for runs in groups]
+        uniformity = measured(groups[hardest(results)[0]], "uniformity")
+        minutes = np.mean([run.seconds for runs in groups for run in runs]) / 60
+        rows.append([method.title, *cells, "–" if np.isnan(uniformity).any() else f"{uniformity.mean():.2f}"])
+        rows[-1].append(f"{minutes:.1f}" if minutes else "–")
+    header = ["method", *(f"ρ = {rho:g}" for rho in plan.imbalances), f"U at {hardest(results)[1]:g}", "minutes a run"]
+    return markdown(header, rows)
+
+
+def hardest(results: Results) -> tuple[int, float]:
+    """The largest imbalance, and its place in the plan."""
+    most = max(results.plan.imbalances)
+    return results.plan.imbalances.index(most), most
+
+
+def all_and_few(runs: list[Found], head: str | None = None) -> str:
+    """`84.21 ± 0.40 (88.1)`; of one run without a spread."""
+    values = reading.accuracy(runs, head)
+    over_all = mean_and_std(values[:, -1]) if len(runs) > 1 else f"{values[0, -1]:.2f}"
+    return f"{over_all} ({values[:, -2].mean():.1f})"
+
+
+def measured(runs: list[Found], name: str) -> np.ndarray:
+    """(trials,), nan where a run has no such measure."""
+    return np.array([run.measure(name) for run in runs], dtype=float)
+
+
+def best(results: Results, imbalance: float, way: str) -> Method | None:
+    """The method of a way whose runs are best on validation, in the mean."""
+    methods = with_runs(results, way)
+
+    def on_validation(method: Method) -> float:
+        return np.mean([run.heads["selected"]["val_balanced"] for run in results.groups[imbalance, method.key]])
+
+    return max(methods, key=on_validation, default=None)
+
+
+def verdict(results: Results) -> list[str]:
+    """What the study says, a sentence at a time, whoever wins."""
+    sentences = []
+    for rho in sorted(results.plan.imbalances, reverse=True):
+        contrast, entropy = (best(results, rho, way) for way in ("contrast", "cross-entropy"))
+        floor = next(iter(with_runs(results, "pixels")), None)
+        if not contrast:
+            continue
+        runs = results.groups[rho, contrast.key]
+        text = f"ρ = {rho:g}: of the contrastive rows validation chooses {contrast.title}, {all_and_few(runs)} on test"
+        if floor:
+            text += f"; {floor.title} {all_and_few(results.groups[rho, floor.key])}"
+        if entropy:
+            difference = with_interval(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])
+            text += f"; of cross-entropy's {entropy.title}, {all_and_few(results.groups[rho, entropy.key])}"
+            text += f". {contrast.title} − {entropy.title}: {difference}{outcome(difference)}"
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def outcome(interval: str) -> str:
+    """What an interval of `with_interval` says."""
+    low, high = (float(end) for end in interval.split("[")[1].rstrip("]").split(", "))
+    return ", ahead" if low > 0 else ", behind" if high < 0 else ", not told apart"
+
+
+def differences(results: Results) -> str:
+    """A row a pair and imbalance: many, medium, few, all."""
+    rows, titles = [], {method.key: method.title for method in results.plan.methods.values()}
+    for one, other in results.plan.pairs:
+        for rho in results.plan.imbalances:
+            values = reading.pair(results, rho, (one, other))
+            if len(values) > 1:
+                name = f"{titles[one]} − {titles[other]}"
+                rows.append([name, f"{rho:g}", str(len(values)), *map(with_interval, values.T)])
+    return markdown(["difference", "ρ", "seeds", *SHOTS, "all"], rows)
+
+
+def head_table(results: Results, imbalance: float) -> str:
+    """Each head that some method has, on every method; the last row is what validation chose, a run at a time."""
+    methods = with_runs(results)
+    groups = {method.title: results.groups[imbalance, method.key] for method in methods}
+    titles = dict.fromkeys(title for runs in groups.values() for title in runs[0].heads["heads"])
+    rows = []
+    for title in titles:
+        cells = [all_and_few(runs, title) if has(runs, title) else "–" for runs in groups.values()]
+        rows.append([title, *cells])
+    rows.append(["chosen by validation", *(all_and_few(runs) for runs in groups.values())])
+    return markdown(["head", *groups], rows)
+
+
+def has(runs: list[Found], title: str) -> bool:
+    """Whether all runs have a head: a fit that did not arrive is left out."""
+    return all(title in run.heads["heads"] for run in runs)
+
+
+def feature_table(results: Results) -> str:
+    """Measures of the validation features, by the last epoch of stage 1; and how far TSC's targets were reached."""
+    rows = []
+    for rho in results.plan.imbalances:
+        for method in with_runs(results, "contrast"):
+            runs = results.groups[rho, method.key]
+            row = [f"{rho:g}", method.title, *(mean_and_std(measured(runs, name)) for name in MEASURES)]
+            if runs[0].reached:
+                cosines, nearest = (np.array(values) for values in zip(*(run.reached for run in runs), strict=True))
+                row += [mean_and_std(cosines.mean(1)), mean_and_std(cosines[:, few(runs[0])].mean(1))]
+                row.append(mean_and_std(nearest.mean(1)))
+            rows.append(row + ["–"] * (len(MEASURES) + 5 - len(row)))
+    header = ["ρ", "method", *MEASURES.values(), "cosine to the target", "of few", "nearest target, %"]
+    return markdown(header, rows, words=2)
+
+
+def few(run: Found) -> np.ndarray:
+    """(C,) bool."""
+    return shots(np.array(run.heads["train_counts"]))["few"]
+
+
+def sweep_table(results: Results, key: str) -> str:
+    rows = []
+    for (method, value), runs in results.sweeps[key].items():
+        if runs:
+            title = results.plan.methods[method].title
+            uniformity = measured(runs, "uniformity")
+            reached = [run.reached.nearest.mean() for run in runs if run.reached]
+            shown = f"{np.mean(reached):.1f}" if reached else "–"
+            rows.append([title, value, str(len(runs)), all_and_few(runs), f"{uniformity.mean():.2f}", shown])
+    return markdown(["method", "value", "seeds", "all (few)", "U", "nearest target, %"], rows, words=2)
+
+
+def seed_table(results: Results) -> str:
+    """Each trial, over all classes."""
+    rows = []
+    for rho in results.plan.imbalances:
+        for method in with_runs(results):
+            runs = results.groups[rho, method.key]
+            values = " ".join(percent(value) for value in reading.accuracy(runs)[:, -1])
+            rows.append([f"{rho:g}", method.title, results.rates.get(method.key, "–"), values])
+    return markdown(["ρ", "method", "learning rate", "seeds 0, 1, ..."], rows, words=2)

@@ -1,0 +1,147 @@
+"""The trials of a plan: their commands, and which of them have ended."""
+
+import itertools
+import shlex
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.results.plan import HEADS, SCRIPTS, VIEWS, Method, Plan, Sweep
+from moco import methods
+from moco.heads import flags as heads
+from utils import errors
+from utils.parser import Parser
+from utils.report.runs import Stage, read_stage
+from utils.run.arguments import BEFORE, FREE
+
+
+class Trial(NamedTuple):
+    """One run of a method and the comparison of heads on it.
+
+    commands: what is to be run, in this order, each as words. weight: what it costs beside others, images to train on.
+    """
+
+    run_dir: Path
+    commands: tuple[list[str], ...]
+    weight: float = 1.0
+
+
+class Cell(NamedTuple):
+    """What the seeds of a group have in common. extra: flags of a sweep, or of the choice of the learning rate."""
+
+    imbalance: float
+    method: Method
+    extra: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the run folder, before the seed."""
+        return "_".join([self.method.key, *(word.lstrip("-").replace("-", "_") for word in self.extra)])
+
+    def words(self, plan: Plan) -> list[str]:
+        """The flags of its training that are the plan's."""
+        way = self.method.way
+        length = (
+            ["--epochs", str(2 * plan.epochs[self.imbalance] // VIEWS[way])] if way in VIEWS and plan.epochs else []
+        )
+        return [*plan.flags[way], *length, *self.method.flags, *self.extra]
+
+
+class Common(NamedTuple):
+    """What all trials of a study have in common. flags: of all commands, as of the device."""
+
+    folder: Path
+    flags: tuple[str, ...]
+
+
+def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str, ...]) -> Trial:
+    """more: flags of the training that are not the plan's: its learning rate, where its targets are."""
+    run_dir, way = common.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.way
+    data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags, "--seed", str(seed)]
+    train = [*shlex.split(SCRIPTS[way]), *cell.words(plan), *more, *data, "--run-dir", str(run_dir)]
+    if way == "pixels":
+        return Trial(run_dir, (train,))
+    heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data, "--pretrained", str(run_dir / "last.pth.tar")]
+    return Trial(run_dir, ([*train, "--resume", "auto"], [*heads, "--run-dir", str(run_dir / "heads")]))
+
+
+def tuning_cells(plan: Plan) -> dict[Cell, str]:
+    """Those that choose the learning rate -> the rate."""
+    if len(plan.rates) < 2:
+        return {}
+    tuned = (method for method in plan.methods.values() if method.way in VIEWS)
+    return {
+        Cell(plan.tune_imbalance, method, ("--lr", rate)): rate for method, rate in itertools.product(tuned, plan.rates)
+    }
+
+
+def main_cells(plan: Plan) -> list[Cell]:
+    return [Cell(imbalance, method) for imbalance in plan.imbalances for method in plan.methods.values()]
+
+
+def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
+    """(method key, value) -> its cell; where the value is the method's own, the method's cell."""
+    found = {}
+    for key, value in itertools.product(sweep.methods, sweep.values):
+        method = plan.methods[key]
+        words = tuple(shlex.split(f"{sweep.flag} {value}"))
+        cell = Cell(sweep.imbalance, method)
+        found[key, value] = cell if _changes_nothing(plan, cell, words) else cell._replace(extra=words)
+    return found
+
+
+def _changes_nothing(plan: Plan, cell: Cell, words: tuple[str, ...]) -> bool:
+    parser, flags = parser_of(cell.method.way), cell.words(plan)
+    return parser.parse_args(flags) == parser.parse_args([*flags, *words])
+
+
+def parser_of(way: str) -> Parser:
+    """Of the script of a way to make features."""
+    return parser_named(SCRIPTS[way].removeprefix("-m "))
+
+
+def parser_named(script: str) -> Parser:
+    return import_module(script.removesuffix(".py")).get_args_parser()
+
+
+def left_of(trial: Trial) -> Trial:
+    """What has not ended; raises InputError as `ended`."""
+    return trial._replace(commands=tuple(command for command in trial.commands if not ended(command)))
+
+
+def ended(command: list[str]) -> bool:
+    """Whether the run of a command is there, with all its epochs.
+
+    Raises:
+        InputError: its folder holds a run that another command has made.
+    """
+    script, *flags = command[1:] if command[0] == "-m" else command
+    asked = parser_named(script).parse_args(flags)
+    if not (Path(asked.run_dir) / "args.json").exists():
+        return False
+    stage = read_stage(Path(asked.run_dir))
+    if changed := differences(vars(asked), stage):
+        raise errors.InputError(
+            f"{asked.run_dir}: made with other arguments ({', '.join(changed)}); name another --folder, or delete it"
+        )
+    if script == SCRIPTS["contrast"]:
+        return _epochs_done(stage) == asked.epochs
+    trained = not hasattr(asked, "epochs") or getattr(asked, "compare_heads", False)
+    return (trained or _epochs_done(stage) == asked.epochs) and (stage.folder / "results.json").exists()
+
+
+def _epochs_done(stage: Stage) -> int:
+    return stage.epochs[-1]["epoch"] if stage.epochs else 0
+
+
+def differences(asked: dict, stage: Stage) -> list[str]:
+    """`lr 0.1 -> 0.03` for each argument that was given, decides the result and is not the run's."""
+    given = {name: value for name, value in asked.items() if value is not None and name not in FREE - {"seed"}}
+    of_stage = heads.BEFORE if "pretrained" in stage.args else methods.BEFORE
+    its = BEFORE | of_stage | stage.args  # what an older run does not say is as it was
+    return [f"{name} {its.get(name)} -> {v}" for name, v in given.items() if its.get(name) != v]
+
+
+def of_seeds(cells: list[Cell], seeds: range) -> list[tuple[Cell, int]]:
+    """One seed of everything, then the next: a study that is cut short has whole seeds."""
+    return [(cell, seed) for seed in seeds for cell in cells]

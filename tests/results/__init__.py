@@ -1,0 +1,1 @@
+"""The study of examples/results: its plan, its trials, its page."""

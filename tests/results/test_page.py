@@ -1,0 +1,120 @@
+"""The page of a study by hand, from run folders that are written, not trained."""
+
+import csv
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from examples.results import page, reading, tables
+from utils.errors import InputError
+
+
+@pytest.fixture
+def found(whole):
+    return whole.results()
+
+
+def rows_of(text: str) -> list[str]:
+    return [line.strip("| ") for line in text.splitlines()[2:]]
+
+
+def test_the_summary(found):
+    at_each = "{0} ({1}) | {0} ({1})"
+    assert rows_of(tables.summary(found)) == [
+        "pixels | 60.00 (50.0) | 60.00 (50.0) | – | –",
+        f"KCL | {at_each.format('81.00 ± 1.41', '71.0')} | 1.00 | 1.0",
+        f"TSC | {at_each.format('83.50 ± 0.71', '73.5')} | 1.20 | 1.0",
+        f"CE | {at_each.format('70.50 ± 0.71', '60.5')} | 1.00 | 2.0",
+    ]
+
+
+def test_paired_differences_by_hand(found):
+    """TSC − KCL: 3 and 2, deviation 0.71; t with 1 degree is 12.71 at 97.5 %, so ± 12.71 · 0.71 / √2 = 6.35."""
+    same, none = "+0.00 [+0.00, +0.00]", "–"
+    of = "{0} | {1:g} | 2 | {2} | {3} | {4} | {4}"
+    assert rows_of(tables.differences(found)) == [
+        of.format(name, rho, same, none, interval)
+        for name, interval in (("TSC − KCL", "+2.50 [-3.85, +8.85]"), ("KCL − CE", "+10.50 [+4.15, +16.85]"))
+        for rho in (10, 100)
+    ]
+
+
+def test_the_verdict_is_by_validation_and_says_who_is_ahead(found):
+    hard, easy = tables.verdict(found)
+    assert hard == easy.replace("ρ = 10:", "ρ = 100:")
+    assert hard == (
+        "ρ = 100: of the contrastive rows validation chooses TSC, 83.50 ± 0.71 (73.5) on test; pixels 60.00 (50.0); of "
+        "cross-entropy's CE, 70.50 ± 0.71 (60.5). TSC − CE: +13.00 [+13.00, +13.00], ahead."
+    )
+    for run in found.groups[100, "tsc"]:  # now KCL is better on validation, whatever test says
+        run.heads["selected"]["val_balanced"] = 0
+    assert "validation chooses KCL, 81.00" in tables.verdict(found)[0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [("+2.00 [+0.10, +3.90]", ", ahead"), ("-2.00 [-3.90, -0.10]", ", behind"), ("+0.00 [-1.00, +1.00]", "not told")],
+)
+def test_what_an_interval_says(interval, word):
+    assert word in tables.outcome(interval)
+
+
+def test_every_head_has_a_row_and_a_head_that_a_method_has_not_a_dash(found):
+    rows = rows_of(tables.head_table(found, 100))
+    assert rows[0].startswith("logistic, post | 60.00 (50.0) | 81.00 ± 1.41 (71.0) | 83.50")
+    assert rows[1].startswith("ncm | 55.00 (45.0) | 76.00 ± 1.41")
+    assert rows[2] == "own, post | – | – | – | 69.50 ± 0.71 (59.5)"
+    assert rows[3] == rows[0].replace("logistic, post", "chosen by validation")
+
+
+def test_how_far_targets_were_reached(found):
+    """Class 0 is on its target; 1 and 2 are each on the other's. Few is class 2 alone."""
+    reached = found.groups[100, "tsc"][0].reached
+    assert reached.cosines.tolist() == [1, 0, 0] and reached.nearest.tolist() == [100, 0, 0]
+    rows = rows_of(tables.feature_table(found))
+    assert rows[0].endswith("| – | – | –") and rows[1].endswith("| 0.33 ± 0.00 | 0.00 ± 0.00 | 33.33 ± 0.00")
+
+
+def test_a_sweep_has_the_methods_own_run(found):
+    assert rows_of(tables.sweep_table(found, "tw")) == [
+        "TSC | 0.2 | 2 | 83.50 ± 0.71 (73.5) | 1.20 | 33.3",
+        "TSC | 1 | 2 | 83.50 ± 0.71 (73.5) | 1.20 | 33.3",
+    ]
+
+
+def test_the_page_is_whole(found, tmp_path):
+    readme = tmp_path / "README.md"
+    begin, end = (mark.format("results_small") for mark in (page.BEGIN, page.END))
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    written = page.write(found, tmp_path / "docs", "make results")
+    assert all(path.exists() for path in written) and readme in written
+    text = (tmp_path / "docs" / "results_small.md").read_text()
+    assert "`make results`: 14 trainings, 0.3 hours on one core in all, 2 seeds; box, PyTorch 2; commit c0ffee" in text
+    assert text.count("<details>") == text.count("</details>") == 6 and text.count("![") == 5
+    first_folded = text.index("<details>")
+    assert all(text.index(picture) < first_folded for picture in ("_accuracy.png", "_sweeps.png"))
+    assert readme.read_text() == f"before\n{page.block(found)}\nafter\n" and page.block(found) in text
+    for picture in (path for path in written if path.suffix == ".png"):
+        pixels = imread(picture)
+        assert pixels.shape[1] > 350 and np.std(pixels) > 0.03, picture
+
+
+def test_a_row_of_the_csv_is_a_trial(found, tmp_path):
+    page.write(found, tmp_path, "make results")
+    with (tmp_path / "results_small.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (3 * 2 + 1) + 2 * 2
+    tsc = next(row for row in rows if row["method"] == "tsc" and row["imbalance"] == "100.0" and row["seed"] == "1")
+    assert (tsc["all"], tsc["few"], tsc["medium"], tsc["val"], tsc["head"]) == ("84", "74", "", "85", "logistic, post")
+    assert {row["sweep"] for row in rows} == {"", "--tw 0.2", "--tw 1"}
+
+
+def test_a_page_of_nothing_is_refused(study, tmp_path):
+    with pytest.raises(InputError, match="not two seeds of all methods have ended"):
+        page.write(study.results(), tmp_path / "docs", "make results")
+    assert not (tmp_path / "docs").exists()
+
+
+def test_pairs_with_pixels_have_one_run_for_all_seeds(found):
+    assert reading.pair(found, 10, ("kcl", "pixels"))[:, -1].tolist() == [20, 22]

@@ -1,0 +1,131 @@
+"""What a study makes of its plan: trials, their commands, what has ended, and what follows from what."""
+
+import json
+
+import pytest
+
+from examples.results import trials
+from examples.results.trials import Cell, main_cells, sweep_cells
+from tests.results.written import write_run
+from utils.errors import InputError
+
+
+def test_one_seed_of_everything(study):
+    """Two imbalances; pixels know no seed."""
+    made = study.trials(main_cells(study.plan), range(2))
+    assert len({trial.run_dir for trial in made}) == len(made) == 2 * 3 * 2 + 2
+    by_name = {f"{trial.run_dir.parent.name}/{trial.run_dir.name}": trial.commands for trial in made}
+    assert [command[0] for command in by_name["rho10/kcl_s1"]] == ["main_moco_supcon_imba.py", "main_lincls_imba.py"]
+    assert by_name["rho10/ce_s0"][0][:2] == ["-m", "examples.cross_entropy"]
+    assert [command[1] for command in by_name["rho100/pixels_s0"]] == ["examples.pixels"]
+    for trial in made:
+        for command in trial.commands:
+            assert command[command.index("--run-dir") + 1].startswith(str(trial.run_dir))
+            assert command[command.index("--seed") + 1] == trial.run_dir.name[-1]
+            assert command[command.index("--imbalance") + 1] == trial.run_dir.parent.name.removeprefix("rho")
+
+
+def test_tsc_reads_the_targets_of_its_dimension(study):
+    def targets_of(*extra: str) -> list[str]:
+        cell = Cell(10, study.plan.methods["tsc"], extra)
+        return [word for word in study.trial(cell, 0).commands[0] if word.endswith(".npy")]
+
+    assert targets_of() == [str(study.folder / "optimal_10_8.npy")]
+    assert targets_of("--moco-dim", "3") == [str(study.folder / "optimal_10_3.npy")]
+    assert not study.dim_of_targets(Cell(10, study.plan.methods["kcl"]))
+
+
+def test_a_value_of_a_sweep_that_is_the_methods_own_is_not_run_twice(study):
+    cells = sweep_cells(study.plan, study.plan.sweeps[0])
+    assert cells["tsc", "0.2"] == Cell(100, study.plan.methods["tsc"])
+    assert cells["tsc", "1"].name == "tsc_tw_1"
+
+
+def test_what_it_costs(study):
+    """Images × epochs × views; TSC as KCL, and cross-entropy, of twice the epochs, as either."""
+    images = sum([120, 71, 43, 25, 15, 9, 5, 3, 2, 1]) * 8  # --dataset digits passes 8 times over its list
+    weights = {cell.method.key: study.weight(cell) for cell in main_cells(study.plan) if cell.imbalance == 100}
+    assert weights["kcl"] == weights["tsc"] == weights["ce"] == images * 4
+
+
+def test_the_learning_rate_is_the_one_with_the_best_validation_accuracy(study):
+    study.plan = study.plan._replace(rates=("0.1", "0.3", "1"), tune_imbalance=10)
+    on_validation = {"0.1": 90, "0.3": 92, "1": 92}
+    for cell, rate in trials.tuning_cells(study.plan).items():
+        write_run(study, cell, study.plan.tune_seed, 100 - on_validation[rate], on_validation[rate])
+    assert study.rates() == {"kcl": "0.3", "tsc": "0.3", "ce": "0.3"}  # of those that tie the first
+    words = study.trial(Cell(100, study.plan.methods["ce"]), 0).commands[0]
+    assert words[words.index("--lr") + 1] == "0.3"
+
+
+def test_stages_in_their_order(study):
+    study.plan = study.plan._replace(rates=("0.1", "0.3"))
+    stages = study.stages()
+    name, tuning = next(stages)
+    assert name == "learning rates" and len(tuning) == 2 * 3  # pixels have none
+    for cell in trials.tuning_cells(study.plan):
+        write_run(study, cell, study.plan.tune_seed, 80, 80)
+    assert [(name, len(of_stage)) for name, of_stage in stages] == [("methods", 14), ("sweep tw", 4)]
+
+
+def test_seeds_are_added_where_the_first_pair_is_not_resolved(whole):
+    """TSC − KCL is 3 and 2: 2.5 ± 6.35, so unresolved; with equal differences it is."""
+    assert whole.unresolved() == []  # the plan wants no more than two
+    whole.plan = whole.plan._replace(more_seeds=4)
+    assert whole.unresolved() == [10, 100]
+    *_, (name, more) = whole.stages()
+    assert name == "more seeds" and len(more) == 2 * 2 * 2
+    assert {trial.run_dir.name for trial in more} == {"tsc_s2", "tsc_s3", "kcl_s2", "kcl_s3"}
+    write_run(whole, Cell(10, whole.plan.methods["tsc"]), 1, 85, 86)
+    assert whole.unresolved() == [100]
+    whole.plan = whole.plan._replace(resolved=7)
+    assert whole.unresolved() == []
+
+
+def test_what_has_ended_is_known_and_what_others_made_is_refused(whole):
+    for cell in main_cells(whole.plan):
+        trial = whole.trial(cell, 0)
+        assert not trials.left_of(trial).commands
+    words, of_heads = whole.trial(Cell(10, whole.plan.methods["ce"]), 1).commands
+    for change in (["--lr", "0.3"], ["--seed", "4"], ["--epochs", "13"]):
+        with pytest.raises(InputError, match=rf"made with other arguments \({change[0][2:]} .* -> {change[1]}\)"):
+            trials.ended([*words, *change])
+    with pytest.raises(InputError, match=r"made with other arguments \(feature_views 0 -> 2\)"):
+        trials.ended([*of_heads, "--feature-views", "2"])
+
+
+def test_a_run_of_before_a_flag_has_ended_too(whole):
+    """Its args.json does not say what there was no flag for."""
+    trial = whole.trial(Cell(10, whole.plan.methods["ce"]), 0)
+    file = trial.run_dir / "args.json"
+    about = json.loads(file.read_text())
+    for name in ("holdout", "lr_end", "warmup_epochs", "largest"):
+        about["args"].pop(name)
+    file.write_text(json.dumps(about))
+    assert trials.ended(trial.commands[0])
+
+
+def test_a_run_that_stopped_early_has_not_ended(whole):
+    for key in ("ce", "kcl"):
+        trial = whole.trial(Cell(10, whole.plan.methods[key]), 0)
+        log = trial.run_dir / "log.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+        assert [trials.ended(command) for command in trial.commands] == [False, True]
+        assert len(whole.found(Cell(10, whole.plan.methods[key]), range(2))) == 0
+
+
+def test_a_trial_without_its_heads_has_not_ended(whole):
+    trial = whole.trial(Cell(10, whole.plan.methods["kcl"]), 1)
+    (trial.run_dir / "heads" / "results.json").unlink()
+    assert [command[0] for command in trials.left_of(trial).commands] == ["main_lincls_imba.py"]
+    assert len(whole.found(Cell(10, whole.plan.methods["kcl"]), range(2))) == 1
+
+
+def test_epochs_by_imbalance_are_of_views(study):
+    """Two views an epoch in contrast, one in cross-entropy: as many views in all; pixels are not trained."""
+    study.plan = study.plan._replace(epochs={10: 3, 100: 5})
+    for key, epochs in (("kcl", {10: "3", 100: "5"}), ("ce", {10: "6", 100: "10"})):
+        for imbalance, number in epochs.items():
+            words = Cell(imbalance, study.plan.methods[key]).words(study.plan)
+            assert [words[at + 1] for at, word in enumerate(words) if word == "--epochs"][-1] == number
+    assert "--epochs" not in Cell(10, study.plan.methods["pixels"]).words(study.plan)
