@@ -162,5 +162,5 @@ def _line(panel: Axes, sweep: Sweep, values: dict[str, np.ndarray], number: int,
     for place, of_seeds in zip(places, values.values(), strict=True):
         panel.scatter(np.full(len(of_seeds), place), of_seeds, s=12, color=colour, alpha=0.5, linewidth=0)
     panel.plot(places, [of_seeds.mean() for of_seeds in values.values()], color=colour, lw=1.5, label=title)
-    panel.set_xticks(range(len(sweep.values)), sweep.values)
+    panel.set_xticks(range(len(sweep.values)), sweep.labels)
     panel.spines[["top", "right"]].set_visible(False)

@@ -56,7 +56,7 @@ def text(results: Results, pictures: list[tuple[Path, str]], command: str) -> st
     parts += [folded("Features", FEATURES + "\n\n" + tables.feature_table(results))]
     parts += [folded(f"Every head, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
     parts += [
-        folded(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep.key))
+        folded(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep))
         for sweep in plan.sweeps
         if any(results.sweeps[sweep.key].values())
     ]

@@ -33,7 +33,7 @@ class Method(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """One flag of some methods, at one imbalance. values: as they are typed. axis, caption: of its figure."""
+    """One flag of some methods, at one imbalance. values: as they are typed. axis, labels, caption: of its figure."""
 
     key: str
     methods: tuple[str, ...]
@@ -42,6 +42,7 @@ class Sweep(NamedTuple):
     imbalance: float
     seeds: int
     axis: str
+    labels: tuple[str, ...]
     caption: str
 
 
@@ -184,15 +185,19 @@ def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:
 
 
 def _sweep(key: str, entries: Entries) -> Sweep:
+    values, labels = entries.words("values"), entries.words("labels", "")
+    if labels and len(labels) != len(values):
+        raise entries.wrong(f"labels: found {len(labels)}, expected one for each of {len(values)} values")
     return Sweep(
         key,
         entries.words("methods"),
         entries.text("flag"),
-        entries.words("values"),
+        values,
         entries.number("imbalance", float),
         entries.number("seeds", int),
         entries.text("axis"),
-        entries.text("caption"),
+        labels or values,
+        " ".join(entries.text("caption").split()),
     )
 
 

@@ -1,9 +1,11 @@
 """Tables and sentences of a study's page; all numbers come from run folders."""
 
+from itertools import product
+
 import numpy as np
 
 from examples.results import reading
-from examples.results.plan import Method
+from examples.results.plan import Method, Sweep
 from examples.results.reading import Found, Results
 from utils.measure.metrics import shots
 from utils.measure.monitor import SPREAD
@@ -142,16 +144,15 @@ def few(run: Found) -> np.ndarray:
     return shots(np.array(run.heads["train_counts"]))["few"]
 
 
-def sweep_table(results: Results, key: str) -> str:
+def sweep_table(results: Results, sweep: Sweep) -> str:
     rows = []
-    for (method, value), runs in results.sweeps[key].items():
-        if runs:
-            title = results.plan.methods[method].title
-            uniformity = measured(runs, "uniformity")
+    for method, (value, label) in product(sweep.methods, zip(sweep.values, sweep.labels, strict=True)):
+        if runs := results.sweeps[sweep.key][method, value]:
             reached = [run.reached.nearest.mean() for run in runs if run.reached]
-            shown = f"{np.mean(reached):.1f}" if reached else "–"
-            rows.append([title, value, str(len(runs)), all_and_few(runs), f"{uniformity.mean():.2f}", shown])
-    return markdown(["method", "value", "seeds", "all (few)", "U", "nearest target, %"], rows, words=2)
+            nearest = f"{np.mean(reached):.1f}" if reached else "–"
+            row = [results.plan.methods[method].title, label, str(len(runs)), all_and_few(runs)]
+            rows.append([*row, f"{measured(runs, 'uniformity').mean():.2f}", nearest])
+    return markdown(["method", sweep.axis, "seeds", "all (few)", "U", "nearest target, %"], rows, words=2)
 
 
 def seed_table(results: Results) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
+from moco.methods.one_point import OnePoint
 from moco.methods.target_state import check_entries
 from moco.pretrained import start_from
 from moco.targeted import Targeted
@@ -28,6 +29,10 @@ class Contrast(Method):
 
     arguments = (add_contrast_arguments,)
     model: Targeted
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.one_point = OnePoint()
 
     @classmethod
     def idle(cls, args) -> Cases:
@@ -94,9 +99,11 @@ class Contrast(Method):
             self.before = self._assignment()  # the targets of an epoch ago
 
     def shown(self, output) -> dict[str, Tensor]:
+        self.one_point.step(output.q)
         return {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
 
     def facts(self) -> tuple[dict[str, float | None], str]:
+        self.one_point.end_epoch()
         found = target_facts(self.model.class_centroid, self._targets(), self._assignment(), self.before)
         return found, describe_facts(found)
 

@@ -1,8 +1,12 @@
-"""Training does what the paper says: classes contract, and TSC's centroids go to their targets."""
+"""Training does what the paper says: classes contract, centroids go to their targets; where not, it is said."""
 
+import pytest
 import torch
+from torch.nn.functional import normalize
 
+import main_moco_supcon_imba as stage1
 from moco.builder import KCL
+from moco.methods.one_point import OnePoint
 from moco.targets.generation import generate
 from tests.tiny import IMAGE, TinyEncoder
 
@@ -45,3 +49,37 @@ def test_tsc_brings_every_class_to_its_own_target():
     cosine = (model.class_centroid * model.optimal_target[model.assignment]).sum(1)
     assert (cosine > 0.9).all(), cosine
     assert sorted(model.assignment.tolist()) == [0, 1, 2]
+
+
+def near(spread: float, number: int = 64) -> torch.Tensor:
+    """Unit vectors about one of R³."""
+    torch.manual_seed(0)
+    return normalize(torch.tensor([1.0, 2.0, 2.0]) / 3 + spread * torch.randn(number, 3), dim=1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "times"),
+    [
+        ([near(0.01), near(0.01)], 1),
+        ([near(0.01)] * 4, 1),
+        ([near(0.01), near(0.3), near(0.01)], 0),  # it found its way out
+        ([near(0.1)] * 3, 0),
+        ([near(0.01, number=8)] * 3, 0),  # may be one class
+    ],
+)
+def test_it_is_said_when_two_epochs_in_a_row_end_so(epochs, times, capsys):
+    watch = OnePoint()
+    for q in epochs:
+        watch.step(q)
+        watch.end_epoch()
+    assert capsys.readouterr().out.count("all features have fallen onto one point") == times
+
+
+def test_steps_too_large_for_few_dimensions_end_in_one_point_and_small_ones_do_not(tmp_path, capsys):
+    """The real thing, on the digits: KCL in the batch in three dimensions."""
+    flags = "--dataset digits --image-size 8 --contrast batch --mlp --cos -b 64 --moco-dim 3 --epochs 4 --seed 0 -p 0"
+    where = f"--data-root {tmp_path} --device cpu -j 0 --device-aug"
+    stage1.main([*f"{flags} --lr 0.1 {where} --run-dir {tmp_path}/large".split()])
+    assert "all features have fallen onto one point" in capsys.readouterr().out
+    stage1.main([*f"{flags} --lr 0.003 {where} --run-dir {tmp_path}/small".split()])
+    assert "one point" not in capsys.readouterr().out

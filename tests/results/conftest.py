@@ -48,6 +48,7 @@ values = 0.2 1
 imbalance = 100
 seeds = 2
 axis = weight of the targets
+labels = little much
 caption = TSC over its weight.
 """
 

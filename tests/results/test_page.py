@@ -77,9 +77,9 @@ def test_how_far_targets_were_reached(found):
 
 
 def test_a_sweep_has_the_methods_own_run(found):
-    assert rows_of(tables.sweep_table(found, "tw")) == [
-        "TSC | 0.2 | 2 | 83.50 ± 0.71 (73.5) | 1.20 | 33.3",
-        "TSC | 1 | 2 | 83.50 ± 0.71 (73.5) | 1.20 | 33.3",
+    assert rows_of(tables.sweep_table(found, found.plan.sweeps[0])) == [
+        "TSC | little | 2 | 83.50 ± 0.71 (73.5) | 1.20 | 33.3",
+        "TSC | much | 2 | 83.50 ± 0.71 (73.5) | 1.20 | 33.3",
     ]
 
 

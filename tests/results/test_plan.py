@@ -40,6 +40,7 @@ def test_the_plans_of_this_project_are_good(file):
         (("kcl - ce", "kcl - moco"), r"\[study\]: unknown method moco, expected one of pixels, kcl, tsc, ce"),
         (("kcl - ce", "kcl"), r"\[study\]: pair kcl, expected METHOD - METHOD"),
         (("methods = tsc", "methods = moco"), r"\[sweep tw\]: unknown method moco"),
+        (("labels = little much", "labels = little"), r"\[sweep tw\]: labels: found 1, expected one for each of 2"),
         (("values = 0.2 1", "values = 0.2 x"), r"\[sweep tw\]: argument --tw.*x"),
         (("[method kcl]", "[method tsc]"), r"section 'method tsc' already exists"),
         (("[study]", "study"), "no section headers"),
