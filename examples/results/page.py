@@ -90,14 +90,15 @@ def about(results: Results, command: str) -> str:
     most = max(len(runs) for runs in results.groups.values())
     counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
     sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
+    rates = ", and of each method the learning rate" if len(results.plan.rates) > 1 else ""
     return "\n\n".join(
         [
             f"`{command}`: {len(stages)} trainings, {hours:.1f} hours on one core in all, {most} seeds; "
             f"{'; '.join(machines)}; commit {' and '.join(commits)}. {results.plan.same}",
-            f"Test accuracy in percent ± standard deviation over seeds, in brackets few. {SHOT_NOTE}. The learning "
-            "rate of each method, and of each run its head and the head's values, are chosen on the validation split, "
-            "all by one rule from the same grid. An interval is of the paired difference, by Student's t; one that "
-            f"holds 0 does not say which is better. Training images, by class: {sizes}.",
+            f"Test accuracy in percent ± standard deviation over seeds, in brackets few. {SHOT_NOTE}. Of each run its "
+            f"head and the head's values are chosen on the validation split{rates}, for all methods by one rule from "
+            "one grid. An interval is of the paired difference, by Student's t; one that holds 0 does not say which is "
+            f"better. Training images, by class: {sizes}.",
         ]
     )
 

@@ -69,26 +69,44 @@ def best(results: Results, imbalance: float, way: str) -> Method | None:
 
 def verdict(results: Results) -> list[str]:
     """What the study says, a sentence at a time, whoever wins."""
-    sentences = []
-    for rho in sorted(results.plan.imbalances, reverse=True):
-        contrast, entropy = (best(results, rho, way) for way in ("contrast", "cross-entropy"))
-        floor = next(iter(with_runs(results, "pixels")), None)
-        if not contrast:
-            continue
-        runs = results.groups[rho, contrast.key]
-        text = f"ρ = {rho:g}: of the contrastive rows validation chooses {contrast.title}, {all_and_few(runs)} on test"
-        if floor:
-            text += f"; {floor.title} {all_and_few(results.groups[rho, floor.key])}"
-        if entropy:
-            difference = with_interval(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])
-            text += f"; of cross-entropy's {entropy.title}, {all_and_few(results.groups[rho, entropy.key])}"
-            text += f". {contrast.title} − {entropy.title}: {difference}{outcome(difference)}"
-        sentences.append(f"{text}.")
+    hardest_first = sorted(results.plan.imbalances, reverse=True)
+    return [*filter(None, (best_rows(results, rho) for rho in hardest_first)), *first_pairs(results, hardest_first)]
+
+
+def best_rows(results: Results, rho: float) -> str:
+    """The best contrastive method beside the best of cross-entropy, and beside pixels; "" where one is missing."""
+    contrast, entropy = (best(results, rho, way) for way in ("contrast", "cross-entropy"))
+    if not contrast or not entropy:
+        return ""
+    difference = with_interval(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])
+    of_test = {method.key: all_and_few(results.groups[rho, method.key]) for method in with_runs(results)}
+    text = (
+        f"ρ = {rho:g}: of the contrastive methods validation chooses {contrast.title}, {of_test[contrast.key]} on "
+        f"test; of those by cross-entropy {entropy.title}, {of_test[entropy.key]}. The first minus the second: {difference}"
+        f"{outcome(difference)}."
+    )
+    floor = next(iter(with_runs(results, "pixels")), None)
+    return f"{text} {floor.title.capitalize()}: {of_test[floor.key]}." if floor else text
+
+
+def first_pairs(results: Results, imbalances: list[float]) -> list[str]:
+    """Of each pair of two contrastive methods a sentence: over all and over few, at each imbalance."""
+    methods, sentences = results.plan.methods, []
+    for pair in results.plan.pairs:
+        one, other = (methods[key] for key in pair)
+        if one.way == other.way == "contrast":
+            parts = []
+            for rho in imbalances:
+                few, over_all = (with_interval(values) for values in reading.pair(results, rho, pair).T[2:])
+                parts.append(f"ρ = {rho:g} {over_all}{outcome(over_all)}; few {few}{outcome(few)}")
+            sentences.append(f"{one.title} − {other.title}: {'. '.join(parts)}.")
     return sentences
 
 
 def outcome(interval: str) -> str:
     """What an interval of `with_interval` says."""
+    if "[" not in interval:
+        return ""
     low, high = (float(end) for end in interval.split("[")[1].rstrip("]").split(", "))
     return ", ahead" if low > 0 else ", behind" if high < 0 else ", not told apart"
 

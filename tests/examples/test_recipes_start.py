@@ -8,11 +8,15 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.lists.format import made_folders
+from moco.targets.generation import generate
 from tests import ROOT
+from tests.idx_files import write_parts
 from tests.stopping import log_of
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.txt"))
+FASHION = ("fashion_kcl", "fashion_tsc")  # which make their lists themselves
 TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release"))]
+TRAIN = [name for name in TRAIN if name not in FASHION]
 PROBES = {"imagenet_probe": "imagenet_kcl", "inat_probe": "inat_kcl", "cifar_probe": "cifar10_kcl_100"}
 PROBES |= {"cifar_ldam_drw": "cifar10_tsc_100"}
 # Of what is trained: two batches of eight, images and network small; the recipe's own flags come before.
@@ -72,11 +76,27 @@ def test_a_recipe_of_stage_2_starts(recipe, root, tmp_path):
     assert (tmp_path / "probe" / "results.json").exists()
 
 
+@pytest.mark.parametrize("recipe", FASHION)
+def test_a_recipe_of_fashion_starts(recipe, tmp_path):
+    """On files of noise, with the recipe's own network."""
+    write_parts(tmp_path, 120, 1)
+    small = f"--largest 20 --imbalance 2 --epochs 2 --device cpu -j 0 -p 0 --targets {tmp_path}/targets.npy"
+    if recipe == "fashion_tsc":
+        np.save(tmp_path / "targets.npy", generate(10, 128).numpy())
+    else:
+        small = small.rsplit(" ", 2)[0]
+    words = [f"@{ROOT / 'recipes' / recipe}.txt", "--data-root", str(tmp_path), *small.split()]
+    stage1.main([*words, "--run-dir", str(tmp_path / "run")])
+    assert [line["phase"] for line in log_of(tmp_path / "run")] == ["KCL", "TSC" if "tsc" in recipe else "KCL"]
+
+
 def test_no_recipe_is_left_out():
     assert set(RECIPES) == {
         *TRAIN,
         *PROBES,
+        *FASHION,
+        "fashion",
         "imagenet",
         "cifar",
         "cifar_targeted",
-    }  # the last three are what others take in
+    }  # the last ones are what others take in
