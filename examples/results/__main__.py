@@ -16,7 +16,7 @@ from pathlib import Path
 
 from examples.results import page
 from examples.results.plan import Plan, read_plan
-from examples.results.running import run_all
+from examples.results.running import run_all, wait_for_others
 from examples.results.study import TUNING, Study
 from examples.results.trials import left_of
 from utils import errors
@@ -72,6 +72,7 @@ def run(study: Study, jobs: int) -> None:
         for what, trials in study.stages():
             waiting = [left for trial in trials if (left := left_of(trial)).commands]
             if waiting:
+                wait_for_others(waiting)
                 say(f"{what}: {len(waiting)} of {len(trials)} trials to run, {jobs} at a time")
                 run_all(waiting, jobs)
             if what == TUNING:

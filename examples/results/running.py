@@ -1,5 +1,6 @@
 """Running the trials of a study: as many at a time as there are cores, each on one, until all have ended."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 from examples.results.trials import Trial
 from utils import errors
 from utils.distributed import say
+from utils.run.folder import holder
+
+PR_SET_PDEATHSIG = 1
 
 
 def run_all(trials: list[Trial], jobs: int) -> None:
@@ -57,13 +61,36 @@ class Clock:
         return f"about {timedelta(seconds=round(seconds))} left"
 
 
+def wait_for_others(trials: list[Trial], seconds: float = 60) -> None:
+    """Wait for runs of a study that was killed: they save themselves, and end (see `_end_with_parent`).
+
+    Raises:
+        InputError: one is still there after so long.
+    """
+    for trial in trials:
+        ends, said = time.monotonic() + seconds, False
+        while who := holder(trial.run_dir):
+            if not said:
+                say(f"{trial.run_dir}: waiting for {who}, which still writes there")
+                said = True
+            if time.monotonic() > ends:
+                raise errors.InputError(f"{trial.run_dir}: {who} still writes there; end it, the same command goes on")
+            time.sleep(0.2)
+
+
+def _end_with_parent() -> None:
+    """In a run's process: SIGTERM, by which it saves itself, when the study is killed (Linux's prctl)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def start(trial: Trial) -> subprocess.Popen:
     """The first of its commands, on one core, with its output in a file of the run folder."""
     trial.run_dir.mkdir(parents=True, exist_ok=True)
     with output_of(trial).open("a") as file:
         command = [sys.executable, *trial.commands[0]]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        options = {"preexec_fn": _end_with_parent} if sys.platform == "linux" else {}
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, **options)
 
 
 def output_of(trial: Trial) -> Path:

@@ -82,8 +82,8 @@ def best_rows(results: Results, rho: float) -> str:
     of_test = {method.key: all_and_few(results.groups[rho, method.key]) for method in with_runs(results)}
     text = (
         f"ρ = {rho:g}: of the contrastive methods validation chooses {contrast.title}, {of_test[contrast.key]} on "
-        f"test; of those by cross-entropy {entropy.title}, {of_test[entropy.key]}. The first minus the second: {difference}"
-        f"{outcome(difference)}."
+        f"test; of those by cross-entropy {entropy.title}, {of_test[entropy.key]}. The first minus the second: "
+        f"{difference}{outcome(difference)}."
     )
     floor = next(iter(with_runs(results, "pixels")), None)
     return f"{text} {floor.title.capitalize()}: {of_test[floor.key]}." if floor else text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.results.running import Clock, run_all
+from examples.results.running import Clock, run_all, wait_for_others
 from examples.results.trials import Trial
 from tests import ROOT
 from utils.errors import InputError
@@ -47,21 +47,61 @@ def test_a_run_that_was_killed_is_named_by_its_signal(tmp_path):
         run_all([Trial(tmp_path / "a", (suicide,))], jobs=1)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
-def test_a_signal_ends_the_runs_too(number, code, tmp_path):
-    """The whole command is asked to stop while its first two runs are under way."""
+@pytest.fixture
+def under_way(tmp_path):
+    """The study of the digits, its first two runs under way."""
     command = [sys.executable, "-m", "examples.results", "digits", "--folder", str(tmp_path), "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     outputs = [tmp_path / "rho10" / f"{key}_s0" / "output.txt" for key in ("kcl", "tsc")]
-    while not all(file.exists() and "steps an epoch" in file.read_text() for file in outputs):
-        assert process.poll() is None
-        time.sleep(0.2)
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [0, 0]
+
+    def begin() -> subprocess.Popen:
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        began = lambda file, so_far: file.exists() and file.read_text().count("steps an epoch") > so_far  # noqa: E731
+        while not all(map(began, outputs, lines)):
+            assert process.poll() is None
+            time.sleep(0.2)
+        lines[:] = [file.read_text().count("steps an epoch") for file in outputs]
+        return process
+
+    begin.command = command
+    return begin
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
+def test_a_signal_ends_the_runs_too(number, code, under_way, tmp_path):
+    """And while it is under way there is no second."""
+    process = under_way()
+    second = subprocess.run(under_way.command, cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 2 and f"{tmp_path}: another run is writing there" in second.stderr + second.stdout
     process.send_signal(number)
     assert process.wait(60) == code
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs end with their parent by Linux's prctl")
+def test_a_killed_study_takes_its_runs_along_and_goes_on(under_way, tmp_path):
+    killed = under_way()
+    killed.kill()
+    killed.wait()
+    again = under_way()  # it waits for them, and takes up what they have saved
+    assert "resumed" in (tmp_path / "rho10" / "kcl_s0" / "output.txt").read_text()
+    again.terminate()
+    assert again.wait(60) == 143
+
+
+def test_a_run_that_does_not_let_go_is_named(tmp_path):
+    """Another process holds the folder."""
+    hold = (
+        f"from pathlib import Path; from utils.run.folder import hold; c = hold(Path({str(tmp_path)!r})); c.__enter__()"
+    )
+    holds = [sys.executable, "-c", f"{hold}; print('held', flush=True); import time; time.sleep(60)"]
+    with subprocess.Popen(holds, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"process {other.pid} on .* still writes there; end it"):
+            wait_for_others([Trial(tmp_path, ())], seconds=0.5)
+        other.kill()
+    wait_for_others([Trial(tmp_path, ())], seconds=0.5)
 
 
 def test_the_time_left_is_by_the_weight_of_what_has_ended():

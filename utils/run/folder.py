@@ -83,6 +83,21 @@ def hold(run_dir: Path, source: Path | None = None, broken: Iterable[Path] = ())
         yield
 
 
+def holder(run_dir: Path) -> str | None:
+    """The process that holds a run folder now, if one does."""
+    if not (run_dir / LOCK).exists():
+        return None
+    with (run_dir / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            return file.read().strip()
+        except OSError:  # some network file systems have no locks
+            return None
+    return None
+
+
 def _lock(file: TextIO) -> str | None:
     """Lock the file and write this process into it; returns who else holds it."""
     try:
