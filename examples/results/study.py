@@ -16,7 +16,7 @@ from moco.targets.generation import generate_file
 from utils.report.runs import read_stage
 from utils.report.trials import paired_difference
 
-PIXELS = 100_000  # what the heads on pixels cost, in images to train on
+PIXELS = 400_000  # what the heads on pixels cost, in images to train on
 TUNING = "learning rates"
 
 
