@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from examples.results import page
-from examples.results.plan import Plan, read_plan
+from examples.results.plan import Plan
+from examples.results.plan_file import read_plan
 from examples.results.running import run_all, wait_for_others
 from examples.results.study import TUNING, Study
 from examples.results.trials import left_of

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.results.plan import Plan, read_plan
+from examples.results.plan import Plan
+from examples.results.plan_file import read_plan
 from examples.results.study import Study
 from examples.results.trials import main_cells, sweep_cells
 from tests.results.written import write_run

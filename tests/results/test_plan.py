@@ -3,7 +3,8 @@
 import pytest
 
 from examples.results import __main__ as results
-from examples.results.plan import FOLDER, read_plan
+from examples.results.plan import FOLDER
+from examples.results.plan_file import read_plan
 from utils.errors import InputError
 
 

@@ -1,0 +1,198 @@
+"""Plan files: read, and checked before anything runs. fashion.ini is one, and explains itself."""
+
+import argparse
+import configparser
+import itertools
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+from examples.results.plan import FOLDER, SCRIPTS, Method, Plan, Sweep
+from utils.errors import InputError, first_line
+
+
+def read_plan(named: str) -> Plan:
+    """A plan by the name of a file in this folder, or by its path.
+
+    Raises:
+        InputError: no such file; a section or an entry that is missing, strange, or wrong, all named.
+    """
+    path = FOLDER / f"{named}.ini" if "/" not in named and not named.endswith(".ini") else Path(named)
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",), strict=True)
+    try:
+        with path.open(encoding="utf-8") as file:
+            parser.read_file(file)
+    except OSError as error:
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.ini")))
+        raise InputError(f"plan {path}: cannot be read ({error.strerror}), expected {known}, or a file") from None
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise InputError(f"plan {path}: {first_line(error)}") from None
+    sections = {name: Entries(path, name, dict(parser[name])) for name in parser.sections()}
+    plan = _plan(path, sections)
+    for entries in sections.values():
+        entries.refuse_rest()
+    _check(path, plan)
+    return plan
+
+
+class Entries:
+    """The entries of a section, each read once; what is left in the end is strange."""
+
+    def __init__(self, path: Path, section: str, values: dict[str, str]):
+        self.path, self.section, self.values = path, section, values
+
+    def wrong(self, message: str) -> InputError:
+        return InputError(f"plan {self.path}, [{self.section}]: {message}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self.values.pop(name, default)
+        if value is None:
+            raise self.wrong(f"lacks {name}")
+        return value
+
+    def words(self, name: str, default: str | None = None) -> tuple[str, ...]:
+        try:
+            return tuple(shlex.split(self.text(name, default)))
+        except ValueError as error:
+            raise self.wrong(f"{name}: {error}") from None
+
+    def numbers(self, name: str, kind: type, default: str | None = None) -> tuple:
+        try:
+            values = tuple(kind(word) for word in self.words(name, default))
+        except ValueError:
+            raise self.wrong(f"{name}: expected numbers") from None
+        if not all(value > 0 for value in values):
+            raise self.wrong(f"{name}: expected numbers above 0")
+        return values
+
+    def number(self, name: str, kind: type, default: str | None = None):
+        values = self.numbers(name, kind, default)
+        if len(values) != 1:
+            raise self.wrong(f"{name}: found {len(values)} numbers, expected one")
+        return values[0]
+
+    def refuse_rest(self) -> None:
+        if self.values:
+            raise self.wrong(f"{', '.join(self.values)}: unknown")
+
+
+def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
+    if "study" not in sections:
+        raise InputError(f"plan {path}: has no section [study]")
+    study, methods, sweeps = sections["study"], {}, []
+    for name, entries in sections.items():
+        kind, _, key = name.partition(" ")
+        if kind == "method" and key:
+            methods[key] = Method(key, entries.text("title"), entries.text("way"), entries.words("flags", ""))
+        elif kind == "sweep" and key:
+            sweeps.append(_sweep(key, entries))
+        elif name != "study":
+            raise InputError(f"plan {path}: section [{name}], expected [study], [method KEY] or [sweep KEY]")
+    seeds, imbalances = study.number("seeds", int), study.numbers("imbalances", float)
+    plan = Plan(
+        path.stem,
+        study.text("title"),
+        study.text("page", f"results_{path.stem}"),
+        " ".join(study.text("same", "").split()),
+        imbalances,
+        dict(zip(imbalances, _epochs(study, imbalances), strict=False)),
+        seeds,
+        study.number("more_seeds", int, str(seeds)),
+        study.number("resolved", float, "0.5"),
+        study.words("data"),
+        {way: study.words(way, "") for way in (*SCRIPTS, "heads")},
+        study.words("rates", ""),
+        study.number("tune_imbalance", float, str(imbalances[0])),
+        study.number("tune_seed", int, "100"),
+        methods,
+        tuple(tuple(pair.split(" - ")) for line in study.text("pairs", "").splitlines() if (pair := line.strip())),
+        tuple(sweeps),
+    )
+    if seeds < 2:
+        raise study.wrong(f"seeds {seeds}: expected 2 or more, for there to be a spread")
+    return plan
+
+
+def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:
+    epochs = study.numbers("epochs", int, "")
+    if epochs and len(epochs) != len(imbalances):
+        raise study.wrong(f"epochs: found {len(epochs)} numbers, expected one for each of {len(imbalances)} imbalances")
+    return epochs
+
+
+def _sweep(key: str, entries: Entries) -> Sweep:
+    values, labels = entries.words("values"), entries.words("labels", "")
+    if labels and len(labels) != len(values):
+        raise entries.wrong(f"labels: found {len(labels)}, expected one for each of {len(values)} values")
+    return Sweep(
+        key,
+        entries.words("methods"),
+        entries.text("flag"),
+        values,
+        entries.number("imbalance", float),
+        entries.number("seeds", int),
+        entries.text("axis"),
+        labels or values,
+        " ".join(entries.text("caption").split()),
+    )
+
+
+def _check(path: Path, plan: Plan) -> None:
+    """Raises InputError: a method or way that is not there, or flags that their script does not take."""
+    if not plan.methods:
+        raise InputError(f"plan {path}: has no section [method KEY]")
+    for method in plan.methods.values():
+        if method.way not in SCRIPTS:
+            raise InputError(f"plan {path}, [method {method.key}]: way {method.way}, expected {', '.join(SCRIPTS)}")
+        flags = (*plan.flags[method.way], *method.flags, *plan.data)
+        args = parsed(path, f"method {method.key}", method.way, flags)
+        for epochs in plan.epochs.values():
+            _check_measured(path, "study", epochs, args)
+    named = [("study", key) for pair in plan.pairs for key in pair]
+    named += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
+    for section, key in named:
+        if key not in plan.methods:
+            known = ", ".join(plan.methods)
+            raise InputError(f"plan {path}, [{section}]: unknown method {key}, expected one of {known}")
+    for pair in plan.pairs:
+        if len(pair) != 2:
+            raise InputError(f"plan {path}, [study]: pair {pair[0]}, expected METHOD - METHOD")
+    for sweep in plan.sweeps:
+        for key, value in itertools.product(sweep.methods, sweep.values):
+            method = plan.methods[key]
+            flags = (*plan.flags[method.way], *method.flags, *_words(path, sweep, value), *plan.data)
+            args = parsed(path, f"sweep {sweep.key}", method.way, flags)
+            if "--epochs" in flags:
+                _check_measured(path, f"sweep {sweep.key}", args.epochs, args)
+        _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
+    _check_epochs(path, "study", plan.tune_imbalance, plan)
+
+
+def _words(path: Path, sweep: Sweep, value: str) -> list[str]:
+    try:
+        return shlex.split(f"{sweep.flag} {value}")
+    except ValueError as error:
+        raise InputError(f"plan {path}, [sweep {sweep.key}]: flag {sweep.flag}: {error}") from None
+
+
+def _check_measured(path: Path, section: str, epochs: int, args: argparse.Namespace) -> None:
+    """Raises InputError unless the features of the last epoch are measured."""
+    if (every := getattr(args, "monitor_freq", 0)) and epochs % every:
+        raise InputError(f"plan {path}, [{section}]: epochs {epochs}: expected a multiple of --monitor-freq {every}")
+
+
+def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> None:
+    if plan.epochs and imbalance not in plan.epochs:
+        known = ", ".join(f"{other:g}" for other in plan.epochs)
+        raise InputError(f"plan {path}, [{section}]: imbalance {imbalance:g} has no epochs, expected one of {known}")
+
+
+def parsed(path: Path, section: str, way: str, words: tuple[str, ...]) -> argparse.Namespace:
+    """The arguments; raises InputError unless the script of a way takes these flags."""
+    parser = import_module(SCRIPTS[way].removeprefix("-m ").removesuffix(".py")).get_args_parser()
+
+    def refuse(message: str):
+        raise InputError(f"plan {path}, [{section}]: {message}")
+
+    parser.error = refuse
+    return parser.parse_args(list(words))
