@@ -8,12 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.results import reading, tables
-from examples.results.plan import Sweep
+from examples.results.plan import VIEWS, Sweep
 from examples.results.reading import Found, Results
 from utils.report.style import LIGHT
 from utils.report.trials import paired_difference
 
 MARKS = "osD^v"
+
+
+def colour_of(results: Results, key: str) -> str:
+    """The same in all pictures; grey of what is not trained."""
+    trained = [method.key for method in results.plan.methods.values() if method.way in VIEWS]
+    return LIGHT[trained.index(key) % len(LIGHT)] if key in trained else "0.6"
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -41,9 +47,9 @@ def accuracy(results: Results) -> Figure:
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
         for number, method in enumerate(methods):
             shift = 0.8 * ((number + 0.5) / len(methods) - 0.5)
+            colour = colour_of(results, method.key)
             for place, rho in enumerate(rhos):
-                values = reading.accuracy(results.groups[rho, method.key])[:, column]
-                colour = LIGHT[number % len(LIGHT)]
+                values = reading.accuracy(tables.common(results, rho, method))[:, column]
                 panel.scatter(np.full(len(values), place + shift), values, s=14, color=colour, alpha=0.6, linewidth=0)
                 name = {"label": method.title} if place == 0 else {}
                 panel.plot(
@@ -51,6 +57,8 @@ def accuracy(results: Results) -> Figure:
                 )
         panel.set_xticks(range(len(rhos)), [f"{rho:g}" for rho in rhos])
         panel.set(xlabel="imbalance ρ", ylabel=f"test accuracy, {label}, %")
+        shown = [place for place, rho in enumerate(rhos) if column == -1 or tables.has_few(results, rho)]
+        panel.set_xlim(min(shown, default=0) - 0.6, max(shown, default=0) + 0.6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -67,7 +75,7 @@ def differences(results: Results) -> Figure:
                 if len(values) < 2 or np.isnan(values).any():
                     continue
                 mean, low, high = paired_difference(values)
-                colour = LIGHT[number % len(LIGHT)]
+                colour = LIGHT[number % len(LIGHT)]  # a pair has its own
                 panel.plot([low, high], [len(names)] * 2, color=colour, lw=2)
                 panel.plot(mean, len(names), "o", color=colour)
                 names.append(f"{titles[pair[0]]} − {titles[pair[1]]}, ρ = {rho:g}")
@@ -84,11 +92,11 @@ def heads(results: Results, imbalance: float) -> Figure:
     methods = tables.with_runs(results)
     titles = list(dict.fromkeys(t for m in methods for t in results.groups[imbalance, m.key][0].heads["heads"]))
     for number, method in enumerate(methods):
-        runs = results.groups[imbalance, method.key]
+        runs = tables.common(results, imbalance, method)
         there = [title for title in titles if tables.has(runs, title)]
         means = [reading.accuracy(runs, title)[:, -1].mean() for title in there]
         places = [titles.index(title) for title in there]
-        colour = LIGHT[number % len(LIGHT)]
+        colour = colour_of(results, method.key)
         panel.plot(places, means, MARKS[number % len(MARKS)], color=colour, label=method.title, alpha=0.8)
     panel.set_xticks(range(len(titles)), titles, rotation=35, ha="right")
     panel.set(ylabel=f"test accuracy, all, %, ρ = {imbalance:g}")
@@ -101,7 +109,7 @@ def mechanism(results: Results, imbalance: float) -> Figure:
     """For each class, largest first: is its target reached, and is it told apart."""
     figure, axes = panels(3)
     for number, method in enumerate(tables.with_runs(results, "contrast")):
-        runs, colour = results.groups[imbalance, method.key], LIGHT[number % len(LIGHT)]
+        runs, colour = tables.common(results, imbalance, method), colour_of(results, method.key)
         order = np.argsort(runs[0].heads["train_counts"])[::-1]
         style = {"color": colour, "marker": MARKS[number % len(MARKS)], "markersize": 4, "lw": 1, "label": method.title}
         if runs[0].reached:
@@ -117,24 +125,15 @@ def mechanism(results: Results, imbalance: float) -> Figure:
     return figure
 
 
-def sweeps(results: Results) -> Figure | None:
+def sweeps(results: Results, shown: list[Sweep]) -> Figure:
     """A column a sweep; accuracy over all and over few, then U: means over seeds, a dot a seed."""
-    shown = [sweep for sweep in results.plan.sweeps if any(results.sweeps[sweep.key].values())]
-    if not shown:
-        return None
     figure, axes = plt.subplots(3, len(shown), figsize=(3 * len(shown), 7), layout="constrained", squeeze=False)
     for column, sweep in zip(axes.T, shown, strict=True):
-        for number, method in enumerate(sweep.methods):
-            there = {value: results.sweeps[sweep.key][method, value] for value in sweep.values}
-            there = {value: runs for value, runs in there.items() if runs}
+        for key in sweep.methods:
+            title, colour = results.plan.methods[key].title, colour_of(results, key)
+            there = {value: runs for value in sweep.values if (runs := results.sweeps[sweep.key][key, value])}
             for panel, values_of in zip(column, (_all, _few, _uniformity), strict=True):
-                _line(
-                    panel,
-                    sweep,
-                    {v: values_of(runs) for v, runs in there.items()},
-                    number,
-                    results.plan.methods[method].title,
-                )
+                _line(panel, sweep, {value: values_of(runs) for value, runs in there.items()}, title, colour)
         column[-1].set_xlabel(sweep.axis)
     for row, label in zip(axes, ("all, %", "few, %", "uniformity U"), strict=True):
         row[0].set_ylabel(label)
@@ -157,8 +156,8 @@ def _uniformity(runs: list[Found]) -> np.ndarray:
     return tables.measured(runs, "uniformity")
 
 
-def _line(panel: Axes, sweep: Sweep, values: dict[str, np.ndarray], number: int, title: str) -> None:
-    colour, places = LIGHT[number], [sweep.values.index(value) for value in values]
+def _line(panel: Axes, sweep: Sweep, values: dict[str, np.ndarray], title: str, colour: str) -> None:
+    places = [sweep.values.index(value) for value in values]
     for place, of_seeds in zip(places, values.values(), strict=True):
         panel.scatter(np.full(len(of_seeds), place), of_seeds, s=12, color=colour, alpha=0.5, linewidth=0)
     panel.plot(places, [of_seeds.mean() for of_seeds in values.values()], color=colour, lw=1.5, label=title)

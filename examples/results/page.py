@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from examples.results import figures, reading, tables
+from examples.results.plan import VIEWS
 from examples.results.reading import Results
 from utils.errors import InputError
 from utils.files import write_text
-from utils.measure.results import SHOT_NOTE, SHOTS
+from utils.measure.results import SHOT_NOTE, SHOTS, best_of
 from utils.report.trials import CONFIDENCE
 
 BEGIN, END = "<!-- {}: written by python -m examples.results -->", "<!-- end of {} -->"
 README = "README.md"
+SWEEPS_A_FIGURE = 4
 
 
 def write(results: Results, output: Path, command: str) -> list[Path]:
@@ -23,7 +25,8 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
     command: what makes them again. Raises InputError: not one seed of all methods has ended.
     """
     plan = results.plan
-    if len(tables.with_runs(results)) < len(plan.methods) or not any(len(runs) > 1 for runs in results.groups.values()):
+    ways = {key: method.way for key, method in plan.methods.items()}
+    if min(len(runs) + (ways[key] not in VIEWS) for (_, key), runs in results.groups.items()) < 2:
         raise InputError(f"{plan.title}: not two seeds of all methods have ended, there is nothing to compare yet")
     output.mkdir(parents=True, exist_ok=True)
     most = tables.hardest(results)[1]
@@ -35,9 +38,11 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
             f"ρ = {most:g}, by class: whether TSC's targets are reached, and what that gives.",
         ),
         "heads": (figures.heads(results, most), "The same features by each head, means over seeds."),
-        "sweeps": (figures.sweeps(results), " ".join(sweep.caption for sweep in plan.sweeps)),
     }
-    drawn = {name: drawing for name, drawing in drawn.items() if drawing[0]}
+    swept = [sweep for sweep in plan.sweeps if any(results.sweeps[sweep.key].values())]
+    for number, first in enumerate(range(0, len(swept), SWEEPS_A_FIGURE), start=1):
+        part = swept[first : first + SWEEPS_A_FIGURE]
+        drawn[f"sweeps_{number}"] = figures.sweeps(results, part), " ".join(sweep.caption for sweep in part)
     pictures = []
     for name, (figure, caption) in drawn.items():
         pictures.append((output / f"{plan.page}_{name}.png", caption))
@@ -87,18 +92,23 @@ def about(results: Results, command: str) -> str:
     machines = sorted({f"{s.about['machine'].split('-')[0]}, PyTorch {s.about['versions']['torch']}" for s in stages})
     commits = sorted({str(stage.about["git"])[:10] for stage in stages})
     hours = sum(record["seconds"] for stage in stages for record in stage.epochs) / 3600
-    most = max(len(runs) for runs in results.groups.values())
+    seeds = {len(runs) for (_, key), runs in results.groups.items() if results.plan.methods[key].way in VIEWS}
+    most = f"{min(seeds)} seeds" + (f", {max(seeds)} of the first pair" if len(seeds) > 1 else "")
     counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
     sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
-    rates = ", and of each method the learning rate" if len(results.plan.rates) > 1 else ""
+    plan = results.plan
+    tuned = f"one run of seed {plan.tune_seed} at ρ = {plan.tune_imbalance:g}"
+    rates = f", the learning rate of each method by {tuned}" if len(plan.rates) > 1 else ""
+    more = ", which makes their interval narrower than 95 % tells" if len(seeds) > 1 else ""
+    more = f" The first pair has more seeds where it was not resolved with {min(seeds)}{more}." if more else ""
     return "\n\n".join(
         [
-            f"`{command}`: {len(stages)} trainings, {hours:.1f} hours on one core in all, {most} seeds; "
+            f"`{command}`: {len(stages)} trainings, {hours:.1f} hours of training on one core in all, {most}; "
             f"{'; '.join(machines)}; commit {' and '.join(commits)}. {results.plan.same}",
             f"Test accuracy in percent ± standard deviation over seeds, in brackets few. {SHOT_NOTE}. Of each run its "
             f"head and the head's values are chosen on the validation split{rates}, for all methods by one rule from "
             "one grid. An interval is of the paired difference, by Student's t; one that holds 0 does not say which is "
-            f"better. Training images, by class: {sizes}.",
+            f"better.{more} Training images, by class: {sizes}.",
         ]
     )
 
@@ -119,7 +129,7 @@ def trials(results: Results) -> str:
     for at, runs in cells:
         for run in runs:
             chosen = run.heads["selected"]
-            head = next(title for title, entry in run.heads["heads"].items() if entry["acc1"] == chosen["acc1"])
+            head = best_of(run.heads["heads"])
             numbers = [*reading.accuracy([run])[0], chosen["val_balanced"], *(run.measure(m) for m in tables.MEASURES)]
             shown = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
             writer.writerow([*at, run.seed, head, *shown, f"{run.seconds:.0f}"])

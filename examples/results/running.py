@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from examples.results.trials import Trial
+from examples.results.trials import Trial, ended
 from utils import errors
 from utils.distributed import say
 from utils.run.folder import holder
@@ -19,8 +19,11 @@ from utils.run.folder import holder
 PR_SET_PDEATHSIG = 1
 
 
-def run_all(trials: list[Trial], jobs: int) -> None:
-    """Run them, so many at a time; whatever ends this, as an InputError of one, ends all, which save themselves."""
+def run_all(trials: list[Trial], jobs: int, done: Callable[[list[str]], bool] = ended) -> None:
+    """Run them, so many at a time; whatever ends this, as an InputError of one, ends all, which save themselves.
+
+    done: done(command) says whether its run is whole: one that was asked to stop ends well too.
+    """
     waiting, running, clock = deque(trials), {}, Clock(trials)
     try:
         while waiting or running:
@@ -33,6 +36,10 @@ def run_all(trials: list[Trial], jobs: int) -> None:
                 if process.returncode:
                     raise errors.InputError(
                         f"{trial.run_dir}: {why(process, trial)}; its output is in {output_of(trial)}"
+                    )
+                if not done(trial.commands[0]):
+                    raise errors.InputError(
+                        f"{trial.run_dir}: ended before its end, as by SIGUSR1; the same command goes on"
                     )
                 if rest := trial.commands[1:]:
                     waiting.appendleft(trial._replace(commands=rest))

@@ -78,7 +78,7 @@ class Study:
 
     def rate(self, cell: Cell) -> str | None:
         """The learning rate of a cell: chosen, or the plan's only one; none where the method's flags say it."""
-        if cell.method.way not in VIEWS or not self.plan.rates or "--lr" in cell.extra:
+        if cell.method.way not in VIEWS or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
             return None
         return self.rates()[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 

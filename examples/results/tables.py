@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 
 from examples.results import reading
-from examples.results.plan import Method, Sweep
+from examples.results.plan import VIEWS, Method, Sweep
 from examples.results.reading import Found, Results
 from utils.measure.metrics import shots
 from utils.measure.monitor import SPREAD
@@ -29,7 +29,7 @@ def summary(results: Results) -> str:
     """A row a method: over all classes, over few in brackets, at each imbalance; then what its runs cost."""
     plan, rows = results.plan, []
     for method in with_runs(results):
-        groups = [results.groups[rho, method.key] for rho in plan.imbalances]
+        groups = [common(results, rho, method) for rho in plan.imbalances]
         cells = [all_and_few(runs) for runs in groups]
         uniformity = measured(groups[hardest(results)[0]], "uniformity")
         minutes = np.mean([run.seconds for runs in groups for run in runs]) / 60
@@ -45,11 +45,18 @@ def hardest(results: Results) -> tuple[int, float]:
     return results.plan.imbalances.index(most), most
 
 
+def common(results: Results, imbalance: float, method: Method) -> list[Found]:
+    """A method's runs of the seeds that all methods have at an imbalance; of pixels, which have no seed, the one."""
+    most = min(len(results.groups[imbalance, other.key]) for other in with_runs(results) if other.way in VIEWS)
+    return results.groups[imbalance, method.key][:most]
+
+
 def all_and_few(runs: list[Found], head: str | None = None) -> str:
-    """`84.21 ± 0.40 (88.1)`; of one run without a spread."""
+    """`84.21 ± 0.40 (88.1)`; of one run without a spread, and without few where no class has so few images."""
     values = reading.accuracy(runs, head)
     over_all = mean_and_std(values[:, -1]) if len(runs) > 1 else f"{values[0, -1]:.2f}"
-    return f"{over_all} ({values[:, -2].mean():.1f})"
+    few_shot = values[:, -2].mean()
+    return over_all if np.isnan(few_shot) else f"{over_all} ({few_shot:.1f})"
 
 
 def measured(runs: list[Found], name: str) -> np.ndarray:
@@ -62,7 +69,7 @@ def best(results: Results, imbalance: float, way: str) -> Method | None:
     methods = with_runs(results, way)
 
     def on_validation(method: Method) -> float:
-        return np.mean([run.heads["selected"]["val_balanced"] for run in results.groups[imbalance, method.key]])
+        return np.mean([run.heads["selected"]["val_balanced"] for run in common(results, imbalance, method)])
 
     return max(methods, key=on_validation, default=None)
 
@@ -79,7 +86,7 @@ def best_rows(results: Results, rho: float) -> str:
     if not contrast or not entropy:
         return ""
     difference = with_interval(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])
-    of_test = {method.key: all_and_few(results.groups[rho, method.key]) for method in with_runs(results)}
+    of_test = {method.key: all_and_few(common(results, rho, method)) for method in with_runs(results)}
     text = (
         f"ρ = {rho:g}: of the contrastive methods validation chooses {contrast.title}, {of_test[contrast.key]} on "
         f"test; of those by cross-entropy {entropy.title}, {of_test[entropy.key]}. The first minus the second: "
@@ -98,7 +105,8 @@ def first_pairs(results: Results, imbalances: list[float]) -> list[str]:
             parts = []
             for rho in imbalances:
                 few, over_all = (with_interval(values) for values in reading.pair(results, rho, pair).T[2:])
-                parts.append(f"ρ = {rho:g} {over_all}{outcome(over_all)}; few {few}{outcome(few)}")
+                of_few = f"; few {few}{outcome(few)}" if "[" in few else ""
+                parts.append(f"ρ = {rho:g} {over_all}{outcome(over_all)}{of_few}")
             sentences.append(f"{one.title} − {other.title}: {'. '.join(parts)}.")
     return sentences
 
@@ -126,7 +134,7 @@ def differences(results: Results) -> str:
 def head_table(results: Results, imbalance: float) -> str:
     """Each head that some method has, on every method; the last row is what validation chose, a run at a time."""
     methods = with_runs(results)
-    groups = {method.title: results.groups[imbalance, method.key] for method in methods}
+    groups = {method.title: common(results, imbalance, method) for method in methods}
     titles = dict.fromkeys(title for runs in groups.values() for title in runs[0].heads["heads"])
     rows = []
     for title in titles:
@@ -146,15 +154,21 @@ def feature_table(results: Results) -> str:
     rows = []
     for rho in results.plan.imbalances:
         for method in with_runs(results, "contrast"):
-            runs = results.groups[rho, method.key]
+            runs = common(results, rho, method)
             row = [f"{rho:g}", method.title, *(mean_and_std(measured(runs, name)) for name in MEASURES)]
             if runs[0].reached:
                 cosines, nearest = (np.array(values) for values in zip(*(run.reached for run in runs), strict=True))
-                row += [mean_and_std(cosines.mean(1)), mean_and_std(cosines[:, few(runs[0])].mean(1))]
+                rare = few(runs[0])
+                row += [mean_and_std(cosines.mean(1)), mean_and_std(cosines[:, rare].mean(1)) if rare.any() else "–"]
                 row.append(mean_and_std(nearest.mean(1)))
             rows.append(row + ["–"] * (len(MEASURES) + 5 - len(row)))
     header = ["ρ", "method", *MEASURES.values(), "cosine to the target", "of few", "nearest target, %"]
     return markdown(header, rows, words=2)
+
+
+def has_few(results: Results, imbalance: float) -> bool:
+    """Whether some class has few training images there."""
+    return any(few(run).any() for method in with_runs(results)[:1] for run in common(results, imbalance, method))
 
 
 def few(run: Found) -> np.ndarray:
@@ -180,5 +194,11 @@ def seed_table(results: Results) -> str:
         for method in with_runs(results):
             runs = results.groups[rho, method.key]
             values = " ".join(percent(value) for value in reading.accuracy(runs)[:, -1])
-            rows.append([f"{rho:g}", method.title, results.rates.get(method.key, "–"), values])
+            rows.append([f"{rho:g}", method.title, rate_of(results, method), values])
     return markdown(["ρ", "method", "learning rate", "seeds 0, 1, ..."], rows, words=2)
+
+
+def rate_of(results: Results, method: Method) -> str:
+    """Chosen, or the plan's only one."""
+    only = results.plan.rates[0] if len(results.plan.rates) == 1 and method.way in VIEWS else "–"
+    return results.rates.get(method.key, only)

@@ -2,16 +2,19 @@
 
 import itertools
 import shlex
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from examples.results.plan import HEADS, SCRIPTS, VIEWS, Method, Plan, Sweep
+from imagenet_inat import options
 from moco import methods
 from moco.heads import flags as heads
 from utils import errors
 from utils.parser import Parser
 from utils.report.runs import Stage, read_stage
+from utils.run import checkpoint
 from utils.run.arguments import BEFORE, FREE
 
 
@@ -105,8 +108,13 @@ def parser_named(script: str) -> Parser:
 
 
 def left_of(trial: Trial) -> Trial:
-    """What has not ended; raises InputError as `ended`."""
-    return trial._replace(commands=tuple(command for command in trial.commands if not ended(command)))
+    """What is to be run: the first command that has not ended, and all behind it, which build on it.
+
+    Raises InputError as `ended`.
+    """
+    done = [ended(command) for command in trial.commands]
+    first = done.index(False) if False in done else len(done)
+    return trial._replace(commands=trial.commands[first:])
 
 
 def ended(command: list[str]) -> bool:
@@ -116,30 +124,42 @@ def ended(command: list[str]) -> bool:
         InputError: its folder holds a run that another command has made.
     """
     script, *flags = command[1:] if command[0] == "-m" else command
-    asked = parser_named(script).parse_args(flags)
-    if not (Path(asked.run_dir) / "args.json").exists():
+    asked = resolved(script, parser_named(script).parse_args(flags))
+    folder = Path(asked.run_dir)
+    if not (folder / "args.json").exists():
         return False
-    stage = read_stage(Path(asked.run_dir))
+    stage = read_stage(folder)
     if changed := differences(vars(asked), stage):
         raise errors.InputError(
             f"{asked.run_dir}: made with other arguments ({', '.join(changed)}); name another --folder, or delete it"
         )
+    written = stage.folder / ("features.npz" if getattr(asked, "monitor_freq", 0) else "results.json")
+    trained = script in (SCRIPTS["contrast"], SCRIPTS["cross-entropy"].removeprefix("-m "))
+    return written.exists() and (not trained or _epochs_done(folder / checkpoint.LAST) == asked.epochs)
+
+
+def _epochs_done(path: Path) -> int:
+    """Of a checkpoint; the log may be an epoch ahead of it."""
+    return checkpoint.load(path, needs=("epoch", "state_dict"))["epoch"] if path.exists() else 0
+
+
+def resolved(script: str, asked: Namespace) -> Namespace:
+    """Arguments as a run keeps them: those that were left to others have their values."""
+    options.fill_in(asked)
     if script == SCRIPTS["contrast"]:
-        return _epochs_done(stage) == asked.epochs
-    trained = not hasattr(asked, "epochs") or getattr(asked, "compare_heads", False)
-    return (trained or _epochs_done(stage) == asked.epochs) and (stage.folder / "results.json").exists()
-
-
-def _epochs_done(stage: Stage) -> int:
-    return stage.epochs[-1]["epoch"] if stage.epochs else 0
+        methods.method_of(asked).check()
+    if script == HEADS:
+        heads.settle(asked, 1)
+    return asked
 
 
 def differences(asked: dict, stage: Stage) -> list[str]:
-    """`lr 0.1 -> 0.03` for each argument that was given, decides the result and is not the run's."""
-    given = {name: value for name, value in asked.items() if value is not None and name not in FREE - {"seed"}}
+    """`lr 0.1 -> 0.03` for each argument that decides the result and is not the run's."""
     of_stage = heads.BEFORE if "pretrained" in stage.args else methods.BEFORE
-    its = BEFORE | of_stage | stage.args  # what an older run does not say is as it was
-    return [f"{name} {its.get(name)} -> {v}" for name, v in given.items() if its.get(name) != v]
+    before = {"largest": None, "holdout": None, "crop_scale": None, "statistics": None, "cache": "auto"}
+    its = BEFORE | of_stage | before | stage.args  # what an older run does not say is as it was
+    compared = {name: value for name, value in asked.items() if name in its and name not in FREE - {"seed"}}
+    return [f"{name} {its[name]} -> {value}" for name, value in compared.items() if its[name] != value]
 
 
 def of_seeds(cells: list[Cell], seeds: range) -> list[tuple[Cell, int]]:

@@ -93,10 +93,13 @@ def test_the_page_is_whole(found, tmp_path):
     written = page.write(found, tmp_path / "docs", "make results")
     assert all(path.exists() for path in written) and readme in written
     text = (tmp_path / "docs" / "results_small.md").read_text()
-    assert "`make results`: 14 trainings, 0.3 hours on one core in all, 2 seeds; box, PyTorch 2; commit c0ffee" in text
+    assert (
+        "`make results`: 14 trainings, 0.3 hours of training on one core in all, 2 seeds; box, PyTorch 2; commit c0ffee"
+        in text
+    )
     assert text.count("<details>") == text.count("</details>") == 6 and text.count("![") == 5
     first_folded = text.index("<details>")
-    assert all(text.index(picture) < first_folded for picture in ("_accuracy.png", "_sweeps.png"))
+    assert all(text.index(picture) < first_folded for picture in ("_accuracy.png", "_sweeps_1.png"))
     assert readme.read_text() == f"before\n{page.block(found)}\nafter\n" and page.block(found) in text
     for picture in (path for path in written if path.suffix == ".png"):
         pixels = imread(picture)

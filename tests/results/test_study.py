@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from examples.results import trials
 from examples.results.trials import Cell, main_cells, sweep_cells
@@ -94,6 +95,29 @@ def test_what_has_ended_is_known_and_what_others_made_is_refused(whole):
         trials.ended([*of_heads, "--feature-views", "2"])
 
 
+def test_a_flag_that_was_taken_out_of_the_plan_is_noticed(whole):
+    """Its default now stands where its value was."""
+    words = whole.trial(Cell(10, whole.plan.methods["kcl"]), 1).commands[0]
+    at = words.index("--image-size")
+    with pytest.raises(InputError, match=r"made with other arguments \(image_size 8 -> 16\)"):
+        trials.ended([*words[:at], *words[at + 2 :]])
+    without_targets = [word for word in words if word != "--mlp"]
+    with pytest.raises(InputError, match=r"made with other arguments \(mlp True -> False\)"):
+        trials.ended(without_targets)
+
+
+def test_a_methods_own_learning_rate_stands(study):
+    study.plan.methods["tsc"] = study.plan.methods["tsc"]._replace(flags=("--targeted", "--lr", "0.7"))
+    words = study.trial(Cell(10, study.plan.methods["tsc"]), 0).commands[0]
+    assert words.count("--lr") == 1 and "0.7" in words
+
+
+def test_a_sweep_stands_behind_the_methods_own_flags(study):
+    """So that its value is the one that holds."""
+    words = Cell(100, study.plan.methods["tsc"], ("--tw", "1")).words(study.plan)
+    assert trials.parser_of("contrast").parse_args(words).tw == 1
+
+
 def test_a_run_of_before_a_flag_has_ended_too(whole):
     """Its args.json does not say what there was no flag for."""
     trial = whole.trial(Cell(10, whole.plan.methods["ce"]), 0)
@@ -105,13 +129,22 @@ def test_a_run_of_before_a_flag_has_ended_too(whole):
     assert trials.ended(trial.commands[0])
 
 
-def test_a_run_that_stopped_early_has_not_ended(whole):
-    for key in ("ce", "kcl"):
-        trial = whole.trial(Cell(10, whole.plan.methods[key]), 0)
-        log = trial.run_dir / "log.jsonl"
-        log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-        assert [trials.ended(command) for command in trial.commands] == [False, True]
-        assert len(whole.found(Cell(10, whole.plan.methods[key]), range(2))) == 0
+@pytest.mark.parametrize("key", ["ce", "kcl"])
+def test_a_run_that_stopped_early_has_not_ended_and_its_heads_are_made_anew(key, whole):
+    """The log may be an epoch ahead of the checkpoint: what counts is the checkpoint."""
+    cell = Cell(10, whole.plan.methods[key])
+    trial = whole.trial(cell, 0)
+    torch.save({"epoch": 1, "state_dict": {}}, trial.run_dir / "last.pth.tar")
+    assert [trials.ended(command) for command in trial.commands] == [False, True]
+    assert len(trials.left_of(trial).commands) == 2 and not whole.found(cell, range(2))
+    (trial.run_dir / "last.pth.tar").unlink()
+    assert not trials.ended(trial.commands[0])
+
+
+def test_a_run_without_its_features_has_not_ended(whole):
+    trial = whole.trial(Cell(10, whole.plan.methods["tsc"]), 0)
+    (trial.run_dir / "features.npz").unlink()
+    assert len(trials.left_of(trial).commands) == 2
 
 
 def test_a_trial_without_its_heads_has_not_ended(whole):

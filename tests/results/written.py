@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from examples.results.study import Study
-from examples.results.trials import Cell, parser_named
+from examples.results.trials import Cell, parser_named, resolved
 from utils.measure.feature_file import RunFeatures, write_features
 
 COUNTS = [120, 50, 2]
@@ -29,7 +29,7 @@ def write_run(study: Study, cell: Cell, seed: int, acc1: float, val: float, unif
     about = {"git": "c0ffee", "machine": "box-1", "versions": {"torch": "2"}}
     for number, command in enumerate(trial.commands):
         script, *flags = command[1:] if command[0] == "-m" else command
-        args = vars(parser_named(script).parse_args(flags))
+        args = vars(resolved(script, parser_named(script).parse_args(flags)))
         folder = Path(args["run_dir"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "args.json").write_text(json.dumps(about | {"args": args}))
@@ -37,10 +37,11 @@ def write_run(study: Study, cell: Cell, seed: int, acc1: float, val: float, unif
             (folder / "results.json").write_text(json.dumps(results))
         if number == 0 and cell.method.way != "pixels":
             write_log(folder, args["epochs"], uniformity)
+            torch.save({"epoch": args["epochs"], "state_dict": {}}, folder / "last.pth.tar")
         if cell.method.way == "cross-entropy":
             (folder / "results.json").write_text(json.dumps(results))
-        if args.get("targeted"):
-            write_features(folder, features())
+        if number == 0 and cell.method.way == "contrast":
+            write_features(folder, features(args["targeted"]))
 
 
 def write_log(folder: Path, epochs: int, uniformity: float) -> None:
@@ -49,9 +50,10 @@ def write_log(folder: Path, epochs: int, uniformity: float) -> None:
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def features() -> RunFeatures:
+def features(targeted: bool) -> RunFeatures:
     """Classes 0, 1 and 2 on the axes of R³; the targets of 1 and 2 exchanged: one of three is reached."""
     axes = torch.eye(3)
     labels = torch.tensor([0, 0, 1, 2])
     targets = axes[[0, 2, 1]]
-    return RunFeatures(axes[labels], labels, torch.tensor(COUNTS), 2, targets, torch.tensor([1.0, 0.0, 0.0]))
+    of_targets = (targets, torch.tensor([1.0, 0.0, 0.0])) if targeted else ()
+    return RunFeatures(axes[labels], labels, torch.tensor(COUNTS), 2, *of_targets)
