@@ -21,7 +21,7 @@ from examples.results.running import run_all, wait_for_others
 from examples.results.study import TUNING, Study
 from examples.results.trials import left_of
 from utils import errors
-from utils.devices import device_named
+from utils.devices import check_device, device_named
 from utils.distributed import say
 from utils.measure.results import markdown
 from utils.parser import Parser, positive_int
@@ -51,7 +51,10 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     plan = read_plan(args.plan)
-    plan = plan._replace(seeds=args.seeds, more_seeds=max(plan.more_seeds, args.seeds)) if args.seeds else plan
+    if args.seeds == 1:
+        raise errors.InputError("--seeds 1: expected 2 or more, for there to be a spread")
+    plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds) if args.seeds else plan
+    check_device(args.device, 1)
     folder = Path(args.folder or f"runs/results_{plan.name}")
     study = Study(plan, folder, device_named(args.device))
     if args.show:
@@ -82,16 +85,21 @@ def run(study: Study, jobs: int) -> None:
 
 def described(plan: Plan, study: Study) -> str:
     """The stages of a study, and how much of each is left; seeds that may be wanted in the end are not among them."""
-    rows = []
+    rows, seen, hours, assumed = [], set(), 0.0, False
     for what, trials in study.stages():
-        left = [trial for trial in trials if left_of(trial).commands]
-        rows.append([what, str(len(trials)), str(len(left)), f"{study.hours(left):.1f}"])
+        new = [trial for trial in trials if trial.run_dir not in seen]  # a sweep shares runs with the methods
+        seen |= {trial.run_dir for trial in new}
+        left = new if assumed else [trial for trial in new if left_of(trial).commands]
+        hours += study.hours(left)
+        rows.append([what, str(len(new)), str(len(left)), f"{study.hours(left):.1f}"])
         if left and what == TUNING:
             study.assume_rates()
+            assumed = True
+    rows.append(["all", str(len(seen)), str(sum(int(row[2]) for row in rows)), f"{hours:.1f}"])
     lines = [f"{plan.title}: {study.folder}, on {study.device}", ""]
-    lines.append(markdown(["stage", "trials", "to run", "hours on one core"], rows))
+    lines.append(markdown(["stage", "trials", "to run", "hours of training, one at a time"], rows))
     lines += ["", "methods: " + "; ".join(method.title for method in plan.methods.values())]
-    lines.append("hours: by what has been trained in the folder; 0.0 where nothing has")
+    lines.append("hours: by what has been trained in the folder, 0.0 where nothing has; heads take some seconds more")
     return "\n".join(lines)
 
 

@@ -7,7 +7,9 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
-from examples.results.plan import FOLDER, SCRIPTS, Method, Plan, Sweep
+from examples.results.plan import FOLDER, HEADS, SCRIPTS, Method, Plan, Sweep
+from imagenet_inat.datasets import imbalances, row
+from imagenet_inat.whereabouts import resolve_imbalance, resolve_largest
 from utils.errors import InputError, first_line
 
 
@@ -65,6 +67,11 @@ class Entries:
             raise self.wrong(f"{name}: expected numbers above 0")
         return values
 
+    def check_numbers(self, name: str, words: tuple[str, ...]) -> None:
+        """Of words that are kept as they are typed."""
+        self.values[name] = " ".join(words)
+        self.numbers(name, float)
+
     def number(self, name: str, kind: type, default: str | None = None):
         values = self.numbers(name, kind, default)
         if len(values) != 1:
@@ -110,6 +117,11 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
     )
     if seeds < 2:
         raise study.wrong(f"seeds {seeds}: expected 2 or more, for there to be a spread")
+    if plan.more_seeds < seeds:
+        raise study.wrong(f"more_seeds {plan.more_seeds}: expected as many as seeds, {seeds}, or more")
+    if len({*imbalances}) < len(imbalances):
+        raise study.wrong("imbalances: one is there twice")
+    study.check_numbers("rates", plan.rates)
     return plan
 
 
@@ -148,6 +160,8 @@ def _check(path: Path, plan: Plan) -> None:
         args = parsed(path, f"method {method.key}", method.way, flags)
         for epochs in plan.epochs.values():
             _check_measured(path, "study", epochs, args)
+    parsed(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
+    _check_data(path, plan)
     named = [("study", key) for pair in plan.pairs for key in pair]
     named += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
     for section, key in named:
@@ -166,6 +180,21 @@ def _check(path: Path, plan: Plan) -> None:
                 _check_measured(path, f"sweep {sweep.key}", args.epochs, args)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
     _check_epochs(path, "study", plan.tune_imbalance, plan)
+
+
+def _check_data(path: Path, plan: Plan) -> None:
+    """Raises InputError unless the data set is one that is cut here, at the plan's imbalances."""
+    asked = parsed(path, "study", "contrast", plan.data)
+    spec = row(asked.dataset)
+    if not spec.imbalance:
+        made = ", ".join(imbalances())
+        raise InputError(f"plan {path}, [study]: data has --dataset {asked.dataset}, expected one of {made}")
+    try:
+        largest = resolve_largest(spec, asked.largest)
+        for imbalance in plan.imbalances:
+            resolve_imbalance(spec, imbalance, largest)
+    except InputError as error:
+        raise InputError(f"plan {path}, [study]: {error}") from None
 
 
 def _words(path: Path, sweep: Sweep, value: str) -> list[str]:
@@ -189,7 +218,7 @@ def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> Non
 
 def parsed(path: Path, section: str, way: str, words: tuple[str, ...]) -> argparse.Namespace:
     """The arguments; raises InputError unless the script of a way takes these flags."""
-    parser = import_module(SCRIPTS[way].removeprefix("-m ").removesuffix(".py")).get_args_parser()
+    parser = import_module(SCRIPTS.get(way, way).removeprefix("-m ").removesuffix(".py")).get_args_parser()
 
     def refuse(message: str):
         raise InputError(f"plan {path}, [{section}]: {message}")

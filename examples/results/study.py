@@ -13,6 +13,7 @@ from imagenet_inat.datasets import row
 from imagenet_inat.lists.profiles import class_sizes
 from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file
+from utils.errors import InputError
 from utils.report.runs import read_stage
 from utils.report.trials import paired_difference
 
@@ -85,18 +86,23 @@ class Study:
     def rates(self) -> dict[str, str]:
         """Method key -> the rate whose run has the best balanced accuracy on validation, the first of those that tie.
 
-        By the head that validation chooses of all, as everywhere.
+        By the head that validation chooses of all, as everywhere. Raises InputError: a run has not ended.
         """
         if not self._rates:
             found: dict[str, dict[str, float]] = {}
             for cell, rate in trials.tuning_cells(self.plan).items():
-                run = reading.found(self.trial(cell, self.plan.tune_seed), self.plan.tune_seed)
+                trial = self.trial(cell, self.plan.tune_seed)
+                if trials.left_of(trial).commands:
+                    raise InputError(
+                        f"{trial.run_dir}: has not ended, and the {TUNING} are chosen by it; run the study"
+                    )
+                run = reading.found(trial, self.plan.tune_seed)
                 found.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
             self._rates = {key: max(of_rates, key=of_rates.get) for key, of_rates in found.items()}
         return self._rates
 
     def assume_rates(self) -> None:
-        """Before any is chosen: what there will be to run is the same with all of them."""
+        """Before they are chosen: what there will be to run is the same with all of them."""
         self._rates = {key: self.plan.rates[0] for key in self.plan.methods}
 
     def stages(self) -> Iterator[tuple[str, list[Trial]]]:

@@ -44,8 +44,15 @@ def place(data_root: Path) -> Path:
     downloaded = Path(data_root) / "FashionMNIST" / "raw"
     places = (Path(data_root), downloaded, DEBIAN)
     for folder in places:
-        if any(idx.found(folder / name).is_file() for name in SHA256):
+        there = [name for name in SHA256 if idx.found(folder / name).is_file()]
+        if len(there) == len(SHA256):
             return folder
+        if there:  # others of the same folder may be of another set, or a download that was cut off
+            lacks = next(name for name in SHA256 if name not in there)
+            raise InputError(
+                f"{folder / lacks}: no such file, with or without .gz, but {there[0]} is there; put all "
+                "four files there, or take those away"
+            )
     try:
         FashionMNIST(str(data_root), download=True)
     except (OSError, RuntimeError) as error:
@@ -70,8 +77,8 @@ def prepare(data_root: Path, imbalance: float, largest: int) -> None:
     digest = hashlib.sha256(b"".join(labels.values())).hexdigest()
     write_folder(lists, lambda draft: _write_lists(draft, folder, imbalance, largest, digest))
     try:
-        made = json.loads((lists / MADE).read_text(encoding="utf-8")).get("labels")
-    except (OSError, ValueError) as error:
+        made = json.loads((lists / MADE).read_text(encoding="utf-8"))["labels"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{lists / MADE}: cannot be read ({error}); delete {lists}, it is made anew") from None
     if made != digest:
         raise InputError(f"{lists}: its lists were cut from other labels than those in {folder}; delete it to cut anew")

@@ -4,6 +4,7 @@ A split list names an image in one as <file>-idx3-ubyte/<number>; the file lies 
 """
 
 import gzip
+import math
 import re
 import zlib
 from functools import lru_cache
@@ -52,28 +53,31 @@ def read(file: Path, dimensions: int) -> np.ndarray:
     Raises:
         InputError: missing, cut off, or something else.
     """
-    data = content(file)
-    wanted = bytes((0, 0, UNSIGNED_BYTE, dimensions))
     header = 4 + 4 * dimensions
-    if data[:4] != wanted or len(data) < header:
-        raise InputError(
-            f"{file}: begins with {data[:4].hex()}, expected {wanted.hex()}, an IDX file's {KINDS[dimensions]}"
-        )
-    shape = np.frombuffer(data, ">u4", dimensions, offset=4).astype(np.int64)
-    if len(data) - header != shape.prod():
-        size = " × ".join(map(str, shape))
-        raise InputError(f"{file}: says {size} bytes and holds {len(data) - header:,}; it is cut off or not whole")
+    start, wanted = content(file, header), bytes((0, 0, UNSIGNED_BYTE, dimensions))
+    if start[:4] != wanted or len(start) < header:
+        found, kind = start[:4].hex(), KINDS[dimensions]
+        raise InputError(f"{file}: begins with {found}, expected {wanted.hex()}, an IDX file's {kind}")
+    shape = [int(number) for number in np.frombuffer(start, ">u4", dimensions, offset=4)]
+    size, said = math.prod(shape), " × ".join(map(str, shape))
+    if not 0 < size <= MOST:
+        raise InputError(f"{file}: says {said} bytes, expected 1 to {MOST:,}")
+    data = content(file, header + size + 1)  # a byte more, if there is one; never all that a small archive may hold
+    if len(data) != header + size:
+        rest = "more" if len(data) > header + size else f"{len(data) - header:,}"
+        raise InputError(f"{file}: says {said} bytes and holds {rest}; it is cut off or not whole")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
 KINDS = {1: "labels", 3: "images"}
+MOST = 2**31  # bytes
 
 
-def content(file: Path) -> bytes:
-    """What the file holds, unzipped; raises InputError: it cannot be read."""
+def content(file: Path, most: int = MOST) -> bytes:
+    """The first bytes of what the file holds, unzipped; raises InputError: it cannot be read."""
     try:
-        data = file.read_bytes()
-        return gzip.decompress(data) if file.suffix == ".gz" else data
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            return opened.read(most)
     except FileNotFoundError:
         raise InputError(f"{file}: no such file, with or without .gz") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from examples.results import page, reading, tables
+from examples.results import figures, page, reading, tables
 from utils.errors import InputError
 
 
@@ -124,3 +124,74 @@ def test_a_page_of_nothing_is_refused(study, tmp_path):
 
 def test_pairs_with_pixels_have_one_run_for_all_seeds(found):
     assert reading.pair(found, 10, ("kcl", "pixels"))[:, -1].tolist() == [20, 22]
+
+
+def without_few(found) -> None:
+    """As where the rarest class has twenty images."""
+    for runs in found.groups.values():
+        for run in runs:
+            for entry in (run.heads["selected"], *run.heads["heads"].values()):
+                entry["few"] = None
+
+
+def test_where_no_class_has_few_images_none_are_spoken_of(found, tmp_path):
+    without_few(found)
+    assert rows_of(tables.summary(found))[1].startswith("KCL | 81.00 ± 1.41 | 81.00 ± 1.41 |")
+    said = page.block(found)
+    assert "nan" not in said and "few" not in said and "ρ = 100 +2.50 [-3.85, +8.85], not told apart." in said
+    page.write(found, tmp_path, "make results")
+
+
+def test_the_summary_is_of_the_seeds_that_all_methods_have(found, tmp_path):
+    """A pair has all of its own."""
+    for rho in (10, 100):
+        del found.groups[rho, "ce"][1]
+    kcl, ce = (rows_of(tables.summary(found))[row] for row in (1, 3))
+    assert kcl.startswith("KCL | 80.00 (70.0) |") and ce.startswith("CE | 70.00 (60.0) |")
+    assert "| TSC − KCL | 10 | 2 |" in tables.differences(found)
+    with pytest.raises(InputError, match="not two seeds of all methods"):
+        page.write(found, tmp_path, "make results")
+
+
+def test_the_uniformity_is_that_of_the_largest_imbalance(found):
+    found.groups[10, "kcl"][0].stage.epochs[-1]["val"]["uniformity"] = 9.0
+    assert "| 1.00 | 1.0 |" in tables.summary(found).splitlines()[3]
+    found.groups[100, "kcl"][0].stage.epochs[-1]["val"]["uniformity"] = 9.0
+    assert "| 5.00 | 1.0 |" in tables.summary(found).splitlines()[3]
+
+
+def test_the_head_in_the_csv_is_the_one_that_validation_chose(found):
+    """Where two have the same accuracy on test."""
+    heads = found.groups[10, "kcl"][0].heads["heads"]
+    heads |= {"logistic, post": {**heads["logistic, post"], "val_balanced": 1}}
+    heads |= {"tau": {**heads["logistic, post"], "val_balanced": 99}}
+    row = next(row for row in csv.reader(page.trials(found).splitlines()) if row[:2] == ["10.0", "kcl"])
+    assert row[4] == "tau"
+
+
+def test_the_time_of_a_run_is_of_all_its_epochs(found):
+    found.groups[10, "ce"][0].stage.epochs[0]["seconds"] = 90
+    assert found.groups[10, "ce"][0].seconds == 90 + 3 * 30
+
+
+def drawn(figure) -> list[tuple[float, float]]:
+    """All points of all panels."""
+    points = [tuple(map(float, at)) for axes in figure.axes for dots in axes.collections for at in dots.get_offsets()]
+    return points + [tuple(map(float, at)) for axes in figure.axes for line in axes.lines for at in line.get_xydata()]
+
+
+def test_pictures_show_the_numbers_of_the_tables(found):
+    """Accuracy of all and few; the ends of an interval; classes by size; a sweep's seeds."""
+    heights = {round(y, 2) for _, y in drawn(figures.accuracy(found))}
+    assert {83.0, 84.0, 83.5, 73.0, 74.0, 73.5} <= heights and 99.0 not in heights  # 99: of many
+    across = {round(x, 2) for x, _ in drawn(figures.differences(found))}
+    assert {-3.85, 2.5, 8.85} <= across
+    last = figures.mechanism(found, 100).axes[-1].lines[1].get_xydata()[:, 1].tolist()
+    assert last == [99.0, 83.5, 73.5]  # TSC, largest class first
+    swept = drawn(figures.sweeps(found, list(found.plan.sweeps)))
+    assert {(0.0, 83.0), (1.0, 84.0), (0.0, 73.5), (1.0, 1.2)} <= {(x, round(y, 2)) for x, y in swept}
+
+
+def test_every_trained_method_has_a_colour_of_its_own(found):
+    colours = [figures.colour_of(found, key) for key in found.plan.methods]
+    assert len(set(colours)) == len(colours)

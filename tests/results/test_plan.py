@@ -34,6 +34,15 @@ def test_the_plans_of_this_project_are_good(file):
         (("rates = 0.1", "epochs = 3"), r"\[study\]: epochs: found 1 numbers, expected one for each of 2 imbalances"),
         (("rates = 0.1", "epochs = 4 3"), r"\[study\]: epochs 3: expected a multiple of --monitor-freq 2"),
         (("rates = 0.1", "speed = 0.1"), r"\[study\]: speed: unknown"),
+        (("rates = 0.1", "rates = fast"), r"\[study\]: rates: expected numbers"),
+        (("rates = 0.1", "heads = --typo"), r"\[study\]: unrecognized arguments: --typo"),
+        (("rates = 0.1", "more_seeds = 1"), r"\[study\]: more_seeds 1: expected as many as seeds, 2, or more"),
+        (("imbalances = 10 100", "imbalances = 10 10"), r"\[study\]: imbalances: one is there twice"),
+        (("imbalances = 10 100", "imbalances = 10 500"), r"\[study\]: --imbalance 500: expected 1 to 120"),
+        (("--dataset digits", "--dataset custom"), r"\[study\]: data has --dataset custom, expected one of cifar10"),
+        (("flag = --tw", "flag = '--tw"), r"\[sweep tw\]: flag '--tw: No closing quotation"),
+        (("--tw 0.2\n", "--tw 0.2\nflag = --K\n"), r"\[method tsc\]: flag: unknown"),
+        (("axis = weight", "axes = weight"), r"\[sweep tw\]: lacks axis"),
         (("title = KCL", 'title = KCL\nflags = "'), r"\[method kcl\]: flags: No closing quotation"),
         (("way = pixels", "way = paint"), r"\[method pixels\]: way paint, expected contrast, cross-entropy, pixels"),
         (("--tw 0.2\n", "--weight 0.2\n"), r"\[method tsc\]: unrecognized arguments: --weight 0.2"),
@@ -59,3 +68,18 @@ def test_a_plan_that_is_not_there(tmp_path):
         read_plan("cloth")
     with pytest.raises(InputError, match=r"other\.ini: cannot be read"):
         read_plan(str(tmp_path / "other.ini"))
+
+
+def test_a_sweep_at_an_imbalance_without_epochs(write_plan):
+    path = write_plan(("rates = 0.1", "epochs = 2 4"), ("imbalance = 100", "imbalance = 50"))
+    with pytest.raises(InputError, match=r"\[sweep tw\]: imbalance 50 has no epochs, expected one of 10, 100"):
+        read_plan(str(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [("--seeds 1", "expected 2 or more"), ("--device foo", "foo"), ("--device cuda:99", "cuda")]
+)
+def test_a_flag_that_cannot_be_is_refused(flags, message, write_plan, tmp_path):
+    with pytest.raises(InputError, match=message):
+        results.main([str(write_plan()), *flags.split(), "--folder", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from examples.results import trials
+from examples.results.__main__ import described
 from examples.results.trials import Cell, main_cells, sweep_cells
 from tests.results.written import write_run
 from utils.errors import InputError
@@ -162,3 +163,37 @@ def test_epochs_by_imbalance_are_of_views(study):
             words = Cell(imbalance, study.plan.methods[key]).words(study.plan)
             assert [words[at + 1] for at, word in enumerate(words) if word == "--epochs"][-1] == number
     assert "--epochs" not in Cell(10, study.plan.methods["pixels"]).words(study.plan)
+
+
+def test_what_the_plan_would_run(study, capsys):
+    """Runs that a sweep shares with the methods are counted once; nothing is written."""
+    text = described(study.plan, study)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == [["methods", "14", "14", "0.0"], ["sweep tw", "2", "2", "0.0"], ["all", "16", "16", "0.0"]]
+    assert not study.folder.exists()
+
+
+def test_hours_are_by_what_was_trained(study):
+    """Two epochs of KCL took a minute."""
+    kcl = Cell(10, study.plan.methods["kcl"])
+    write_run(study, kcl, 0, 80, 80)
+    assert study.hours([study.trial(kcl, 1)]) == pytest.approx(1 / 60)
+    assert study.hours([study.trial(kcl, 1), study.trial(kcl, 2)]) == pytest.approx(2 / 60)
+
+
+def test_rates_that_are_not_chosen_yet_are_asked_for_in_a_line(study):
+    study.plan = study.plan._replace(rates=("0.1", "0.3"))
+    with pytest.raises(InputError, match=r"kcl_lr_0\.1_s100: has not ended, and the learning rates are chosen by it"):
+        study.results()
+    assert "| methods | 14 | 14 |" in described(study.plan, study)
+
+
+def test_lists_and_targets_are_there_before_the_first_run(study):
+    study.folder.mkdir()
+    study.prepare()
+    assert {path.name for path in (study.data_root / "digits_LT").iterdir()} == {
+        "images",
+        "imbalance_10",
+        "imbalance_100",
+    }
+    assert [path.name for path in study.folder.iterdir()] == ["optimal_10_8.npy"]
