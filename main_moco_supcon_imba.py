@@ -116,7 +116,9 @@ def main_worker(args, place: launch.Place) -> None:
     online, counts = None, loader.dataset.class_counts
     if args.online_probe != "off":
         adjusted = args.online_probe == "adjusted"
-        online = OnlineProbe(model.encoder_q, torch.from_numpy(counts), adjusted).to(place.device)
+        # The probe corrects for what its batches show: where they are balanced, nothing is left to correct.
+        shown = torch.from_numpy(counts) if args.sampling == "instance" else torch.ones(len(counts))
+        online = OnlineProbe(model.encoder_q, shown, adjusted).to(place.device)
         online.restore(state.extra.get("online_probe"), state.source)
     speed.apply_to(*method.encoders())
 

@@ -16,11 +16,11 @@ from moco.heads import comparison
 from moco.heads.choice import Split, Task
 from moco.heads.fitted import Problem
 from utils import errors
-from utils.devices import device_named
+from utils.devices import check_device, device_named
 from utils.measure.kept_features import Features
-from utils.parser import Parser, parse
+from utils.parser import Parser, parse, seed_number
 from utils.run import arguments
-from utils.run.folder import hold
+from utils.run.folder import check_fit, hold
 from utils.run.logger import RunLog
 from utils.run.speed import Speed
 
@@ -30,27 +30,32 @@ LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no netw
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     flags.add_data_arguments(parser)
-    arguments.add_running_arguments(parser)
-    arguments.add_speed_arguments(parser)
-    parser.set_defaults(pretrained=None, arch=None)
+    running = parser.add_argument_group("Running")
+    running.add_argument("--run-dir", metavar="DIR", help="the run folder (default: runs/<data set>_pixels_<ρ>)")
+    running.add_argument("--resume", choices=["auto"], help="auto: make results that are there anew")
+    running.add_argument("--seed", type=seed_number, default=0, help="it changes nothing: nothing here is random")
+    running.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    parser.set_defaults(pretrained=None, arch=None, gpu=None)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(get_args_parser(), argv)
     options.fill_in(args)
-    args.arch, args.seed = "pixels", args.seed or 0  # nothing is random
-    args.run_dir = args.run_dir or str(Path("runs") / f"{options.data_name(args)}_pixels")
-    data, device = options.data_of(args), device_named(args.device)
+    check_device(args.device, 1)
+    args.arch, device = "pixels", device_named(args.device)
+    name = f"{options.data_name(args)}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
+    run_dir = Path(args.run_dir or Path("runs") / name)
+    check_fit(args.resume, run_dir)
+    data = options.data_of(args)
     vars(args).update(check_lists(data, "instance", 1))
-    speed = Speed.asked(args, device)
     train, val, test = (pixels_of(data, split) for split in ("train", "val", "test"))
     counts = data.open("train").class_counts
     problem = Problem(train.features.double(), train.labels, torch.from_numpy(counts), lacks=LACKS)
-    with hold(Path(args.run_dir)):
-        RunLog(Path(args.run_dir), plain := arguments.plain_args(args), (), 0)
+    with hold(run_dir):
+        RunLog(run_dir, plain := arguments.plain_args(args), (), 0)
         splits = {"val": Split(val, device), "test": Split(test, device)}
-        comparison.run(Path(args.run_dir), plain, Task(problem, splits, speed, data.chosen_on))
+        comparison.run(run_dir, plain, Task(problem, splits, Speed(device), data.chosen_on))
 
 
 def pixels_of(data: Data, split: str) -> Features:

@@ -32,7 +32,8 @@ def add_list_arguments(group: Parser | Group) -> None:
         type=positive_int,
         metavar="N",
         help=f"{', '.join(largest)}: training images of the largest class "
-        f"(default: {', '.join(f'{count} for {name}' for name, count in largest.items())}, for CPUs; 5900 are all)",
+        f"(default: {', '.join(f'{count} for {name}' for name, count in largest.items())}, for CPUs; at most "
+        f"{', '.join(str(datasets.row(name).most) for name in largest)})",
     )
 
 
@@ -48,8 +49,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-root",
         default="data",
         metavar="DIR",
-        help="folder that the split lists' paths start from; digits are written there; fashion is looked for there, "
-        "then where Debian's package dataset-fashion-mnist has it, else downloaded",
+        help="folder that the split lists' paths start from; digits, and the lists of fashion, are written there; "
+        "fashion's files are looked for there and in FashionMNIST/raw, then where Debian's dataset-fashion-mnist has "
+        "them, else downloaded",
     )
     add_list_arguments(group)
     group.add_argument(

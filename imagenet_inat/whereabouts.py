@@ -32,7 +32,8 @@ def find_lists(
     are written at first use. A list that serves as two splits may be given under either name."""
     data_root = args.data_root or "data"
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
-    if spec.write:
+    named = args.splits or all(getattr(args, f"{split}_txt") for split in SPLITS)
+    if spec.write and not (named and spec.place):  # whose images are not written: its lists alone are
         spec.write(root, imbalance, largest)
     if spec.imbalance:
         root, folder = made_folders(spec.set_name, root, imbalance, largest)

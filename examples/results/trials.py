@@ -63,7 +63,7 @@ def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str,
     data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags, "--seed", str(seed)]
     train = [*shlex.split(SCRIPTS[way]), *cell.words(plan), *more, *data, "--run-dir", str(run_dir)]
     if way == "pixels":
-        return Trial(run_dir, (train,))
+        return Trial(run_dir, ([*train, "--resume", "auto"],))
     heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data, "--pretrained", str(run_dir / "last.pth.tar")]
     return Trial(run_dir, ([*train, "--resume", "auto"], [*heads, "--run-dir", str(run_dir / "heads")]))
 

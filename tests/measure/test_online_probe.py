@@ -123,3 +123,17 @@ def test_a_damaged_one_is_refused():
 def test_class_weights_are_of_mean_1_over_images():
     probe = OnlineProbe(Encoder(), COUNTS, False)
     assert np.average(probe.class_weight, weights=COUNTS) == pytest.approx(1)
+
+
+def test_where_batches_are_balanced_nothing_is_left_to_correct(flags, tmp_path):
+    """Both ways to correct are then the same; of batches as the images come they are not."""
+
+    def probe(mode: str, sampling: str) -> torch.Tensor:
+        run_dir = tmp_path / f"{mode}_{sampling}"
+        words = [*flags, *FOUR.split(), "--online-probe", mode, "--sampling", sampling, "--run-dir", str(run_dir)]
+        stage1.main(words)
+        return checkpoint.read(run_dir / "last.pth.tar")["online_probe"]["state_dict"]["weight"]
+
+    for sampling, same in (("class-balanced", True), ("instance", False)):
+        one, other = (probe(mode, sampling) for mode in ("adjusted", "class-balanced"))
+        assert torch.allclose(one, other, atol=1e-3) == same, float((one - other).abs().max())

@@ -1,0 +1,47 @@
+"""The heads on pixels: the same as a logistic regression of the images, in a folder that is not another run's."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from examples import pixels
+from imagenet_inat import options
+from utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pixels")
+    flags = f"--dataset digits --image-size 8 --imbalance 10 --device cpu --data-root {folder}/data"
+    pixels.main([*flags.split(), "--run-dir", str(folder / "run")])
+    return folder / "run"
+
+
+def test_the_features_are_the_pixels(run_dir):
+    """Grey: one channel of three; 0 to 1."""
+    flags = f"--dataset digits --image-size 8 --imbalance 10 --data-root {run_dir.parent}/data"
+    args = pixels.get_args_parser().parse_args(flags.split())
+    options.fill_in(args)
+    found = pixels.pixels_of(options.data_of(args), "test")
+    images = {tuple(image.ravel()) for image in load_digits().images}
+    assert found.features.shape == (400, 64)
+    assert {tuple(np.round(row * 16)) for row in found.features.numpy()} <= images
+
+
+def test_heads_are_compared_and_chosen_by_validation(run_dir):
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results["heads"]["logistic, post"]["acc1"] > 90 and results["chosen"]["on"] == "val"
+    assert "target" not in results["heads"] and "own, post" not in results["heads"]
+
+
+def test_a_folder_with_results_is_left_alone_unless_they_are_to_be_made_anew(run_dir):
+    before = (run_dir / "results.json").read_bytes()
+    flags = f"--dataset digits --image-size 8 --data-root {run_dir.parent}/data --run-dir {run_dir}"
+    with pytest.raises(InputError, match="holds results already"):
+        pixels.main(flags.split())
+    (run_dir / "last.pth.tar").touch()
+    with pytest.raises(InputError, match="holds a run that was trained"):
+        pixels.main([*flags.split(), "--resume", "auto"])
+    assert (run_dir / "results.json").read_bytes() == before
