@@ -65,7 +65,7 @@ class Clock:
 
     def left(self) -> str:
         seconds = (self.now() - self.started) / self.weight * (self.whole - self.weight)
-        return f"about {timedelta(seconds=round(seconds))} left"
+        return f"about {timedelta(seconds=round(seconds))} left of these"
 
 
 def wait_for_others(trials: list[Trial], seconds: float = 60) -> None:
@@ -76,7 +76,7 @@ def wait_for_others(trials: list[Trial], seconds: float = 60) -> None:
     """
     for trial in trials:
         ends, said = time.monotonic() + seconds, False
-        while who := holder(trial.run_dir):
+        while who := holder(trial.run_dir) or holder(trial.run_dir / "heads"):
             if not said:
                 say(f"{trial.run_dir}: waiting for {who}, which still writes there")
                 said = True

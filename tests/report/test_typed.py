@@ -96,6 +96,7 @@ def test_a_folder_without_a_command_says_unknown(old, tmp_path):
     [
         ("--lr 1 --cos --seed 0 --workers 3 -p 0 --mlp", "--lr 1 --cos --mlp"),
         ("--run-dir=a/b --lr=1 -j4 -b8 --gpu 0", "--lr=1 -b8"),
+        ("--init-from w.pth --train-txt t.txt --data-root d", "--init-from w.pth --train-txt t.txt"),
         ("--crop-scale 0.2 1 --rank -1 --tw 1 --schedule --K 0", "--crop-scale 0.2 1 --tw 1 --schedule --K 0"),
         ("-b 8 --lr 1 --batch-size 16 --learning-rate 2", "--batch-size 16 --learning-rate 2"),
         ("--name '-b 8 x' --views 'a  b'", "--views 'a  b'"),

@@ -121,4 +121,4 @@ def test_the_time_left_is_by_the_weight_of_what_has_ended():
     trials = [Trial(Path(name), (), weight) for name, weight in (("a", 3), ("b", 1), ("c", 1))]
     clock = Clock(trials, lambda: next(now))
     clock.ended(trials[0])
-    assert clock.done == 1 and clock.left() == "about 0:00:20 left"
+    assert clock.done == 1 and clock.left() == "about 0:00:20 left of these"

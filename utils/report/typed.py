@@ -6,6 +6,8 @@ from pathlib import Path
 
 from utils.run.arguments import FREE, SPELLINGS
 
+# Free to differ when a run goes on, by what its checkpoint knows of them, and yet what the result depends on.
+DECIDING = {"init_from", "splits", "train_txt", "val_txt", "test_txt"}
 FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)  # and not -1, which is a value
 
 
@@ -27,7 +29,7 @@ def typed(command: str) -> str:
             given.pop(name, None)  # the later stands where it was typed: behind a recipe that it overrides
             given[name] = []
         given[name].append(word)
-    kept = [word for name, part in given.items() if name not in FREE for word in part]
+    kept = [word for name, part in given.items() if name not in FREE - DECIDING for word in part]
     return shlex.join([Path(script).name, *kept])
 
 
