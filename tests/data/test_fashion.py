@@ -11,6 +11,8 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
+import main_moco_supcon_imba as stage1
+from imagenet_inat import options
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import made_folders
@@ -231,3 +233,18 @@ def test_lists_that_are_named_are_taken_and_none_are_written(tmp_path):
     found = find_lists(SPEC, args, RHO, LARGEST)
     assert found.root == tmp_path and found.files["train"] == tmp_path / "mine" / "Fashion_MNIST_LT_train.txt"
     assert not (tmp_path / SPEC.set_name).exists()
+
+
+def test_the_next_command_is_of_the_same_images(tmp_path):
+    """And a checkpoint of before --largest had none of it."""
+    write_parts(tmp_path, 140, 1)
+    flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10"
+    args = stage1.get_args_parser().parse_args(flags.split())
+    options.fill_in(args)
+    assert (args.arch, args.image_size, args.views, args.largest) == ("lenet", 28, "grey", 30)
+    assert options.before(args)["largest"] is None
+    typed = options.command_line("main_lincls_imba.py", args).split()
+    again = stage1.get_args_parser().parse_args(typed[2:])
+    options.fill_in(again)
+    assert options.data_of(again).lists == options.data_of(args).lists
+    assert options.data_of(args).open("train").class_counts.tolist() == SIZES
