@@ -28,12 +28,13 @@ from utils.parser import Parser, positive_int
 from utils.run.folder import hold
 from utils.run.launch import usable_cores
 
+DEFAULT = "fashion"
 ON_A_GPU = 4  # runs at a time: small networks leave most of it idle
 
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("plan", nargs="?", default="fashion", help="a plan of examples/results, or a file")
+    parser.add_argument("plan", nargs="?", default=DEFAULT, help="a plan of examples/results, or a file")
     parser.add_argument("--plan", dest="show", action="store_true", help="say what there is to run, and run nothing")
     parser.add_argument("--page", action="store_true", help="run nothing: the page, of the seeds that have all ended")
     parser.add_argument("--seeds", type=positive_int, help="0 to this minus one, instead of the plan's")
@@ -62,7 +63,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not args.page:
         run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else ON_A_GPU))
-    command = shlex.join(["python", "-m", "examples.results", *(sys.argv[1:] if argv is None else argv)])
+    # What the page is of; where it was put, and how many ran at a time, is nothing to its reader.
+    asked = [args.plan] if args.plan != DEFAULT else []
+    asked += ["--seeds", str(args.seeds)] if args.seeds else []
+    command = shlex.join(["python", "-m", "examples.results", *asked])
     written = page.write(study.results(), Path(args.output), command)
     say(f"wrote {', '.join(map(str, written))}; the runs are in {folder}")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from examples.results import __main__ as results
 from examples.results import figures, page, reading, tables
 from utils.errors import InputError
 
@@ -195,3 +196,12 @@ def test_pictures_show_the_numbers_of_the_tables(found):
 def test_every_trained_method_has_a_colour_of_its_own(found):
     colours = [figures.colour_of(found, key) for key in found.plan.methods]
     assert len(set(colours)) == len(colours)
+
+
+def test_the_page_says_the_command_that_makes_it_again(whole, write_plan, tmp_path):
+    """Not where it was put, nor that it was made of what had ended."""
+    flags = f"--page --folder {str(whole.folder).replace(' ', '?')} --output {tmp_path}/docs"
+    words = [str(tmp_path / "small.ini"), *(word.replace("?", " ") for word in flags.split())]
+    results.main(words)
+    text = (tmp_path / "docs" / "results_small.md").read_text()
+    assert f"`python -m examples.results {tmp_path}/small.ini`: 14 trainings" in text
