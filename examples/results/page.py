@@ -98,7 +98,8 @@ def about(results: Results, command: str) -> str:
     sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
     plan = results.plan
     tuned = f"one run of seed {plan.tune_seed} at ρ = {plan.tune_imbalance:g}"
-    rates = f", the learning rate of each method by {tuned}" if len(plan.rates) > 1 else ""
+    tuned += ", the mean of a rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
+    rates = f", the learning rate of each method by {tuned}," if len(plan.rates) > 1 else ""
     more = ", which makes their interval narrower than 95 % tells" if len(seeds) > 1 else ""
     more = f" The first pair has more seeds where it was not resolved with {min(seeds)}{more}." if more else ""
     return "\n\n".join(

@@ -84,9 +84,9 @@ class Study:
         return self.rates()[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 
     def rates(self) -> dict[str, str]:
-        """Method key -> the rate whose run has the best balanced accuracy on validation, the first of those that tie.
+        """Method key -> its learning rate, by the balanced accuracy of runs on validation: see `best_rate`.
 
-        By the head that validation chooses of all, as everywhere. Raises InputError: a run has not ended.
+        With the head that validation chooses of all, as everywhere. Raises InputError: a run has not ended.
         """
         if not self._rates:
             found: dict[str, dict[str, float]] = {}
@@ -98,7 +98,7 @@ class Study:
                     )
                 run = reading.found(trial, self.plan.tune_seed)
                 found.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
-            self._rates = {key: max(of_rates, key=of_rates.get) for key, of_rates in found.items()}
+            self._rates = {key: best_rate(of_rates) for key, of_rates in found.items()}
         return self._rates
 
     def assume_rates(self) -> None:
@@ -174,3 +174,16 @@ class Study:
             cells = trials.sweep_cells(plan, sweep)
             sweeps[sweep.key] = {at: self.found(cell, range(sweep.seeds)) for at, cell in cells.items()}
         return Results(plan, groups, sweeps, dict(self.rates()))
+
+
+def best_rate(accuracies: dict[str, float]) -> str:
+    """The rate with the best mean of its run and those of its two neighbours in the grid; the first of those that tie.
+
+    One run's noise is more than neighbours differ by, and a rate whose neighbours are worse was lucky. The ends of the
+    grid have but one neighbour, and are not chosen; of a grid of two the better one is.
+    """
+    rates, values = [*accuracies], [*accuracies.values()]
+    if len(rates) < 3:
+        return max(rates, key=accuracies.get)
+    means = {rate: sum(values[at - 1 : at + 2]) / 3 for at, rate in enumerate(rates) if 0 < at < len(rates) - 1}
+    return max(means, key=means.get)
