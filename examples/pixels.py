@@ -24,6 +24,7 @@ from utils.run.folder import check_fit, hold
 from utils.run.logger import RunLog
 from utils.run.speed import Speed
 
+ARCH = "pixels"  # in the place of a network's name
 LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(get_args_parser(), argv)
     options.fill_in(args)
     check_device(args.device, 1)
-    args.arch, device = "pixels", device_named(args.device)
+    args.arch, device = ARCH, device_named(args.device)
     name = f"{options.data_name(args)}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
     run_dir = Path(args.run_dir or Path("runs") / name)
     check_fit(args.resume, run_dir)

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from examples import pixels
 from examples.results.plan import HEADS, SCRIPTS, VIEWS, Method, Plan, Sweep
 from imagenet_inat import options
 from moco import methods
@@ -150,6 +151,8 @@ def resolved(script: str, asked: Namespace) -> Namespace:
         methods.method_of(asked).check()
     if script == HEADS:
         heads.settle(asked, 1)
+    if script == SCRIPTS["pixels"].removeprefix("-m "):
+        asked.arch = pixels.ARCH
     return asked
 
 

@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from examples import pixels
+from examples.results.trials import ended
 from imagenet_inat import options
 from utils.errors import InputError
 
@@ -45,3 +46,9 @@ def test_a_folder_with_results_is_left_alone_unless_they_are_to_be_made_anew(run
     with pytest.raises(InputError, match="holds a run that was trained"):
         pixels.main([*flags.split(), "--resume", "auto"])
     assert (run_dir / "results.json").read_bytes() == before
+
+
+def test_a_study_knows_that_it_has_ended(run_dir):
+    folder = run_dir.parent
+    flags = f"--dataset digits --image-size 8 --imbalance 10 --device cpu --data-root {folder}/data --run-dir {run_dir}"
+    assert ended(["-m", "examples.pixels", *flags.split()])
