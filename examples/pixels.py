@@ -18,7 +18,7 @@ from moco.heads.fitted import Problem
 from utils import errors
 from utils.devices import check_device, device_named
 from utils.measure.kept_features import Features
-from utils.parser import Parser, parse, seed_number
+from utils.parser import Parser, parse
 from utils.run import arguments
 from utils.run.folder import check_fit, hold
 from utils.run.logger import RunLog
@@ -34,9 +34,8 @@ def get_args_parser() -> Parser:
     running = parser.add_argument_group("Running")
     running.add_argument("--run-dir", metavar="DIR", help="the run folder (default: runs/<data set>_pixels_<ρ>)")
     running.add_argument("--resume", choices=["auto"], help="auto: make results that are there anew")
-    running.add_argument("--seed", type=seed_number, default=0, help="it changes nothing: nothing here is random")
     running.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-    parser.set_defaults(pretrained=None, arch=None, gpu=None)
+    parser.set_defaults(pretrained=None, arch=None, seed=0)  # of results.json; nothing is random
     return parser
 
 

@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
             if not message.startswith("the following arguments are required"):  # they may stand in another line
                 raise ValueError(message)
 
+        outer = vars(self).get("error")
         self.error = refuse  # of this parser alone, instead of the method of its class
         try:
             namespace, rest = super().parse_known_args(words)
@@ -55,6 +56,7 @@ class Parser(argparse.ArgumentParser):
                 raise ValueError(f"found {' '.join(rest)}, expected flags that --help lists, and their values")
         finally:
             del self.error
+            vars(self).update({"error": outer} if outer else {})
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the flags)\n")

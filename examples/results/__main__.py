@@ -1,7 +1,7 @@
 """A study: methods on a long-tailed data set, several seeds each, every head on each, and a page of what came out.
 
     python -m examples.results                     # Fashion-MNIST: docs/results.md, after hours on all cores
-    python -m examples.results digits              # the embedded digits: about 70 minutes on two cores
+    python -m examples.results digits              # the embedded digits
     python -m examples.results MY.ini --plan       # what a plan of your own would run; nothing is written
 
 What is run stands in the plan, examples/results/fashion.ini, which explains itself. As many runs at a time as there

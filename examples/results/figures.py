@@ -28,22 +28,17 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def panels(count: int, height: float = 3.4, width: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """Axes side by side, three in a row."""
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout="constrained")
-    axes = list(np.atleast_1d(axes).flat)
-    for panel in axes[count:]:
-        panel.remove()
-    for panel in axes[:count]:
+    """Axes side by side."""
+    figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False)
+    for panel in axes[0]:
         panel.spines[["top", "right"]].set_visible(False)
-    return figure, axes[:count]
+    return figure, list(axes[0])
 
 
 def accuracy(results: Results) -> Figure:
     """Over all and over few, at each imbalance: a dot a seed, a line at the mean."""
     figure, axes = panels(2, 3.8, 5.2)
-    methods, rhos = tables.with_runs(results), results.plan.imbalances
+    methods, rhos = results.plan.methods.values(), results.plan.imbalances
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
         for number, method in enumerate(methods):
             shift = 0.8 * ((number + 0.5) / len(methods) - 0.5)
@@ -51,10 +46,8 @@ def accuracy(results: Results) -> Figure:
             for place, rho in enumerate(rhos):
                 values = reading.accuracy(tables.common(results, rho, method))[:, column]
                 panel.scatter(np.full(len(values), place + shift), values, s=14, color=colour, alpha=0.6, linewidth=0)
-                name = {"label": method.title} if place == 0 else {}
-                panel.plot(
-                    [place + shift - 0.04, place + shift + 0.04], [values.mean()] * 2, color=colour, lw=2.5, **name
-                )
+                ends, label_of = (place + shift - 0.04, place + shift + 0.04), method.title if place == 0 else None
+                panel.plot(ends, [values.mean()] * 2, color=colour, lw=2.5, label=label_of)
         panel.set_xticks(range(len(rhos)), [f"{rho:g}" for rho in rhos])
         panel.set(xlabel="imbalance ρ", ylabel=f"test accuracy, {label}, %")
         shown = [place for place, rho in enumerate(rhos) if column == -1 or tables.has_few(results, rho)]
@@ -89,7 +82,7 @@ def differences(results: Results) -> Figure:
 def heads(results: Results, imbalance: float) -> Figure:
     """The mean accuracy by each head, a line a method."""
     figure, (panel,) = panels(1, 4, 8)
-    methods = tables.with_runs(results)
+    methods = results.plan.methods.values()
     titles = list(dict.fromkeys(t for m in methods for t in results.groups[imbalance, m.key][0].heads["heads"]))
     for number, method in enumerate(methods):
         runs = tables.common(results, imbalance, method)
@@ -108,7 +101,7 @@ def heads(results: Results, imbalance: float) -> Figure:
 def mechanism(results: Results, imbalance: float) -> Figure:
     """For each class, largest first: is its target reached, and is it told apart."""
     figure, axes = panels(3)
-    for number, method in enumerate(tables.with_runs(results, "contrast")):
+    for number, method in enumerate(tables.of_way(results, "contrast")):
         runs, colour = tables.common(results, imbalance, method), colour_of(results, method.key)
         order = np.argsort(runs[0].heads["train_counts"])[::-1]
         style = {"color": colour, "marker": MARKS[number % len(MARKS)], "markersize": 4, "lw": 1, "label": method.title}
@@ -117,9 +110,8 @@ def mechanism(results: Results, imbalance: float) -> Figure:
                 panel.plot(np.mean([getattr(run.reached, what) for run in runs], axis=0)[order], **style)
         per_class = np.mean([run.heads["selected"]["per_class"] for run in runs], axis=0)
         axes[2].plot(per_class[order], **style)
-    for panel, label in zip(
-        axes, ("cosine of centre and target", "nearest target is its own, %", "test accuracy, %"), strict=True
-    ):
+    labels = "cosine of centre and target", "nearest target is its own, %", "test accuracy, %"
+    for panel, label in zip(axes, labels, strict=True):
         panel.set(xlabel="class, most training images first", ylabel=label)
     figure.legend(*axes[2].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure

@@ -22,14 +22,14 @@ SWEEPS_A_FIGURE = 4
 def write(results: Results, output: Path, command: str) -> list[Path]:
     """Write NAME.md, NAME.csv and pictures, and README's part in the folder above where it has one for this page.
 
-    command: what makes them again. Raises InputError: not one seed of all methods has ended.
+    command: what makes them again. Raises InputError: not two seeds of all methods have ended.
     """
     plan = results.plan
     ways = {key: method.way for key, method in plan.methods.items()}
     if min(len(runs) + (ways[key] not in VIEWS) for (_, key), runs in results.groups.items()) < 2:
         raise InputError(f"{plan.title}: not two seeds of all methods have ended, there is nothing to compare yet")
     output.mkdir(parents=True, exist_ok=True)
-    most = tables.hardest(results)[1]
+    most = max(plan.imbalances)
     drawn = {
         "accuracy": (figures.accuracy(results), "Test accuracy with the head that validation chose; a dot a seed."),
         "differences": (figures.differences(results), f"Paired differences with their {CONFIDENCE:.0%} intervals."),
@@ -100,8 +100,8 @@ def about(results: Results, command: str) -> str:
     tuned = f"one run of seed {plan.tune_seed} at ρ = {plan.tune_imbalance:g}"
     tuned += ", the mean of a rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
     rates = f", the learning rate of each method by {tuned}," if len(plan.rates) > 1 else ""
-    more = ", which makes their interval narrower than 95 % tells" if len(seeds) > 1 else ""
-    more = f" The first pair has more seeds where it was not resolved with {min(seeds)}{more}." if more else ""
+    more = f" The first pair has more where {min(seeds)} did not resolve it; its interval then covers less than 95 %."
+    more = more if len(seeds) > 1 else ""
     return "\n\n".join(
         [
             f"`{command}`: {len(stages)} trainings, {hours:.1f} hours of training on one core in all, {most}; "

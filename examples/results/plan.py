@@ -1,7 +1,11 @@
 """A study's plan: which data, methods, seeds and sweeps, and by which flags."""
 
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
+
+from utils.parser import Parser
 
 FOLDER = Path(__file__).parent
 SCRIPTS = {  # how a method makes its features -> the script that does
@@ -63,3 +67,13 @@ class Plan(NamedTuple):
     methods: dict[str, Method]
     pairs: tuple[tuple[str, str], ...]
     sweeps: tuple[Sweep, ...]
+
+
+def parser_of(way: str) -> Parser:
+    """Of the script of a way to make features."""
+    return parser_named(SCRIPTS[way].removeprefix("-m "))
+
+
+@cache
+def parser_named(script: str) -> Parser:
+    return import_module(script.removesuffix(".py")).get_args_parser()

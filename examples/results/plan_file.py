@@ -4,13 +4,13 @@ import argparse
 import configparser
 import itertools
 import shlex
-from importlib import import_module
 from pathlib import Path
 
-from examples.results.plan import FOLDER, HEADS, SCRIPTS, Method, Plan, Sweep
+from examples.results.plan import FOLDER, HEADS, SCRIPTS, Method, Plan, Sweep, parser_named, parser_of
 from imagenet_inat.datasets import imbalances, row
 from imagenet_inat.whereabouts import resolve_imbalance, resolve_largest
 from utils.errors import InputError, first_line
+from utils.parser import Parser
 
 
 def read_plan(named: str) -> Plan:
@@ -59,18 +59,16 @@ class Entries:
             raise self.wrong(f"{name}: {error}") from None
 
     def numbers(self, name: str, kind: type, default: str | None = None) -> tuple:
+        return self.as_numbers(name, self.words(name, default), kind)
+
+    def as_numbers(self, name: str, words: tuple[str, ...], kind: type) -> tuple:
         try:
-            values = tuple(kind(word) for word in self.words(name, default))
+            values = tuple(map(kind, words))
         except ValueError:
             raise self.wrong(f"{name}: expected numbers") from None
         if not all(value > 0 for value in values):
             raise self.wrong(f"{name}: expected numbers above 0")
         return values
-
-    def check_numbers(self, name: str, words: tuple[str, ...]) -> None:
-        """Of words that are kept as they are typed."""
-        self.values[name] = " ".join(words)
-        self.numbers(name, float)
 
     def number(self, name: str, kind: type, default: str | None = None):
         values = self.numbers(name, kind, default)
@@ -96,24 +94,25 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
         elif name != "study":
             raise InputError(f"plan {path}: section [{name}], expected [study], [method KEY] or [sweep KEY]")
     seeds, imbalances = study.number("seeds", int), study.numbers("imbalances", float)
+    pairs = [pair for line in study.text("pairs", "").splitlines() if (pair := line.strip())]
     plan = Plan(
-        path.stem,
-        study.text("title"),
-        study.text("page", f"results_{path.stem}"),
-        " ".join(study.text("same", "").split()),
-        imbalances,
-        dict(zip(imbalances, _epochs(study, imbalances), strict=False)),
-        seeds,
-        study.number("more_seeds", int, str(seeds)),
-        study.number("resolved", float, "0.5"),
-        study.words("data"),
-        {way: study.words(way, "") for way in (*SCRIPTS, "heads")},
-        study.words("rates", ""),
-        study.number("tune_imbalance", float, str(imbalances[0])),
-        study.number("tune_seed", int, "100"),
-        methods,
-        tuple(tuple(pair.split(" - ")) for line in study.text("pairs", "").splitlines() if (pair := line.strip())),
-        tuple(sweeps),
+        name=path.stem,
+        title=study.text("title"),
+        page=study.text("page", f"results_{path.stem}"),
+        same=" ".join(study.text("same", "").split()),
+        imbalances=imbalances,
+        epochs=dict(zip(imbalances, _epochs(study, imbalances), strict=False)),
+        seeds=seeds,
+        more_seeds=study.number("more_seeds", int, str(seeds)),
+        resolved=study.number("resolved", float, "0.5"),
+        data=study.words("data"),
+        flags={way: study.words(way, "") for way in (*SCRIPTS, "heads")},
+        rates=study.words("rates", ""),
+        tune_imbalance=study.number("tune_imbalance", float, str(imbalances[0])),
+        tune_seed=study.number("tune_seed", int, "100"),
+        methods=methods,
+        pairs=tuple(tuple(pair.split(" - ")) for pair in pairs),
+        sweeps=tuple(sweeps),
     )
     if seeds < 2:
         raise study.wrong(f"seeds {seeds}: expected 2 or more, for there to be a spread")
@@ -121,7 +120,7 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
         raise study.wrong(f"more_seeds {plan.more_seeds}: expected as many as seeds, {seeds}, or more")
     if len({*imbalances}) < len(imbalances):
         raise study.wrong("imbalances: one is there twice")
-    study.check_numbers("rates", plan.rates)
+    study.as_numbers("rates", plan.rates, float)
     return plan
 
 
@@ -157,10 +156,10 @@ def _check(path: Path, plan: Plan) -> None:
         if method.way not in SCRIPTS:
             raise InputError(f"plan {path}, [method {method.key}]: way {method.way}, expected {', '.join(SCRIPTS)}")
         flags = (*plan.flags[method.way], *method.flags, *plan.data)
-        args = parsed(path, f"method {method.key}", method.way, flags)
+        args = parsed(path, f"method {method.key}", parser_of(method.way), flags)
         for epochs in plan.epochs.values():
             _check_measured(path, "study", epochs, args)
-    parsed(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
+    parsed(path, "study", parser_named(HEADS), (*plan.flags["heads"], *plan.data))
     _check_data(path, plan)
     named = [("study", key) for pair in plan.pairs for key in pair]
     named += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
@@ -175,7 +174,7 @@ def _check(path: Path, plan: Plan) -> None:
         for key, value in itertools.product(sweep.methods, sweep.values):
             method = plan.methods[key]
             flags = (*plan.flags[method.way], *method.flags, *_words(path, sweep, value), *plan.data)
-            args = parsed(path, f"sweep {sweep.key}", method.way, flags)
+            args = parsed(path, f"sweep {sweep.key}", parser_of(method.way), flags)
             if "--epochs" in flags:
                 _check_measured(path, f"sweep {sweep.key}", args.epochs, args)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
@@ -184,7 +183,7 @@ def _check(path: Path, plan: Plan) -> None:
 
 def _check_data(path: Path, plan: Plan) -> None:
     """Raises InputError unless the data set is one that is cut here, at the plan's imbalances."""
-    asked = parsed(path, "study", "contrast", plan.data)
+    asked = parsed(path, "study", parser_of("contrast"), plan.data)
     spec = row(asked.dataset)
     if not spec.imbalance:
         made = ", ".join(imbalances())
@@ -216,12 +215,14 @@ def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> Non
         raise InputError(f"plan {path}, [{section}]: imbalance {imbalance:g} has no epochs, expected one of {known}")
 
 
-def parsed(path: Path, section: str, way: str, words: tuple[str, ...]) -> argparse.Namespace:
-    """The arguments; raises InputError unless the script of a way takes these flags."""
-    parser = import_module(SCRIPTS.get(way, way).removeprefix("-m ").removesuffix(".py")).get_args_parser()
+def parsed(path: Path, section: str, parser: Parser, words: tuple[str, ...]) -> argparse.Namespace:
+    """The arguments; raises InputError unless the script takes these flags."""
 
     def refuse(message: str):
         raise InputError(f"plan {path}, [{section}]: {message}")
 
     parser.error = refuse
-    return parser.parse_args(list(words))
+    try:
+        return parser.parse_args(list(words))
+    finally:
+        del parser.error  # the method of its class again

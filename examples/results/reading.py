@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
 from examples.results.plan import Plan
 from examples.results.trials import Trial
 from utils.measure.feature_file import RunFeatures, read_features
 from utils.measure.features import class_centres
+from utils.measure.metrics import ClassAccuracy
 from utils.measure.results import accuracies
 from utils.report.runs import Stage, read_stage
 
@@ -74,12 +74,11 @@ def found(trial: Trial, seed: int) -> Found:
 def reached(run: RunFeatures) -> Reached | None:
     if run.targets is None:
         return None
-    centres = class_centres(run.features, run.labels, len(run.class_counts))
-    targets = normalize(run.targets, dim=1)
-    hit = (run.features @ targets.T).argmax(1) == run.labels
-    count = torch.bincount(run.labels, minlength=len(targets)).clamp(min=1)
-    nearest = 100 * torch.bincount(run.labels[hit], minlength=len(targets)) / count
-    return Reached((centres * targets).sum(1).numpy(), nearest.numpy())
+    centres = class_centres(run.features, run.labels, len(run.targets))
+    nearest = ClassAccuracy(len(run.targets), torch.device("cpu"))
+    nearest.add(run.features @ run.targets.T, run.labels)
+    per_class = nearest.summary(run.class_counts.numpy())["per_class"]
+    return Reached((centres * run.targets).sum(1).numpy(), np.array(per_class, dtype=float))
 
 
 def accuracy(runs: list[Found], head: str | None = None) -> np.ndarray:
@@ -88,9 +87,10 @@ def accuracy(runs: list[Found], head: str | None = None) -> np.ndarray:
     return np.array([accuracies(entry) for entry in entries], dtype=float)
 
 
-def pair(results: Results, imbalance: float, keys: tuple[str, str], head: str | None = None) -> np.ndarray:
+def pair(results: Results, imbalance: float, keys: tuple[str, str]) -> np.ndarray:
     """(trials, 4) differences of the two methods, of the seeds that both have."""
     one, other = (results.groups[imbalance, key] for key in keys)
-    both = max(len(one), len(other)) if not (one[0].stage and other[0].stage) else min(len(one), len(other))
-    one, other = (runs * both if runs[0].stage is None else runs for runs in (one, other))  # pixels: one run for all
-    return accuracy(one[:both], head) - accuracy(other[:both], head)
+    most = max(len(one), len(other))
+    one, other = (runs * most if runs[0].stage is None else runs for runs in (one, other))  # pixels: one run for all
+    both = min(len(one), len(other))
+    return accuracy(one[:both]) - accuracy(other[:both])

@@ -19,11 +19,8 @@ from utils.run.folder import holder
 PR_SET_PDEATHSIG = 1
 
 
-def run_all(trials: list[Trial], jobs: int, done: Callable[[list[str]], bool] = ended) -> None:
-    """Run them, so many at a time; whatever ends this, as an InputError of one, ends all, which save themselves.
-
-    done: done(command) says whether its run is whole: one that was asked to stop ends well too.
-    """
+def run_all(trials: list[Trial], jobs: int) -> None:
+    """Run them, so many at a time; whatever ends this, as an InputError of one, ends all, which save themselves."""
     waiting, running, clock = deque(trials), {}, Clock(trials)
     try:
         while waiting or running:
@@ -37,7 +34,7 @@ def run_all(trials: list[Trial], jobs: int, done: Callable[[list[str]], bool] = 
                     raise errors.InputError(
                         f"{trial.run_dir}: {why(process, trial)}; its output is in {output_of(trial)}"
                     )
-                if not done(trial.commands[0]):
+                if not ended(trial.commands[0]):  # one that was asked to stop ends well too
                     raise errors.InputError(
                         f"{trial.run_dir}: ended before its end, as by SIGUSR1; the same command goes on"
                     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from examples.results import reading, trials
-from examples.results.plan import VIEWS, Plan
+from examples.results.plan import VIEWS, Plan, parser_of
 from examples.results.reading import Found, Results
 from examples.results.trials import Cell, Common, Trial
 from imagenet_inat.datasets import row
@@ -32,7 +32,7 @@ class Study:
         self.plan, self.folder, self.device = plan, folder, device
         workers = ("-j", "0") if device.type == "cpu" else ()
         self.common = Common(folder, ("--device", str(device), *workers))
-        asked = trials.parser_of("contrast").parse_args([*plan.data])
+        asked = parser_of("contrast").parse_args([*plan.data])
         self.spec, self.data_root = row(asked.dataset), Path(asked.data_root)
         self.largest = asked.largest or (self.spec.largest if self.spec.most else None)
         self._rates: dict[str, str] = {}
@@ -56,7 +56,7 @@ class Study:
         """D of a cell that has targets."""
         if cell.method.way != "contrast":
             return None
-        asked = trials.parser_of("contrast").parse_args(cell.words(self.plan))
+        asked = parser_of("contrast").parse_args(cell.words(self.plan))
         return asked.moco_dim if asked.targeted else None
 
     def trial(self, cell: Cell, seed: int) -> Trial:
@@ -70,7 +70,7 @@ class Study:
         """Images to train on, a view each."""
         if cell.method.way == "pixels":
             return PIXELS
-        epochs = trials.parser_of(cell.method.way).parse_args(cell.words(self.plan)).epochs
+        epochs = parser_of(cell.method.way).parse_args(cell.words(self.plan)).epochs
         return self.views(cell.method.way, cell.imbalance, epochs)
 
     def views(self, way: str, imbalance: float, epochs: int) -> float:
@@ -93,9 +93,7 @@ class Study:
             for cell, rate in trials.tuning_cells(self.plan).items():
                 trial = self.trial(cell, self.plan.tune_seed)
                 if trials.left_of(trial).commands:
-                    raise InputError(
-                        f"{trial.run_dir}: has not ended, and the {TUNING} are chosen by it; run the study"
-                    )
+                    raise InputError(f"{trial.run_dir}: has not ended, and the {TUNING} are chosen by it")
                 run = reading.found(trial, self.plan.tune_seed)
                 found.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
             self._rates = {key: best_rate(of_rates) for key, of_rates in found.items()}
@@ -119,12 +117,8 @@ class Study:
             yield "more seeds", self.trials(wanted, range(plan.seeds, plan.more_seeds))
 
     def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:
-        """One of each folder: pixels have no seed but the first."""
-        return [
-            self.trial(cell, seed)
-            for cell, seed in trials.of_seeds(cells, seeds)
-            if cell.method.way != "pixels" or seed == 0
-        ]
+        """One seed of everything, then the next: a study that is cut short has whole seeds. Pixels have one run."""
+        return [self.trial(cell, seed) for seed in seeds for cell in cells if cell.method.way != "pixels" or seed == 0]
 
     def hours(self, left: list[Trial]) -> float:
         """About how long the trials would take on one core: by all that has been trained in this folder."""
@@ -166,8 +160,8 @@ class Study:
         return runs
 
     def results(self) -> Results:
-        """All that has ended; of the methods as many seeds as all of them have."""
-        plan, most = self.plan, range(max(self.plan.seeds, self.plan.more_seeds))
+        """All that has ended."""
+        plan, most = self.plan, range(self.plan.more_seeds)
         groups = {(cell.imbalance, cell.method.key): self.found(cell, most) for cell in trials.main_cells(plan)}
         sweeps = {}
         for sweep in plan.sweeps:

@@ -10,44 +10,34 @@ from examples.results.reading import Found, Results
 from utils.measure.metrics import shots
 from utils.measure.monitor import SPREAD
 from utils.measure.results import SHOTS, markdown, percent
-from utils.report.trials import mean_and_std, with_interval
+from utils.report.trials import mean_and_std, paired_difference, with_interval
 
 MEASURES = {name: label.split(" (")[0] for name, label in SPREAD.items()}
 
 
-def with_runs(results: Results, way: str = "") -> list[Method]:
-    """The methods, of one way or of all, in the plan's order, that have a run at every imbalance."""
-    plan = results.plan
-    return [
-        method
-        for method in plan.methods.values()
-        if (not way or method.way == way) and all(results.groups[rho, method.key] for rho in plan.imbalances)
-    ]
+def of_way(results: Results, way: str) -> list[Method]:
+    """The methods of one way, in the plan's order."""
+    return [method for method in results.plan.methods.values() if method.way == way]
 
 
 def summary(results: Results) -> str:
     """A row a method: over all classes, over few in brackets, at each imbalance; then what its runs cost."""
-    plan, rows = results.plan, []
-    for method in with_runs(results):
-        groups = [common(results, rho, method) for rho in plan.imbalances]
-        cells = [all_and_few(runs) for runs in groups]
-        uniformity = measured(groups[hardest(results)[0]], "uniformity")
-        minutes = np.mean([run.seconds for runs in groups for run in runs]) / 60
+    plan, rows, most = results.plan, [], max(results.plan.imbalances)
+    for method in plan.methods.values():
+        groups = {rho: common(results, rho, method) for rho in plan.imbalances}
+        cells = map(all_and_few, groups.values())
+        uniformity = measured(groups[most], "uniformity")
+        minutes = np.mean([run.seconds for runs in groups.values() for run in runs]) / 60
         rows.append([method.title, *cells, "–" if np.isnan(uniformity).any() else f"{uniformity.mean():.2f}"])
         rows[-1].append(f"{minutes:.1f}" if minutes else "–")
-    header = ["method", *(f"ρ = {rho:g}" for rho in plan.imbalances), f"U at {hardest(results)[1]:g}", "minutes a run"]
+    header = ["method", *(f"ρ = {rho:g}" for rho in plan.imbalances), f"U at {most:g}", "minutes a run"]
     return markdown(header, rows)
-
-
-def hardest(results: Results) -> tuple[int, float]:
-    """The largest imbalance, and its place in the plan."""
-    most = max(results.plan.imbalances)
-    return results.plan.imbalances.index(most), most
 
 
 def common(results: Results, imbalance: float, method: Method) -> list[Found]:
     """A method's runs of the seeds that all methods have at an imbalance; of pixels, which have no seed, the one."""
-    most = min(len(results.groups[imbalance, other.key]) for other in with_runs(results) if other.way in VIEWS)
+    trained = [key for key, other in results.plan.methods.items() if other.way in VIEWS]
+    most = min(len(results.groups[imbalance, key]) for key in trained)
     return results.groups[imbalance, method.key][:most]
 
 
@@ -66,7 +56,7 @@ def measured(runs: list[Found], name: str) -> np.ndarray:
 
 def best(results: Results, imbalance: float, way: str) -> Method | None:
     """The method of a way whose runs are best on validation, in the mean."""
-    methods = with_runs(results, way)
+    methods = of_way(results, way)
 
     def on_validation(method: Method) -> float:
         return np.mean([run.heads["selected"]["val_balanced"] for run in common(results, imbalance, method)])
@@ -77,7 +67,8 @@ def best(results: Results, imbalance: float, way: str) -> Method | None:
 def verdict(results: Results) -> list[str]:
     """What the study says, a sentence at a time, whoever wins."""
     hardest_first = sorted(results.plan.imbalances, reverse=True)
-    return [*filter(None, (best_rows(results, rho) for rho in hardest_first)), *first_pairs(results, hardest_first)]
+    found = [best_rows(results, rho) for rho in hardest_first]
+    return [*filter(None, found), *contrastive_pairs(results, hardest_first)]
 
 
 def best_rows(results: Results, rho: float) -> str:
@@ -85,18 +76,17 @@ def best_rows(results: Results, rho: float) -> str:
     contrast, entropy = (best(results, rho, way) for way in ("contrast", "cross-entropy"))
     if not contrast or not entropy:
         return ""
-    difference = with_interval(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])
-    of_test = {method.key: all_and_few(common(results, rho, method)) for method in with_runs(results)}
+    of_test = {method.key: all_and_few(common(results, rho, method)) for method in results.plan.methods.values()}
     text = (
         f"ρ = {rho:g}: of the contrastive methods validation chooses {contrast.title}, {of_test[contrast.key]} on "
         f"test; of those by cross-entropy {entropy.title}, {of_test[entropy.key]}. The first minus the second: "
-        f"{difference}{outcome(difference)}."
+        f"{told(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])}."
     )
-    floor = next(iter(with_runs(results, "pixels")), None)
+    floor = next(iter(of_way(results, "pixels")), None)
     return f"{text} {floor.title.capitalize()}: {of_test[floor.key]}." if floor else text
 
 
-def first_pairs(results: Results, imbalances: list[float]) -> list[str]:
+def contrastive_pairs(results: Results, imbalances: list[float]) -> list[str]:
     """Of each pair of two contrastive methods a sentence: over all and over few, at each imbalance."""
     methods, sentences = results.plan.methods, []
     for pair in results.plan.pairs:
@@ -104,19 +94,18 @@ def first_pairs(results: Results, imbalances: list[float]) -> list[str]:
         if one.way == other.way == "contrast":
             parts = []
             for rho in imbalances:
-                few, over_all = (with_interval(values) for values in reading.pair(results, rho, pair).T[2:])
-                of_few = f"; few {few}{outcome(few)}" if "[" in few else ""
-                parts.append(f"ρ = {rho:g} {over_all}{outcome(over_all)}{of_few}")
+                few_shot, over_all = reading.pair(results, rho, pair).T[2:]
+                of_few = "" if np.isnan(few_shot).any() else f"; few {told(few_shot)}"
+                parts.append(f"ρ = {rho:g} {told(over_all)}{of_few}")
             sentences.append(f"{one.title} − {other.title}: {'. '.join(parts)}.")
     return sentences
 
 
-def outcome(interval: str) -> str:
-    """What an interval of `with_interval` says."""
-    if "[" not in interval:
-        return ""
-    low, high = (float(end) for end in interval.split("[")[1].rstrip("]").split(", "))
-    return ", ahead" if low > 0 else ", behind" if high < 0 else ", not told apart"
+def told(values: np.ndarray) -> str:
+    """Mean of (n,) paired differences, its interval, and what that says."""
+    _, low, high = paired_difference(values)
+    word = "ahead" if low > 0 else "behind" if high < 0 else "not told apart"
+    return f"{with_interval(values)}, {word}"
 
 
 def differences(results: Results) -> str:
@@ -133,8 +122,7 @@ def differences(results: Results) -> str:
 
 def head_table(results: Results, imbalance: float) -> str:
     """Each head that some method has, on every method; the last row is what validation chose, a run at a time."""
-    methods = with_runs(results)
-    groups = {method.title: common(results, imbalance, method) for method in methods}
+    groups = {method.title: common(results, imbalance, method) for method in results.plan.methods.values()}
     titles = dict.fromkeys(title for runs in groups.values() for title in runs[0].heads["heads"])
     rows = []
     for title in titles:
@@ -153,7 +141,7 @@ def feature_table(results: Results) -> str:
     """Measures of the validation features, by the last epoch of stage 1; and how far TSC's targets were reached."""
     rows = []
     for rho in results.plan.imbalances:
-        for method in with_runs(results, "contrast"):
+        for method in of_way(results, "contrast"):
             runs = common(results, rho, method)
             row = [f"{rho:g}", method.title, *(mean_and_std(measured(runs, name)) for name in MEASURES)]
             if runs[0].reached:
@@ -168,7 +156,8 @@ def feature_table(results: Results) -> str:
 
 def has_few(results: Results, imbalance: float) -> bool:
     """Whether some class has few training images there."""
-    return any(few(run).any() for method in with_runs(results)[:1] for run in common(results, imbalance, method))
+    runs = next(runs for (rho, _), runs in results.groups.items() if rho == imbalance)
+    return bool(few(runs[0]).any())
 
 
 def few(run: Found) -> np.ndarray:
@@ -191,7 +180,7 @@ def seed_table(results: Results) -> str:
     """Each trial, over all classes."""
     rows = []
     for rho in results.plan.imbalances:
-        for method in with_runs(results):
+        for method in results.plan.methods.values():
             runs = results.groups[rho, method.key]
             values = " ".join(percent(value) for value in reading.accuracy(runs)[:, -1])
             rows.append([f"{rho:g}", method.title, rate_of(results, method), values])

@@ -3,20 +3,18 @@
 import itertools
 import shlex
 from argparse import Namespace
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from examples import pixels
-from examples.results.plan import HEADS, SCRIPTS, VIEWS, Method, Plan, Sweep
+from examples.results.plan import HEADS, SCRIPTS, VIEWS, Method, Plan, Sweep, parser_named, parser_of
 from imagenet_inat import options
 from moco import methods
 from moco.heads import flags as heads
 from utils import errors
-from utils.parser import Parser
-from utils.report.runs import Stage, read_stage
+from utils.report.runs import read_stage
 from utils.run import checkpoint
-from utils.run.arguments import BEFORE, FREE
+from utils.run.arguments import BEFORE, FREE, changed
 
 
 class Trial(NamedTuple):
@@ -45,10 +43,10 @@ class Cell(NamedTuple):
     def words(self, plan: Plan) -> list[str]:
         """The flags of its training that are the plan's."""
         way = self.method.way
-        length = (
-            ["--epochs", str(2 * plan.epochs[self.imbalance] // VIEWS[way])] if way in VIEWS and plan.epochs else []
-        )
-        return [*plan.flags[way], *length, *self.method.flags, *self.extra]
+        words = [*plan.flags[way]]
+        if plan.epochs and way in VIEWS:
+            words += ["--epochs", str(2 * plan.epochs[self.imbalance] // VIEWS[way])]
+        return [*words, *self.method.flags, *self.extra]
 
 
 class Common(NamedTuple):
@@ -61,12 +59,14 @@ class Common(NamedTuple):
 def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str, ...]) -> Trial:
     """more: flags of the training that are not the plan's: its learning rate, where its targets are."""
     run_dir, way = common.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.way
-    data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags, "--seed", str(seed)]
+    data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags]
+    data += ["--seed", str(seed)] if way in VIEWS else []  # in pixels nothing is random
     train = [*shlex.split(SCRIPTS[way]), *cell.words(plan), *more, *data, "--run-dir", str(run_dir)]
+    train += ["--resume", "auto"]
     if way == "pixels":
-        return Trial(run_dir, ([*train, "--resume", "auto"],))
+        return Trial(run_dir, (train,))
     heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data, "--pretrained", str(run_dir / "last.pth.tar")]
-    return Trial(run_dir, ([*train, "--resume", "auto"], [*heads, "--run-dir", str(run_dir / "heads")]))
+    return Trial(run_dir, (train, [*heads, "--run-dir", str(run_dir / "heads")]))
 
 
 def tuning_cells(plan: Plan) -> dict[Cell, str]:
@@ -99,15 +99,6 @@ def _changes_nothing(plan: Plan, cell: Cell, words: tuple[str, ...]) -> bool:
     return parser.parse_args(flags) == parser.parse_args([*flags, *words])
 
 
-def parser_of(way: str) -> Parser:
-    """Of the script of a way to make features."""
-    return parser_named(SCRIPTS[way].removeprefix("-m "))
-
-
-def parser_named(script: str) -> Parser:
-    return import_module(script.removesuffix(".py")).get_args_parser()
-
-
 def left_of(trial: Trial) -> Trial:
     """What is to be run: the first command that has not ended, and all behind it, which build on it.
 
@@ -130,9 +121,12 @@ def ended(command: list[str]) -> bool:
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
-    if changed := differences(vars(asked), stage):
+    of_stage = heads.BEFORE if "pretrained" in stage.args else methods.BEFORE
+    its = BEFORE | of_stage | options.before(asked) | stage.args  # what an older run does not say is as it was
+    if found := changed(its, vars(asked), FREE - {"seed"}):
+        listed = ", ".join(f"{name} {change}" for name, change in found.items())
         raise errors.InputError(
-            f"{asked.run_dir}: made with other arguments ({', '.join(changed)}); name another --folder, or delete it"
+            f"{asked.run_dir}: made with other arguments ({listed}); name another --folder, or delete it"
         )
     written = stage.folder / ("features.npz" if getattr(asked, "monitor_freq", 0) else "results.json")
     trained = script in (SCRIPTS["contrast"], SCRIPTS["cross-entropy"].removeprefix("-m "))
@@ -154,17 +148,3 @@ def resolved(script: str, asked: Namespace) -> Namespace:
     if script == SCRIPTS["pixels"].removeprefix("-m "):
         asked.arch = pixels.ARCH
     return asked
-
-
-def differences(asked: dict, stage: Stage) -> list[str]:
-    """`lr 0.1 -> 0.03` for each argument that decides the result and is not the run's."""
-    of_stage = heads.BEFORE if "pretrained" in stage.args else methods.BEFORE
-    before = {"largest": None, "holdout": None, "crop_scale": None, "statistics": None, "cache": "auto"}
-    its = BEFORE | of_stage | before | stage.args  # what an older run does not say is as it was
-    compared = {name: value for name, value in asked.items() if name in its and name not in FREE - {"seed"}}
-    return [f"{name} {its[name]} -> {value}" for name, value in compared.items() if its[name] != value]
-
-
-def of_seeds(cells: list[Cell], seeds: range) -> list[tuple[Cell, int]]:
-    """One seed of everything, then the next: a study that is cut short has whole seeds."""
-    return [(cell, seed) for seed in seeds for cell in cells]

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from utils.distributed import say
 
-LENGTH = 0.999  # of the mean of unit features: they are within 2.6 degrees of it
+LENGTH = 0.999  # of the mean of unit features, which is the mean of their cosines to it
 FEWEST = 32  # features of a process's batch: of fewer a single class may be all there is
 ADVICE = "start anew with --warmup-epochs, a smaller --lr or a larger --moco-t, which few dimensions need"
 

@@ -57,11 +57,18 @@ def test_the_verdict_is_by_validation_and_says_who_is_ahead(found):
 
 
 @pytest.mark.parametrize(
-    ("interval", "word"),
-    [("+2.00 [+0.10, +3.90]", ", ahead"), ("-2.00 [-3.90, -0.10]", ", behind"), ("+0.00 [-1.00, +1.00]", "not told")],
+    ("values", "said"),
+    [
+        ([2.0, 2.1, 1.9], "+2.00 [+1.75, +2.25], ahead"),
+        ([-2.0, -2.1, -1.9], "-2.00 [-2.25, -1.75], behind"),
+        ([1.0, -1.0, 0.0], "+0.00 [-2.48, +2.48], not told apart"),
+        ([0.004, 0.004, 0.004], "+0.00 [+0.00, +0.00], ahead"),
+        ([0.0, 0.0, 0.0], "+0.00 [+0.00, +0.00], not told apart"),
+    ],
 )
-def test_what_an_interval_says(interval, word):
-    assert word in tables.outcome(interval)
+def test_what_an_interval_says(values, said):
+    """By its ends, not by how they are rounded."""
+    assert tables.told(np.array(values)) == said
 
 
 def test_every_head_has_a_row_and_a_head_that_a_method_has_not_a_dash(found):

@@ -43,6 +43,10 @@ def test_the_plans_of_this_project_are_good(file):
         (("flag = --tw", "flag = '--tw"), r"\[sweep tw\]: flag '--tw: No closing quotation"),
         (("--tw 0.2\n", "--tw 0.2\nflag = --K\n"), r"\[method tsc\]: flag: unknown"),
         (("axis = weight", "axes = weight"), r"\[sweep tw\]: lacks axis"),
+        (
+            ("flags = --targeted", "flags = @recipes/cifar.txt --typo"),
+            r"\[method tsc\]: unrecognized arguments: --typo",
+        ),
         (("title = KCL", 'title = KCL\nflags = "'), r"\[method kcl\]: flags: No closing quotation"),
         (("way = pixels", "way = paint"), r"\[method pixels\]: way paint, expected contrast, cross-entropy, pixels"),
         (("--tw 0.2\n", "--weight 0.2\n"), r"\[method tsc\]: unrecognized arguments: --weight 0.2"),

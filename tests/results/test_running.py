@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from examples.results import running
 from examples.results.running import Clock, run_all, wait_for_others
 from examples.results.trials import Trial
 from tests import ROOT
 from utils.errors import InputError
 
 
-def done(command: list[str]) -> bool:
-    return True
+@pytest.fixture(autouse=True)
+def done(monkeypatch):
+    """These commands are no runs of ours: one that ended well has ended."""
+    monkeypatch.setattr(running, "ended", lambda command: True)
 
 
 def note(run_dir: Path, word: str) -> list[str]:
@@ -26,15 +29,16 @@ def note(run_dir: Path, word: str) -> list[str]:
 
 def test_commands_of_a_trial_follow_one_another(tmp_path, capsys):
     trials = [Trial(tmp_path / name, (note(tmp_path / name, "one "), note(tmp_path / name, "two"))) for name in "abc"]
-    run_all(trials, 2, done)
+    run_all(trials, jobs=2)
     assert [(tmp_path / name / "words").read_text() for name in "abc"] == ["one two"] * 3
     assert capsys.readouterr().out.count("/3] ") == 3
 
 
-def test_a_run_that_ended_well_before_its_end_is_named(tmp_path):
+def test_a_run_that_ended_well_before_its_end_is_named(tmp_path, monkeypatch):
     """As by SIGUSR1, which asks it to save and go."""
+    monkeypatch.setattr(running, "ended", lambda command: False)
     with pytest.raises(InputError, match="a: ended before its end, as by SIGUSR1; the same command goes on"):
-        run_all([Trial(tmp_path / "a", (note(tmp_path / "a", "one"), note(tmp_path / "a", "two")))], 1, lambda _: False)
+        run_all([Trial(tmp_path / "a", (note(tmp_path / "a", "one"), note(tmp_path / "a", "two")))], jobs=1)
     assert (tmp_path / "a" / "words").read_text() == "one"
 
 
@@ -47,7 +51,7 @@ def test_a_failure_is_named_and_ends_the_others(tmp_path):
     pid.touch()
     trials = [Trial(tmp_path / "endless", (["-c", endless],)), Trial(tmp_path / "failing", (["-c", failing],))]
     with pytest.raises(InputError, match=r"failing: error: no; its output is in .*failing/output.txt"):
-        run_all(trials, 2, done)
+        run_all(trials, jobs=2)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
@@ -55,7 +59,7 @@ def test_a_failure_is_named_and_ends_the_others(tmp_path):
 def test_a_run_that_was_killed_is_named_by_its_signal(tmp_path):
     suicide = ["-c", "import os, signal; print('fine so far', flush=True); os.kill(os.getpid(), signal.SIGKILL)"]
     with pytest.raises(InputError, match="killed by SIGKILL; its output"):
-        run_all([Trial(tmp_path / "a", (suicide,))], 1, done)
+        run_all([Trial(tmp_path / "a", (suicide,))], jobs=1)
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ def test_one_seed_of_everything(study):
     for trial in made:
         for command in trial.commands:
             assert command[command.index("--run-dir") + 1].startswith(str(trial.run_dir))
-            assert command[command.index("--seed") + 1] == trial.run_dir.name[-1]
+            seed = command[command.index("--seed") + 1] if "--seed" in command else "0"
+            assert seed == trial.run_dir.name[-1] and ("--seed" in command) != ("examples.pixels" in command)
             assert command[command.index("--imbalance") + 1] == trial.run_dir.parent.name.removeprefix("rho")
 
 

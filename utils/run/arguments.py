@@ -26,6 +26,12 @@ SPELLINGS = {
 BEFORE = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0}
 
 
+def changed(then: dict, now: dict, free: frozenset[str] = FREE) -> dict[str, str]:
+    """`lr` -> `0.1 -> 0.03` for each argument that both have and that differs, but for those that are free to."""
+    names = sorted(then.keys() & now.keys() - free)
+    return {name: f"{then[name]} -> {now[name]}" for name in names if then[name] != now[name]}
+
+
 class Frozen(argparse.Namespace):
     """Arguments that can be read and not written."""
 

@@ -9,7 +9,7 @@ import torch
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError
-from utils.run.arguments import BEFORE, FREE, plain_args
+from utils.run.arguments import BEFORE, changed, plain_args
 from utils.run.checkpoint import load
 from utils.run.folder import candidates
 from utils.run.launch import Place
@@ -107,15 +107,15 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
 
 def _check_same_arguments(state: RunState, args, before: dict) -> None:
     then, now = BEFORE | before | state.args if state.args else {}, plain_args(args)
-    changed = [name for name in sorted(then.keys() & now.keys() - FREE) if then[name] != now[name]]
-    if state.step and {"batch_size", "train_list"} & set(changed):
+    found = changed(then, now)
+    if state.step and {"batch_size", "train_list"} & found.keys():
         raise InputError(
             f"checkpoint {state.source}: stands within an epoch, {state.step} batches of {then['batch_size']} into it; "
             f"go on with -b {then['batch_size']} and the training list it was made with, or from a checkpoint of an "
             "epoch's end"
         )
-    if changed and not args.override:
-        listed = ", ".join(f"{name} {then[name]} -> {now[name]}" for name in changed)
+    if found and not args.override:
+        listed = ", ".join(f"{name} {change}" for name, change in found.items())
         raise InputError(
             f"checkpoint {state.source}: made with other arguments ({listed}); --override goes on with the new"
         )
