@@ -100,6 +100,15 @@ def test_seeds_are_added_where_the_first_pair_is_not_resolved(whole):
     assert whole.unresolved() == []
 
 
+def test_a_wide_interval_that_tells_which_is_better_needs_no_more_seeds(whole):
+    """TSC - KCL is 3 and 3.02: 3.01 ± 0.13."""
+    whole.plan = whole.plan._replace(more_seeds=4, resolved=0.1, imbalances=(10,))
+    write_run(whole, Cell(10, whole.plan.methods["tsc"]), 1, 85.02, 86)
+    assert whole.unresolved() == []
+    write_run(whole, Cell(10, whole.plan.methods["tsc"]), 1, 82 - 3.02, 86)  # 3 and -3.02: 0 ± 38
+    assert whole.unresolved() == [10]
+
+
 def test_what_has_ended_is_known_and_what_others_made_is_refused(whole):
     for cell in main_cells(whole.plan):
         trial = whole.trial(cell, 0)
@@ -144,6 +153,19 @@ def test_a_run_of_before_a_flag_has_ended_too(whole):
         about["args"].pop(name)
     file.write_text(json.dumps(about))
     assert trials.ended(trial.commands[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"), [("sampling", "instance", "class-balanced"), ("statistics", None, "cifar10")]
+)
+def test_what_a_run_of_before_a_flag_does_not_say_is_as_it_was(name, before, now, whole):
+    trial = whole.trial(Cell(10, whole.plan.methods["kcl"]), 0)
+    file = trial.run_dir / "args.json"
+    about = json.loads(file.read_text())
+    about["args"].pop(name)
+    file.write_text(json.dumps(about))
+    with pytest.raises(InputError, match=rf"made with other arguments \({name} {before} -> {now}\)"):
+        trials.ended([*trial.commands[0], f"--{name}", now])
 
 
 @pytest.mark.parametrize("key", ["ce", "kcl"])
