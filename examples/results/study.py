@@ -30,8 +30,8 @@ class Study:
 
     def __init__(self, plan: Plan, folder: Path, device: torch.device):
         self.plan, self.folder, self.device = plan, folder, device
-        workers = ("-j", "0") if device.type == "cpu" else ()
-        self.common = Common(folder, ("--device", str(device), *workers))
+        # The images are small, and as many runs as cores are under way: no processes that load.
+        self.common = Common(folder, ("--device", str(device), "-j", "0"))
         asked = parser_of("contrast").parse_args([*plan.data])
         self.spec, self.data_root = row(asked.dataset), Path(asked.data_root)
         self.largest = asked.largest or (self.spec.largest if self.spec.most else None)

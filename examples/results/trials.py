@@ -60,7 +60,7 @@ def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str,
     """more: flags of the training that are not the plan's: its learning rate, where its targets are."""
     run_dir, way = common.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.way
     data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags]
-    data += ["--seed", str(seed)] if way in VIEWS else []  # in pixels nothing is random
+    data += ["--seed", str(seed), "--deterministic"] if way in VIEWS else []  # in pixels nothing is random
     train = [*shlex.split(SCRIPTS[way]), *cell.words(plan), *more, *data, "--run-dir", str(run_dir)]
     train += ["--resume", "auto"]
     if way == "pixels":

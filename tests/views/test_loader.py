@@ -59,6 +59,7 @@ TEXTBOOK = {
     ],
 }
 TEXTBOOK["places"] = TEXTBOOK["imagenet"]
+TEXTBOOK["fashion"] = lambda size: [T.RandomResizedCrop(size, scale=(0.4, 1)), T.RandomHorizontalFlip()]
 SIMCLR = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), T.RandomGrayscale(p=0.2)]
 TEXTBOOK |= dict.fromkeys(
     ("cifar10", "cifar100"),

@@ -78,7 +78,7 @@ def test_a_data_set_is_a_row_and_its_lists(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_row_says_whether_training_changes_colours(name):
     view = Data(REGISTRY[name], None, 8, device_aug=False, skip_bad=False).train_view()
-    assert (view.colour is None) == (name == "inat")
+    assert (view.colour is None) == (name in ("inat", "fashion"))
 
 
 @pytest.mark.parametrize("main", [stage1.main, stage2.main])
