@@ -27,8 +27,9 @@ def resnet(form: str) -> InBatch:
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_step_is_the_cpus(form, dtype):
-    """Two steps beside the CPU's in float64, batch norm in eval mode."""
+def test_a_step_is_the_cpus(form, dtype, monkeypatch):
+    """Two steps beside the CPU's in float64, batch norm in eval mode; PyTorch's default has TF32 in convolutions."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, batches = resnet(form).eval(), [images(device=torch.device("cpu")) for _ in range(2)]
     reference = some_steps(model, batches, torch.device("cpu"), torch.float64)
     torch.testing.assert_close(some_steps(model, batches, CUDA, dtype), reference, **TOLERANCES[dtype])
