@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.results import figures, reading, tables
-from examples.results.plan import VIEWS
+from examples.results.plan import VIEWS, Sweep
 from examples.results.reading import Results
 from utils.errors import InputError
 from utils.files import write_text
@@ -39,7 +39,7 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
         ),
         "heads": (figures.heads(results, most), "The same features by each head, means over seeds."),
     }
-    swept = [sweep for sweep in plan.sweeps if any(results.sweeps[sweep.key].values())]
+    swept = swept_of(results)
     for number, first in enumerate(range(0, len(swept), SWEEPS_A_FIGURE), start=1):
         part = swept[first : first + SWEEPS_A_FIGURE]
         drawn[f"sweeps_{number}"] = figures.sweeps(results, part), " ".join(sweep.caption for sweep in part)
@@ -53,6 +53,15 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
     return [page, table, *(path for path, _ in pictures), *_in_readme(results, output.resolve().parent / README)]
 
 
+def swept_of(results: Results) -> list[Sweep]:
+    """The sweeps of which some method has two values that have ended."""
+
+    def ended(sweep: Sweep, key: str) -> int:
+        return sum(bool(runs) for (method, _), runs in results.sweeps[sweep.key].items() if method == key)
+
+    return [sweep for sweep in results.plan.sweeps if any(ended(sweep, key) > 1 for key in sweep.methods)]
+
+
 def text(results: Results, pictures: list[tuple[Path, str]], command: str) -> str:
     plan = results.plan
     parts = [f"# {plan.title}", about(results, command), block(results)]
@@ -62,8 +71,7 @@ def text(results: Results, pictures: list[tuple[Path, str]], command: str) -> st
     parts += [folded(f"Every head, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
     parts += [
         folded(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep))
-        for sweep in plan.sweeps
-        if any(results.sweeps[sweep.key].values())
+        for sweep in swept_of(results)
     ]
     parts += [folded("Each seed", tables.seed_table(results))]
     return "\n\n".join(parts) + "\n"
@@ -89,29 +97,42 @@ def about(results: Results, command: str) -> str:
     runs = [run for runs in results.groups.values() for run in runs]
     runs += [run for cells in results.sweeps.values() for runs in cells.values() for run in runs]
     stages = {run.stage.folder: run.stage for run in runs if run.stage}.values()
-    machines = sorted({f"{s.about['machine'].split('-')[0]}, PyTorch {s.about['versions']['torch']}" for s in stages})
+    machines = sorted(
+        {
+            f"{s.about['machine'].split('-')[0]}, {s.args['device']}, PyTorch {s.about['versions']['torch']}"
+            for s in stages
+        }
+    )
     commits = sorted({str(stage.about["git"])[:10] for stage in stages})
     hours = sum(record["seconds"] for stage in stages for record in stage.epochs) / 3600
-    seeds = {len(runs) for (_, key), runs in results.groups.items() if results.plan.methods[key].way in VIEWS}
-    most = f"{min(seeds)} seeds" + (f", {max(seeds)} of the first pair" if len(seeds) > 1 else "")
     counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
     sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
     plan = results.plan
     tuned = f"one run of seed {plan.tune_seed} at ρ = {plan.tune_imbalance:g}"
     tuned += ", the mean of a rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
     rates = f", the learning rate of each method by {tuned}," if len(plan.rates) > 1 else ""
-    more = f" The first pair has more where {min(seeds)} did not resolve it; its interval then covers less than 95 %."
-    more = more if len(seeds) > 1 else ""
     return "\n\n".join(
         [
-            f"`{command}`: {len(stages)} trainings, {hours:.1f} hours of training on one core in all, {most}; "
+            f"`{command}`: {len(stages)} trainings, {hours:.1f} hours of training in all, {how_many_seeds(results)}; "
             f"{'; '.join(machines)}; commit {' and '.join(commits)}. {results.plan.same}",
             f"Test accuracy in percent ± standard deviation over seeds, in brackets few. {SHOT_NOTE}. Of each run its "
             f"head and the head's values are chosen on the validation split{rates}, for all methods by one rule from "
             "one grid. An interval is of the paired difference, by Student's t; one that holds 0 does not say which is "
-            f"better.{more} Training images, by class: {sizes}.",
+            f"better. Training images, by class: {sizes}.",
         ]
     )
+
+
+def how_many_seeds(results: Results) -> str:
+    """`5 seeds`, or `seeds: 5 at ρ = 100, 3 at ρ = 10`; and where the first pair has more than the plan's."""
+    plan, trained = results.plan, [key for key, method in results.plan.methods.items() if method.way in VIEWS]
+    of = {rho: min(len(results.groups[rho, key]) for key in trained) for rho in plan.imbalances}
+    parts = [f"{number} at ρ = {rho:g}" for rho, number in of.items()]
+    text = f"{of[plan.imbalances[0]]} seeds" if len({*of.values()}) == 1 else "seeds: " + ", ".join(parts)
+    pairs = {rho: [results.groups[rho, key] for key in plan.pairs[0]] for rho in of} if plan.pairs else {}
+    more = [f"{most} at ρ = {rho:g}" for rho, pair in pairs.items() if (most := min(map(len, pair))) > plan.seeds]
+    note = f" (of the first pair {', '.join(more)}, where fewer did not resolve it: its interval covers less than 95 %)"
+    return text + (note if more else "")
 
 
 def folded(title: str, table: str) -> str:

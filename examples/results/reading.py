@@ -51,14 +51,12 @@ class Reached(NamedTuple):
 class Results(NamedTuple):
     """All that has ended.
 
-    groups: (imbalance, method key) -> a run of each seed. sweeps: sweep key -> (method key, value) -> the same. rates:
-    method key -> its learning rate.
+    groups: (imbalance, method key) -> a run of each seed. sweeps: sweep key -> (method key, value) -> the same.
     """
 
     plan: Plan
     groups: dict[tuple[float, str], list[Found]]
     sweeps: dict[str, dict[tuple[str, str], list[Found]]]
-    rates: dict[str, str]
 
 
 def found(trial: Trial, seed: int) -> Found:

@@ -167,7 +167,7 @@ class Study:
         for sweep in plan.sweeps:
             cells = trials.sweep_cells(plan, sweep)
             sweeps[sweep.key] = {at: self.found(cell, range(sweep.seeds)) for at, cell in cells.items()}
-        return Results(plan, groups, sweeps, dict(self.rates()))
+        return Results(plan, groups, sweeps)
 
 
 def best_rate(accuracies: dict[str, float]) -> str:

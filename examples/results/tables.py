@@ -21,13 +21,13 @@ def of_way(results: Results, way: str) -> list[Method]:
 
 
 def summary(results: Results) -> str:
-    """A row a method: over all classes, over few in brackets, at each imbalance; then what its runs cost."""
+    """A row a method: over all classes, over few in brackets, at each imbalance; then what a run costs, the median."""
     plan, rows, most = results.plan, [], max(results.plan.imbalances)
     for method in plan.methods.values():
         groups = {rho: common(results, rho, method) for rho in plan.imbalances}
         cells = map(all_and_few, groups.values())
         uniformity = measured(groups[most], "uniformity")
-        minutes = np.mean([run.seconds for runs in groups.values() for run in runs]) / 60
+        minutes = np.median([run.seconds for runs in groups.values() for run in runs]) / 60
         rows.append([method.title, *cells, "–" if np.isnan(uniformity).any() else f"{uniformity.mean():.2f}"])
         rows[-1].append(f"{minutes:.1f}" if minutes else "–")
     header = ["method", *(f"ρ = {rho:g}" for rho in plan.imbalances), f"U at {most:g}", "minutes a run"]
@@ -183,11 +183,9 @@ def seed_table(results: Results) -> str:
         for method in results.plan.methods.values():
             runs = results.groups[rho, method.key]
             values = " ".join(percent(value) for value in reading.accuracy(runs)[:, -1])
-            rows.append([f"{rho:g}", method.title, rate_of(results, method), values])
+            rows.append([f"{rho:g}", method.title, rate_of(runs), values])
     return markdown(["ρ", "method", "learning rate", "seeds 0, 1, ..."], rows, words=2)
 
 
-def rate_of(results: Results, method: Method) -> str:
-    """Chosen, or the plan's only one."""
-    only = results.plan.rates[0] if len(results.plan.rates) == 1 and method.way in VIEWS else "–"
-    return results.rates.get(method.key, only)
+def rate_of(runs: list[Found]) -> str:
+    return "–" if runs[0].stage is None else f"{runs[0].stage.args['lr']:g}"

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from examples.results import __main__ as results
 from examples.results import figures, page, reading, tables
+from tests import ROOT
 from utils.errors import InputError
 
 
@@ -102,7 +103,7 @@ def test_the_page_is_whole(found, tmp_path):
     assert all(path.exists() for path in written) and readme in written
     text = (tmp_path / "docs" / "results_small.md").read_text()
     assert (
-        "`make results`: 14 trainings, 0.3 hours of training on one core in all, 2 seeds; box, PyTorch 2; commit c0ffee"
+        "`make results`: 14 trainings, 0.3 hours of training in all, 2 seeds; box, cpu, PyTorch 2; commit c0ffee"
         in text
     )
     assert text.count("<details>") == text.count("</details>") == 6 and text.count("![") == 5
@@ -212,3 +213,37 @@ def test_the_page_says_the_command_that_makes_it_again(whole, write_plan, tmp_pa
     results.main(words)
     text = (tmp_path / "docs" / "results_small.md").read_text()
     assert f"`python -m examples.results {tmp_path}/small.ini`: 14 trainings" in text
+
+
+def test_how_many_seeds_there_are(found):
+    assert page.how_many_seeds(found) == "2 seeds"
+    for key in ("kcl", "tsc"):
+        found.groups[10, key].append(found.groups[10, key][-1])
+    assert page.how_many_seeds(found).startswith(
+        "2 seeds (of the first pair 3 at ρ = 10, where fewer did not resolve it"
+    )
+    for key in ("kcl", "tsc", "ce"):
+        del found.groups[100, key][1]
+    assert page.how_many_seeds(found).startswith("seeds: 2 at ρ = 10, 1 at ρ = 100 (of the first pair 3 at ρ = 10")
+
+
+def test_a_sweep_is_shown_when_one_of_its_own_runs_has_ended(found):
+    """A value that is the method's own is there with the method."""
+    assert page.swept_of(found) == list(found.plan.sweeps)
+    found.sweeps["tw"]["tsc", "1"] = []
+    assert page.swept_of(found) == []
+
+
+def test_the_table_of_seeds_has_the_learning_rate_of_the_runs(found):
+    for run in found.groups[10, "kcl"]:
+        run.stage.args["lr"] = 0.025
+    pixels, kcl = rows_of(tables.seed_table(found))[:2]
+    assert pixels == "10 | pixels | – | 60.00" and kcl == "10 | KCL | 0.025 | 80.00 82.00"
+
+
+def test_readme_says_what_the_page_says():
+    """The table and the sentences, to the letter."""
+    marks = [mark.format("results") for mark in (page.BEGIN, page.END)]
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")]
+    readme, shown = (text.split(marks[0])[1].split(marks[1])[0] for text in texts)
+    assert readme == shown and "| TSC, in the batch |" in readme
