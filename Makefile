@@ -13,7 +13,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 venv: $(STAMP)
 
-$(STAMP): requirements.txt requirements-dev.txt
+$(STAMP): requirements.txt requirements-extra.txt requirements-dev.txt
 	@echo "installing into $(VENV): about 5 GB, some minutes"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet -r requirements-dev.txt

@@ -180,6 +180,7 @@ def train_one_epoch(
     model.train()
     for (im_q, im_k), labels in progress.epoch(loader, epoch.title, epoch.first_step):
         epoch.set_rate(optimizer, schedule, keeper.state.step)
+        keeper.before_step()
         try:
             with speed.autocast():
                 out = model(im_q, im_k, labels)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from moco.encoders import has_batch_norm
 from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
 from moco.losses.positives import LARGEST_DRAW, Anchors, Chosen, choices
 from moco.targeted import Targeted
@@ -98,6 +99,7 @@ class KCL(Targeted):
             self.encoder_q.fc, self.encoder_k.fc = deepened(self.encoder_q.fc), deepened(self.encoder_k.fc)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.encoder_k.requires_grad_(False)  # moved by momentum, never by gradient
+        self.shuffles = has_batch_norm(self.encoder_k)
 
         self.register_buffer("queue", normalize(torch.randn(dim, K), dim=0))  # (D, Q)
         self.register_buffer("queue_labels", torch.full((1, K), -1))  # (1, Q), -1 = empty
@@ -136,11 +138,12 @@ class KCL(Targeted):
 
         Shuffle-BN: each rank encodes a random share of the global batch, so that a
         query and its key meet different batch-norm statistics. With one process the
-        share is the whole batch, and shuffling would change nothing but the order.
+        share is the whole batch, and shuffling would change nothing but the order;
+        nor would it without batch norm.
         """
         world, rank = distributed.world_size(), distributed.rank()
-        if world == 1:
-            return unit(self.encoder_k(im_k))
+        if world == 1 or not self.shuffles:
+            return distributed.gather(unit(self.encoder_k(im_k)))
         images = distributed.gather(im_k)  # (B, 3, H, W)
         rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # the same on all ranks
         order = sent(torch.randperm(len(images), generator=rng), images.device)  # (B,)

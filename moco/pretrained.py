@@ -5,10 +5,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from moco.encoders.library import own_names
 from utils.errors import InputError
 from utils.run import checkpoint
 
-QUERY = "encoder_q."
+QUERY, MOCO_V3, BACKBONE = "encoder_q.", "base_encoder.", "backbone."
 SAFETENSORS = ".safetensors"
 
 
@@ -16,19 +17,22 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     """The encoder in a file, without its head, and the file's own word for the architecture, if it says one:
 
     - a stage-1 checkpoint of this project, of the release, or of MoCo v1 and v2: the
-      query encoder, `encoder_q.*`, with or without the `module.` prefix;
+      query encoder, `encoder_q.*`, with or without the `module.` prefix; of MoCo v3: `base_encoder.*`;
+    - of DINO: the teacher's `backbone.*`;
     - a plain state dict (torchvision's, `moco.export`'s), bare, under `state_dict`,
       or as .safetensors; a stage-2 checkpoint is one too.
 
-    The head, `fc.*`, is the projection, or another data set's classifier.
+    Its keys are the library's: without the `backbone.` of a `Backbone`, and of DINO's files. The head, `fc.*`, is the
+    projection, or another data set's classifier.
 
     Raises:
         InputError: as `checkpoint.read`; no encoder inside.
     """
     weights, arch = _read_weights(Path(path))
-    if any(key.startswith(QUERY) for key in weights):
-        weights = {key.removeprefix(QUERY): value for key, value in weights.items() if key.startswith(QUERY)}
-    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    for prefix in (QUERY, MOCO_V3):
+        if any(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    weights = {key.removeprefix(BACKBONE): value for key, value in weights.items() if not key.startswith("fc.")}
     if not weights:
         raise InputError(f"checkpoint {path}: has no encoder, expected encoder_q.* or a network's plain state dict")
     return weights, arch
@@ -52,7 +56,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """All of a file's tensors by their keys, without `module.`, and its own word for the architecture."""
     state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read(path)
     if "state_dict" not in state:
-        state = {"state_dict": state}
+        state = {"state_dict": state.get("teacher", state)}
     checkpoint.check_tensors(state["state_dict"], path)
     return checkpoint.unpacked(state), state.get("arch")
 
@@ -77,6 +81,7 @@ def start_from(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
     weights, found = read_encoder(path)
     if found not in (None, arch):
         raise InputError(f"--init-from {path}: trained with --arch {found}, found --arch {arch}")
+    weights = own_names(encoders[0], weights)
     own = {key: value for key, value in encoders[0].state_dict().items() if not key.startswith("fc.")}
     taken = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
     if not any(value.is_floating_point() for value in taken.values()):
@@ -100,4 +105,4 @@ def load_encoder(model: nn.Module, path: str | Path, arch: str) -> None:
     weights, found = read_encoder(path)
     if found not in (None, arch):
         raise InputError(f"checkpoint {path}: trained with --arch {found}, found --arch {arch}")
-    checkpoint.load_into(model, weights, path, missing={"fc.weight", "fc.bias"})
+    checkpoint.load_into(model, own_names(model, weights), path, missing={"fc.weight", "fc.bias"})

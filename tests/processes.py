@@ -22,11 +22,13 @@ def free_port() -> int:
 def steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Tensor]]:
     """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half.
 
-    options: of the model; `switch`: the step from which on it is targeted. where: the device, of this rank.
+    options: of the model; `switch`: the step from which on it is targeted; `shuffles`: False, as without batch norm.
+    where: the device, of this rank.
     """
     torch.manual_seed(0)
-    switch = options.pop("switch", None)
+    switch, shuffles = options.pop("switch", None), options.pop("shuffles", True)
     model = tiny_model(num_positive=0, **options).to(where)
+    model.shuffles = shuffles
     ddp = distributed.wrap(model, torch.device(where))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     record, encoded = [], []

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     CLASS_IMAGES = 5  # key: class, cycle over its images
     BATCH_VIEWS = 6  # key: epoch; a row for each view of it
     HOLDOUT = 7  # key: class
+    LAYERS = 8  # key: epoch, step, rank; dropout and its like, inside a network
 
 
 def counted_seed(seed: int, stream: Stream, *key: int) -> int:

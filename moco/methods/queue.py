@@ -8,6 +8,7 @@ from moco.builder import KCL
 from moco.methods.contrast import Contrast
 from moco.methods.flags import add_queue_arguments
 from moco.methods.target_state import check_queue, queue_grid
+from utils.distributed import say, world_size
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k
 from utils.run.state import RunState
@@ -34,7 +35,10 @@ class Queue(Contrast):
 
     def make(self, encoder: Callable[..., nn.Module], shared: dict) -> KCL:
         args = self.args
-        return KCL(encoder, K=args.moco_k, m=args.moco_m, sep_t=args.sep_t, **shared)
+        model = KCL(encoder, K=args.moco_k, m=args.moco_m, sep_t=args.sep_t, **shared)
+        if world_size() > 1 and not model.shuffles:
+            say(f"note: {args.arch} has no batch norm: keys are not shuffled between the processes")
+        return model
 
     def restore(self, state: RunState) -> None:
         check_queue(self.model, self.grid, state.source)

@@ -13,21 +13,22 @@ from tests.tiny import tiny_batch, tiny_model, unit
 from utils import distributed
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_compute_what_one_computes(method, tmp_path):
+@pytest.mark.parametrize(("method", "shuffles"), [*((method, True) for method in METHODS), ("TSC", False)])
+def test_two_ranks_compute_what_one_computes(method, shuffles, tmp_path):
     """Without batch norm and with all positives, in float64: loss, gradients, queue, centroids to 1e-10."""
-    mp.spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path)), nprocs=2)
-    alone, batches = steps(dict(METHODS[method]))
+    options = METHODS[method] | {"shuffles": shuffles}
+    mp.spawn(two_ranks, (free_port(), options, str(tmp_path)), nprocs=2)
+    alone, batches = steps(dict(options))
     for rank in range(2):
         torch.testing.assert_close(
             torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-10, atol=1e-10
         )
 
-    # shuffle-BN: together the ranks encode the batch, but not each its own part of it
+    # shuffle-BN: together the ranks encode the batch, but not each its own part of it, as they do without
     shares = [torch.load(tmp_path / f"encoded_{rank}.pt", weights_only=True) for rank in range(2)]
     for batch, *parts in zip(batches, *shares, strict=True):
         together = torch.cat(parts).flatten(1)
-        assert not torch.equal(together, batch.flatten(1))
+        assert torch.equal(together, batch.flatten(1)) != shuffles
         assert torch.equal(together.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
 
 

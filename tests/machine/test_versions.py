@@ -15,7 +15,11 @@ def requirements(file: Path) -> dict[str, Requirement]:
     return {wanted.name: wanted for wanted in map(Requirement, (line for line in lines if line and line[0] != "-"))}
 
 
-PROMISED = requirements(ROOT / "requirements.txt") | requirements(ROOT / "requirements-dev.txt")
+PROMISED = {
+    name: wanted
+    for file in ("requirements.txt", "requirements-extra.txt", "requirements-dev.txt")
+    for name, wanted in requirements(ROOT / file).items()
+}
 OLDEST = requirements(ROOT / "tests" / "versions" / "oldest.txt")
 TOOLS = {"ruff", "nox"}  # they check and start, nothing of the project imports them
 

@@ -53,8 +53,8 @@ def add_model_group(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "-a",
         "--arch",
-        help="a torchvision network with an fc head; or for small images lenet, resnet20, resnet32, resnet18_small, "
-        "resnet50_small (default: the data set's)",
+        help="a classification network of torchvision, or timm:NAME of timm; for small images lenet, resnet20, 32, 44, "
+        "56, 110, or resnet18_small and its like: 34, 50, 101, wide_resnet50_2 (default: the data set's)",
     )
     return group
 

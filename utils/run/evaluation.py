@@ -78,6 +78,7 @@ def train_classifier(
         ddp.train(training)
         for images, labels in progress.epoch(loader, epoch.title, epoch.first_step):
             epoch.set_rate(optimizer, schedule, state.step)
+            keeper.before_step()
             add_step(means, labels, *step(ddp, images, labels))
             progress.step(means, len(labels))
             keeper.after_step()

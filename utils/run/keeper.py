@@ -8,6 +8,7 @@ from torch import nn
 
 from utils import distributed
 from utils.measure.metrics import Means
+from utils.randomness import Stream, counted_seed
 from utils.run import checkpoint
 from utils.run.loop import Epoch
 from utils.run.signals import StopSignals, stopped
@@ -41,6 +42,11 @@ class Keeper:
         """An epoch begins, or goes on."""
         self.state.phase, self.state.epoch, self.state.step = epoch.phase.name, epoch.number, epoch.first_step
         self.optimizer, self.means = optimizer, means
+
+    def before_step(self) -> None:
+        """What layers draw, dropout and its like, is a function of the step, on each rank another."""
+        place = self.state.epoch, self.state.step, distributed.rank()
+        torch.manual_seed(counted_seed(self.state.seed, Stream.LAYERS, *place))
 
     def after_step(self) -> None:
         """Count a step; save and stop if that is due.

@@ -1,14 +1,10 @@
-"""Encoders by name: torchvision's with an `fc` head, and the CIFAR ResNets of the field."""
+"""Networks for small images: the field's CIFAR ResNets, a LeNet, and torchvision's ResNets with a small stem."""
 
 import functools
-from collections.abc import Callable
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad, relu
-
-from utils.errors import InputError, first_line
 
 
 class BasicBlock(nn.Module):
@@ -86,7 +82,7 @@ class LeNet(nn.Module):
         return self.fc(relu(self.bn4(self.hidden(x.flatten(1)))))  # (N, num_classes)
 
 
-def _small(arch: str, num_classes: int = 1000) -> nn.Module:
+def small_stem(arch: str, num_classes: int = 1000) -> nn.Module:
     """torchvision's network for small images: a 3×3 first convolution of stride 1, and no pooling after it."""
     network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -95,42 +91,10 @@ def _small(arch: str, num_classes: int = 1000) -> nn.Module:
     return network
 
 
+CIFAR = {f"resnet{6 * blocks + 2}": blocks for blocks in (3, 5, 7, 9, 18)}  # He et al.'s, 20 to 110 layers
+STEMS = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2")
 OWN = {
     "lenet": LeNet,
-    "resnet20": functools.partial(CifarResNet, 3),
-    "resnet32": functools.partial(CifarResNet, 5),
-    "resnet18_small": functools.partial(_small, "resnet18"),
-    "resnet50_small": functools.partial(_small, "resnet50"),
+    **{arch: functools.partial(CifarResNet, blocks) for arch, blocks in CIFAR.items()},
+    **{f"{arch}_small": functools.partial(small_stem, arch) for arch in STEMS},
 }
-
-
-def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.Module]:
-    """The constructor of an architecture, tried out once (without memory or weights).
-
-    Raises:
-        InputError: an unknown name, no Linear named `fc` at the end, or a network
-            that does not map `batch` images of this size to one vector each.
-    """
-    if arch in OWN:
-        build = OWN[arch]
-    elif arch in torchvision.models.list_models(module=torchvision.models):
-        build = functools.partial(torchvision.models.get_model, arch, weights=None)
-    else:
-        known = ", ".join([*OWN, "resnet18", "resnet50", "resnext50_32x4d"])
-        raise InputError(f"--arch {arch}: unknown; expected {known} or another torchvision model with an fc head")
-    with torch.device("meta"):
-        network = build(num_classes=2)
-        if not isinstance(getattr(network, "fc", None), nn.Linear):
-            raise InputError(
-                f"--arch {arch}: its last layer is not a Linear named fc; "
-                "expected a ResNet-like network (resnet20, resnet32, resnet18, resnet50, ...)"
-            )
-        try:
-            out = network(torch.empty(batch, 3, image_size, image_size))
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"--arch {arch}: cannot train on {batch} {image_size}-px images a process ({first_line(error)})"
-            ) from None
-    if not isinstance(out, Tensor) or out.shape != (batch, 2):
-        raise InputError(f"--arch {arch}: gives more than one vector an image; expected a network with fc alone")
-    return build

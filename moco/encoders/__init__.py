@@ -1,0 +1,55 @@
+"""Encoders by name: small ones of the field, torchvision's, timm's."""
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from moco.encoders.library import TIMM, from_timm, from_torchvision, timm_names, torchvision_names
+from moco.encoders.small import OWN
+from utils.errors import InputError, first_line
+
+
+def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.Module]:
+    """The constructor of an architecture, called with num_classes; its last layer is a Linear named `fc`. Tried once.
+
+    Raises:
+        InputError: an unknown name, or a network that does not end in a linear layer, or does not map `batch` images
+            of this size to one vector each.
+    """
+    build = constructor(arch, image_size)
+    try:
+        out = _weightless(build)(torch.empty(batch, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"--arch {arch}: cannot train on {batch} {image_size}-px images a process ({first_line(error)})"
+        ) from None
+    if not isinstance(out, Tensor) or out.shape != (batch, 2):
+        raise InputError(f"--arch {arch}: gives more than one vector an image; expected a network with fc alone")
+    return build
+
+
+def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
+    """The same, not tried. Raises InputError: an unknown name; with the nearest ones."""
+    if arch in OWN:
+        return OWN[arch]
+    names = timm_names() if arch.startswith(TIMM) else torchvision_names()
+    if arch in names:
+        return (from_timm if arch.startswith(TIMM) else from_torchvision)(arch, image_size)
+    known = names if arch.startswith(TIMM) else [*OWN, *names]
+    near = ", ".join(difflib.get_close_matches(arch, known, 3, cutoff=0.3)) or "resnet18, resnet32, resnet50"
+    raise InputError(f"--arch {arch}: unknown; did you mean {near}? Expected a network of torchvision, or timm:NAME")
+
+
+def _weightless(build: Callable[..., nn.Module]) -> nn.Module:
+    """A network for two classes, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return build(num_classes=2)
+    except NotImplementedError:  # its start wants numbers, as regnets' does
+        return build(num_classes=2).to("meta")
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
