@@ -28,6 +28,7 @@ from moco.heads.problems import problem_of
 from utils import distributed, errors
 from utils.distributed import say
 from utils.measure.results import made_with, show_accuracies
+from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse
 from utils.run import arguments, checkpoint, launch
 from utils.run.evaluation import (
@@ -42,7 +43,7 @@ from utils.run.evaluation import (
 from utils.run.folder import check_fit, check_resume, hold
 from utils.run.keeper import Keeper
 from utils.run.logger import RunLog
-from utils.run.loop import Phase, Schedule, sgd
+from utils.run.loop import Phase, Schedule
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
@@ -180,8 +181,7 @@ def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
     model, counts = keeper.model, loader.dataset.class_counts
     loss_of = HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, speed.device)
     # No weight decay and no momentum reaches a frozen encoder: only what trains is given.
-    trained = model if args.finetune else model.fc
-    optimizer = sgd([p for p in trained.parameters() if p.requires_grad], args.lr, args.momentum, args.weight_decay)
+    optimizer = optimizer_of(args, (p for p in model.parameters() if p.requires_grad))
     frozen = {} if args.finetune else frozen_weights(model, args.bn_mode)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

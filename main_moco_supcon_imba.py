@@ -27,12 +27,13 @@ from utils.measure import feature_file
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor, Vote, add_monitor_arguments, describe_measures
 from utils.measure.online_probe import OnlineProbe
+from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse, positive_int
 from utils.run import arguments, checkpoint, launch
 from utils.run.folder import candidates, check_resume, hold
 from utils.run.keeper import Keeper
 from utils.run.logger import Progress, RunLog, describe, open_log
-from utils.run.loop import Epoch, Schedule, epochs, rate_of, sgd
+from utils.run.loop import Epoch, Schedule, epochs, rate_of
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
@@ -146,7 +147,7 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         if epoch.enters:
             method.begin_phase(epoch.phase.name, epoch.fresh)
             # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
-            optimizer = sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
+            optimizer = optimizer_of(args, model.parameters())
             if state.source and not epoch.fresh:
                 state.load_optimizer(optimizer)
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)

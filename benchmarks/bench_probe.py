@@ -21,8 +21,8 @@ from imagenet_inat.loaders import EVAL_BATCH
 from moco.encoders import get_encoder
 from moco.heads import freeze
 from utils.measure.metrics import Means, in_top_k, rank_of_label
+from utils.optimizers import sgd
 from utils.run.evaluation import validate
-from utils.run.loop import sgd
 from utils.run.speed import Speed
 
 C = 1000

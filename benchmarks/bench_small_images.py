@@ -22,8 +22,8 @@ from benchmarks import common
 from imagenet_inat import options
 from imagenet_inat.loaders import open_pairs
 from moco.methods import Method, method_of
+from utils.optimizers import sgd
 from utils.run.launch import Place
-from utils.run.loop import sgd
 from utils.run.speed import Speed
 from utils.run.state import RunState
 

@@ -18,7 +18,7 @@ from benchmarks.bench_head import C, D, K, Q, T, long_tailed_labels, textbook_lo
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from utils.measure.metrics import Means, in_top_k
-from utils.run.loop import sgd
+from utils.optimizers import sgd
 from utils.run.speed import Speed
 
 SMALL = ("resnet18", 32, 64)  # arch, pixels, batch

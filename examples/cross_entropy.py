@@ -20,11 +20,12 @@ from moco.heads import with_float32_logits
 from moco.heads.fits import log_prior
 from utils import errors
 from utils.distributed import say
+from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse
 from utils.run import arguments, evaluation, launch
 from utils.run.folder import check_resume, hold
 from utils.run.keeper import Keeper
-from utils.run.loop import Phase, Schedule, sgd
+from utils.run.loop import Phase, Schedule
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
@@ -94,7 +95,7 @@ def main_worker(args, place: launch.Place) -> None:
     state.check_step(len(loader))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
     speed.apply_to(model.to(place.device))
-    optimizer = sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
+    optimizer = optimizer_of(args, model.parameters())
     counts = torch.from_numpy(loader.dataset.class_counts)
     prior = log_prior(counts).float().to(place.device) if adjusted else 0  # (C,)
 

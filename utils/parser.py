@@ -95,6 +95,7 @@ def parse(
     cases = [*idle(args)]
     if hasattr(args, "cos"):
         cases += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
+        cases += [("with --optimizer adamw", ("momentum",))] if args.optimizer == "adamw" else []
         cases += [] if args.warmup_epochs else [("without --warmup-epochs", ("warmup_from",))]
     cases += [("under torchrun", LAUNCH_FLAGS)] if distributed.under_torchrun() else []
     for when, flags in among(cases):

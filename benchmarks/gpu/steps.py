@@ -7,7 +7,7 @@ from benchmarks import common
 from benchmarks.bench_step import PLAIN, RECIPE, SETTLING, images_of, settled_model, works
 from benchmarks.gpu import release_way
 from benchmarks.gpu.plan import Plan, forget_models, methods
-from utils.run.loop import sgd
+from utils.optimizers import sgd
 
 
 def beside_encoders(plan: Plan, facts: dict) -> Iterator[str]:

@@ -11,7 +11,7 @@ BEFORE |= {"finetune": False, "compare_heads": False}
 CHOSEN_BY_COMPARISON = ("head", "sampling", "logit_adjustment", "finetune")
 OF_TRAINING = (
     *("epochs", "start_epoch", "lr", "schedule", "cos", "lr_end", "warmup_epochs", "warmup_from", "momentum"),
-    *("weight_decay", "bn_mode", "eval_freq", "save_steps", "print_freq"),
+    *("weight_decay", "optimizer", "clip_grad", "bn_mode", "eval_freq", "save_steps", "print_freq"),
 )
 
 

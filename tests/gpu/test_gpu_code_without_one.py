@@ -10,8 +10,8 @@ import torch.distributed as dist
 import main_moco_supcon_imba as stage1
 from utils import devices, distributed
 from utils.errors import InputError, run
+from utils.optimizers import sgd
 from utils.run import launch
-from utils.run.loop import sgd
 from utils.run.speed import Speed
 
 GPU = torch.device("cuda", 0)

@@ -13,7 +13,7 @@ from moco.targets.assignment import Assignment
 from tests import oracle
 from tests.cuda import NEEDS_CUDA
 from tests.tiny import tiny_batch, tiny_model, unit
-from utils.run.loop import sgd
+from utils.optimizers import sgd
 from utils.run.speed import Speed
 
 pytestmark = NEEDS_CUDA

@@ -18,8 +18,8 @@ from tests import ROOT
 from tests.stopping import assert_stops_change_nothing, log_of, stop_at
 from tests.tiny import tiny_batch, tiny_model
 from utils.errors import InputError, Stopped
+from utils.optimizers import sgd
 from utils.run import checkpoint
-from utils.run.loop import sgd
 from utils.run.speed import Speed
 
 CPU = torch.device("cpu")

@@ -25,6 +25,7 @@ VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": ty
 VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
 LOADING = {"args.cache": str, "args.batch_views": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
+SCHEDULE |= {"args.optimizer": str, "args.clip_grad": type(None)}
 ADDED = {
     "tsc": {
         "queue_grid": int,

@@ -7,7 +7,8 @@ from torch import nn
 
 from moco.methods import METHODS
 from utils.errors import InputError
-from utils.run.loop import Phase, Schedule, epochs, rate_of, sgd
+from utils.optimizers import sgd
+from utils.run.loop import Phase, Schedule, epochs, rate_of
 from utils.run.state import RunState
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from utils.optimizers import OPTIMIZERS
 from utils.parser import Group, fraction, natural, positive_float, positive_int, seed_number, unsigned_float
 
 # Arguments that say where and how a run is done, not what it computes: free to differ when it goes on.
@@ -23,7 +24,7 @@ SPELLINGS = {
 
 
 # Those of the two scripts in checkpoints that do not say them, as they were.
-BEFORE = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0}
+BEFORE = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0, "optimizer": "sgd", "clip_grad": None}
 
 
 def changed(then: dict, now: dict, free: frozenset[str] = FREE) -> dict[str, str]:
@@ -106,14 +107,29 @@ def add_optim_arguments(
     group.add_argument(
         "--warmup-from", type=unsigned_float, default=0.01, metavar="LR", help="where the warm-up begins"
     )
-    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
+    group.add_argument(
+        "--optimizer",
+        choices=list(OPTIMIZERS),
+        default="sgd",
+        help="sgd: the release's, for networks with batch norm; adamw: for transformers and ConvNeXt, with an --lr of "
+        "about 0.0001 to 0.001 and --wd 0.05 to 0.1; lars: for batches of thousands, with an --lr of about 0.3 for "
+        "each 256 images and --wd 1e-6",
+    )
+    group.add_argument(
+        "--clip-grad",
+        type=positive_float,
+        metavar="NORM",
+        help="cut the gradients of all weights together to this length before each step: 1 or 3 steadies a "
+        "transformer's start (default: as they are)",
+    )
+    group.add_argument("--momentum", type=fraction, default=0.9, help="of sgd and lars")
     group.add_argument(
         "--wd",
         "--weight-decay",
         dest="weight_decay",
         type=unsigned_float,
         default=weight_decay,
-        help="of SGD",
+        help="of all weights; by lars of matrices alone",
     )
     return group
 

@@ -97,7 +97,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
                 raise ValueError(f"{name} {wrong}")
         optimizer.load_state_dict(state)
         for group in optimizer.param_groups:
-            group |= {name: optimizer.defaults[name] for name in ("foreach", "fused")}
+            group |= {name: optimizer.defaults[name] for name in ("foreach", "fused") if name in optimizer.defaults}
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
                 if torch.is_tensor(value) and value.shape not in (parameter.shape, ()):

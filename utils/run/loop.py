@@ -1,11 +1,9 @@
 """The epochs of a run: its phases, and the optimiser and learning rate of each."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from utils.errors import InputError
@@ -111,11 +109,3 @@ def epochs(phases: list[Phase], state: RunState, steps: int) -> Iterator[Epoch]:
 
 def rate_of(optimizer: Optimizer) -> float:
     return optimizer.param_groups[0]["lr"]
-
-
-def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """torch's, but not its fused one.
-
-    That one's momentum is garbage if the first step of --amp fp16 overflows, and on the CPU it rounds otherwise.
-    """
-    return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
