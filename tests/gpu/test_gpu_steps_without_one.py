@@ -77,6 +77,7 @@ def fake_step(monkeypatch, processes: int = 1, **options) -> Watch:
         with GPU:
             model = KCL(TinyEncoder, 4, 12, num_positive=2, num_classes=3, **options)
             model.optimal_target, model._solver = torch.randn(3, 4), Solved()
+            model.shuffles = True  # as with batch norm
             images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
         with Watch() as watch:
             model(images, images, labels)

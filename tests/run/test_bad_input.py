@@ -93,7 +93,7 @@ def test_an_empty_path_is_an_unset_variable_and_no_default(main, given, tmp_path
     ("given", "message"),
     [
         ("--arch resnet51", "--arch resnet51: unknown"),
-        ("--arch vgg16", "not a Linear named fc"),
+        ("--arch vgg16", "--arch vgg16: cannot train on 512 16-px images a process"),
         ("--moco-k 1000", "--moco-k 1000: not a multiple of the global batch, --batch-size 512"),
         ("--batch-size 4096 --moco-k 4096", "--batch-size 4096: an epoch has 2648 training images"),
         ("--device cuda:99", "device cuda:99"),
