@@ -86,7 +86,7 @@ def prepare(args) -> None:
             f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; start "
             "fewer, or leave it and --online-probe out"
         )
-    SAMPLERS[args.sampling](train_set.labels, data.spec.repeat, args.batch_size, 0, args.keep_last)
+    SAMPLERS[args.sampling](train_set.labels, data.spec.repeat, method.images_a_step, 0, args.keep_last)
 
 
 def run_name(args) -> str:
@@ -105,7 +105,7 @@ def main_worker(args, place: launch.Place) -> None:
     method, data = method_of(args), options.data_of(args)
     state = load_run(args, place, method.read_state, BEFORE | options.before(args))
     check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
-    loader = open_pairs(data, args.sampling, args.batch_size, state.seed, place, args.keep_last)
+    loader = open_pairs(data, args.sampling, method.images_a_step, state.seed, place, args.keep_last)
     state.check_step(len(loader))
 
     model = method.build(data.spec.num_classes, state, place.device).to(place.device)
@@ -147,7 +147,7 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         if epoch.enters:
             method.begin_phase(epoch.phase.name, epoch.fresh)
             # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
-            optimizer = optimizer_of(args, model.parameters())
+            optimizer = optimizer_of(args, method.parameters())
             if state.source and not epoch.fresh:
                 state.load_optimizer(optimizer)
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)

@@ -5,6 +5,8 @@ resnet18, 32 px, batch 64, D = 128, Q = 65536, k = 6, --mlp: KCL, and TSC with C
 and assignment, loss, queue, backward, optimiser, measures. The floor is the encoders alone: forward q, forward k
 without gradient, backward; no optimiser and no momentum update in it. The textbook version is the step with the
 mask over all logits. The same at the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
+
+The last two rows are of what saves memory, forward and backward at 64 px; their floor is the same without the flag.
 """
 
 from collections.abc import Callable
@@ -17,11 +19,13 @@ from benchmarks import common
 from benchmarks.bench_head import C, D, K, Q, T, long_tailed_labels, textbook_loss
 from moco.builder import KCL
 from moco.encoders import get_encoder
+from moco.encoders.memory import recompute_blocks
 from utils.measure.metrics import Means, in_top_k
 from utils.optimizers import sgd
 from utils.run.speed import Speed
 
 SMALL = ("resnet18", 32, 64)  # arch, pixels, batch
+LARGER, PARTS = ("resnet18", 64, 64), 4
 ROUNDS = 15
 SETTLING = 3  # steps before the first that counts: the optimiser's buffers, the first assignment
 PLAIN: dict = {}  # of Speed: all flags off
@@ -98,6 +102,22 @@ def measure(where: torch.device, size: tuple, how: dict, targeted: bool) -> str:
     return common.row(what, times["step"], times["floor"], times["textbook"], images)
 
 
+def measure_memory(where: torch.device, flag: str) -> str:
+    """A row of a flag that saves memory, with the peak beside that of the step without it."""
+    arch, pixels, batch = LARGER
+    plain, lean = (settled_model(arch, pixels, targeted=False, queue=4096).to(where) for _ in range(2))
+    images = images_of(batch, pixels, where)
+    if flag == "--grad-checkpointing":
+        recompute_blocks(lean.encoder_q, arch)
+    else:
+        lean.parts = PARTS
+    works = {"floor": lambda: plain(*images).loss.backward(), "step": lambda: lean(*images).loss.backward()}
+    times = common.interleaved(works, where, ROUNDS)
+    most, least = (common.peak_memory(works[name], where) / 2**20 for name in ("floor", "step"))
+    what = f"{flag}, {arch}, {pixels} px, {batch} images"
+    return common.row(what, times["step"], times["floor"], notes=f"peak memory {least:.0f} MiB, without {most:.0f}")
+
+
 def main() -> None:
     torch.manual_seed(0)
     where = common.device()
@@ -105,6 +125,8 @@ def main() -> None:
     with Speed(where).arithmetic():
         for targeted in (False, True):
             print(measure(where, SMALL, PLAIN, targeted), flush=True)
+        for flag in (f"--accum-steps {PARTS}", "--grad-checkpointing"):
+            print(measure_memory(where, flag), flush=True)
 
 
 if __name__ == "__main__":

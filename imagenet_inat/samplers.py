@@ -34,7 +34,7 @@ class CountedBatches(Sampler):
         self.numbers = epoch_size if keep_last else self.size
         if not self.steps:
             raise InputError(
-                f"--batch-size {batch_size}: an epoch has {epoch_size} training images, expected at most that"
+                f"--batch-size: {batch_size} images a step, an epoch has {epoch_size} for training, expected less"
             )
         self.batch_size, self.seed = batch_size, seed
         self.set_epoch(0)

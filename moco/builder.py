@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from moco.encoders import has_batch_norm
+from moco.encoders.memory import in_parts
 from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
 from moco.losses.positives import LARGEST_DRAW, Anchors, Chosen, choices
 from moco.targeted import Targeted
@@ -58,6 +59,7 @@ class KCL(Targeted):
         supervised: False makes the own key the only positive (MoCo).
         loss_form: "release" or "paper", see `contrastive_loss`.
         assignment_interval: steps from one assignment of targets to the next.
+        parts: in which the encoders see a batch, one after the other, see `moco.encoders.memory`.
 
     The random draws of a step are a function of `seed`, `step` and the rank.
 
@@ -85,13 +87,14 @@ class KCL(Targeted):
         supervised: bool = True,
         loss_form: str = "release",
         assignment_interval: int = 1,
+        parts: int = 1,
     ):
         super().__init__(targeted, tr, assignment_interval)
         if loss_form not in LOSS_FORMS:
             raise ValueError(f"loss_form {loss_form!r}, expected one of {LOSS_FORMS}")
         self.K, self.m, self.T = K, m, T
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
-        self.sep_t, self.tw = sep_t, tw
+        self.sep_t, self.tw, self.parts = sep_t, tw, parts
         self._kcl_positives, self._tsc_positives = choices(num_positive, K, supervised, sep_t, tr)
 
         self.encoder_q, self.encoder_k = base_encoder(num_classes=dim), base_encoder(num_classes=dim)
@@ -112,7 +115,7 @@ class KCL(Targeted):
         Args:
             im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
         """
-        q = unit(self.encoder_q(im_q))  # q = f_q(x) / |f_q(x)|: (N, D)
+        q = unit(in_parts(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
         all_labels = distributed.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
             if self.targeted:
@@ -143,12 +146,12 @@ class KCL(Targeted):
         """
         world, rank = distributed.world_size(), distributed.rank()
         if world == 1 or not self.shuffles:
-            return distributed.gather(unit(self.encoder_k(im_k)))
+            return distributed.gather(unit(in_parts(self.encoder_k, im_k, self.parts)))
         images = distributed.gather(im_k)  # (B, 3, H, W)
         rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # the same on all ranks
         order = sent(torch.randperm(len(images), generator=rng), images.device)  # (B,)
         share = images[order.chunk(world)[rank]]  # (N, 3, H, W)
-        shuffled = distributed.gather(unit(self.encoder_k(share)))  # (B, D)
+        shuffled = distributed.gather(unit(in_parts(self.encoder_k, share, self.parts)))  # (B, D)
         return shuffled[order.argsort()]
 
     @torch.no_grad()

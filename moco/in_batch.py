@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moco.builder import StepOutput, deepened, unit
+from moco.encoders.memory import in_parts
 from moco.losses import LOSS_FORMS, InBatchTerms, in_batch_loss, in_batch_target_loss
 from moco.targeted import Targeted
 from utils.distributed import GatherWithGradient, gather
@@ -16,7 +17,7 @@ class InBatch(Targeted):
     """One encoder: each of a batch's 2N views is an anchor, contrasted with all the others.
 
     Args (names as `moco.builder.KCL`'s, where they mean the same):
-        base_encoder, dim, T, mlp, targeted, num_classes, targets, assignment_interval: as there.
+        base_encoder, dim, T, mlp, targeted, num_classes, targets, assignment_interval, parts: as there.
         num_positive: k positives drawn from the batch, besides the other view; 0 takes the whole class.
         tr, tw: r and lambda, see loss_form.
         supervised: False makes the other view the only positive (SimCLR).
@@ -52,11 +53,12 @@ class InBatch(Targeted):
         only_targets: bool = False,
         unbiased: bool = False,
         assignment_interval: int = 1,
+        parts: int = 1,
     ):
         super().__init__(targeted, tr, assignment_interval)
         if loss_form not in LOSS_FORMS:
             raise ValueError(f"loss_form {loss_form!r}, expected one of {LOSS_FORMS}")
-        self.T, self.num_positive, self.supervised = T, num_positive, supervised
+        self.T, self.num_positive, self.supervised, self.parts = T, num_positive, supervised, parts
         self.tw, self.loss_form, self.only_targets, self.unbiased = tw, loss_form, only_targets, unbiased
         self.encoder_q = base_encoder(num_classes=dim)
         if mlp:
@@ -69,7 +71,8 @@ class InBatch(Targeted):
         Args:
             im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
         """
-        v = unit(self.encoder_q(torch.cat([im_q, im_k])))  # v = f(x) / |f(x)|, both views in one batch: (2N, D)
+        both = torch.cat([im_q, im_k])  # (2N, 3, H, W)
+        v = unit(in_parts(self.encoder_q, both, self.parts))  # v = f(x) / |f(x)|: (2N, D)
         views = GatherWithGradient.apply(torch.stack(v.chunk(2), dim=1))  # (B, 2, D)
         y = gather(labels) if self.supervised else torch.arange(len(views), device=labels.device)  # (B,)
         target = None

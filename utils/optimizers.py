@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+FACTOR = "factor"  # of a group of parameters: its learning rate is this times the schedule's
 TRUST = 0.001  # of LARS: the largest share of a weight's length that a step may be, at a learning rate of 1
 
 
@@ -54,14 +55,19 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": Lars}
 
 
-def optimizer_of(args: argparse.Namespace, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of the flags; before each of its steps the gradients are cut to --clip-grad, if that is asked."""
+def optimizer_of(args: argparse.Namespace, parameters: Iterable) -> torch.optim.Optimizer:
+    """The optimiser of the flags; before each of its steps the gradients are cut to --clip-grad, if that is asked.
+
+    Args:
+        parameters: or groups of them, as torch's optimisers take; a group's FACTOR is its share of the learning rate.
+    """
     parameters = [*parameters]
     optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, args.momentum, args.weight_decay)
     if args.clip_grad:  # behind the scale of --amp fp16, which is taken off before the optimiser's step
-        optimizer.register_step_pre_hook(lambda *_: _clip(parameters, args.clip_grad))
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        optimizer.register_step_pre_hook(lambda *_: _clip(weights, args.clip_grad))
     return optimizer
 
 
-def _clip(parameters: list[nn.Parameter], length: float) -> None:
-    nn.utils.clip_grad_norm_(parameters, length)
+def _clip(weights: list[nn.Parameter], length: float) -> None:
+    nn.utils.clip_grad_norm_(weights, length)

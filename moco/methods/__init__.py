@@ -16,8 +16,9 @@ from utils.run.state import RunState
 
 # The methods' arguments in checkpoints that do not say them, as they were.
 BEFORE = {"contrast": "queue", "kcl_epochs": None, "init_from": None, "sampling": "instance"} | dict.fromkeys(
-    ("only_t", "unbiased", "sync_bn", "keep_last"), False
+    ("only_t", "unbiased", "sync_bn", "keep_last", "grad_checkpointing"), False
 )
+BEFORE |= {"accum_steps": 1, "lr_backbone": 1.0, "freeze": []}
 
 METHODS: dict[str, type[Method]] = {
     "queue": Queue,

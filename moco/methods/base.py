@@ -1,6 +1,6 @@
 """What stage 1 asks of a method; the loop knows no more of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class Method:
     def read_state(self, state: RunState) -> None:
         """Note what a run goes on from, and refuse what no run writes into `state.extra`. Raises InputError."""
 
+    @property
+    def images_a_step(self) -> int:
+        """The global batch of the loss: all that a step of the optimiser is of."""
+        return self.args.batch_size * self.args.accum_steps
+
     def phases(self) -> list[Phase]:
         """One after the other, each with its own optimiser and schedule."""
         return [Phase(self.args.contrast, 0, self.args.epochs)]
@@ -55,6 +60,10 @@ class Method:
 
     def restore(self, state: RunState) -> None:
         """Take up `state.extra`, when the weights have been loaded into `model`. Raises InputError."""
+
+    def parameters(self) -> Iterable:
+        """What the optimiser takes: parameters, or groups of them."""
+        return self.model.parameters()
 
     def encoders(self) -> list[nn.Module]:
         """The networks that --amp, --channels-last and --compile speak of."""

@@ -1,12 +1,14 @@
 """What KCL and TSC are to stage 1, with a queue and in the batch: phases, targets, what is said of an epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from moco.encoders import get_encoder
+from moco.encoders import get_encoder, has_batch_norm
+from moco.encoders.frozen import freeze_parts
+from moco.encoders.memory import recompute_blocks
 from moco.methods.base import Method
 from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
 from moco.methods.one_point import OnePoint
@@ -19,6 +21,7 @@ from moco.targets.choice import choose_targets, target_file
 from moco.targets.files import load_targets
 from utils.distributed import say
 from utils.errors import InputError
+from utils.optimizers import FACTOR
 from utils.parser import Cases
 from utils.run.loop import Phase
 from utils.run.state import RunState
@@ -43,6 +46,8 @@ class Contrast(Method):
         args = self.args
         if args.init_from and not Path(args.init_from).is_file():
             raise InputError(f"--init-from {args.init_from}: no such file, expected an encoder's weights")
+        if args.freeze and not args.init_from:
+            raise InputError("--freeze: without --init-from it would keep random weights; leave it out")
         if args.loss == "MoCo" and args.targeted:
             raise InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
         if args.targeted and (args.kcl_epochs or 0) >= args.epochs:
@@ -74,12 +79,26 @@ class Contrast(Method):
         shared = {"dim": args.moco_dim, "T": args.moco_t, "mlp": args.mlp, "num_positive": args.K}
         shared |= {"targeted": args.targeted, "tr": args.tr, "tw": args.tw, "loss_form": args.loss_form}
         shared |= {"num_classes": num_classes, "targets": targets, "supervised": args.loss != "MoCo"}
-        shared |= {"assignment_interval": args.assignment_interval}
+        shared |= {"assignment_interval": args.assignment_interval, "parts": args.accum_steps}
         self.model = self.make(get_encoder(args.arch, args.image_size), shared)
         self.model.seed = state.seed
-        if args.init_from and not state.source:  # else its checkpoint has all weights
-            say(f"init: {start_from(self.encoders(), args.init_from, args.arch)}")
+        self._prepare_encoders(new=not state.source)
         return self.model
+
+    def _prepare_encoders(self, new: bool) -> None:
+        """--init-from, of a run that does not go on, whose checkpoint has all weights; --freeze; memory."""
+        args, encoders = self.args, self.encoders()
+        if args.init_from and new:
+            say(f"init: {start_from(encoders, args.init_from, args.arch)}")
+        for encoder in encoders:
+            freeze_parts(encoder, args.freeze, args.arch)
+        if args.grad_checkpointing:
+            recompute_blocks(self.model.encoder_q, args.arch)
+        if args.accum_steps > 1 and has_batch_norm(self.model.encoder_q):
+            say(
+                f"note: --accum-steps {args.accum_steps}: {args.arch} has batch norm, which sees each of the "
+                f"{args.accum_steps} parts of a step alone: not the numbers of one batch of {self.images_a_step}"
+            )
 
     def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
         """The model. shared: the arguments that all have."""
@@ -89,6 +108,14 @@ class Contrast(Method):
         assignment = state.extra.get("assignment")  # what a stale one was, with --assignment-interval
         self.model.assignment = None if assignment is None else assignment.to(self.model.class_centroid.device)
         self.before = state.extra.get("assignment_before")
+
+    def parameters(self) -> Iterable:
+        factor, model = self.args.lr_backbone, self.model
+        if factor == 1:
+            return model.parameters()
+        head = [*model.encoder_q.fc.parameters()]
+        rest = [weight for weight in model.parameters() if all(weight is not other for other in head)]
+        return [{"params": head}, {"params": rest, FACTOR: factor}]
 
     def begin_phase(self, name: str, fresh: bool) -> None:
         self.model.targeted = name == "TSC"

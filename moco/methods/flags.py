@@ -18,6 +18,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         help="start the encoder from these weights instead of random ones: a torchvision or timm state dict (.pth, "
         ".safetensors), or a checkpoint that --pretrained takes. Key by key: what was taken and what not is said",
     )
+    _add_fine_tuning_arguments(model)
+    _add_memory_arguments(model)
     loss.add_argument(
         "--sampling",
         choices=["instance", "class-balanced"],
@@ -82,6 +84,44 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         metavar="FILE",
         help="the targets, a file that is there; another one than a checkpoint's needs --override (default: the "
         "checkpoint's, and of a new run optimal_<C>_<D>.npy in this folder, made if missing)",
+    )
+
+
+def _add_fine_tuning_arguments(model: Group) -> None:
+    model.add_argument(
+        "--freeze",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="parts of an encoder that --init-from started, which stay as they are, batch norm included: conv1 bn1 "
+        "layer1 of a ResNet, features.0 features.1 of a ConvNeXt, by the names in its state dict. The first half of "
+        "it where images are few, some thousand, and like those it was trained on",
+    )
+    model.add_argument(
+        "--lr-backbone",
+        type=positive_float,
+        default=1.0,
+        metavar="FACTOR",
+        help="learning rate of the encoder, as a share of the projection head's; 0.1 keeps more of what --init-from "
+        "gave, 1 where there are images enough to learn anew",
+    )
+
+
+def _add_memory_arguments(model: Group) -> None:
+    model.add_argument(
+        "--accum-steps",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="a step is of N times --batch-size images, which the encoder sees a batch at a time: the memory of one, "
+        "the loss and gradients of all, and a quarter more time. --lr and --moco-k are for the whole. Exact, but that "
+        "batch norm sees a batch alone",
+    )
+    model.add_argument(
+        "--grad-checkpointing",
+        action="store_true",
+        help="compute each block's activations again in the backward pass instead of keeping them: the same numbers "
+        "in a fraction of the memory, a third more time",
     )
 
 

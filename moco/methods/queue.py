@@ -24,14 +24,15 @@ class Queue(Contrast):
         super().check()
         args = self.args
         args.loss_form = args.loss_form or "release"
-        if args.moco_k % args.batch_size:
+        if args.moco_k % self.images_a_step:
+            times = f" times --accum-steps {args.accum_steps}" if args.accum_steps > 1 else ""
             raise InputError(
-                f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}"
+                f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}{times}"
             )
 
     def read_state(self, state: RunState) -> None:
         super().read_state(state)
-        self.grid = queue_grid(state, self.args.batch_size)
+        self.grid = queue_grid(state, self.images_a_step)
 
     def make(self, encoder: Callable[..., nn.Module], shared: dict) -> KCL:
         args = self.args

@@ -110,5 +110,5 @@ def test_ranks_together_draw_what_one_process_would(make, monkeypatch):
 
 
 def test_a_batch_larger_than_an_epoch_is_refused():
-    with pytest.raises(InputError, match="batch-size 64: an epoch has 50"):
+    with pytest.raises(InputError, match="batch-size: 64 images a step, an epoch has 50"):
         ShuffledBatches(50, 1, 64, seed=0)

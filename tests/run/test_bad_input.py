@@ -95,7 +95,7 @@ def test_an_empty_path_is_an_unset_variable_and_no_default(main, given, tmp_path
         ("--arch resnet51", "--arch resnet51: unknown"),
         ("--arch vgg16", "--arch vgg16: cannot train on 512 16-px images a process"),
         ("--moco-k 1000", "--moco-k 1000: not a multiple of the global batch, --batch-size 512"),
-        ("--batch-size 4096 --moco-k 4096", "--batch-size 4096: an epoch has 2648 training images"),
+        ("--batch-size 4096 --moco-k 4096", "--batch-size: 4096 images a step, an epoch has 2648 for training"),
         ("--device cuda:99", "device cuda:99"),
         ("--device meta", "device meta: computes nothing"),
         ("--batch-size 1 --image-size 4", "cannot train on 1 4-px images"),

@@ -26,6 +26,7 @@ VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
 LOADING = {"args.cache": str, "args.batch_views": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 SCHEDULE |= {"args.optimizer": str, "args.clip_grad": type(None)}
+ENCODER = {"args.accum_steps": int, "args.grad_checkpointing": bool, "args.freeze": list, "args.lr_backbone": float}
 ADDED = {
     "tsc": {
         "queue_grid": int,
@@ -33,6 +34,7 @@ ADDED = {
         **{"args.contrast": str, "args.kcl_epochs": type(None), "args.sampling": str},
         **{"args.knn_k": type(None), "args.knn_vote": str, "args.online_probe": str, "args.init_from": type(None)},
         **SCHEDULE,
+        **ENCODER,
         **VIEWS,
         **LOADING,
     },

@@ -12,6 +12,7 @@ FREE = frozenset((
     "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
     "run_dir", "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq",
     "save_freq", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe", "init_from", "device", "gpu",
+    "grad_checkpointing",
     "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "eval_batch_size", "cache",
 ))
 # fmt: on

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, first_line
 from utils.files import draft_pattern, write_whole
+from utils.optimizers import FACTOR
 
 PREFIX = "module."
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -95,9 +96,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
         for name, value in (item for entries in state["state"].values() for item in entries.items()):
             if torch.is_tensor(value) and (wrong := what_is_wrong(value, torch.zeros(()))):
                 raise ValueError(f"{name} {wrong}")
+        own = [{name: group[name] for name in (FACTOR,) if name in group} for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
-        for group in optimizer.param_groups:
-            group |= {name: optimizer.defaults[name] for name in ("foreach", "fused") if name in optimizer.defaults}
+        for group, factor in zip(optimizer.param_groups, own, strict=True):
+            group |= factor | {
+                name: optimizer.defaults[name] for name in ("foreach", "fused") if name in optimizer.defaults
+            }
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
                 if torch.is_tensor(value) and value.shape not in (parameter.shape, ()):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch.optim import Optimizer
 
 from utils.errors import InputError
+from utils.optimizers import FACTOR
 from utils.run.state import RunState
 
 
@@ -88,7 +89,7 @@ class Epoch(NamedTuple):
         """Give the optimiser the learning rate of a step; the schedule starts anew with each phase."""
         rate = schedule.of_step(self.number - self.phase.start, self.phase.epochs, step, self.steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
 def epochs(phases: list[Phase], state: RunState, steps: int) -> Iterator[Epoch]:

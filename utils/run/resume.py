@@ -108,7 +108,7 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
 def _check_same_arguments(state: RunState, args, before: dict) -> None:
     then, now = BEFORE | before | state.args if state.args else {}, plain_args(args)
     found = changed(then, now)
-    if state.step and {"batch_size", "train_list"} & found.keys():
+    if state.step and {"batch_size", "accum_steps", "train_list"} & found.keys():
         raise InputError(
             f"checkpoint {state.source}: stands within an epoch, {state.step} batches of {then['batch_size']} into it; "
             f"go on with -b {then['batch_size']} and the training list it was made with, or from a checkpoint of an "

@@ -1,0 +1,124 @@
+"""--accum-steps and --grad-checkpointing: the same numbers in less memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import main_moco_supcon_imba as stage1
+from moco.builder import KCL
+from moco.encoders import get_encoder
+from moco.encoders.memory import in_parts, recompute_blocks
+from moco.in_batch import InBatch
+from tests.tiny import unit
+from utils.errors import InputError
+from utils.run import checkpoint
+
+NO_BATCH_NORM = "timm:convnext_atto"
+
+
+def gradients(model: nn.Module, targeted: bool, count: int = 8) -> dict[str, torch.Tensor]:
+    """Of a step from the same draws; and its loss, queue and centroids."""
+    torch.manual_seed(1)
+    model.targeted = targeted
+    out = model(*torch.randn(2, count, 3, 32, 32).double(), torch.arange(count) % 3)
+    model.zero_grad()
+    out.loss.backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return found | {"loss": out.loss.detach()} | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+@pytest.mark.parametrize("make", [lambda *args, **kw: KCL(args[0], args[1], 16, sep_t=True, **kw), InBatch])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_batch_in_four_parts_gives_the_same_step(make, targeted):
+    """Of a network without batch norm: loss, gradients, queue and centroids of the whole, in float64."""
+    torch.manual_seed(0)
+    whole = make(get_encoder(NO_BATCH_NORM, 32), 8, num_classes=3, targets=unit(3, 8)).double()
+    parts = copy.deepcopy(whole)
+    parts.parts = 4
+    seen = []
+    parts.encoder_q.register_forward_pre_hook(lambda module, images: seen.append(len(images[0])))
+    for _ in range(2):
+        one, four = gradients(whole, targeted), gradients(parts, targeted)
+        torch.testing.assert_close(four, one, rtol=1e-10, atol=1e-10)
+    assert set(seen) == {2 if make is not InBatch else 4}
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet20", "resnet18_small", "efficientnet_b0", "swin_t", "timm:vit_tiny_patch16_224"]
+)
+def test_blocks_that_are_computed_again_give_the_same_gradients(arch):
+    """With the dropout and the skipped blocks of the first time, and batch norm that counts a batch once."""
+    torch.manual_seed(0)
+    plain = get_encoder(arch, 32)(num_classes=4).train()
+    again = copy.deepcopy(plain)
+    assert recompute_blocks(again, arch) > 3
+    images, found = torch.randn(4, 3, 32, 32), []
+    for network in (plain, again):
+        torch.manual_seed(2)
+        network(images).square().sum().backward()
+        found.append({name: weight.grad for name, weight in network.named_parameters()} | dict(network.named_buffers()))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert list(again.state_dict()) == list(plain.state_dict())
+
+
+def kept(network: nn.Module, images: torch.Tensor, parts: int = 1) -> int:
+    """Bytes that the backward pass of a forward pass keeps, counted once each."""
+    storages = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = in_parts(network, images, parts)
+    del out
+    return sum(storages.values())
+
+
+def test_they_keep_less():
+    """What the backward pass holds when it begins: of the whole network, of each block its input, of a part nothing."""
+    network, images = get_encoder("resnet20", 32)(num_classes=4), torch.randn(16, 3, 32, 32)
+    plain = kept(network, images)
+    assert kept(network, images, parts=4) < plain / 10
+    recompute_blocks(network, "resnet20")
+    assert kept(network, images) < plain / 2
+
+
+def test_a_network_without_blocks_is_refused():
+    with pytest.raises(InputError, match="--grad-checkpointing: lenet has no blocks of layers"):
+        recompute_blocks(get_encoder("lenet", 28)(num_classes=4), "lenet")
+
+
+@pytest.mark.parametrize("contrast", ["queue", "batch"])
+def test_runs_of_64_times_4_and_of_256_end_alike(contrast, batch_flags, tmp_path):
+    """The issue's own numbers, by a network without batch norm; --grad-checkpointing takes nothing from it."""
+    queue = [] if contrast == "batch" else ["--moco-k", "512"]
+    words = [
+        *batch_flags,
+        "--contrast",
+        contrast,
+        *queue,
+        *f"-a {NO_BATCH_NORM} --epochs 1 --lr 0.01 --image-size 32".split(),
+    ]
+    for name, how in {"whole": "-b 256", "parts": "-b 64 --accum-steps 4 --grad-checkpointing"}.items():
+        stage1.main([*words, *how.split(), "--run-dir", str(tmp_path / name)])
+    whole, parts = (
+        checkpoint.unpacked(checkpoint.load(tmp_path / name / "last.pth.tar")) for name in ("whole", "parts")
+    )
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # float32, ten steps
+
+
+def test_it_is_said_where_batch_norm_sees_parts(flags, tmp_path, capsys):
+    words = ["-b", "16", "--accum-steps", "2", "--moco-k", "64", "--epochs", "1"]
+    stage1.main([*flags, *words, "--run-dir", str(tmp_path / "run")])
+    assert "note: --accum-steps 2: resnet20 has batch norm, which sees each of the 2 parts" in capsys.readouterr().out
+
+
+def test_a_queue_of_no_whole_number_of_steps_is_refused(flags, tmp_path):
+    words = ["-b", "16", "--accum-steps", "3", "--moco-k", "64"]
+    with pytest.raises(
+        InputError, match="--moco-k 64: not a multiple of the global batch, --batch-size 16 times --acc"
+    ):
+        stage1.main([*flags, *words, "--run-dir", str(tmp_path / "run")])
