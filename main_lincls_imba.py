@@ -27,19 +27,11 @@ from moco.heads.flags import BEFORE, add_head_arguments, foreign, idle, is_fitte
 from moco.heads.problems import problem_of
 from utils import distributed, errors
 from utils.distributed import say
+from utils.measure.rehearsal import Rehearsal
 from utils.measure.results import made_with, show_accuracies
 from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse
-from utils.run import arguments, checkpoint, launch
-from utils.run.evaluation import (
-    BEST,
-    add_evaluation_arguments,
-    finish,
-    has_ended,
-    train_classifier,
-    validate,
-    write_results,
-)
+from utils.run import arguments, checkpoint, evaluation, launch
 from utils.run.folder import check_fit, check_resume, hold
 from utils.run.keeper import Keeper
 from utils.run.logger import RunLog
@@ -74,7 +66,7 @@ def get_args_parser() -> Parser:
         action="store_true",
         help="measure the stage-2 checkpoint given with --resume; train nothing",
     )
-    add_evaluation_arguments(running)
+    evaluation.add_evaluation_arguments(running)
     arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
     return parser
@@ -162,7 +154,7 @@ def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {state.source}: is a probe of another encoder than {args.pretrained}")
         say(f"resumed {state.source} after {state}")
-    check_epochs_left(state, args.epochs, ended=has_ended(state))
+    check_epochs_left(state, args.epochs, ended=evaluation.has_ended(state))
     state.check_step(len(loader))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
     speed.apply_to(model.to(place.device))
@@ -171,9 +163,10 @@ def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
         state.scaler = speed.state()
 
     with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
-        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along)
+        rehearsal = Rehearsal.asked(args, loader)
+        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along, rehearsal)
         results = train(args, keeper, loader, splits, speed)
-        finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
+        evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
 
 
 def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
@@ -200,7 +193,9 @@ def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
         assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
 
     training = args.finetune or args.bn_mode == "train"
-    return train_classifier(args, keeper, loader, splits, speed, optimizer, step, training=training, after_epoch=check)
+    return evaluation.train_classifier(
+        args, keeper, loader, splits, speed, optimizer, step, training=training, after_epoch=check
+    )
 
 
 def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
@@ -221,11 +216,11 @@ def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
             return
         chosen = choose(args.head, args.sampling, args.logit_adjustment, task)
         network.fc = chosen.classifier
-        checkpoint.save_network(run_dir / BEST, network, epoch=0, arch=args.arch, args=state.args)
+        checkpoint.save_network(run_dir / evaluation.BEST, network, epoch=0, arch=args.arch, args=state.args)
         chosen_by = {"on": data.chosen_on, "from": chosen.tried}
-        write_results(run_dir, state.args, {"selected": chosen.entry}, counts, chosen_by)
+        evaluation.write_results(run_dir, state.args, {"selected": chosen.entry}, counts, chosen_by)
         show_accuracies(f"test, selected ({made_with(chosen.entry)})", chosen.entry)
-        say(f"wrote {run_dir}: args.json, {BEST}, results.json")
+        say(f"wrote {run_dir}: args.json, {evaluation.BEST}, results.json")
 
 
 def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
@@ -242,7 +237,7 @@ def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
     counts = data.open("train").class_counts
     with speed.arithmetic():
         for split, loader in splits.items():
-            accuracies = validate(loader, model, speed, counts, where=f"checkpoint {args.resume}, {split}")
+            accuracies = evaluation.validate(loader, model, speed, counts, where=f"checkpoint {args.resume}, {split}")
             show_accuracies(f"{split}, epoch {state['epoch']}", accuracies)
 
 

@@ -27,6 +27,7 @@ from utils.measure import feature_file
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor, Vote, add_monitor_arguments, describe_measures
 from utils.measure.online_probe import OnlineProbe
+from utils.measure.rehearsal import Rehearsal
 from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse, positive_int
 from utils.run import arguments, checkpoint, launch
@@ -133,7 +134,8 @@ def main_worker(args, place: launch.Place) -> None:
         splits = open_splits(data, names, share, place)
         vote = Vote(args.knn_k, args.knn_vote == "class-balanced")
         monitor = Monitor(args.monitor_freq, counts, splits, run_dir, vote, data.spec.superclasses, online)
-        keeper = Keeper(run_dir, state, model, stop, args.save_steps, take_along)
+        rehearsal = Rehearsal.asked(args, loader)
+        keeper = Keeper(run_dir, state, model, stop, args.save_steps, take_along, rehearsal)
         train(args, method, speed, loader, keeper, monitor)
         finish(args, run_dir)
 

@@ -20,6 +20,7 @@ from moco.heads import with_float32_logits
 from moco.heads.fits import log_prior
 from utils import errors
 from utils.distributed import say
+from utils.measure.rehearsal import Rehearsal
 from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse
 from utils.run import arguments, evaluation, launch
@@ -110,7 +111,8 @@ def main_worker(args, place: launch.Place) -> None:
         state.scaler = speed.state()
 
     with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
-        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along)
+        rehearsal = Rehearsal.asked(args, loader)
+        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along, rehearsal)
         results = evaluation.train_classifier(args, keeper, loader, splits, speed, optimizer, step)
         evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
 

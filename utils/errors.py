@@ -58,7 +58,8 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
         print(f"error: {error.filename or 'a log file'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if message := str(stop):  # not every process has one
+            print(message, file=sys.stderr)
         sys.exit(stop.exit_code)
     except RuntimeError as error:
         first = first_line(error).rstrip(".")

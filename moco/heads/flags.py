@@ -81,11 +81,13 @@ def idle(args) -> Cases:
 
 def foreign(args) -> Cases:
     """The flags that clash."""
+    cases = [("with --evaluate", ("dry_run",))] if args.evaluate else []
     if args.compare_heads:
-        return [("with --compare-heads", (*CHOSEN_BY_COMPARISON, "evaluate"))]
+        return [*cases, ("with --compare-heads", (*CHOSEN_BY_COMPARISON, "evaluate", "dry_run"))]
     if not is_fitted(args):
-        return [(f"with --head {args.head}, which is trained on random views anyway", ("feature_views",))]
-    return [(f"with --head {args.head}, which is fitted to the features of a frozen encoder", ("finetune",))]
+        return [*cases, (f"with --head {args.head}, which is trained on random views anyway", ("feature_views",))]
+    fitted = f"with --head {args.head}, which is fitted to the features of a frozen encoder"
+    return [*cases, (fitted, ("finetune", "dry_run"))]
 
 
 def settle(args, processes: int) -> None:

@@ -25,7 +25,7 @@ VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": ty
 VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
 LOADING = {"args.cache": str, "args.batch_views": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
-SCHEDULE |= {"args.optimizer": str, "args.clip_grad": type(None)}
+SCHEDULE |= {"args.dry_run": bool, "args.optimizer": str, "args.clip_grad": type(None)}
 ENCODER = {"args.accum_steps": int, "args.grad_checkpointing": bool, "args.freeze": list, "args.lr_backbone": float}
 ADDED = {
     "tsc": {

@@ -12,7 +12,7 @@ FREE = frozenset((
     "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
     "run_dir", "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq",
     "save_freq", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe", "init_from", "device", "gpu",
-    "grad_checkpointing",
+    "grad_checkpointing", "dry_run",
     "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "eval_batch_size", "cache",
 ))
 # fmt: on
@@ -143,6 +143,12 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
         "--resume",
         metavar="PATH",
         help="go on from this checkpoint; 'auto': from the run folder if it holds one",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, train a few steps, say what the run will take (images, weights, steps, memory, time), "
+        "and leave nothing behind",
     )
     group.add_argument(
         "--save-steps",

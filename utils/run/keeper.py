@@ -8,6 +8,7 @@ from torch import nn
 
 from utils import distributed
 from utils.measure.metrics import Means
+from utils.measure.rehearsal import Rehearsal
 from utils.randomness import Stream, counted_seed
 from utils.run import checkpoint
 from utils.run.loop import Epoch
@@ -24,6 +25,7 @@ class Keeper:
         run_dir: where. state: the run's, which this moves on. model: whose weights are kept.
         stop: the run's open StopSignals. save_steps: 0 for the ends of epochs alone.
         live: called before each writing, to bring into the state what else belongs there.
+        rehearsal: of a run that ends after some steps.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Keeper:
         stop: StopSignals,
         save_steps: int = 0,
         live: Callable[[RunState], None] = lambda state: None,
+        rehearsal: Rehearsal | None = None,
     ):
         self.run_dir, self.state, self.model = run_dir, state, model
-        self.stop, self.save_steps, self.live = stop, save_steps, live
+        self.stop, self.save_steps, self.live, self.rehearsal = stop, save_steps, live, rehearsal
 
     def begin_epoch(self, epoch: Epoch, optimizer: torch.optim.Optimizer, means: Means) -> None:
         """An epoch begins, or goes on."""
@@ -52,9 +55,11 @@ class Keeper:
         """Count a step; save and stop if that is due.
 
         Raises:
-            Stopped: a signal has asked for it; the checkpoint is written.
+            Stopped: a signal has asked for it; the checkpoint is written. Or the rehearsal is over.
         """
         self.state.step += 1
+        if self.rehearsal:
+            self.rehearsal.after_step(self.model)
         if self.save_steps and self.state.step % self.save_steps == 0:
             self._write(())
         self.stop_if_asked()

@@ -18,6 +18,7 @@ from utils import distributed, errors
 from utils.devices import check_device, device_named
 from utils.distributed import under_torchrun
 from utils.errors import InputError, first_line
+from utils.measure import rehearsal
 
 GRACE_SECONDS = 20
 MAX_WORKERS = 32  # the release's default
@@ -38,12 +39,13 @@ def launch(worker: Callable, args) -> None:
     `--multiprocessing-distributed` is the release's way: --world-size counts
     machines, --rank is this machine's number, --dist-url says where machine 0 is.
     """
-    if under_torchrun():
-        _work_in_torchrun(worker, args)
-    elif args.multiprocessing_distributed:
-        _spawn(worker, args, torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
-    else:
-        worker(args, _take_place(args, 0, processes=1))
+    with rehearsal.aside(args) as args:
+        if under_torchrun():
+            _work_in_torchrun(worker, args)
+        elif args.multiprocessing_distributed:
+            _spawn(worker, args, torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
+        else:
+            worker(args, _take_place(args, 0, processes=1))
 
 
 def _work_in_torchrun(worker: Callable, args) -> None:
@@ -202,6 +204,7 @@ def check(args) -> int:
             raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
         if args.rank >= nodes:
             raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1}, for --world-size {nodes}")
+    rehearsal.check(args)
     world = world_size_from(args)
     if args.batch_size % world:
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
