@@ -5,12 +5,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from moco.encoders.library import own_names
+from moco.encoders.library import TIMM, own_names, published
+from utils import distributed
 from utils.errors import InputError
 from utils.run import checkpoint
 
 QUERY, MOCO_V3, BACKBONE = "encoder_q.", "base_encoder.", "backbone."
 SAFETENSORS = ".safetensors"
+LIBRARIES = ("torchvision", "timm")
 
 
 def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
@@ -36,6 +38,15 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     if not weights:
         raise InputError(f"checkpoint {path}: has no encoder, expected encoder_q.* or a network's plain state dict")
     return weights, arch
+
+
+def check_start(given: str, arch: str) -> None:
+    """Raises InputError: --init-from names neither a file nor the library of the architecture."""
+    own = "timm" if arch.startswith(TIMM) else "torchvision"
+    if given in LIBRARIES and given != own:
+        raise InputError(f"--init-from {given}: --arch {arch} is {own}'s; expected {own}, or a file")
+    if given not in LIBRARIES and not Path(given).is_file():
+        raise InputError(f"--init-from {given}: no such file, expected an encoder's weights, or {own}")
 
 
 def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -75,10 +86,16 @@ def _read_safetensors(path: Path) -> dict:
 def start_from(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
     """Give encoders, all but their heads, the weights in a file, key by key; returns what was taken and what not.
 
+    path: or one of LIBRARIES, for the weights that it publishes.
+
     Raises:
         InputError: as `read_encoder`; another architecture; nothing in it fits, or a number that is no weight.
     """
-    weights, found = read_encoder(path)
+    if path in LIBRARIES:
+        with distributed.main_process_first():  # which downloads
+            weights, found = published(arch), None
+    else:
+        weights, found = read_encoder(path)
     if found not in (None, arch):
         raise InputError(f"--init-from {path}: trained with --arch {found}, found --arch {arch}")
     weights = own_names(encoders[0], weights)

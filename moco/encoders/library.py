@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torchvision
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 TIMM = "timm:"
+SMALL = "_small"  # the end of a name: of torchvision's ResNet, with a stem for small images
 # Networks that are built for one size of image, and the name of torchvision's argument that says which.
 SIZED = {"vit_": lambda side: {"image_size": side}, "maxvit_": lambda side: {"input_size": (side, side)}}
 
@@ -31,6 +32,26 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.backbone(x))
+
+
+def published(arch: str) -> dict[str, Tensor]:
+    """The weights that a network's own library publishes, downloaded where its cache has none; by the library's names.
+
+    Raises:
+        InputError: it publishes none, or they cannot be had from here.
+    """
+    what = f"--init-from: {arch.removeprefix(TIMM)}'s weights"
+    try:
+        if arch.startswith(TIMM):
+            import timm
+
+            return timm.create_model(arch.removeprefix(TIMM), pretrained=True).state_dict()
+        weights = torchvision.models.get_model_weights(arch.removesuffix(SMALL)).DEFAULT  # a small stem stays random
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:
+        raise InputError(f"{what}: cannot be downloaded here ({first_line(error)}); give a file's path") from None
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{what}: its library has none ({first_line(error)}); give a file's path") from None
 
 
 def own_names(encoder: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

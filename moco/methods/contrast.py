@@ -1,7 +1,6 @@
 """What KCL and TSC are to stage 1, with a queue and in the batch: phases, targets, what is said of an epoch."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from moco.methods.base import Method
 from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
 from moco.methods.one_point import OnePoint
 from moco.methods.target_state import check_entries
-from moco.pretrained import start_from
+from moco.pretrained import check_start, start_from
 from moco.targeted import Targeted
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import describe_facts, target_cosines, target_facts
@@ -44,8 +43,8 @@ class Contrast(Method):
 
     def check(self) -> None:
         args = self.args
-        if args.init_from and not Path(args.init_from).is_file():
-            raise InputError(f"--init-from {args.init_from}: no such file, expected an encoder's weights")
+        if args.init_from:
+            check_start(args.init_from, args.arch)
         if args.freeze and not args.init_from:
             raise InputError("--freeze: without --init-from it would keep random weights; leave it out")
         if args.loss == "MoCo" and args.targeted:

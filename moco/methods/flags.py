@@ -16,7 +16,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         "--init-from",
         metavar="FILE",
         help="start the encoder from these weights instead of random ones: a torchvision or timm state dict (.pth, "
-        ".safetensors), or a checkpoint that --pretrained takes. Key by key: what was taken and what not is said",
+        ".safetensors), or a checkpoint that --pretrained takes; or the word torchvision or timm: those that the "
+        "network's library publishes, downloaded. Key by key: what was taken and what not is said",
     )
     _add_fine_tuning_arguments(model)
     _add_memory_arguments(model)

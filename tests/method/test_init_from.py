@@ -94,3 +94,42 @@ def test_a_file_that_is_not_there_is_said_before_the_start(flags, tmp_path):
     with pytest.raises(InputError, match=r"--init-from absent.pth: no such file"):
         stage1.main([*flags, "--init-from", "absent.pth", "--run-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_that_the_library_publishes(flags, tmp_path, monkeypatch, capsys):
+    """From its cache, here; a small stem has another first layer, which stays random, and is said to."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    source = torchvision.models.resnet18(weights=None)
+    file = torchvision.models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    torch.save(source.state_dict(), tmp_path / "hub" / "checkpoints" / file)
+    words = [*ONE.split(), "--lr", "1e-30", "--wd", "0", "-a", "resnet18_small", "--init-from", "torchvision"]
+    stage1.main([*flags, *words, "--run-dir", str(tmp_path / "run")])
+    assert "init: torchvision: 119 of the encoder's 120 tensors; left in it: conv1.weight" in capsys.readouterr().out
+    written = checkpoint.unpacked(checkpoint.load(tmp_path / "run" / "last.pth.tar"))
+    assert torch.equal(written["encoder_q.layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("arch", "library", "message"),
+    [
+        ("resnet18", "torchvision", "resnet18's weights: cannot be downloaded here"),
+        ("timm:resnet10t", "timm", "resnet10t's weights: cannot be downloaded here"),
+        ("resnet20", "torchvision", "resnet20's weights: its library has none"),
+        (
+            "timm:resnet10t",
+            "torchvision",
+            "--init-from torchvision: --arch timm:resnet10t is timm's; exp",
+        ),
+        ("resnet18", "timm", "--init-from timm: --arch resnet18 is torchvision's; expected torchvision, or a file"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_said_in_a_line(arch, library, message, flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run = tmp_path / "run"
+    words = ["--image-size", "32", "-a", arch, "--init-from", library, "--run-dir", str(run)]
+    with pytest.raises(InputError, match=message) as error:
+        stage1.main([*flags, *words])
+    assert "\n" not in str(error.value) and not run.exists()
