@@ -47,6 +47,8 @@ class Contrast(Method):
             check_start(args.init_from, args.arch)
         if args.freeze and not args.init_from:
             raise InputError("--freeze: without --init-from it would keep random weights; leave it out")
+        if args.grad_checkpointing and args.compile:
+            raise InputError("--grad-checkpointing: torch.compile does not take its blocks; leave it or --compile out")
         if args.loss == "MoCo" and args.targeted:
             raise InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
         if args.targeted and (args.kcl_epochs or 0) >= args.epochs:

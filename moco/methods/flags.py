@@ -115,14 +115,14 @@ def _add_memory_arguments(model: Group) -> None:
         default=1,
         metavar="N",
         help="a step is of N times --batch-size images, which the encoder sees a batch at a time: the memory of one, "
-        "the loss and gradients of all, and a quarter more time. --lr and --moco-k are for the whole. Exact, but that "
+        "the loss and gradients of all, and up to half more time. --lr and --moco-k are for the whole. Exact, but that "
         "batch norm sees a batch alone",
     )
     model.add_argument(
         "--grad-checkpointing",
         action="store_true",
         help="compute each block's activations again in the backward pass instead of keeping them: the same numbers "
-        "in a fraction of the memory, a third more time",
+        "in less memory, a fifth to a third more time",
     )
 
 

@@ -110,6 +110,11 @@ def test_runs_of_64_times_4_and_of_256_end_alike(contrast, batch_flags, tmp_path
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # float32, ten steps
 
 
+def test_blocks_are_not_computed_again_by_compiled_networks(flags, tmp_path):
+    with pytest.raises(InputError, match=r"--grad-checkpointing: torch\.compile does not take its blocks"):
+        stage1.main([*flags, "--grad-checkpointing", "--compile", "--run-dir", str(tmp_path / "run")])
+
+
 def test_it_is_said_where_batch_norm_sees_parts(flags, tmp_path, capsys):
     words = ["-b", "16", "--accum-steps", "2", "--moco-k", "64", "--epochs", "1"]
     stage1.main([*flags, *words, "--run-dir", str(tmp_path / "run")])
