@@ -33,12 +33,11 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
     drawn = {
         "accuracy": (figures.accuracy(results), "Test accuracy with the head that validation chose; a dot a seed."),
         "differences": (figures.differences(results), f"Paired differences with their {CONFIDENCE:.0%} intervals."),
-        "mechanism": (
-            figures.mechanism(results, most),
-            f"ρ = {most:g}, by class: whether TSC's targets are reached, and what that gives.",
-        ),
-        "heads": (figures.heads(results, most), "The same features by each head, means over seeds."),
     }
+    if any(run.reached for runs in results.groups.values() for run in runs):
+        caption = f"ρ = {most:g}, by class: whether TSC's targets are reached, and what that gives."
+        drawn["mechanism"] = figures.mechanism(results, most), caption
+    drawn["heads"] = figures.heads(results, most), "The same features by each head, means over seeds."
     swept = swept_of(results)
     for number, first in enumerate(range(0, len(swept), SWEEPS_A_FIGURE), start=1):
         part = swept[first : first + SWEEPS_A_FIGURE]

@@ -100,7 +100,7 @@ def test_runs_of_64_times_4_and_of_256_end_alike(contrast, batch_flags, tmp_path
         "--contrast",
         contrast,
         *queue,
-        *f"-a {NO_BATCH_NORM} --epochs 1 --lr 0.01 --image-size 32".split(),
+        *f"-a {NO_BATCH_NORM} --epochs 1 --lr 0.001 --image-size 32".split(),
     ]
     for name, how in {"whole": "-b 256", "parts": "-b 64 --accum-steps 4 --grad-checkpointing"}.items():
         stage1.main([*words, *how.split(), "--run-dir", str(tmp_path / name)])

@@ -201,6 +201,16 @@ def test_pictures_show_the_numbers_of_the_tables(found):
     assert {(0.0, 83.0), (1.0, 84.0), (0.0, 73.5), (1.0, 1.2)} <= {(x, round(y, 2)) for x, y in swept}
 
 
+def test_without_targets_there_is_no_picture_of_them(found, tmp_path):
+    page.write(found, tmp_path / "with", "make results")
+    for runs in found.groups.values():
+        runs[:] = [run._replace(reached=None) for run in runs]
+    page.write(found, tmp_path / "without", "make results")
+    there, gone = ({path.name for path in (tmp_path / name).iterdir()} for name in ("with", "without"))
+    assert there - gone == {"results_small_mechanism.png"}
+    assert "mechanism" not in (tmp_path / "without" / "results_small.md").read_text()
+
+
 def test_every_trained_method_has_a_colour_of_its_own(found):
     colours = [figures.colour_of(found, key) for key in found.plan.methods]
     assert len(set(colours)) == len(colours)
