@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from examples.results import __main__ as results
-from examples.results import figures, page, reading, tables
+from examples.results import page, reading, tables
 from tests import ROOT
 from utils.errors import InputError
 
@@ -181,39 +181,6 @@ def test_the_head_in_the_csv_is_the_one_that_validation_chose(found):
 def test_the_time_of_a_run_is_of_all_its_epochs(found):
     found.groups[10, "ce"][0].stage.epochs[0]["seconds"] = 90
     assert found.groups[10, "ce"][0].seconds == 90 + 3 * 30
-
-
-def drawn(figure) -> list[tuple[float, float]]:
-    """All points of all panels."""
-    points = [tuple(map(float, at)) for axes in figure.axes for dots in axes.collections for at in dots.get_offsets()]
-    return points + [tuple(map(float, at)) for axes in figure.axes for line in axes.lines for at in line.get_xydata()]
-
-
-def test_pictures_show_the_numbers_of_the_tables(found):
-    """Accuracy of all and few; the ends of an interval; classes by size; a sweep's seeds."""
-    heights = {round(y, 2) for _, y in drawn(figures.accuracy(found))}
-    assert {83.0, 84.0, 83.5, 73.0, 74.0, 73.5} <= heights and 99.0 not in heights  # 99: of many
-    across = {round(x, 2) for x, _ in drawn(figures.differences(found))}
-    assert {-3.85, 2.5, 8.85} <= across
-    last = figures.mechanism(found, 100).axes[-1].lines[1].get_xydata()[:, 1].tolist()
-    assert last == [99.0, 83.5, 73.5]  # TSC, largest class first
-    swept = drawn(figures.sweeps(found, list(found.plan.sweeps)))
-    assert {(0.0, 83.0), (1.0, 84.0), (0.0, 73.5), (1.0, 1.2)} <= {(x, round(y, 2)) for x, y in swept}
-
-
-def test_without_targets_there_is_no_picture_of_them(found, tmp_path):
-    page.write(found, tmp_path / "with", "make results")
-    for runs in found.groups.values():
-        runs[:] = [run._replace(reached=None) for run in runs]
-    page.write(found, tmp_path / "without", "make results")
-    there, gone = ({path.name for path in (tmp_path / name).iterdir()} for name in ("with", "without"))
-    assert there - gone == {"results_small_mechanism.png"}
-    assert "mechanism" not in (tmp_path / "without" / "results_small.md").read_text()
-
-
-def test_every_trained_method_has_a_colour_of_its_own(found):
-    colours = [figures.colour_of(found, key) for key in found.plan.methods]
-    assert len(set(colours)) == len(colours)
 
 
 def test_the_page_says_the_command_that_makes_it_again(whole, write_plan, tmp_path):
