@@ -135,6 +135,7 @@ CHANGES = {
     "warmup_from": ("--warmup-epochs 1", "--warmup-from 0.001"),
     "optimizer": ("", "--optimizer adamw"),
     "clip_grad": ("", "--clip-grad 0.01"),
+    "lr_backbone": ("", "--lr-backbone 0.1"),
     "momentum": ("", "--momentum 0.5"),
     "weight_decay": ("", "--wd 0.1"),
     "batch_size": ("", "-b 4"),
@@ -155,7 +156,7 @@ ELSEWHERE = {
     "tf32",
     "deterministic",
 }
-ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views", "holdout"}
+ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views", "holdout", "freeze", "accum_steps"}
 
 
 def test_every_flag_is_tested_or_free_to_differ():
