@@ -30,7 +30,7 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     Raises:
         InputError: as `checkpoint.read`; no encoder inside.
     """
-    weights, arch = _read_weights(Path(path))
+    weights, arch = read_weights(Path(path))
     for prefix in (QUERY, MOCO_V3):
         if any(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -55,7 +55,7 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
     Raises:
         InputError: as `checkpoint.read`; its `fc` is a projection head, of another number of classes, or not linear.
     """
-    weights, _ = _read_weights(Path(path))
+    weights, _ = read_weights(Path(path))
     fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
     if fc.keys() != {"weight", "bias"} or len(fc["bias"]) != num_classes:
         found = "a projection head" if any(key.startswith(QUERY) for key in weights) else f"fc with {sorted(fc)}"
@@ -63,7 +63,7 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
     return fc["weight"].float(), fc["bias"].float()
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """All of a file's tensors by their keys, without `module.`, and its own word for the architecture."""
     state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read(path)
     if "state_dict" not in state:

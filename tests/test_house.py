@@ -10,7 +10,16 @@ from tests import ROOT
 # From the ground up: a room uses those before it, and itself without a circle.
 ROOMS = (
     *("utils", "utils.measure", "utils.run", "utils.report"),
-    *("moco.targets", "moco.losses", "moco.views", "moco.encoders", "moco", "moco.methods", "moco.heads"),
+    *(
+        "moco.targets",
+        "moco.losses",
+        "moco.views",
+        "moco.encoders",
+        "moco",
+        "moco.methods",
+        "moco.heads",
+        "moco.export",
+    ),
     *("imagenet_inat.lists", "imagenet_inat.sets", "imagenet_inat", "imagenet_inat.splits"),
     *("", "examples", "examples.results", "benchmarks", "benchmarks.gpu"),
 )

@@ -84,7 +84,11 @@ def from_torchvision(arch: str, image_size: int) -> Callable[..., nn.Module]:
         last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
         if not last or network.get_submodule(*last).out_features != num_classes:
             raise InputError(f"--arch {arch}: its last layer is not linear; expected a network that ends in a Linear")
-        fc, (parent, _, name) = network.get_submodule(*last), last[0].rpartition(".")
+        # A new one, as timm's get too: a ViT's own begins at 0, and a projection of 0 has no direction.
+        fc, (parent, _, name) = (
+            nn.Linear(network.get_submodule(*last).in_features, num_classes),
+            last[0].rpartition("."),
+        )
         setattr(network.get_submodule(parent), name, nn.Identity())
         return Backbone(network, fc, tuple(last))
 

@@ -1,6 +1,7 @@
 """What becomes a network's `fc`: features (N, d) to logits (N, C), in float32 whatever --amp says."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,17 @@ from utils.errors import InputError
 NEVER = -1e6  # the logit of a class without a training image
 
 
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Turns --amp off where it is on; else nothing, which a program of the network could not hold."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
 class Float32Linear(nn.Linear):
     """A Linear that --amp leaves alone: logits of eight bits would often tie."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return super().forward(at_least_float32(x))
 
 
@@ -40,7 +47,7 @@ class CosineClassifier(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias.float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             cosines = linear(normalize(at_least_float32(x), dim=1), normalize(self.weight, dim=1))
             return self.scale * cosines + self.bias
 
@@ -53,7 +60,7 @@ class Projected(nn.Module):
         self.projection, self.classifier = copy.deepcopy(projection), classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return self.classifier(self.projection(at_least_float32(x)))
 
     @property
@@ -83,10 +90,15 @@ def fitted_classifier(weights: dict[str, Tensor], source: object) -> nn.Module:
 
 def _like(weights: dict[str, Tensor]) -> nn.Module:
     if "classifier.weight" in weights:
-        names = [name for name in weights if name.startswith("projection.") and name.endswith("weight")]
-        layers = [nn.Linear(*reversed(weights[name].shape)) for name in names]
-        projection = layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        projection = {name: weight for name, weight in weights.items() if name.startswith("projection.")}
         inner = {name.removeprefix("classifier."): weight for name, weight in weights.items()}
-        return Projected(projection, _like({name: inner[name] for name in ("weight", "scale", "bias")}))
+        classifier = _like({name: inner[name] for name in ("weight", "scale", "bias")})
+        return Projected(projection_like(projection), classifier)
     empty = torch.zeros_like(weights["weight"], device="cpu")
     return CosineClassifier(empty, 1.0) if "scale" in weights else linear_classifier(empty, empty[:, 0])
+
+
+def projection_like(weights: dict[str, Tensor]) -> nn.Module:
+    """A projection head of stage 1, without its numbers. weights: its own, by names that end as in it."""
+    layers = [nn.Linear(*reversed(weight.shape)) for name, weight in weights.items() if name.endswith("weight")]
+    return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), layers[1])

@@ -35,6 +35,7 @@ def test_kcl_tsc_and_a_probe_train_on_it(arch):
     build = get_encoder(arch, 32)
     model = KCL(build, 16, 8, mlp=True, num_classes=3, targets=unit(3, 16).float(), sep_t=True).train()
     assert (model.shuffles, has_batch_norm(model.encoder_q)) == (BATCH_NORM[arch],) * 2
+    assert model.encoder_q(images(4)[0]).norm(dim=1).min() > 0.01  # a projection that begins at 0 has no direction
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     before = [weight.detach().clone() for weight in model.encoder_q.parameters()]
     for targeted in (False, False, True, True):

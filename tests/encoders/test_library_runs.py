@@ -10,8 +10,8 @@ import torchvision
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco import export
 from moco.encoders import get_encoder
+from moco.export import __main__ as export
 from moco.pretrained import start_from
 from tests import three
 from tests.encoders.test_library import images

@@ -16,7 +16,7 @@ from benchmarks.gpu import __main__ as gpu
 from examples import cross_entropy, demo, figure1, pixels
 from examples.results import __main__ as results
 from imagenet_inat.splits import __main__ as splits
-from moco import export
+from moco.export import __main__ as export
 from tests import ROOT
 from utils.report import __main__ as report
 

@@ -9,9 +9,9 @@ import torchvision
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco import export
 from moco.builder import KCL
 from moco.encoders import get_encoder
+from moco.export import __main__ as export
 from moco.pretrained import load_encoder
 from tests.tiny import release_style, tiny_model, unit
 from utils.errors import InputError
@@ -109,7 +109,7 @@ def test_export_refuses_and_writes_nothing(tmp_path):
     torch.save(plain(pretrained(True)), tmp_path / "plain.pth")
     there = sorted(path.name for path in tmp_path.iterdir())
     for given, message in (
-        (["plain.pth", "out.onnx"], "unknown ending, expected one of .pth, .pt, .safetensors"),
+        (["plain.pth", "out.onxx"], "unknown ending, expected one of .pth, .pt, .safetensors, .onnx, .pt2"),
         (["plain.pth", "no/where.pth"], "no such folder"),
         (["plain.pth", "plain.pth"], "is there already; --overwrite replaces it"),
         (["plain.pth", "out.pth"], "does not name its architecture; give it with --arch"),

@@ -11,7 +11,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 import target_generation
 from imagenet_inat.splits import __main__ as splits
-from moco import export
+from moco.export import __main__ as export
 from tests import ROOT
 from utils.errors import InputError, one_line, run
 from utils.parser import fraction, natural, positive_float, positive_int, unsigned_float

@@ -108,3 +108,15 @@ def test_tensorboard_logger_imports_without_any_setting():
     code = "import utils.run.logger"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("entry", ["main_lincls_imba", "moco.export.__main__", "moco.encoders", "examples.demo"])
+def test_the_logs_library_works_whatever_is_imported_first(entry):
+    """It needs protobuf in pure Python, which the first import settles: onnx's, where torch 2.4 finds it."""
+    code = (
+        f"import {entry}, utils.run.logger\n"
+        "from google.protobuf.internal import api_implementation\n"
+        "print(api_implementation.Type())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "python"

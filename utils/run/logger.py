@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -26,11 +25,8 @@ from utils.files import first_free, json_text, write_text
 from utils.measure.metrics import Means
 from utils.run.state import RunState
 
-# tensorboard-logger 0.1.0 ships protobuf code of an old generator, which protobuf >= 4
-# refuses unless it runs in pure Python; that must be said before its first import.
-# Scalars and histograms then work; its log_images does not. Its import warns of what
-# it uses (old protobuf calls, scipy.misc), which is nothing to anybody here.
-os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+# With the protobuf that utils/__init__.py settles scalars and histograms work; its log_images does not. Its import
+# warns of what it uses (old protobuf calls, scipy.misc), which is nothing to anybody here.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import tensorboard_logger

@@ -1,20 +1,27 @@
-"""The encoder of a run alone, as a plain state dict that torchvision's or timm's network of that name loads.
+"""A run's network in the formats of others: weights that its library loads, or a program that runs by itself.
 
+The encoder as a plain state dict, which torchvision's or timm's network of that name takes:
     python -m moco.export RUN encoder.pth
     python -m moco.export RUN/checkpoint_0200.pth.tar encoder.safetensors
 
 The key encoder, the queue, the head and the optimiser stay behind; only the classifier is missing in
 what is written, whose names are the library's:
     model.load_state_dict(torch.load("encoder.pth", weights_only=True), strict=False)
+
+Encoder and head as a program, from images to features and, of a stage-2 checkpoint, logits:
+    python -m moco.export PROBE/model_best.pth.tar classifier.onnx     # onnxruntime.InferenceSession(FILE)
+    python -m moco.export RUN encoder.pt2                              # torch.export.load(FILE).module()
 """
 
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from moco.encoders import OWN, get_encoder
 from moco.encoders.library import TIMM
+from moco.export.programs import onnx_file, pt2_file, trained_network
 from moco.pretrained import SAFETENSORS, load_encoder, read_encoder
 from utils import errors
 from utils.distributed import say
@@ -22,13 +29,18 @@ from utils.files import write_whole
 from utils.parser import Parser, positive_int
 from utils.run import checkpoint
 
-FORMATS = (".pth", ".pt", SAFETENSORS)
+WEIGHTS = (".pth", ".pt", SAFETENSORS)
+PROGRAMS = {".onnx": onnx_file, ".pt2": pt2_file}
 
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder (its last.pth.tar) or a checkpoint of either stage")
-    parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
+    parser.add_argument(
+        "output",
+        metavar="OUT",
+        help="the file to write: .safetensors, .pth, .pt; .onnx, .pt2",
+    )
     parser.add_argument(
         "--to",
         choices=["torchvision", "timm"],
@@ -36,7 +48,9 @@ def get_args_parser() -> Parser:
     )
     parser.add_argument("-a", "--arch", help="the architecture, where the file does not name it")
     parser.add_argument(
-        "--image-size", type=positive_int, help="that a ViT was trained with, where the file does not say it (224)"
+        "--image-size",
+        type=positive_int,
+        help="that a ViT was trained with and a program takes, where the file does not say it (224)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     return parser
@@ -46,8 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     source = Path(args.run) / checkpoint.LAST if Path(args.run).is_dir() else Path(args.run)
     output = Path(args.output)
-    if output.suffix not in FORMATS:
-        raise errors.InputError(f"{output}: unknown ending, expected one of {', '.join(FORMATS)}")
+    endings = (*WEIGHTS, *PROGRAMS)
+    if output.suffix not in endings:
+        raise errors.InputError(f"{output}: unknown ending, expected one of {', '.join(endings)}")
     if not output.parent.is_dir():
         raise errors.InputError(f"{output.parent}: no such folder")
     if output.exists() and not args.overwrite:
@@ -59,17 +74,37 @@ def main(argv: list[str] | None = None) -> None:
     library = "timm" if arch.startswith(TIMM) else "torchvision"
     if args.to not in (None, library):
         raise errors.InputError(f"--to {args.to}: {arch} is {library}'s, and has no other names; leave --to out")
+    image_size = args.image_size or trained_size(source) or 224
+    if output.suffix in PROGRAMS:
+        write_program(output, source, arch, image_size)
+        return
     # Only to see whether it fits: nothing may be left over, only `fc` be missing.
-    load_encoder(get_encoder(arch, args.image_size or trained_size(source) or 224)(num_classes=1000), source, arch)
+    load_encoder(get_encoder(arch, image_size)(num_classes=1000), source, arch)
+    write_weights(output, weights, arch)
+    home = "moco.encoders" if arch in OWN else {"torchvision": "torchvision.models", "timm": "timm"}[library]
+    say(f"wrote {output}: all {len(weights)} tensors of {home}' {arch.removeprefix(TIMM)} but its classifier's")
+    say(f"next, for example: python main_lincls_imba.py --arch {arch} --pretrained {output}")
+
+
+def write_weights(output: Path, weights: dict[str, Tensor], arch: str) -> None:
     weights = {key: value.contiguous() for key, value in weights.items()}
     if output.suffix == SAFETENSORS:
         data = safetensors.torch.save(weights, metadata={"arch": arch, "format": "pt"})
         write_whole(output, lambda file: file.write(data))
     else:
         write_whole(output, lambda file: torch.save(weights, file))
-    home = "moco.encoders" if arch in OWN else {"torchvision": "torchvision.models", "timm": "timm"}[library]
-    say(f"wrote {output}: all {len(weights)} tensors of {home}' {arch.removeprefix(TIMM)} but its classifier's")
-    say(f"next, for example: python main_lincls_imba.py --arch {arch} --pretrained {output}")
+
+
+def write_program(output: Path, source: Path, arch: str, image_size: int) -> None:
+    """Written once it has computed what the network computes, on the same images."""
+    network = trained_network(source, arch, image_size)
+    data = PROGRAMS[output.suffix](network, image_size)
+    write_whole(output, lambda file: file.write(data))
+    say(
+        f"wrote {output}: {arch} of images (N, 3, {image_size}, {image_size}) to {' and '.join(network.names)}, which "
+        "were those of the network on the same images"
+    )
+    say("images are those that evaluation sees: resized, and normalised by the data set's mean and deviation")
 
 
 def trained_size(source: Path) -> int | None:
