@@ -10,6 +10,10 @@ On ImageNet-LT, the recipe of the release; and a head that is fitted in minutes:
     python main_lincls_imba.py --data-root IMAGENET --pretrained RUN/last.pth.tar --head logistic
 """
 
+import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+
+# isort: split
+
 from pathlib import Path
 
 import numpy as np

@@ -12,6 +12,10 @@ A recipe is a file of flags; here the paper's for CIFAR, contrast inside the bat
     python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
+import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+
+# isort: split
+
 from pathlib import Path
 
 import torch
@@ -157,6 +161,7 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         loader.start_at(epoch.number, epoch.first_step)
         keeper.begin_epoch(epoch, optimizer, means)
         train_one_epoch(loader, ddp, method, speed, epoch, schedule, progress, keeper, monitor)
+        keeper.before_measuring(monitor.due(epoch.number + 1))
         measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned)
         rate = rate_of(optimizer)  # of the epoch's last step
         # Logged before it is saved: a run killed in between does the epoch, and its line, again.

@@ -11,6 +11,10 @@ How good is a file? How far from the best possible, and what do its cosines look
     python target_generation.py --check optimal_1000_128.npy --plot targets.png
 """
 
+import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+
+# isort: split
+
 from pathlib import Path
 
 from torch import Tensor
@@ -21,7 +25,7 @@ from moco.targets.certificate import as_text, certificate
 from moco.targets.files import check_targets, read_targets, target_file_name
 from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file, tell
 from utils import errors
-from utils.devices import pick_device
+from utils.devices import check_memory, pick_device
 from utils.files import check_regular, json_text
 from utils.parser import Parser, number, positive_int, seed_number
 
@@ -90,6 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         targets, file = checked(args.check, num_classes, dim), Path(args.check)
     else:
         num_classes, dim = num_classes or 1000, dim or DIM
+        kept = 2 * spread.HISTORY * 4 * num_classes * dim  # bytes of what L-BFGS remembers, float32
+        check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", kept, "give smaller ones")
         file = Path(args.output or target_file_name(num_classes, dim))
         check_place("--output", file, args.overwrite)
         search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}

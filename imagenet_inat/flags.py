@@ -5,7 +5,7 @@ import argparse
 from imagenet_inat import datasets
 from imagenet_inat.whereabouts import SPLITS
 from moco.loader import VIEWS
-from utils.parser import Group, Parser, natural, number, positive_float, positive_int
+from utils.parser import Group, Parser, number, positive_float, positive_int
 
 
 def add_list_arguments(group: Parser | Group) -> None:
@@ -87,7 +87,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-j",
         "--workers",
-        type=natural,
+        type=number("workers", int, lambda value: 0 <= value <= 1024, "0 to 1024"),
         help="loader processes over all training processes of a machine; 0: none, load in between steps "
         "(default: the cores this job may use, at most the release's 32; on the CPU half of them, none for small "
         "images that --cache keeps)",

@@ -1,6 +1,7 @@
 """The images of a split list: read, found in the layout they lie in, and those that cannot be read."""
 
 import hashlib
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from utils.files import write_text
 from utils.randomness import Stream, counted_seed
 
 FILE = "bad_images.txt"
+LOOKED_AT = 100  # images of which one must be there, where bad ones are skipped; else it is the root that is wrong
 
 
 def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray, str]:
@@ -59,6 +61,8 @@ def open_rgb(root: Path, path: str) -> Image.Image:
     """
     if idx.is_inside(path):
         return Image.fromarray(idx.image(root, path)).convert("RGB")
+    if not stat.S_ISREG((root / path).stat().st_mode):
+        raise OSError("no regular file")  # a pipe would keep the reader waiting, /dev/zero busy, for ever
     with Image.open(root / path) as image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # else convert would copy it
@@ -106,11 +110,12 @@ class LongTailDataset(Dataset):
         self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
         self.pixels: Pixels | None = None  # see `keep_decoded`
         self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
-        first = self.root / self.paths[0].decode()
-        if not is_there(self.root, self.paths[0].decode()):
+        looked_at = self.paths[: LOOKED_AT if skip_bad else 1].tolist()
+        if not any(is_there(self.root, path.decode()) for path in looked_at):
+            which = "the first" if len(looked_at) == 1 else f"nor are the first {len(looked_at)}"
             raise InputError(
-                f"{first}: no such image, the first of {self.list_file}; --data-root must be the "
-                "folder that the list's paths start from"
+                f"{self.root / looked_at[0].decode()}: no such image, {which} of {self.list_file}; --data-root must be "
+                "the folder that the list's paths start from"
             )
 
     @property

@@ -14,10 +14,10 @@ from imagenet_inat.datasets import CUSTOM, DatasetSpec, row
 from imagenet_inat.holdout import held_out
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
-from imagenet_inat.whereabouts import Lists, find_lists, resolve_imbalance, resolve_largest
+from imagenet_inat.whereabouts import Lists, find_lists, names_all_lists, resolve_imbalance, resolve_largest
 from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from moco.views.batch import BatchViews
-from utils.devices import device_named
+from utils.devices import check_memory, device_named
 from utils.errors import InputError
 
 
@@ -95,11 +95,14 @@ def fill_in(args: argparse.Namespace) -> None:
     """Give the arguments that were left to the data set their values; nothing is read or written.
 
     Raises:
-        InputError: a row with a view that is none, or an imbalance that the set cannot have.
+        InputError: a row with a view that is none, or an imbalance that the set or its named lists cannot have.
     """
     spec = row(args.dataset)
     args.views = args.views or spec.view
     view_named(args.views, args.crop_scale)
+    for name in ("imbalance", "largest"):
+        if names_all_lists(args) and (value := getattr(args, name)) is not None:
+            raise InputError(f"--{name} {value:g}: the lists that are named are as they are; leave it or them out")
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
     args.largest = resolve_largest(spec, args.largest)
@@ -151,6 +154,9 @@ def settle_loading(args: argparse.Namespace, images: LongTailDataset, processes:
     Raises:
         InputError: --device-aug with a view that it cannot do, of these images.
     """
+    size, share = args.image_size, args.batch_size // processes
+    views = 4 * 3 * size**2 * share  # bytes of one view of a process's images, as float32
+    check_memory(f"--image-size {size}", f"a batch of {share} images", views, "give a smaller one, or a smaller -b")
     view, sample = view_named(args.views, args.crop_scale), images.sample()
     colour = view.colour if row(args.dataset).jitter else None
     small = args.cache == "auto" and sample.fits(processes)
@@ -173,8 +179,8 @@ def data_name(args: argparse.Namespace) -> str:
 def command_line(script: str, args: argparse.Namespace, **flags) -> str:
     """A command to type next on the same data as these arguments."""
     names = ["dataset", "arch", "data_root", "image_size"]
-    lists = ("splits", "train_txt", "val_txt", "test_txt", "imbalance", "largest")
-    names += [name for name in lists if getattr(args, name)]
+    names += [name for name in ("splits", "train_txt", "val_txt", "test_txt") if getattr(args, name)]
+    names += [name for name in ("imbalance", "largest") if getattr(args, name) and not names_all_lists(args)]
     names += ["views"] if args.views != row(args.dataset).view else []
     names += [name for name in ("crop_scale", "statistics", "holdout") if getattr(args, name)]
     flags = {name: getattr(args, name) for name in names} | flags

@@ -25,6 +25,11 @@ class Lists(NamedTuple):
             raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
 
 
+def names_all_lists(args: argparse.Namespace) -> bool:
+    """Whether the flags say where every list is, so that none is made."""
+    return bool(args.splits) or all(getattr(args, f"{split}_txt") for split in SPLITS)
+
+
 def find_lists(
     spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None, largest: int | None = None
 ) -> Lists:
@@ -32,8 +37,7 @@ def find_lists(
     are written at first use. A list that serves as two splits may be given under either name."""
     data_root = args.data_root or "data"
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
-    named = args.splits or all(getattr(args, f"{split}_txt") for split in SPLITS)
-    if spec.write and not (named and spec.place):  # whose images are not written: its lists alone are
+    if spec.write and not (names_all_lists(args) and spec.place):  # whose images are not written: its lists alone are
         spec.write(root, imbalance, largest)
     if spec.imbalance:
         root, folder = made_folders(spec.set_name, root, imbalance, largest)

@@ -1,4 +1,6 @@
-"""Devices: what --device names, and whether it is there."""
+"""Devices: what --device names, whether it is there, and whether something fits into the machine's memory."""
+
+import os
 
 import torch
 
@@ -30,8 +32,8 @@ def check_device(device: str, world: int) -> None:
             _check_cuda(parsed.index)
         else:
             torch.empty(0, device=parsed)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: {first_line(error)}") from None
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"device {device}: {first_line(error).split('. ')[0]}") from None
     if parsed.index is not None and world > 1:
         raise InputError(f"device {device}: {world} processes cannot share it; leave --device and --gpu out")
 
@@ -41,6 +43,18 @@ def _check_cuda(index: int | None) -> None:
         raise RuntimeError(f"PyTorch {torch.__version__} finds no GPU that it can use here")
     if index is not None and index >= torch.cuda.device_count():
         raise RuntimeError(f"there are {torch.cuda.device_count()}, counted from 0")
+
+
+def check_memory(flag: str, what: str, size: int, advice: str) -> None:
+    """Refuse what this machine cannot hold, before it is tried: the system would kill the process without a word.
+
+    size: bytes. Raises InputError.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        raise InputError(
+            f"{flag}: {what} takes {size / 2**30:,.0f} GiB, this machine has {there / 2**30:,.0f}; {advice}"
+        )
 
 
 def pick_device(name: str) -> torch.device:

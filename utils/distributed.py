@@ -7,13 +7,15 @@ the rest of the project reads the same for one process and for many.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from utils.errors import flush
 
 
 def under_torchrun() -> bool:
@@ -142,7 +144,8 @@ def main_process_first() -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """Print a line once in the whole job, above the bar if there is one."""
+    """Print a line once in the whole job, above the bar if there is one; where nobody reads on, nothing."""
     if is_main():
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):  # `flush` will meet it, and see to it
+            tqdm.write(text, file=sys.stdout)
+        flush()

@@ -1,9 +1,13 @@
 """One line for a user's mistake, exit code 2; a traceback only for a fault of ours."""
 
 import errno
+import os
+import re
+import select
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 # Signals that ask a run to stop, and the exit codes they get. SIGUSR1 is a scheduler's warning: a planned end.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
@@ -42,17 +46,20 @@ def one_line(error: InputError) -> str:
 def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
     """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C, or `Stopped`'s.
 
-    And 1 where memory has run out, or a loader process has died.
+    And 1 where memory has run out, a loader process has died, or nobody reads what is printed (`| head`).
 
     Args:
         interrupted: what to say after Ctrl-C about what is there and how to go on.
     """
+    _print_anywhere()
     try:
         main()
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and unread():
+            sys.exit(1)
         if error.filename is None and error.errno not in FULL:
             raise
         print(f"error: {error.filename or 'a log file'}: {error.strerror}", file=sys.stderr)
@@ -61,25 +68,58 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
         if message := str(stop):  # not every process has one
             print(message, file=sys.stderr)
         sys.exit(stop.exit_code)
-    except RuntimeError as error:
-        first = first_line(error).rstrip(".")
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-            print(f"error: {first}. Training needs less with a smaller -b or --amp bf16", file=sys.stderr)
-            sys.exit(1)
-        operation, nondeterministic, _ = first.partition(" does not have a deterministic implementation")
-        if nondeterministic:
-            print(
-                f"error: --deterministic: {operation} has no deterministic form on a GPU; leave --deterministic out, "
-                "or choose another --arch",
-                file=sys.stderr,
-            )
-            sys.exit(2)
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, MemoryError) as error:
+        message, exit_code = _of_library(error)
+        if not message:
             raise
-        print(
-            f"error: a loader process died: {first}. Too little memory? -j asks for fewer, or for none", file=sys.stderr
-        )
-        sys.exit(1)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(exit_code)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        flush()
+
+
+def _of_library(error: Exception) -> tuple[str, int]:
+    """What a library's error means to the user, and the exit code; "" for a fault of ours."""
+    first = first_line(error).rstrip(".")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return f"{first}. Training needs less with a smaller -b or --amp bf16", 1
+    asked = re.search(r"you tried to allocate (\d+) bytes", first)
+    if asked or isinstance(error, MemoryError) or first.startswith("Storage size calculation overflowed"):
+        size = f"{int(asked[1]) / 2**30:,.1f} GiB" if asked else first
+        return f"this machine has not the memory ({size}); smaller numbers need less, in training -b first of all", 1
+    operation, nondeterministic, _ = first.partition(" does not have a deterministic implementation")
+    if nondeterministic:
+        advice = "leave --deterministic out, or choose another --arch"
+        return f"--deterministic: {operation} has no deterministic form on a GPU; {advice}", 2
+    if str(error).startswith("DataLoader worker"):
+        return f"a loader process died: {first}. Too little memory? -j asks for fewer, or for none", 1
+    return "", 0
+
+
+def _print_anywhere() -> None:
+    """Where the console has no ÷ or ≤, or is closed, printing is no error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: a file that is opened later would else take its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        elif hasattr(stream, "reconfigure"):
+            with suppress(OSError):  # one that now leads elsewhere than when it was opened
+                stream.reconfigure(errors="backslashreplace")
+
+
+def flush() -> None:
+    """Bring out what was printed; where nobody reads on, as behind `| head`, what follows goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def unread() -> bool:
+    """Whether the one who read what is printed has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(state & select.POLLERR for _, state in poll.poll(0))

@@ -123,8 +123,9 @@ def number(name: str, kind: type, allowed: Callable[[float], bool], expected: st
     return convert
 
 
-positive_int = number("positive_int", int, lambda value: value >= 1, "1 or more")
-natural = number("natural", int, lambda value: value >= 0, "0 or more")
+MOST = 2**31 - 1  # of what is counted: within what the libraries' loops and indices take
+positive_int = number("positive_int", int, lambda value: 1 <= value <= MOST, f"1 or more, at most {MOST}")
+natural = number("natural", int, lambda value: 0 <= value <= MOST, f"0 or more, at most {MOST}")
 seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
 positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
 unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number, 0 or above")

@@ -7,8 +7,11 @@ python -m imagenet_inat.splits make cifar10 --imbalance 100
 python -m imagenet_inat.splits make inat --json train2018.json val2018.json
 """
 
+import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+
+# isort: split
+
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from imagenet_inat.splits.make import Plan, make_inat, make_split
 from imagenet_inat.splits.verify import verify
 from utils import errors
 from utils.errors import InputError
-from utils.parser import Parser, natural, positive_float, positive_int
+from utils.parser import Parser, number, positive_float, positive_int
 
 PUBLISHED = sorted(name for name, spec in REGISTRY.items() if spec.published)
 # What `make` takes besides its source; a flag of another kind of source is refused, not ignored.
@@ -35,11 +38,8 @@ MAKE_DEFAULTS = {
 }  # fmt: skip
 
 
-def list_seed(text: str) -> int:
-    value = natural(text)
-    if value >= 2**32:  # all that NumPy's legacy generator takes
-        raise argparse.ArgumentTypeError(f"found {text}, expected less than 2**32")
-    return value
+# All that NumPy's legacy generator takes.
+list_seed = number("list_seed", int, lambda value: 0 <= value < 2**32, "less than 2**32, and 0 or more")
 
 
 def get_args_parser() -> Parser:
@@ -169,8 +169,4 @@ def say_next(name: str, flags: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        errors.run(main, "nothing is half written; the same command takes it up again")
-    except BrokenPipeError:  # as by `verify ... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    errors.run(main, "nothing is half written; the same command takes it up again")

@@ -116,7 +116,12 @@ def _inat_text(path: Path) -> str:
         category = {entry["image_id"]: entry["category_id"] for entry in record["annotations"]}
         images = [image["file_name"] for image in record["images"]]
         labels = [category[image["id"]] for image in record["images"]]
-    except (ValueError, KeyError, TypeError) as error:
+        if not images:
+            raise ValueError("it lists no images")
+        for name, label in zip(images, labels, strict=True):
+            if not isinstance(name, str) or type(label) is not int or label < 0:
+                raise ValueError(f"found image {name!r} of category {label!r}, a text and a number from 0 on are meant")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         kind = type(error).__name__
         raise InputError(
             f"{path}: not the competition's annotations ({kind}: {error}); expected train2018.json or val2018.json, "

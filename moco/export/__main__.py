@@ -13,6 +13,10 @@ Encoder and head as a program, from images to features and, of a stage-2 checkpo
     python -m moco.export RUN encoder.pt2                              # torch.export.load(FILE).module()
 """
 
+import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+
+# isort: split
+
 from pathlib import Path
 
 import safetensors.torch

@@ -12,6 +12,7 @@ from PIL import Image
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from imagenet_inat.images import LongTailDataset
 from tests import ROOT, faults
 from utils.errors import InputError, one_line
 from utils.run import checkpoint
@@ -97,6 +98,46 @@ def test_in_evaluation_a_bad_image_always_ends_the_run(folder):
     pretrained = ["--pretrained", str(folder / "run" / "last.pth.tar"), "--run-dir", str(folder / "probe")]
     with pytest.raises(InputError, match=r"7\.png: not a readable image, .*custom_test\.txt:2"):
         stage2.main([*flags(folder), *pretrained, "--on-bad-image", "skip"])
+
+
+def test_where_bad_images_are_skipped_the_first_may_be_missing(folder, capsys):
+    (folder / "0.png").unlink()
+    with pytest.raises(InputError, match=r"0\.png: no such image, the first of .*custom_train\.txt"):
+        stage1.main([*flags(folder), *STAGE_1, "--run-dir", str(folder / "run")])
+    (folder / "custom_val.txt").write_text("2.png 0\n1.png 1\n")
+    stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")])
+    assert "note: 4 unreadable images" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"no such image, nor are the first 32 of .*--data-root must be"):
+        stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--data-root", str(folder / "run")])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_file_is_no_image_and_nobody_waits_for_it(make, folder):
+    (folder / "7.png").unlink()
+    make(folder / "7.png")
+    dataset = LongTailDataset(folder, folder / "custom_train.txt", 2, transform=None)
+    with pytest.raises(InputError, match=r"7\.png: not a readable image, .*custom_train\.txt:8 \(no regular file"):
+        dataset.read(7)
+
+
+def test_a_bad_image_of_validation_costs_no_epoch(folder, monkeypatch):
+    """It is found when an epoch has been trained: that epoch is there when the image has been mended."""
+    for name in BAD:
+        shutil.copy(folder / "1.png", folder / name)
+    (folder / "1.png").write_bytes(b"")
+    (folder / "custom_train.txt").write_text("".join(f"{2 * i}.png {i % 2}\n" for i in range(16)))
+    run, probe = folder / "run", folder / "probe"
+    first = [*flags(folder), *STAGE_1, "--monitor-freq", "1", "--resume", "auto", "--run-dir", str(run)]
+    second = [*flags(folder), "--pretrained", str(run / "last.pth.tar"), "--resume", "auto", "--run-dir", str(probe)]
+    for main, words, kept in ((stage1.main, first, run), (stage2.main, second, probe)):
+        with pytest.raises(InputError, match=r"1\.png: not a readable image, .*custom_val\.txt:2"):
+            main(words)
+        state = checkpoint.load(kept / "last.pth.tar")
+        assert (state["epoch"], state["step"]) == (0, 2)
+        shutil.copy(folder / "2.png", folder / "1.png")
+        main(words)
+        assert checkpoint.load(kept / "last.pth.tar")["epoch"] == 2
+        (folder / "1.png").write_bytes(b"")
 
 
 def test_a_loader_process_that_dies_is_an_error_with_its_cause(folder):

@@ -150,7 +150,17 @@ def test_inaturalists_annotations_become_its_lists(tmp_path, capsys):
     assert out.count("the known list, byte for byte") == 2 and "not the known list" not in out
 
 
-@pytest.mark.parametrize("change", [{"annotations": []}, {"images": [{"id": 1}]}, {"images": 3}])
+def one_image(name, category) -> dict:
+    return {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "category_id": category}]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"annotations": []}, {"images": [{"id": 1}]}, {"images": 3}, {"images": []}),
+        *(one_image(3, 0), one_image("a.jpg", "x"), one_image("a.jpg", -1), one_image("a.jpg", 1.5)),
+    ],
+)
 def test_a_file_that_is_no_annotation_file_is_refused(change, tmp_path):
     bad = str(inat_json(tmp_path / "bad.json", 3, **change))
     with pytest.raises(InputError, match=r"bad\.json: not the competition's annotations"):
@@ -158,3 +168,10 @@ def test_a_file_that_is_no_annotation_file_is_refused(change, tmp_path):
     assert not (tmp_path / "lists").exists()
     with pytest.raises(InputError, match="name the annotations with --json"):
         splits.main(["make", "inat"])
+
+
+def test_annotations_nested_without_end_are_refused(tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"bad\.json: not the competition's annotations \(RecursionError"):
+        splits.main(["make", "inat", "--json", str(bad), str(bad), "--output", str(tmp_path / "lists")])

@@ -109,6 +109,10 @@ class Monitor:
         """After a step of training on images with these labels, (N,): what is logged of it."""
         return {"probe": self.online.step(labels)} if self.online else {}
 
+    def due(self, epochs_done: int) -> bool:
+        """Whether `measure` measures after that many epochs."""
+        return bool(self.names) and epochs_done % (self.every or 1) == 0
+
     def measure(
         self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = lambda: None
     ) -> dict[str, float | None]:
@@ -118,7 +122,7 @@ class Monitor:
         uses, and the batch-norm statistics do not move. Arguments and errors: see `extract_features`.
         """
         found = dict.fromkeys(self.names)
-        if epochs_done % (self.every or 1):
+        if not self.due(epochs_done):
             return found
         if self.every:
             train, val = (

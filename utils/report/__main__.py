@@ -7,6 +7,10 @@ Trials, groups of runs that differ in their seed alone, as Markdown on the conso
     python -m utils.report --trials 'runs/kcl_s*' 'runs/tsc_s*'
 """
 
+import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+
+# isort: split
+
 from pathlib import Path
 
 from utils import errors

@@ -86,12 +86,12 @@ def train_classifier(
         distributed.broadcast_buffers(model)
         done = epoch.number + 1
         due = done % args.eval_freq == 0 or done == args.epochs
+        keeper.before_measuring(due)
         measured = measure(splits, model, speed, counts, keeper.stop_if_asked, f"epoch {done}") if due else {}
         also = (BEST,) if choose(results, done, measured) else ()
         log_epoch(log, means, done, rate_of(optimizer), measured, progress)
-        # The files hold the whole network, as the release's: written once an epoch, from one encoding.
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
-        keeper.end_epoch(also)
+        keeper.end_epoch(also)  # from one encoding: the files hold the whole network, as the release's
         loader.report_bad_images(keeper.run_dir)
     progress.close()
     return results

@@ -40,6 +40,7 @@ class Keeper:
     ):
         self.run_dir, self.state, self.model = run_dir, state, model
         self.stop, self.save_steps, self.live, self.rehearsal = stop, save_steps, live, rehearsal
+        self.measured = False
 
     def begin_epoch(self, epoch: Epoch, optimizer: torch.optim.Optimizer, means: Means) -> None:
         """An epoch begins, or goes on."""
@@ -70,6 +71,12 @@ class Keeper:
             self._write(())
             distributed.barrier()  # a rank that leaves first would take the writing one down
             raise stopped(number, str(self.state))
+
+    def before_measuring(self, due: bool) -> None:
+        """Save what has been trained, the first time since the start: a broken image of validation costs no epoch."""
+        if due and not self.measured:
+            self.measured = True
+            self._write(())
 
     def end_epoch(self, also: tuple[str, ...] = ()) -> None:
         """The epoch is done: last.pth.tar, and copies under the names in `also`."""
