@@ -23,7 +23,7 @@ from imagenet_inat.datasets import REGISTRY
 from moco.targets import spread
 from moco.targets.certificate import as_text, certificate
 from moco.targets.files import check_targets, read_targets, target_file_name
-from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file, tell
+from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
 from utils import errors
 from utils.devices import check_memory, pick_device
 from utils.files import check_regular, json_text
@@ -139,13 +139,13 @@ def report(targets: Tensor, file: Path, args) -> None:
     if len(targets) < 2:
         raise errors.InputError(f"{file}: one target alone has no cosines to report")
     facts = {"file": str(file)} | certificate(targets.numpy(), args.temperature)
-    print(json_text(facts, indent=2) if args.json else as_text(facts), flush=True)
+    print(json_text(facts, indent=2) if args.json else errors.printable(as_text(facts)), flush=True)
     if args.plot:
         from moco.targets.picture import plot_targets  # matplotlib takes a second to import
 
         plot_targets(targets.numpy(), facts, Path(args.plot))
-        tell(f"wrote {args.plot}")
-    tell(f"next: a TSC run with --targeted --moco-dim {targets.shape[1]} --targets {file}")
+        errors.tell(f"wrote {args.plot}")
+    errors.tell(f"next: a TSC run with --targeted --moco-dim {targets.shape[1]} --targets {file}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.errors import flush
+from utils.errors import flush, printable
 
 
 def under_torchrun() -> bool:
@@ -144,8 +144,11 @@ def main_process_first() -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """Print a line once in the whole job, above the bar if there is one; where nobody reads on, nothing."""
+    """Print a line once in the whole job, above the bar if there is one; names in it cannot act on the terminal.
+
+    Where nobody reads on it prints nothing, and the run goes on.
+    """
     if is_main():
         with suppress(BrokenPipeError):  # `flush` will meet it, and see to it
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
         flush()

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import reprlib
 import select
 import signal
 import sys
@@ -11,7 +12,25 @@ from contextlib import suppress
 
 # Signals that ask a run to stop, and the exit codes they get. SIGUSR1 is a scheduler's warning: a planned end.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+# What a terminal or a page acts on and does not show: control characters, directions of writing, halves of letters.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: of a file that does not say which it is
+
+
+def printable(text: str) -> str:
+    r"""Text of a file or of a name as it can be shown: what would act on a terminal is spelled, as `\x1b` is.
+
+    Line breaks and tabs stay.
+    """
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def brief(value: object) -> str:
+    """What was found, for a message: 60 letters at most, however large or deep the value is."""
+    try:
+        return reprlib.repr(value)[:60]
+    except Exception as error:  # of a value from elsewhere, as a number of too many digits
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
 class InputError(Exception):
@@ -43,6 +62,16 @@ def one_line(error: InputError) -> str:
     return str(error).rsplit("InputError: ", 1)[-1].strip()
 
 
+def tell(text: str) -> None:
+    """Say something on stderr: stdout may be read by a program."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _complain(text: str) -> None:
+    """A line, whatever the names in it."""
+    tell("error: " + text.replace("\n", "\\n"))
+
+
 def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
     """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C, or `Stopped`'s.
 
@@ -55,27 +84,27 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
     try:
         main()
     except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _complain(one_line(error))
         sys.exit(2)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and unread():
             sys.exit(1)
         if error.filename is None and error.errno not in FULL:
             raise
-        print(f"error: {error.filename or 'a log file'}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename or 'a log file'}: {error.strerror}")
         sys.exit(2)
     except Stopped as stop:
         if message := str(stop):  # not every process has one
-            print(message, file=sys.stderr)
+            tell(message)
         sys.exit(stop.exit_code)
     except (RuntimeError, MemoryError) as error:
         message, exit_code = _of_library(error)
         if not message:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        _complain(message)
         sys.exit(exit_code)
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        tell(f"\ninterrupted: {interrupted}")
         sys.exit(130)
     finally:
         flush()

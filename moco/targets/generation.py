@@ -13,16 +13,12 @@ from moco.targets import spread
 from moco.targets.certificate import certificate, energy_of, verdict
 from moco.targets.files import check_targets
 from moco.targets.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
+from utils.errors import tell
 from utils.files import first_free, write_whole
 
 TEMPERATURE = 0.07
 DIM = 128
 EVALUATIONS = 600  # of the L-BFGS; where 1000 points in R^128 have all but settled
-
-
-def tell(line: str) -> None:
-    """A line for the reader; stdout may be read by a program."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def generate_file(

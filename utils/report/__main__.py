@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError("--output: trials without a RUN are printed; append > FILE, or name RUNs for a report")
     of_trials = [trials.section(trials.read_groups(args.trials))] if args.trials else []
     if not args.runs:
-        print(markdown_section(of_trials[0]), end="")
+        print(errors.printable(markdown_section(of_trials[0])), end="")
         return
     runs = named([read_run(path) for path in args.runs])
     # The result comes first, and how it was made last.

@@ -1,0 +1,1 @@
+"""Files and names that were made to do harm, or damaged until they could."""
