@@ -1,6 +1,7 @@
 """One line for a user's mistake, exit code 2; a traceback only for a fault of ours."""
 
 import errno
+import multiprocessing
 import os
 import re
 import reprlib
@@ -9,6 +10,8 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+
+from tqdm import tqdm
 
 # Signals that ask a run to stop, and the exit codes they get. SIGUSR1 is a scheduler's warning: a planned end.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
@@ -51,19 +54,38 @@ class Stopped(Exception):  # noqa: N818, it is no error
         self.exit_code = exit_code
 
 
+class CannotMeet(InputError):  # noqa: N818
+    """The processes of a job do not come together."""
+
+
+class PeerLost(Exception):  # noqa: N818, whose fault it is nobody knows
+    """Another process of the job has ended, or does not answer. The message is one line; empty: another says it."""
+
+
+OF_THE_JOB = (CannotMeet, PeerLost)  # all processes of a machine end so: the one that launched them says it, once
+
+
 def first_line(error: Exception) -> str:
     """The first line of what a library says of a failure, with the next one if it ends in a colon; else its class."""
     first, *others = str(error).splitlines() or [type(error).__name__]
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
-def one_line(error: InputError) -> str:
-    """The message without the traceback a loader worker wraps around it."""
-    return str(error).rsplit("InputError: ", 1)[-1].strip()
+def one_line(error: Exception) -> str:
+    """The message without the traceback that a loader worker, or a launched process, wraps around it."""
+    return re.split("(?:InputError|CannotMeet|PeerLost): ", str(error))[-1].strip()
+
+
+def of_the_job(error: Exception) -> Exception:
+    """The one of OF_THE_JOB that is told in the traceback which a launched process has left, or else the error."""
+    told = (kind(one_line(error)) for kind in OF_THE_JOB if f"{kind.__name__}: " in str(error))
+    return next(told, error)
 
 
 def tell(text: str) -> None:
-    """Say something on stderr: stdout may be read by a program."""
+    """Say something on stderr, where a bar may still stand: stdout may be read by a program."""
+    for bar in [*getattr(tqdm, "_instances", ())]:
+        bar.close()
     print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -75,7 +97,8 @@ def _complain(text: str) -> None:
 def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
     """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C, or `Stopped`'s.
 
-    And 1 where memory has run out, a loader process has died, or nobody reads what is printed (`| head`).
+    And 1 where memory has run out, a loader process or another one of the job has died, or nobody reads what is printed
+    (`| head`).
 
     Args:
         interrupted: what to say after Ctrl-C about what is there and how to go on.
@@ -83,9 +106,12 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
     _print_anywhere()
     try:
         main()
-    except InputError as error:
-        _complain(one_line(error))
-        sys.exit(2)
+    except (InputError, PeerLost) as error:
+        if isinstance(error, OF_THE_JOB) and multiprocessing.parent_process():
+            raise
+        if line := one_line(error):  # not every process has one
+            _complain(line)
+        sys.exit(1 if isinstance(error, PeerLost) else 2)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and unread():
             sys.exit(1)

@@ -126,6 +126,7 @@ def number(name: str, kind: type, allowed: Callable[[float], bool], expected: st
 MOST = 2**31 - 1  # of what is counted: within what the libraries' loops and indices take
 positive_int = number("positive_int", int, lambda value: 1 <= value <= MOST, f"1 or more, at most {MOST}")
 natural = number("natural", int, lambda value: 0 <= value <= MOST, f"0 or more, at most {MOST}")
+seconds = number("seconds", int, lambda value: 1 <= value <= 10**6, "1 to 1000000")
 seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
 positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
 unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number, 0 or above")

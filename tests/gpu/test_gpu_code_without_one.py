@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 import main_moco_supcon_imba as stage1
-from utils import devices, distributed
+from utils import devices, distributed, meeting
 from utils.errors import InputError, run
 from utils.optimizers import sgd
 from utils.run import launch
@@ -83,10 +83,10 @@ def test_processes_that_share_a_gpu_are_refused_when_they_have_met(others, share
     monkeypatch.setattr(dist, "all_gather_object", gather)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
     if not shared:
-        launch._check_one_gpu_each(GPU)
+        meeting.check_one_gpu_each(GPU)
         return
     with pytest.raises(InputError, match="processes 0, 1 have the same GPU, a: start one process for each GPU"):
-        launch._check_one_gpu_each(GPU)
+        meeting.check_one_gpu_each(GPU)
 
 
 def settings() -> tuple:

@@ -3,7 +3,7 @@
 import argparse
 
 from utils.optimizers import OPTIMIZERS
-from utils.parser import Group, fraction, natural, positive_float, positive_int, seed_number, unsigned_float
+from utils.parser import Group, fraction, natural, positive_float, positive_int, seconds, seed_number, unsigned_float
 
 # Arguments that say where and how a run is done, not what it computes: free to differ when it goes on.
 # The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
@@ -13,7 +13,8 @@ FREE = frozenset((
     "run_dir", "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq",
     "save_freq", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe", "init_from", "device", "gpu",
     "grad_checkpointing", "dry_run",
-    "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "eval_batch_size", "cache",
+    "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "dist_timeout",
+    "eval_batch_size", "cache",
 ))
 # fmt: on
 
@@ -216,7 +217,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("Distributed", "torchrun needs none of these")
+    group = parser.add_argument_group("Distributed", "torchrun needs none of these, and takes the last two")
     group.add_argument(
         "--multiprocessing-distributed",
         action="store_true",
@@ -226,3 +227,13 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", type=int, default=-1, help="number of this machine, from 0")
     group.add_argument("--dist-url", default="tcp://localhost:10000", help="address and free port of machine 0")
     group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="(default: nccl with GPUs, gloo without)")
+    group.add_argument(
+        "--dist-timeout",
+        type=seconds,
+        default=1800,
+        metavar="SECONDS",
+        help="how long a process waits for the others, at the start and in every step, before it gives up with one "
+        "line. One that has died is mostly seen at once; this is for one that is silent, as where the network has "
+        "failed. It must be longer than what one process does while the rest wait: loads weights or a large cache, "
+        "draws targets for thousands of classes, writes a checkpoint to a slow disk. 60 to 600 is enough for most runs",
+    )

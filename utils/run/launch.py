@@ -4,26 +4,22 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils import distributed, errors
+from utils import errors, meeting
 from utils.devices import check_device, device_named
 from utils.distributed import under_torchrun
-from utils.errors import InputError, first_line
+from utils.errors import InputError
 from utils.measure import rehearsal
 
 GRACE_SECONDS = 20
 MAX_WORKERS = 32  # the release's default
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
-TIMEOUT = timedelta(minutes=30)
 
 
 class Place(NamedTuple):
@@ -50,17 +46,18 @@ def launch(worker: Callable, args) -> None:
 
 def _work_in_torchrun(worker: Callable, args) -> None:
     place = _take_place(args, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    with group(place.device, args.dist_backend, "env://", _torchrun_meeting):
+    speaks = os.environ["LOCAL_RANK"] == "0"
+    with meeting.group(place.device, args.dist_backend, "env://", meeting.by_torchrun, args.dist_timeout, speaks):
         worker(args, place)
 
 
 def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> None:
     place = _take_place(args, local_rank, per_node)
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    numbers = {"world_size": nodes * per_node, "rank": node * per_node + local_rank}
+    way = {"init_method": args.dist_url, "world_size": nodes * per_node, "rank": node * per_node + local_rank}
 
     def join_and_work() -> None:
-        with group(place.device, args.dist_backend, args.dist_url, lambda: {"init_method": args.dist_url, **numbers}):
+        with meeting.group(place.device, args.dist_backend, args.dist_url, lambda _: way, args.dist_timeout):
             worker(args, place)
 
     errors.run(join_and_work)  # a spawned process reports for itself
@@ -81,10 +78,10 @@ def _spawn(worker: Callable, args, processes: int) -> None:
     try:
         while not context.join(**patience):
             pass
-    except mp.ProcessRaisedException:
+    except mp.ProcessRaisedException as error:
         if any(process.exitcode == 2 for process in context.processes):
             sys.exit(2)  # a user's mistake that one process has named; the others only missed it
-        raise
+        raise errors.of_the_job(error) from None
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:
             sys.exit(error.exit_code)  # the process has said why
@@ -94,46 +91,6 @@ def _spawn(worker: Callable, args, processes: int) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def group(device: torch.device, backend: str | None, where: str, meeting: Callable[[], dict]) -> Iterator[None]:
-    """Join the process group of the job; leave it when all have done the block.
-
-    backend: --dist-backend; None: nccl for GPUs, gloo for CPUs. where: the address, as the user knows it.
-    meeting: makes the rest that `init_process_group` takes.
-
-    Raises:
-        InputError: the processes cannot meet, or two have the same GPU.
-    """
-    on_gpu = device.type == "cuda"
-    backend = backend or ("nccl" if on_gpu else "gloo")
-    if backend == "nccl":
-        backend = "cpu:gloo,cuda:nccl"  # what the hosts agree on does not wait for the devices
-    try:
-        dist.init_process_group(backend, timeout=TIMEOUT, **meeting())
-        if on_gpu and "nccl" in backend:
-            _check_one_gpu_each(device)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes cannot meet at {where} over {backend}: {first_line(error)}") from None
-    try:
-        yield
-        distributed.barrier()  # nobody leaves while another still writes or speaks
-    finally:
-        dist.destroy_process_group()
-
-
-def _torchrun_meeting() -> dict:
-    """torchrun's group, on one machine with a store of its own for each restart.
-
-    torchrun serves one store for all restarts, in which the addresses of killed processes still
-    stand: a new process that reads too soon would try to reach them, and the group never meet.
-    """
-    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
-        return {"init_method": "env://"}  # the machines may not agree on how often they have started
-    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return {"store": dist.PrefixStore(f"restart {restart}", store), "rank": rank, "world_size": world}
 
 
 def _take_place(args, local_rank: int, processes: int) -> Place:
@@ -152,23 +109,6 @@ def _device(args, local_rank: int) -> torch.device:
         return device
     # A launcher may show each process its own GPU alone: Slurm's --gpus-per-task does.
     return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
-
-
-def _check_one_gpu_each(device: torch.device) -> None:
-    """Refuse processes that share a GPU, which NCCL cannot, and would say in forty lines.
-
-    Raises:
-        InputError: two have the same one; on every rank.
-    """
-    mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", distributed.rank()))  # torch 2.4 does not tell
-    everyone = [""] * distributed.world_size()
-    dist.all_gather_object(everyone, mine)
-    if shared := sorted({gpu for gpu in everyone if everyone.count(gpu) > 1}):
-        ranks = [number for number, gpu in enumerate(everyone) if gpu == shared[0]]
-        raise InputError(
-            f"processes {', '.join(map(str, ranks))} have the same GPU, {shared[0]}: start one process for each GPU, "
-            "or show each its own (CUDA_VISIBLE_DEVICES)"
-        )
 
 
 def _share_cores(device: torch.device, workers: int | None, processes: int) -> int:

@@ -1,0 +1,59 @@
+"""One machine of a small job of two, for tests: it meets the other, and the second does what it is told.
+
+python -m tests.machine.hosts DOES FOLDER, with the variables that torchrun sets, or with the release's flags.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils import distributed, errors
+from utils.errors import InputError
+from utils.parser import Parser
+from utils.run import arguments, launch
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+DOES = {
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "keep silent": lambda: time.sleep(3600),
+    "refuse": lambda: raise_(InputError("--this: cannot be")),
+    "fail": lambda: raise_(RuntimeError("a fault of the program")),
+}
+
+
+def work(args, place: launch.Place) -> None:
+    bar = tqdm(total=10, initial=4, desc="a bar", leave=False, disable=not sys.stderr.isatty())
+    distributed.barrier()
+    if distributed.rank() == 1:
+        DOES[args.does]()
+    distributed.barrier()
+    bar.close()
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("does", choices=list(DOES))
+    parser.add_argument("folder", type=Path)
+    arguments.add_running_arguments(parser)
+    arguments.add_distributed_arguments(parser)
+    parser.set_defaults(device="cpu", workers=0, lr=0.1)
+    args = parser.parse_args()
+    launch.PROCESSES_WITHOUT_GPU = 1
+    # To start takes longer, and on a busy machine by more, than a test wants the two to wait for each other.
+    me = os.environ.get("RANK", str(args.rank))
+    (args.folder / me).touch()
+    while not (args.folder / str(1 - int(me))).exists():
+        time.sleep(0.05)
+    launch.launch(work, arguments.Frozen(args))
+
+
+if __name__ == "__main__":
+    errors.run(main)

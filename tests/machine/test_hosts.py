@@ -1,0 +1,105 @@
+"""Two machines, played by processes of this one: how the one ends when the other is lost (gloo, CPU)."""
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.processes import free_port
+
+LOST = re.compile(
+    r"error: process 0 of 2 has lost another \(.+\): it has ended, has not answered for --dist-timeout (\d+) seconds, "
+    r"or the network has failed; --resume auto goes on from the last checkpoint\n"
+)
+
+
+def start(does: str, folder: Path, number: int, port: int, *flags: str, err: int = subprocess.PIPE) -> subprocess.Popen:
+    """Machine `number` of two, as torchrun starts its process there."""
+    names = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
+    environment = os.environ | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "tests.machine.hosts", does, str(folder), *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=err, text=True)
+
+
+def both(does: str, folder: Path, *flags: str, **first) -> list[subprocess.Popen]:
+    port = free_port()
+    return [
+        start(does, folder, number, port, *flags, **(first if number == 0 else {"err": subprocess.PIPE}))
+        for number in range(2)
+    ]
+
+
+def end_of(machine: subprocess.Popen) -> tuple[int, str]:
+    _, err = machine.communicate(timeout=120)
+    return machine.returncode, err
+
+
+@pytest.mark.parametrize(
+    ("does", "its_end"),
+    [("refuse", "error: --this: cannot be\n"), ("fail", r".*Traceback(.*\n)+.*RuntimeError: a fault .*\n")],
+)
+def test_one_that_ends_leaves_the_other_with_one_line(does, its_end, tmp_path):
+    """A fault of the program, which is nobody's loss, keeps its traceback."""
+    first, second = both(does, tmp_path)
+    code, err = end_of(second)
+    assert code == {"refuse": 2, "fail": 1}[does] and re.fullmatch(its_end, err), err
+    code, err = end_of(first)
+    assert code == 1 and LOST.fullmatch(err), err
+
+
+def test_one_that_keeps_silent_is_waited_for_only_so_long(tmp_path):
+    first, second = both("keep silent", tmp_path, "--dist-timeout", "3")
+    code, err = end_of(first)
+    second.kill()
+    second.communicate()
+    assert code == 1 and LOST.fullmatch(err)[1] == "3", err
+
+
+def test_one_that_never_comes_is_waited_for_only_so_long(tmp_path):
+    (tmp_path / "1").touch()
+    code, err = end_of(start("die", tmp_path, 0, free_port(), "--dist-timeout", "3"))
+    assert code == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: the processes cannot meet at env:// over gloo: ")
+
+
+def test_one_that_is_killed_leaves_the_other_with_a_line_that_no_bar_tears(tmp_path):
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 300, 0, 0))  # rows and columns
+    first, second = both("die", tmp_path, err=its_end)
+    os.close(its_end)
+    written = b""
+    while True:
+        try:
+            written += os.read(terminal, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+    os.close(terminal)
+    assert first.wait(timeout=120) == 1
+    assert end_of(second) == (-signal.SIGKILL, "")
+    shown = written.decode().replace("\r\n", "\n")
+    assert "a bar:  40%" in shown
+    before, last = re.split(r"(?=error: )", shown, maxsplit=1)
+    assert not before.rpartition("\r")[2].strip() and LOST.fullmatch(last), shown
+
+
+def test_the_launching_process_says_it_for_those_it_launched(tmp_path):
+    """The release's flags: one line a machine, from above, and the cause where it is known."""
+    url = ["--multiprocessing-distributed", "--world-size", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    command = [sys.executable, "-m", "tests.machine.hosts", "die", str(tmp_path), *url, "--rank"]
+    first, second = (
+        subprocess.Popen([*command, number], cwd=ROOT, stderr=subprocess.PIPE, text=True) for number in "01"
+    )
+    code, err = end_of(second)
+    assert code == 128 + signal.SIGKILL
+    assert err.splitlines()[0] == "error: process 0 was killed by SIGKILL; --resume auto goes on"
+    code, err = end_of(first)
+    assert code == 1 and LOST.fullmatch(err), err
