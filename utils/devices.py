@@ -1,4 +1,4 @@
-"""Devices: what --device names, whether it is there, and whether something fits into the machine's memory."""
+"""Devices: what --device names, whether it is there, how many share it; and what a machine's memory holds."""
 
 import os
 
@@ -65,3 +65,20 @@ def pick_device(name: str) -> torch.device:
     """
     check_device(name, 1)
     return device_named(name)
+
+
+def check_gpus(device: torch.device, processes: int) -> None:
+    """Refuse more processes on this machine than it has GPUs, where each would take the one of its number.
+
+    Raises:
+        InputError: there are more.
+    """
+    gpus = torch.cuda.device_count()
+    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # if not, they say so when they have met
+    if device == torch.device("cuda") and 0 < gpus < processes and not each_its_own:
+        raise InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which on a cluster can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,6 @@ With one process there is no group: every function here is then the identity, so
 the rest of the project reads the same for one process and for many.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils import launchers
 from utils.errors import flush, printable
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun has started this process, once for each of the job."""
-    return "LOCAL_RANK" in os.environ
 
 
 def active() -> bool:
@@ -39,9 +34,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the one process that writes files and prints."""
-    if not active() and under_torchrun():  # before it has joined the others
-        return os.environ.get("RANK", "0") == "0"
-    return rank() == 0
+    return rank() == 0 if active() else launchers.first_of_job()  # before it has joined the others
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
@@ -119,6 +112,14 @@ def same_on_all_ranks(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all_ranks(value) -> list:
+    """The ranks' values, in rank order, on every rank."""
+    everyone = [value] * world_size()
+    if active():
+        dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def same_tensor(tensor: Tensor) -> None:

@@ -4,13 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 
-from utils import distributed, recipes
+from utils import launchers, recipes
 from utils.distributed import say
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE, anywhere among the flags, takes in a file of flags, as those in recipes/ are; a flag that is
 given again has its later value. A value that begins with @ is written --name=@value."""
-LAUNCH_FLAGS = ("multiprocessing_distributed", "world_size", "rank", "dist_url")
+MACHINES = ("world_size", "rank", "dist_url")  # of --multiprocessing-distributed
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,14 +90,18 @@ def parse(
         found = [(when, [spelling[name] for name in spelling if name in {*names} & typed]) for when, names in cases]
         return [(when, flags) for when, flags in found if flags]
 
-    for when, flags in among(refused(args)):
+    alone = hasattr(args, "dist_url") and not (args.multiprocessing_distributed or launchers.is_one_of_many())
+    no_use = [("without --multiprocessing-distributed", ("dist_url",))] if alone else []
+    for when, flags in among([*refused(args), *no_use]):
         parser.error(f"{', '.join(flags)}: of no use {when}, leave it out")
     cases = [*idle(args)]
     if hasattr(args, "cos"):
         cases += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
         cases += [("with --optimizer adamw", ("momentum",))] if args.optimizer == "adamw" else []
         cases += [] if args.warmup_epochs else [("without --warmup-epochs", ("warmup_from",))]
-    cases += [("under torchrun", LAUNCH_FLAGS)] if distributed.under_torchrun() else []
+    cases += [("for one process", ("dist_backend",))] if alone else []
+    cases += [("under torchrun", ("multiprocessing_distributed", *MACHINES))] if launchers.under_torchrun() else []
+    cases += [("under srun", MACHINES)] if launchers.under_srun() and not args.multiprocessing_distributed else []
     for when, flags in among(cases):
         say(f"note: {', '.join(flags)} without effect {when}")
     return args

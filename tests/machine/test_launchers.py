@@ -1,13 +1,16 @@
 """What a launcher gives and what it does not, before any process has met another."""
 
 import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from examples import cross_entropy
 from imagenet_inat.sets import digits
 from tests import ROOT
 from utils.errors import InputError
@@ -59,6 +62,58 @@ def test_the_releases_launch_flags_are_idle_under_torchrun(torchrun, flags, caps
     args = parse(stage1.get_args_parser(), words)
     assert capsys.readouterr().out == "note: --world-size, --rank, --dist-url without effect under torchrun\n"
     launch.check(args)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("LOCAL_RANK", "x", "LOCAL_RANK=x: expected a whole number, 0 to 1, as LOCAL_WORLD_SIZE is 2"),
+        ("LOCAL_RANK", "2", "LOCAL_RANK=2: expected a whole number, 0 to 1, as LOCAL_WORLD_SIZE is 2"),
+        ("LOCAL_RANK", "", "LOCAL_RANK=: expected a whole number, 0 to 1, as LOCAL_WORLD_SIZE is 2"),
+        ("RANK", "5", "RANK=5: expected a whole number, 0 to 1, as WORLD_SIZE is 2"),
+        ("RANK", "-1", "RANK=-1: expected a whole number, 0 to 1, as WORLD_SIZE is 2"),
+        ("WORLD_SIZE", "x", "WORLD_SIZE=x: expected a whole number, 1 or more"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE=0: expected a whole number, 1 or more"),
+        ("LOCAL_WORLD_SIZE", "0", "LOCAL_WORLD_SIZE=0: expected a whole number, 1 to 2, as WORLD_SIZE is 2"),
+        ("LOCAL_WORLD_SIZE", "3", "LOCAL_WORLD_SIZE=3: expected a whole number, 1 to 2, as WORLD_SIZE is 2"),
+        ("MASTER_PORT", "x", "MASTER_PORT=x: expected a whole number, 1 to 65535"),
+        ("MASTER_PORT", "0", "MASTER_PORT=0: expected a whole number, 1 to 65535"),
+    ],
+)
+def test_what_a_launcher_sets_wrongly_is_named(name, value, expected, torchrun, flags, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{expected}(;|,) start with torchrun, or unset LOCAL_RANK$"):
+        stage1.main([*flags, "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("main", [stage1.main, stage2.main, cross_entropy.main])
+def test_an_address_is_of_no_use_to_one_process(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--dataset", "digits", "--dist-url", "tcp://elsewhere:1"])
+    assert end.value.code == 2
+    expected = "error: --dist-url: of no use without --multiprocessing-distributed, leave it out"
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_backend_is_idle_for_one_process(flags, capsys):
+    parse(stage1.get_args_parser(), [*flags, "--dist-backend", "gloo"])
+    assert capsys.readouterr().out == "note: --dist-backend without effect for one process\n"
+    parse(stage1.get_args_parser(), [*flags, "--dist-backend", "gloo", "--multiprocessing-distributed"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_port_that_is_taken_is_said_before_any_process_starts(flags, tmp_path):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = [*flags, "--multiprocessing-distributed", "--dist-url", f"tcp://localhost:{port}"]
+        with pytest.raises(
+            InputError, match=f"--dist-url tcp://localhost:{port}: port {port} of this machine: .* give"
+        ):
+            stage1.main([*words, "--run-dir", str(tmp_path / "run")])
+        second = stage1.get_args_parser().parse_args([*words, "--world-size", "2", "--rank", "1"])
+        launch.check(second)  # the port is the first machine's
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_validation_images_than_processes_are_refused(torchrun, flags, digits_root, tmp_path):

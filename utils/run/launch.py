@@ -4,17 +4,17 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import signature
 from typing import NamedTuple
 
 import torch
 import torch.multiprocessing as mp
 
-from utils import errors, meeting
-from utils.devices import check_device, device_named
-from utils.distributed import under_torchrun
+from utils import errors, launchers, meeting
+from utils.devices import check_device, check_gpus, device_named, usable_cores
 from utils.errors import InputError
+from utils.launchers import under_srun, under_torchrun
 from utils.measure import rehearsal
 
 GRACE_SECONDS = 20
@@ -30,24 +30,32 @@ class Place(NamedTuple):
 
 
 def launch(worker: Callable, args) -> None:
-    """Run worker(args, place) in this process, in torchrun's, or in one process per GPU.
+    """Run worker(args, place) in this process, in torchrun's or srun's, or in one process per GPU.
 
     `--multiprocessing-distributed` is the release's way: --world-size counts
     machines, --rank is this machine's number, --dist-url says where machine 0 is.
     """
     with rehearsal.aside(args) as args:
-        if under_torchrun():
-            _work_in_torchrun(worker, args)
+        if _is_started_for_all(args):
+            _work_as_started(worker, args)
         elif args.multiprocessing_distributed:
             _spawn(worker, args, torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
         else:
             worker(args, _take_place(args, 0, processes=1))
 
 
-def _work_in_torchrun(worker: Callable, args) -> None:
-    place = _take_place(args, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    speaks = os.environ["LOCAL_RANK"] == "0"
-    with meeting.group(place.device, args.dist_backend, "env://", meeting.by_torchrun, args.dist_timeout, speaks):
+def _is_started_for_all(args) -> bool:
+    """Whether a launcher has started each of the job's processes; a task of srun may instead start them itself."""
+    return under_torchrun() or (under_srun() and not args.multiprocessing_distributed)
+
+
+def _work_as_started(worker: Callable, args) -> None:
+    numbers = launchers.numbers()
+    place, speaks = _take_place(args, numbers.local_rank, numbers.local_world_size), numbers.local_rank == 0
+    where, way = "env://", meeting.by_torchrun
+    if under_srun():
+        where, way = launchers.slurm_address(), lambda _: numbers.meeting(where)
+    with meeting.group(place.device, args.dist_backend, where, way, args.dist_timeout, speaks):
         worker(args, place)
 
 
@@ -117,7 +125,7 @@ def _share_cores(device: torch.device, workers: int | None, processes: int) -> i
     Without a GPU, workers and training compete for the cores, and threads that spin
     while a worker holds their core cost more than they bring: each core gets one job.
     """
-    cores = max(1, usable_cores() // processes)
+    cores = launchers.cores_of_process(usable_cores(), processes)
     on_cpu = device.type == "cpu"
     default = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
     share = default if workers is None else math.ceil(workers / processes)
@@ -126,24 +134,23 @@ def _share_cores(device: torch.device, workers: int | None, processes: int) -> i
     return share
 
 
-def usable_cores() -> int:
-    """Cores this process may run on, which on a cluster can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check(args) -> int:
     """Whether processes and devices can be as the command line has them; returns how many processes there will be.
 
     Raises:
         InputError: machines are numbered wrongly, the batch does not divide over the processes; see
-            `world_size_from`, `check_device`.
+            `world_size_from`, `check_device`; the port is taken.
     """
-    if not under_torchrun():  # which numbers the machines itself
+    if not _is_started_for_all(args):  # else the launcher numbers the machines
         nodes = max(args.world_size, 1)
         if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
             raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
         if args.rank >= nodes:
             raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1}, for --world-size {nodes}")
+        if args.multiprocessing_distributed:
+            launchers.check_tasks(nodes)
+            if args.rank <= 0:
+                launchers.check_port(args.dist_url, "--dist-url")
     rehearsal.check(args)
     world = world_size_from(args)
     if args.batch_size % world:
@@ -156,24 +163,12 @@ def world_size_from(args) -> int:
     """How many processes `launch` will make of these arguments, before it has.
 
     Raises:
-        InputError: a launcher has set LOCAL_RANK and not the rest, or started more processes than there are GPUs.
+        InputError: what a launcher has set is not whole or not right, or it started more processes than there are GPUs.
     """
-    if under_torchrun():
-        _check_launcher(device_named(args.device), os.environ)
-        return int(os.environ["WORLD_SIZE"])
+    if _is_started_for_all(args):
+        numbers = launchers.numbers()
+        check_gpus(device_named(args.device), numbers.local_world_size)
+        return numbers.world_size
     if args.multiprocessing_distributed:
         return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
     return 1
-
-
-def _check_launcher(device: torch.device, environment: Mapping[str, str]) -> None:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if missing := [name for name in names if name not in environment]:
-        raise InputError(
-            f"LOCAL_RANK is set and {', '.join(missing)} not, expected all that torchrun sets; start with torchrun, "
-            "or unset LOCAL_RANK"
-        )
-    processes, gpus = int(environment["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in environment  # if not, they say so when they have met
-    if device == torch.device("cuda") and 0 < gpus < processes and not each_its_own:
-        raise InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")

@@ -13,9 +13,10 @@ IMPATIENT_AFTER = 1.0  # seconds; sooner, a second Ctrl-C is the first one's ech
 
 
 def stopped(number: int, where: str) -> Stopped:
-    """The exception that ends a run which has saved itself on a signal."""
+    """The exception that ends a run which has saved itself on a signal; one of its processes says so."""
     name = signal.Signals(number).name
-    return Stopped(f"stopped by {name} after {where}: saved, --resume auto goes on from there", EXIT_CODES[number])
+    message = f"stopped by {name} after {where}: saved, --resume auto goes on from there"
+    return Stopped(message if distributed.is_main() else "", EXIT_CODES[number])
 
 
 class StopSignals:
