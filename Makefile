@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Each process takes a stretch of files, whose fixtures it shares, and the slower one's rest at the end.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo results results-gpu test test-oldest test-versions test-slow test-browser test-gpu bench gpu lint format clean
+.PHONY: venv demo results results-gpu test test-oldest test-versions test-slow test-browser test-cluster test-gpu bench gpu lint format clean
 
 venv: $(STAMP)
 
@@ -55,6 +55,11 @@ test-browser: venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 		{ echo "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium" >&2; exit 1; }
 	$(PY) -m pytest -m browser tests/report/test_report_browser.py
+
+test-cluster: venv
+	@PATH="$$PATH:/usr/sbin:/sbin"; for program in munged slurmctld slurmd srun; do command -v $$program >/dev/null || \
+		{ echo "no $$program found; on Debian or Ubuntu, as root: apt-get update && apt-get install -y slurm-wlm munge" >&2; exit 1; }; done
+	$(PY) -m pytest -m cluster tests/cluster
 
 lint: venv
 	$(PY) -m ruff check .
