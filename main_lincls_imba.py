@@ -43,6 +43,7 @@ from utils.run.loop import Phase, Schedule
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
+from utils.run.state import RunState
 
 
 def get_args_parser() -> Parser:
@@ -229,9 +230,9 @@ def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
 
 def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
     """Show the accuracies of the checkpoint given with --resume; write nothing."""
-    state = checkpoint.load(args.resume, needs=("state_dict", "epoch"))
-    weights, its = checkpoint.unpacked(state), state.get("args", {}).get("head", args.head)
-    head = its if its in HEADS else args.head
+    state = RunState.from_dict(checkpoint.load(args.resume, needs=("state_dict", "epoch")), Path(args.resume))
+    weights, its = state.weights, state.args.get("head")
+    head = its if its in list(HEADS) else args.head
     model = network_of(args, distributed.world_size(), None, head)
     if HEADS[head].make is None:
         model.fc = fitted_classifier(weights, args.resume)
@@ -242,7 +243,7 @@ def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
     with speed.arithmetic():
         for split, loader in splits.items():
             accuracies = evaluation.validate(loader, model, speed, counts, where=f"checkpoint {args.resume}, {split}")
-            show_accuracies(f"{split}, epoch {state['epoch']}", accuracies)
+            show_accuracies(f"{split}, epoch {state.epoch}", accuracies)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from moco.encoders.library import TIMM, own_names, published
 from utils import distributed
-from utils.errors import InputError
+from utils.errors import InputError, brief
 from utils.run import checkpoint
 
 QUERY, MOCO_V3, BACKBONE = "encoder_q.", "base_encoder.", "backbone."
@@ -57,9 +58,17 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
     """
     weights, _ = read_weights(Path(path))
     fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
-    if fc.keys() != {"weight", "bias"} or len(fc["bias"]) != num_classes:
-        found = "a projection head" if any(key.startswith(QUERY) for key in weights) else f"fc with {sorted(fc)}"
+    shapes = [tuple(value.shape) for value in fc.values()]
+    if fc.keys() != {"weight", "bias"} or fc["weight"].ndim != 2 or {shape[:1] for shape in shapes} != {(num_classes,)}:
+        found = (
+            "a projection head"
+            if any(key.startswith(QUERY) for key in weights)
+            else f"fc with {sorted(fc)}, shapes {shapes}"
+        )
         raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
+    for name, value in fc.items():
+        if wrong := checkpoint.what_is_wrong(value, torch.zeros(())):
+            raise InputError(f"checkpoint {path}: fc.{name} {wrong}; it is damaged: take another")
     return fc["weight"].float(), fc["bias"].float()
 
 
@@ -69,7 +78,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if "state_dict" not in state:
         state = {"state_dict": state.get("teacher", state)}
     checkpoint.check_tensors(state["state_dict"], path)
-    return checkpoint.unpacked(state), state.get("arch")
+    if not isinstance(arch := state.get("arch"), str | None):
+        raise InputError(f"checkpoint {path}: arch is {brief(arch)}, expected the name of a network")
+    return checkpoint.unpacked(state), arch
 
 
 def _read_safetensors(path: Path) -> dict:

@@ -1,16 +1,18 @@
 """Files and folders that are never half: written beside their place, flushed to disk, then renamed."""
 
+import csv
+import io
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import InputError
+from utils.errors import InputError, printable
 
 
 def draft_pattern(name: str) -> str:
@@ -78,6 +80,24 @@ def _flush_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def csv_text(rows: Iterable[Iterable]) -> str:
+    """A table as CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([*map(_harmless, row)] for row in rows)
+    return text.getvalue()
+
+
+def _harmless(cell):
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    try:
+        float(text)  # a number that was written out stays one
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+    return text
 
 
 def json_text(value, indent: int | None = None) -> str:

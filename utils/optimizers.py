@@ -52,6 +52,8 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
+# Of what they hold of a weight: the entries that are one number, whatever its shape.
+SCALARS = {"step"}
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": Lars}
 
 

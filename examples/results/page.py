@@ -1,7 +1,5 @@
 """The page of a study, its table of trials (CSV) and its pictures, and the part of README that says the same."""
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ from examples.results import figures, reading, tables
 from examples.results.plan import VIEWS, Sweep
 from examples.results.reading import Results
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import csv_text, write_text
 from utils.measure.results import SHOT_NOTE, SHOTS, best_of
 from utils.report.trials import CONFIDENCE
 
@@ -140,21 +138,19 @@ def folded(title: str, table: str) -> str:
 
 def trials(results: Results) -> str:
     """A row a trial."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["imbalance", "method", "sweep", "seed", "head", *SHOTS, "all", "val", *tables.MEASURES, "seconds"])
+    rows = [["imbalance", "method", "sweep", "seed", "head", *SHOTS, "all", "val", *tables.MEASURES, "seconds"]]
     cells = [((rho, key, ""), runs) for (rho, key), runs in results.groups.items()]
     for sweep in results.plan.sweeps:
         for (key, value), runs in results.sweeps[sweep.key].items():
-            cells.append(((sweep.imbalance, key, f"{sweep.flag} {value}"), runs))
+            cells.append(((sweep.imbalance, key, f"{sweep.flag.lstrip('-')} {value}"), runs))
     for at, runs in cells:
         for run in runs:
             chosen = run.heads["selected"]
             head = best_of(run.heads["heads"])
             numbers = [*reading.accuracy([run])[0], chosen["val_balanced"], *(run.measure(m) for m in tables.MEASURES)]
             shown = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
-            writer.writerow([*at, run.seed, head, *shown, f"{run.seconds:.0f}"])
-    return buffer.getvalue()
+            rows.append([*at, run.seed, head, *shown, f"{run.seconds:.0f}"])
+    return csv_text(rows)
 
 
 def _in_readme(results: Results, readme: Path) -> list[Path]:

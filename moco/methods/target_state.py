@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.errors import InputError
+from utils.errors import InputError, brief
 from utils.run.state import RunState
 
 ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_before": list | None}
@@ -22,7 +22,7 @@ def check_entries(state: RunState, num_classes: int) -> None:
         value = state.extra.get(name)
         if name in state.extra and (not isinstance(value, kind) or isinstance(value, bool)):
             expected = getattr(kind, "__name__", kind)
-            raise InputError(f"checkpoint {state.source}: {name} is {str(value)[:60]}, expected {expected}")
+            raise InputError(f"checkpoint {state.source}: {name} is {brief(value)}, expected {expected}")
     for name in ("assignment", "assignment_before"):
         _check_permutation(state, name, num_classes)
 
@@ -34,7 +34,7 @@ def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
     values = values.tolist() if isinstance(values, torch.Tensor) else values
     if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
         raise InputError(
-            f"checkpoint {state.source}: {name} is {str(values)[:60]}, expected each of {num_classes} targets once"
+            f"checkpoint {state.source}: {name} is {brief(values)}, expected each of {num_classes} targets once"
         )
 
 

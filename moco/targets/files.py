@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 UNIT_NORM_TOLERANCE = 1e-4
+MAGIC = b"\x93NUMPY"  # with which every .npy begins
 
 
 def target_file_name(num_classes: int, dim: int) -> str:
@@ -32,18 +33,34 @@ def read_targets(path: str | Path) -> Tensor:
     """The array of a target file as a float32 tensor of its shape, unchecked but for its type.
 
     Raises:
-        InputError: no such file, not a .npy array, or not of floating point numbers.
+        InputError: no such file, not a .npy array, one that says it is larger than the file, or not of floating point
+            numbers.
     """
     try:
         with Path(path).open("rb") as file:
-            array = np.asarray(np.load(file, allow_pickle=False))
+            begin = file.read(len(MAGIC))
+        if begin != MAGIC:
+            found = "it is an archive, as an .npz is" if begin.startswith(b"PK") else f"it begins with {begin!r}"
+            raise InputError(f"targets {path}: is no .npy file, {found}; numpy.save writes one")
+        array = np.lib.format.open_memmap(path, mode="r")  # of the file's own length: nothing is made before it is read
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"targets {path}: {error.strerror or 'not a readable .npy array'}") from None
     except Exception as error:  # NumPy's reader meets anything in a file that is none of ours
-        raise InputError(f"targets {path}: not a readable .npy array of numbers ({error})") from None
+        raise InputError(f"targets {path}: not a readable .npy array of numbers ({first_line(error)[:160]})") from None
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"targets {path}: dtype {array.dtype}, expected float32: unit vectors, one a row")
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def check_size(num_classes: int, dim: int, source: str = "targets") -> None:
+    """Raises InputError: there are not so many different unit vectors."""
+    if dim == 1 and num_classes > 2:
+        raise InputError(
+            f"{source}: {num_classes} classes in 1 dimension, which has but the two unit vectors −1 and 1, so targets "
+            "for 2 classes at most; take a larger --dim, which is --moco-dim of the run"
+        )
 
 
 def check_targets(targets: Tensor, num_classes: int, dim: int, source: str = "targets") -> None:
@@ -57,6 +74,7 @@ def check_targets(targets: Tensor, num_classes: int, dim: int, source: str = "ta
             f"{source}: shape {tuple(targets.shape)}, expected {(num_classes, dim)} (classes, dim); "
             f"make them with: python target_generation.py --num-classes {num_classes} --dim {dim}"
         )
+    check_size(num_classes, dim, source)
     finite = targets.isfinite().all(dim=1)
     if not finite.all():
         raise InputError(f"{source}: {_rows(~finite)} a value that is not finite")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from moco.targets import spread
 from moco.targets.certificate import certificate, energy_of, verdict
-from moco.targets.files import check_targets
+from moco.targets.files import check_size, check_targets
 from moco.targets.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
 from utils.errors import tell
 from utils.files import first_free, write_whole
@@ -28,6 +28,7 @@ def generate_file(
 
     keep_interrupted: on Ctrl-C save the best set so far, and leave with exit code 130.
     """
+    check_size(num_classes, dim)
     best = spread.Best()
     try:
         targets = generate(num_classes, dim, temperature, best=best, **search)

@@ -122,7 +122,7 @@ def test_a_row_of_the_csv_is_a_trial(found, tmp_path):
     assert len(rows) == 2 * (3 * 2 + 1) + 2 * 2
     tsc = next(row for row in rows if row["method"] == "tsc" and row["imbalance"] == "100.0" and row["seed"] == "1")
     assert (tsc["all"], tsc["few"], tsc["medium"], tsc["val"], tsc["head"]) == ("84", "74", "", "85", "logistic, post")
-    assert {row["sweep"] for row in rows} == {"", "--tw 0.2", "--tw 1"}
+    assert {row["sweep"] for row in rows} == {"", "tw 0.2", "tw 1"}
 
 
 def test_a_page_of_nothing_is_refused(study, tmp_path):

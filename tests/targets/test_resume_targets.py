@@ -79,7 +79,7 @@ def test_resume_auto_without_a_run_needs_the_default_file_and_makes_it(unnamed, 
     monkeypatch.chdir(tmp_path)
     words = [*unnamed, *TSC, "--run-dir", "run", "--resume", "auto"]
     Path("optimal_10_16.npy").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"optimal_10_16\.npy: not a readable"):
+    with pytest.raises(InputError, match=r"optimal_10_16\.npy: is no .npy file"):
         stage1.main(words)
     assert not Path("run").exists()
     Path("optimal_10_16.npy").unlink()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from utils.errors import InputError, first_line
 from utils.files import write_whole
+from utils.untrusted import swollen
 
 NAME = "features.npz"
 # Entry -> its axes (n validation images, D dimensions, C classes) and its numbers.
@@ -50,8 +51,12 @@ def read_features(run_dir: Path) -> RunFeatures:
     """Numbers only, never code. Raises InputError: no such file, no .npz of arrays, or other entries than ENTRIES."""
     path = run_dir / NAME
     try:
+        if wrong := swollen(path):
+            raise InputError(f"{path}: {wrong}; it is damaged")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in ENTRIES if name in found}
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # NumPy's reader meets anything in a file that is none of ours

@@ -3,7 +3,9 @@
 from itertools import product
 
 from utils.distributed import say
+from utils.errors import brief
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
+from utils.untrusted import is_count, is_number
 
 SHOTS = ("many", "medium", "few")
 SHOT_NOTE = f"many: > {MANY_ABOVE} training images of the class, medium: {FEW_BELOW}-{MANY_ABOVE}, few: < {FEW_BELOW}"
@@ -18,8 +20,49 @@ CHOICES = {
 }
 
 
+NEEDED = ("acc1", "per_class", *SHOTS)  # in every entry
+# Numbers of an entry, in percent; the others have none where there is no class, or no scale.
+ALWAYS = ("acc1", "acc5", "val_acc1", "val_balanced")
+PERCENT = (*ALWAYS, *SHOTS, "balanced", "worst", "harmonic", "ece")
+
+
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def what_is_wrong_with_entry(entry: object) -> str | None:
+    """Why it is no entry of a results.json, or of a checkpoint's results; None: it is one."""
+    if not isinstance(entry, dict):
+        return f"is {brief(entry)}, expected a table"
+    lacking = [name for name in NEEDED if name not in entry]
+    lacking += [] if {"epoch", "values"} & entry.keys() else ["epoch"]
+    if lacking:
+        return f"lacks {', '.join(lacking)}, expected what the probe writes"
+    for name in PERCENT:
+        if name in entry and not (_is_percent(entry[name]) or (entry[name] is None and name not in ALWAYS)):
+            return f"{name} is {brief(entry[name])}, expected percent"
+    if not isinstance(entry["per_class"], list) or not all(v is None or _is_percent(v) for v in entry["per_class"]):
+        return f"per_class is {brief(entry['per_class'])}, expected percent of each class"
+    if not is_count(entry.get("epoch", 0)) or not (entry.get("seconds") is None or is_number(entry["seconds"])):
+        return f"epoch {brief(entry.get('epoch'))} and seconds {brief(entry.get('seconds'))}, expected numbers"
+    values = entry.get("values", {})
+    if not isinstance(values, dict) or not all(isinstance(k, str) and is_number(v) for k, v in values.items()):
+        return f"values is {brief(values)}, expected numbers by name"
+    return None
+
+
+def _is_percent(value: object) -> bool:
+    return is_number(value) and 0 <= value <= 100 + 1e-6
+
+
+def what_is_wrong_with_results(results: dict) -> str | None:
+    """The same of `results` of a checkpoint, which has an entry for each of CHOICES, or is empty."""
+    for choice in CHOICES if results else ():
+        entry = results.get(choice)
+        lacking = [] if not isinstance(entry, dict) else [n for n in ("epoch", "acc5", "val_acc1") if n not in entry]
+        if wrong := what_is_wrong_with_entry(entry) or (f"lacks {', '.join(lacking)}" if lacking else None):
+            return f"results: '{choice}' {wrong}"
+    return None
 
 
 def accuracies(entry: dict) -> list[float | None]:
@@ -49,7 +92,11 @@ def show_accuracies(title: str, entry: dict) -> None:
 def markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
     """A Markdown table; the first `words` columns are words, the others numbers, set to the right."""
     lines = [header, ["---" if i < words else "--:" for i in range(len(header))], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_in_a_cell, line)) + " |" for line in lines)
+
+
+def _in_a_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def results_rows(results: dict[str, dict], choices: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:

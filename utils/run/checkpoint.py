@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError, first_line
+from utils.errors import InputError, brief
 from utils.files import draft_pattern, write_whole
-from utils.optimizers import FACTOR
+from utils.optimizers import FACTOR, SCALARS
+from utils.untrusted import code_in, is_number, overgrown, swollen
 
 PREFIX = "module."
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -50,17 +51,27 @@ def read(path: str | Path) -> dict:
     """Read a file of torch.save on the CPU; it may hold data only, never code.
 
     Raises:
-        InputError: no such file, not a table of tensors and plain data, or one that would run code.
+        InputError: no such file, not a table of tensors and plain data, one that would run code, or that claims to hold
+            more than it has.
     """
     try:
+        if wrong := swollen(path):
+            raise InputError(f"checkpoint {path}: {wrong}; it is damaged: take another")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of old pickles; if they fail, the error says so
             state = torch.load(path, map_location="cpu", weights_only=True)
+        if wrong := overgrown(state, Path(path).stat().st_size):
+            raise InputError(f"checkpoint {path}: {wrong}; it is damaged: take another")
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # an unpickler meets anything in a file that is none of ours
-        why = first_line(error)[:160]
-        raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data ({why})") from None
+    except Exception:  # an unpickler meets anything in a file that is none of ours
+        code = code_in(path)
+        why = "it is damaged, cut short, or no file of torch.save"
+        if code:
+            why = f"it holds {brief(code)}, which could run code and was not loaded; a state_dict() alone can be read"
+        raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data: {why}") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {path}: holds a {type(state).__name__}, expected a table of tensors")
     return state
@@ -93,9 +104,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
         InputError: it was made for other parameters, or holds numbers that are not finite.
     """
     try:
-        for name, value in (item for entries in state["state"].values() for item in entries.items()):
-            if torch.is_tensor(value) and (wrong := what_is_wrong(value, torch.zeros(()))):
-                raise ValueError(f"{name} {wrong}")
+        _check_optimizer(optimizer, state)
         own = [{name: group[name] for name in (FACTOR,) if name in group} for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
         for group, factor in zip(optimizer.param_groups, own, strict=True):
@@ -104,12 +113,37 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
             }
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
-                if torch.is_tensor(value) and value.shape not in (parameter.shape, ()):
+                if torch.is_tensor(value) and value.shape != (() if name in SCALARS else parameter.shape):
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     entries[name] = torch.empty_like(parameter).copy_(value)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {source}: its optimiser does not fit the model ({error})") from None
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Raises ValueError: what it holds of each weight, or its settings, are none that an optimiser of this kind has."""
+    if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
+        raise ValueError("expected its state and its param_groups")
+    for name, value in (item for entries in state["state"].values() for item in entries.items()):
+        if torch.is_tensor(value):
+            if wrong := what_is_wrong(value, torch.zeros(())):
+                raise ValueError(f"{name} {wrong}")
+        elif not (value is None or is_number(value)):
+            raise ValueError(f"{name} is {brief(value)}, expected numbers")
+    if len({frozenset(entries) for entries in state["state"].values()}) > 1:
+        raise ValueError("it does not hold the same of all weights")
+    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        for name in (own.keys() & group.keys()) - {"params"}:
+            if not _alike(group[name], own[name]):
+                raise ValueError(f"{name} is {brief(group[name])}, expected a value as {brief(own[name])}")
+
+
+def _alike(value: object, own: object) -> bool:
+    """Whether a setting is of the kind of the optimiser's own: a number, several of them, or a flag."""
+    if isinstance(own, tuple):
+        return isinstance(value, tuple | list) and len(value) == len(own) and all(map(is_number, value))
+    return value is None or isinstance(value, bool) if own is None or isinstance(own, bool) else is_number(value)
 
 
 def packed(model: nn.Module) -> dict[str, Tensor]:

@@ -1,8 +1,5 @@
 """What a run says and writes: console lines, a bar with the ETA, log.jsonl, TensorBoard, args.json."""
 
-import csv
-import io
-import json
 import platform
 import shlex
 import subprocess
@@ -20,10 +17,11 @@ from tqdm import tqdm
 
 from utils import distributed, recipes
 from utils.distributed import say
-from utils.errors import InputError
-from utils.files import first_free, json_text, write_text
+from utils.errors import InputError, brief
+from utils.files import csv_text, first_free, json_text, write_text
 from utils.measure.metrics import Means
 from utils.run.state import RunState
+from utils.untrusted import is_count, is_number, parse_json
 
 # With the protobuf that utils/__init__.py settles scalars and histograms work; its log_images does not. Its import
 # warns of what it uses (old protobuf calls, scipy.misc), which is nothing to anybody here.
@@ -47,13 +45,13 @@ class RunLog:
         self.path = run_dir / "log.jsonl"
         self.boards = {}
         if distributed.is_main():
+            records = read_log(self.path)  # first: of a damaged one nothing is written
             run_dir.mkdir(parents=True, exist_ok=True)
             write_text(run_dir / "args.json", json_text(describe_run(args), indent=2) + "\n")
-            self._drop_records_after(epochs_done, args)
+            self._drop_records_after(epochs_done, args, records)
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
 
-    def _drop_records_after(self, epochs_done: int, args: dict) -> None:
-        records = read_log(self.path)
+    def _drop_records_after(self, epochs_done: int, args: dict, records: list[dict]) -> None:
         later = [record for record in records if record["epoch"] > epochs_done]
         if [record["epoch"] for record in later] == [epochs_done + 1] and args.get("resume") == "auto":
             say(f"note: epoch {epochs_done + 1} was logged and not saved: it is done, and logged, again")
@@ -84,17 +82,33 @@ def json_lines(records: list[dict]) -> str:
 def read_log(path: Path) -> list[dict]:
     """The records of a log.jsonl; the last line may be half written, by a run that lives or was killed.
 
-    Raises InputError: another line is no JSON object.
+    Raises InputError: another line is no JSON object, or one is no record of an epoch.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError as error:
-            if number < len(lines):
-                raise InputError(f"{path}:{number}: not a JSON object ({error})") from None
+            if number == len(lines):
+                continue
+            wrong = f"not a JSON object ({error})"
+        else:
+            records.append(record)
+            wrong = _what_is_wrong(record)
+        if wrong:
+            raise InputError(f"{path}:{number}: {wrong}; mend the line, or move the file away: nothing else needs it")
     return records
+
+
+def _what_is_wrong(record: object) -> str | None:
+    """Why it is no record of an epoch: its number, and values by name, or by the name of a split and theirs."""
+    if not isinstance(record, dict) or not is_count(record.get("epoch")):
+        return f"found {brief(record)}, expected an object with the number of an epoch"
+    for name, value in flat(record).items():
+        if not (value is None or is_number(value) or (name == "phase" and isinstance(value, str))):
+            return f"{brief(name)} is {brief(value)}, expected a number"
+    return None
 
 
 def flat(record: dict) -> dict:
@@ -106,13 +120,10 @@ def flat(record: dict) -> dict:
 
 
 def csv_table(records: list[dict]) -> str:
-    """One row an epoch, one column a value of its `flat` record. Empty: not measured."""
+    """CSV: one row an epoch, one column a value of its `flat` record. Empty: not measured."""
     rows = list(map(flat, records))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_text([names, *([row.get(name) for name in names] for row in rows)])
 
 
 def describe_run(args: dict) -> dict:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import say
-from utils.errors import InputError, first_line
+from utils.errors import InputError, brief, first_line
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,7 +95,7 @@ class Speed:
         if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != {
             k: type(v) for k, v in expected.items()
         }:
-            raise InputError(f"checkpoint {source}: scaler is {str(found)[:60]}, expected {', '.join(expected)}")
+            raise InputError(f"checkpoint {source}: scaler is {brief(found)}, expected {', '.join(expected)}")
         self.scaler.load_state_dict(found)
 
     @contextmanager

@@ -6,8 +6,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from utils.errors import InputError
+from utils.errors import InputError, brief
+from utils.measure.results import what_is_wrong_with_results
 from utils.run import checkpoint
+from utils.untrusted import MOST, is_count, is_number, is_plain
 
 NOT_AN_ENTRY = ("weights", "extra", "source", "broken")  # of a file, under this name
 LEFT_OUT = ("phase", "results", "best_acc1", "scaler")  # of a file, where there is none
@@ -56,25 +58,28 @@ class RunState:
         for name, kind in kinds.items():
             if name in entries and (not isinstance(entries[name], kind) or isinstance(entries[name], bool)):
                 expected = getattr(kind, "__name__", kind)
-                raise InputError(f"checkpoint {source}: {name} is {str(entries[name])[:60]}, expected {expected}")
+                raise InputError(f"checkpoint {source}: {name} is {brief(entries[name])}, expected {expected}")
         state = cls(**{name: entries[name] for name in kinds if name in entries}, source=source)
+        if wrong := state._what_is_wrong():
+            raise InputError(f"checkpoint {source}: {wrong}")
         state.weights = checkpoint.unpacked(entries)
         state.extra = {name: value for name, value in entries.items() if name not in kinds and name != "state_dict"}
-        state._check()
         return state
 
-    def _check(self) -> None:
-        wrong = None
-        if self.means is not None and not (
-            self.means.keys() == {"steps", "count", "sums"} and isinstance(self.means["sums"], dict)
-        ):
-            wrong = f"means is {str(self.means)[:60]}, expected steps, count and sums"
-        if not all(isinstance(entry, dict) for entry in (self.results or {}).values()):
-            wrong = f"results is {str(self.results)[:60]}, expected a table of tables"
-        if min(self.epoch, self.step) < 0:
-            wrong = f"epoch {self.epoch} and step {self.step}, expected 0 or more"
-        if wrong:
-            raise InputError(f"checkpoint {self.source}: {wrong}")
+    def _what_is_wrong(self) -> str | None:
+        """Why no run stands here; None: one may."""
+        if not (is_count(self.epoch) and is_count(self.step)):
+            return f"epoch {brief(self.epoch)} and step {brief(self.step)}, expected 0 or more, and less than {MOST}"
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            return f"seed is {brief(self.seed)}, expected 0 or more, and less than 2**63"
+        if self.processes is not None and not 0 < self.processes < MOST:
+            return f"processes is {brief(self.processes)}, expected 1 or more"
+        for name, value in self.args.items():
+            if not (isinstance(name, str) and is_plain(value)):
+                return f"its argument {brief(name)} is {brief(value)}, expected what a command line gives"
+        if self.means is not None and not _are_means(self.means):
+            return f"means is {brief(self.means)}, expected steps, count and sums"
+        return what_is_wrong_with_results(self.results) if self.results else None
 
     def load_into(self, model: nn.Module) -> None:
         """Give a model the weights that were read, and hold them no longer. Raises as `checkpoint.load_into`."""
@@ -105,3 +110,11 @@ class RunState:
 
     def __str__(self) -> str:
         return f"epoch {self.epoch} and {self.step} steps"
+
+
+def _are_means(found: dict) -> bool:
+    """Whether it is what `Means.state` gives."""
+    if found.keys() != {"steps", "count", "sums"} or not isinstance(found["sums"], dict):
+        return False
+    sums = all(isinstance(name, str) and is_number(value) for name, value in found["sums"].items())
+    return sums and is_count(found["steps"]) and is_number(found["count"])
