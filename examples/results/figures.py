@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from examples.results import reading, tables
 from examples.results.plan import VIEWS, Sweep
@@ -23,6 +24,8 @@ def colour_of(results: Results, key: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a `$` in a plan's titles is one
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

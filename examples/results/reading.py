@@ -1,6 +1,5 @@
 """What a study has found, read from its run folders: nothing here runs."""
 
-import json
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from utils.measure.feature_file import RunFeatures, read_features
 from utils.measure.features import class_centres
 from utils.measure.metrics import ClassAccuracy
 from utils.measure.results import accuracies
-from utils.report.runs import Stage, read_stage
+from utils.report.runs import Stage, read_results, read_stage
 
 
 class Found(NamedTuple):
@@ -63,8 +62,8 @@ def found(trial: Trial, seed: int) -> Found:
     """Of a trial that has ended."""
     folder = trial.run_dir
     if not (folder / "heads").is_dir():  # of pixels
-        return Found(seed, json.loads((folder / "results.json").read_text()), None, None)
-    heads, stage = json.loads((folder / "heads" / "results.json").read_text()), read_stage(folder)
+        return Found(seed, read_results(folder / "results.json"), None, None)
+    heads, stage = read_results(folder / "heads" / "results.json"), read_stage(folder)
     targeted = stage.args.get("targeted") and (folder / "features.npz").exists()
     return Found(seed, heads, stage, reached(read_features(folder)) if targeted else None)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
 from utils.measure.results import SHOT_NOTE, SHOTS, accuracies
-from utils.report.style import COLOURS, LIGHT
+from utils.report.style import COLOURS, LIGHT, lettered
 
 SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches: the letters stay readable when a telephone shows it at 370 px
 NAMED_CLASSES = 20  # more are not named one by one
@@ -45,7 +45,9 @@ def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None
         colour += not test
         marks = {"marker": "o", "markersize": 3} if len(epochs) < 20 else {}
         if epochs:
-            axes.plot(epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=name, **marks)
+            axes.plot(
+                epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=lettered(name), **marks
+            )
     if switch is not None:
         axes.axvline(switch + 0.5, color="0.5", linestyle=":", linewidth=1)
         place = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}
@@ -71,7 +73,9 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
         heights = np.array(values, dtype=float)  # None, of a class without test images, is nan
         places = np.maximum(counts, 1) * shift ** (i - (len(per_class) - 1) / 2)
         size = 26 if len(counts) <= 100 else 8
-        axes.scatter(places, heights, size, color=f"C{i}", marker="os^Dv"[i % 5], alpha=0.8, label=name, linewidth=0)
+        axes.scatter(
+            places, heights, size, color=f"C{i}", marker="os^Dv"[i % 5], alpha=0.8, label=lettered(name), linewidth=0
+        )
     axes.set(xscale="log", xlim=(low, high), ylim=(-4, 112), yticks=range(0, 101, 20))
     axes.set(xlabel="training images of the class", ylabel="test accuracy, %")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -141,7 +145,7 @@ def heads_dots(heads: dict[str, dict]) -> Figure:
         label, marker = ("all", "D") if shot == "acc1" else (shot, "o^s"[i])
         axes.scatter(values, places, 34, color=f"C{i}", marker=marker, label=label, linewidth=0, zorder=3)
     lowest = min(value for entry in heads.values() for value in accuracies(entry) if value is not None)
-    axes.set_yticks(places, list(heads))
+    axes.set_yticks(places, [*map(lettered, heads)])
     axes.set(xlabel="test accuracy, %", xlim=(max(0, 10 * int((lowest - 5) / 10)), 101))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -167,7 +171,7 @@ def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
         entry = record["selected"]
         heights = np.array(entry["per_class"], dtype=float)[order]
         places = np.arange(len(order)) + (i - (len(results) - 1) / 2) * width
-        axes.bar(places, heights, width, color=colour, label=f"{method}: {entry['acc1']:.1f} % over all")
+        axes.bar(places, heights, width, color=colour, label=f"{lettered(method)}: {entry['acc1']:.1f} % over all")
     axes.set_xticks(range(len(order)), [f"{c}\n{counts[c]}" for c in order])
     axes.set(xlabel=f"class, and its training images\n{SHOT_NOTE}", ylabel="test accuracy, %")
     axes.set(ylim=(0, 118), yticks=range(0, 101, 20))

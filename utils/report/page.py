@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.errors import printable
 from utils.files import write_text
 from utils.measure.results import markdown
 from utils.report.style import Picture
@@ -70,8 +71,8 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Pat
         for picture in section.pictures:
             write_text(figures / f"{picture.name}.svg", picture.light)
     page, text = folder / "report.html", folder / "report.md"
-    write_text(page, html_page(title, sections))
-    write_text(text, markdown_page(title, sections, figures.name))
+    write_text(page, printable(html_page(title, sections)))
+    write_text(text, printable(markdown_page(title, sections, figures.name)))
     return page, text
 
 

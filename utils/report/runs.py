@@ -1,13 +1,13 @@
 """Run folders, read again: the arguments, the epochs and the results of a pre-training and its probe."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import InputError
-from utils.measure.results import CHOICES, SHOTS
+from utils.errors import InputError, brief
+from utils.measure.results import CHOICES, what_is_wrong_with_entry
 from utils.run.arguments import FREE
 from utils.run.logger import read_log
+from utils.untrusted import is_count, is_plain, read_json
 
 
 class Stage(NamedTuple):
@@ -72,30 +72,23 @@ def read_run(path: str | Path) -> Run:
         probe, pretraining = stage, _pretraining_of(stage)
     else:
         pretraining, probe = stage, _only_probe_in(stage.folder)
-    results = _read_results(probe.folder / "results.json") if probe else None
+    results = read_results(probe.folder / "results.json") if probe else None
     return Run(str(path).rstrip("/"), pretraining, probe, results, comparison_of(stage.folder))
 
 
 def read_stage(folder: Path) -> Stage:
-    """One run folder. Raises InputError: no such folder, or one without a readable args.json."""
-    about = _read_json(folder / "args.json", f"{folder} is no run folder")
-    if not isinstance(about.get("args"), dict) or "seed" not in about["args"]:
-        raise InputError(
-            f"{folder / 'args.json'}: has no 'args' with a seed, expected what a run of this project writes"
-        )
+    """One run folder. Raises InputError: no such folder, one without a readable args.json, or a damaged log."""
+    file = folder / "args.json"
+    about = read_json(file, f"{folder} is no run folder")
+    args = about.get("args")
+    if not isinstance(args, dict) or type(args.get("seed")) is not int:
+        raise InputError(f"{file}: has no 'args' with a seed, expected what a run of this project writes")
+    for name, value in args.items():
+        if not is_plain(value) or (name == "pretrained" and not isinstance(value, str | None)):
+            raise InputError(
+                f"{file}: its argument {brief(name)} is {brief(value)}, expected what a command line gives"
+            )
     return Stage(folder, about, read_log(folder / "log.jsonl"))
-
-
-def _read_json(path: Path, otherwise: str) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{otherwise}: {path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected an object")
-    return content
 
 
 def _pretraining_of(probe: Stage) -> Stage | None:
@@ -118,7 +111,9 @@ def comparison_of(folder: Path) -> dict | None:
     """The results.json of --compare-heads in a folder of a run, the newest if there are several."""
     found = [stage.folder / "results.json" for stage in _stages_in(folder) if _compares(stage)]
     newest = max((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
-    return newest and _read_results(newest)
+    if newest and "heads" not in (results := read_results(newest)):
+        raise InputError(f"{newest}: has no heads, expected what --compare-heads writes")
+    return newest and results
 
 
 def probes_of(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
@@ -127,7 +122,7 @@ def probes_of(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
     for stage in _stages_in(checkpoint.parent):
         same = Path(stage.args.get("pretrained") or "").resolve() == checkpoint.resolve()
         same = same and all(stage.args.get(name) == digest for name, digest in lists.items())
-        if same and stage.epochs and (results := _read_results(stage.folder / "results.json")):
+        if same and stage.epochs and (results := read_results(stage.folder / "results.json")):
             found[stage.folder] = results
     return found
 
@@ -140,18 +135,38 @@ def _compares(stage: Stage) -> bool:
     return bool(stage.args.get("compare_heads"))
 
 
-def _read_results(path: Path) -> dict | None:
+def read_results(path: Path) -> dict | None:
+    """A results.json, None where there is none. Raises InputError: it is none of ours, or damaged."""
     if not path.exists():
         return None
-    results = _read_json(path, "no results")
-    needs = ("acc1", "per_class", *SHOTS)
-    for choice in [name for name in CHOICES if name == "selected" or name in results]:
-        entry = results.get(choice, {})
-        lacking = [name for name in needs if name not in entry]
-        lacking += [] if {"epoch", "values"} & entry.keys() else ["epoch"]
-        if lacking := lacking or {"train_counts"} - results.keys():
-            raise InputError(f"{path}: '{choice}' lacks {', '.join(lacking)}, expected what the probe writes")
+    results = read_json(path)
+    if wrong := _what_is_wrong(results):
+        raise InputError(f"{path}: {wrong}")
     return results
+
+
+def _what_is_wrong(results: dict) -> str | None:
+    for choice in [name for name in CHOICES if name == "selected" or name in results]:
+        if wrong := what_is_wrong_with_entry(results.get(choice, {})):
+            return f"'{choice}' {wrong}"
+    counts = results.get("train_counts")
+    if not isinstance(counts, list) or not all(map(is_count, counts)) or not any(counts):
+        return f"train_counts is {brief(counts)}, expected the training images of each class"
+    of_classes = {len(results[choice]["per_class"]) for choice in CHOICES if choice in results}
+    if of_classes != {len(counts)}:
+        return f"per_class is of {brief(sorted(of_classes))} classes, train_counts of {len(counts)}"
+    chosen, heads = results.get("chosen", {}), results.get("heads")
+    if not isinstance(chosen, dict) or not isinstance(chosen.get("on", ""), str) or (heads and "on" not in chosen):
+        return f"chosen is {brief(chosen)}, expected on which split, and from what"
+    if heads is None:
+        return None
+    if not isinstance(heads, dict) or not heads:
+        return f"heads is {brief(heads)}, expected an entry for each"
+    for title, entry in heads.items():
+        wrong = what_is_wrong_with_entry(entry) or ("" if "val_balanced" in entry else "lacks val_balanced")
+        if wrong:
+            return f"head {brief(title)} {wrong}"
+    return None
 
 
 def differences(runs: list[Run]) -> dict[str, list]:

@@ -51,7 +51,7 @@ def _by_stage(runs: list[Run], shown: Callable[[str], str]) -> tuple[str, ...]:
 
 def _facts(stage: Stage) -> list[str]:
     """Seed, epochs done of those asked for, minutes of training, commit."""
-    minutes = sum(record.get("seconds", 0) for record in stage.epochs) / 60
+    minutes = sum(record.get("seconds") or 0 for record in stage.epochs) / 60
     commit = str(stage.about.get("git", "unknown"))
     short = commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
     return [str(stage.args["seed"]), f"{len(stage.epochs)}/{stage.args.get('epochs', '?')}", f"{minutes:.1f}", short]

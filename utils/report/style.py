@@ -1,6 +1,7 @@
 """Figures: their themes, and those that are files of their own."""
 
 import io
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ matplotlib.use("Agg")  # files only, no screen needed
 import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.figure import Figure
+
+from utils.errors import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, told apart by everybody
 LIGHT = (*COLOURS, "#8a6d00", "#3f4a56", "#5b8fb0")
@@ -40,6 +43,12 @@ def theme(text: str, behind: str, colours: tuple[str, ...]) -> dict:
 
 
 THEMES = {"light": theme("#1b1f24", "#ffffff", LIGHT), "dark": theme("#e6e8eb", "#15181c", DARK)}
+
+
+def lettered(name: str) -> str:
+    """A name as Matplotlib shows it letter by letter: `$` is no formula, and a leading `_` hides no line's label."""
+    text = re.sub(r"\s", " ", printable(name)).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def draw(name: str, caption: str, figure: Callable[..., Figure], *args) -> Picture:
