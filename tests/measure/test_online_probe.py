@@ -12,7 +12,7 @@ import main_moco_supcon_imba as stage1
 from tests.processes import free_port
 from tests.stopping import assert_stops_change_nothing, log_of
 from utils.errors import InputError
-from utils.measure.online_probe import OnlineProbe
+from utils.measure.online_probe import LR, MOMENTUM, OnlineProbe
 from utils.run import checkpoint
 
 COUNTS = torch.tensor([6, 2, 1])
@@ -118,6 +118,36 @@ def test_a_damaged_one_is_refused():
     for found in (1, {}, {"state_dict": {}}, OnlineProbe(Encoder(), COUNTS[:2], False).state()):
         with pytest.raises(InputError, match="checkpoint x: its online_probe does not fit"):
             probe.restore(found, "x")
+
+
+def stepped() -> OnlineProbe:
+    """A probe after a step."""
+    encoder = Encoder()
+    probe = OnlineProbe(encoder, COUNTS, False)
+    encoder(torch.randn(9, 5))
+    probe.step(torch.arange(3).repeat_interleave(COUNTS))
+    return probe
+
+
+@pytest.mark.parametrize(
+    "momentum", [torch.zeros(2, 2), torch.tensor(0.0), torch.full((3, 4), float("nan")), "x", [1.0]], ids=repr
+)
+def test_a_damaged_momentum_is_refused(momentum):
+    found = stepped().state()
+    OnlineProbe(Encoder(), COUNTS, False).restore(found, "x")
+    found["optimizer"]["state"][0]["momentum_buffer"] = momentum
+    with pytest.raises(InputError, match="checkpoint x: its online_probe does not fit"):
+        OnlineProbe(Encoder(), COUNTS, False).restore(found, "x")
+
+
+def test_settings_and_numbers_of_a_damaged_one_do_not_reach_a_step():
+    found, probe = stepped().state(), OnlineProbe(Encoder(), COUNTS, False)
+    found["optimizer"]["param_groups"] = [{"momentum": "x", "lr": [1], "params": [0, 1]}]
+    probe.restore(found, "x")
+    assert (probe.optimizer.param_groups[0]["momentum"], probe.optimizer.param_groups[0]["lr"]) == (MOMENTUM, LR)
+    found["state_dict"]["bias"] = torch.full_like(probe.bias, float("inf"))
+    with pytest.raises(InputError, match="does not fit"):
+        probe.restore(found, "x")
 
 
 def test_class_weights_are_of_mean_1_over_images():

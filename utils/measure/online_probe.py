@@ -72,7 +72,14 @@ class OnlineProbe(nn.Module):
             return
         try:
             self.load_state_dict(found["state_dict"])
-            self.optimizer.load_state_dict(found["optimizer"])
+            settings = self.optimizer.state_dict()["param_groups"]  # constants, not the file's
+            self.optimizer.load_state_dict(found["optimizer"] | {"param_groups": settings})
+            for weight in self.parameters():
+                momentum = self.optimizer.state.get(weight, {}).get("momentum_buffer")
+                if momentum is not None and (momentum.shape != weight.shape or not momentum.isfinite().all()):
+                    raise ValueError
+            if not all(value.isfinite().all() for value in self.state_dict().values()):
+                raise ValueError
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
                 f"checkpoint {source}: its online_probe does not fit; it is damaged: take another"
