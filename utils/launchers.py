@@ -29,12 +29,6 @@ class Numbers(NamedTuple):
     local_rank: int
     local_world_size: int
 
-    def meeting(self, where: str) -> dict:
-        """What `init_process_group` takes to meet at an address. Raises InputError: see `check_port`."""
-        if self.rank == 0:
-            check_port(where, "MASTER_PORT")
-        return {"init_method": where, "world_size": self.world_size, "rank": self.rank}
-
 
 def under_torchrun() -> bool:
     """Whether torchrun has started this process, once for each of the job; also where srun has started torchrun."""

@@ -1,38 +1,50 @@
 """How the processes of a job meet, and how each ends when another is lost."""
 
+import hashlib
 import os
+import platform
 import re
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.util import Finalize
+from typing import NamedTuple
+from urllib.parse import urlparse
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torchvision
 
-from utils import distributed
+from utils import distributed, launchers
 from utils.errors import CannotMeet, InputError, PeerLost, first_line
+from utils.interfaces import settle_interface
 
 # Where in gloo's source an error comes from, which stands before its words: they differ between versions. One of
 # another form, "[enforce fail at ...]", is a fault of this program.
 OF_GLOO = re.compile(r"^\[\S*gloo/\S*:\d+\] ")
 
 
+class Way(NamedTuple):
+    """How processes meet. where: as the user knows it. several: whether on more than one machine.
+
+    meet: of the time that they wait for each other, makes what `init_process_group` takes.
+    """
+
+    where: str
+    several: bool
+    meet: Callable[[timedelta], dict]
+
+
 @contextmanager
-def group(
-    device: torch.device,
-    backend: str | None,
-    where: str,
-    meeting: Callable[[timedelta], dict],
-    timeout: float,
-    speaks: bool = True,
-) -> Iterator[None]:
+def group(device: torch.device, backend: str | None, way: Way, timeout: float, speaks: bool = True) -> Iterator[None]:
     """Join the process group of the job; leave it when all have done the block.
 
-    backend: --dist-backend; None: nccl for GPUs, gloo for CPUs. where: the address, as the user knows it.
-    meeting: of the timeout, makes the rest that `init_process_group` takes. timeout: seconds that the others are waited
-    for, here and in all that follows. speaks: whether it is this process that says how those of its machine ended.
+    backend: --dist-backend; None: nccl for GPUs, gloo for CPUs. timeout: seconds that the others are waited for, here
+    and in all that follows. speaks: whether it is this process that says how those of its machine ended.
 
     Raises:
         CannotMeet: they do not come together. InputError: two have the same GPU.
@@ -44,11 +56,13 @@ def group(
         backend = "cpu:gloo,cuda:nccl"  # what the hosts agree on does not wait for the devices
     patience = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=patience, **meeting(patience))
+        dist.init_process_group(backend, timeout=patience, **way.meet(patience))
         if on_gpu and "nccl" in backend:
             check_one_gpu_each(device)
     except (RuntimeError, ValueError) as error:
-        raise CannotMeet(f"the processes cannot meet at {where} over {backend}: {first_line(error)}") from None
+        cure = "; GLOO_SOCKET_IFNAME=NAME, on each machine, names the interface that leads to the others"
+        line = f"the processes cannot meet at {way.where} over {backend}: {first_line(error)}"
+        raise CannotMeet(line + cure * way.several) from None
     lost = False
     try:
         yield
@@ -82,17 +96,93 @@ def _end_at_once() -> None:
     os._exit(1)
 
 
-def by_torchrun(timeout: timedelta) -> dict:
-    """torchrun's group, on one machine with a store of its own for each restart.
+def by_url(url: str, world_size: int, rank: int, several: bool) -> Way:
+    """The release's way: --dist-url says where the first machine is."""
 
-    torchrun serves one store for all restarts, in which the addresses of killed processes still
-    stand: a new process that reads too soon would try to reach them, and the group never meet.
+    def meet(_: timedelta) -> dict:
+        if several:
+            settle_interface(urlparse(url).hostname)
+        return {"init_method": url, "world_size": world_size, "rank": rank}
+
+    return Way(url, several, meet)
+
+
+def by_srun(numbers: launchers.Numbers) -> Way:
+    """Slurm's: the first process listens on the step's first node. Raises InputError: see `check_port`."""
+    where = launchers.slurm_address()
+    if numbers.rank == 0:
+        launchers.check_port(where, "MASTER_PORT")
+    several = numbers.local_world_size < numbers.world_size
+    return by_url(where, numbers.world_size, numbers.rank, several)
+
+
+def by_torchrun() -> Way:
+    """torchrun's, with a store of its own for each start."""
+    several = os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]
+
+    def meet(patience: timedelta) -> dict:
+        if several:
+            settle_interface(os.environ["MASTER_ADDR"])
+        store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+        return {"store": fresh_part(store, rank, world, patience), "rank": rank, "world_size": world}
+
+    return Way("env://", several, meet)
+
+
+def fresh_part(store: dist.Store, rank: int, world: int, patience: timedelta) -> dist.Store:
+    """A part of the store that only the processes use which are here now; returns when all have agreed on it.
+
+    torchrun serves one store for all restarts, in which the addresses of killed processes still stand: a new process
+    that reads too soon would try to reach them, and the group never meet. How often they have started is not the same
+    on all machines. So each writes who it is, and the first lists them until every one has confirmed the list.
     """
-    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
-        return {"init_method": "env://"}  # the machines may not agree on how often they have started
-    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return {"store": dist.PrefixStore(f"restart {restart}", store), "rank": rank, "world_size": world}
+    me, until = uuid.uuid4().hex, time.monotonic() + patience.total_seconds()
+    store.set(f"confirmed by {rank}", "")
+    if rank == 0:
+        store.set("agreed", "")
+    store.set(f"here {rank}", me)
+    while True:
+        if rank == 0:
+            present = " ".join(store.get(f"here {number}").decode() for number in range(world))
+            store.set("present", present)
+            if all(store.get(f"confirmed by {number}").decode() == present for number in range(1, world)):
+                store.set("agreed", present)
+                break
+        elif me in (present := store.get("present").decode()):
+            if store.get("agreed").decode() == present:
+                break
+            store.set(f"confirmed by {rank}", present)
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all {world} processes have come in {patience.total_seconds():g} seconds")
+        time.sleep(0.05)
+    return dist.PrefixStore(hashlib.sha256(present.encode()).hexdigest(), store)
+
+
+def check_same(mine: dict, device: torch.device, speaks: bool) -> None:
+    """Refuse machines that do not run the same.
+
+    mine: the arguments that all must share, lists and classes among them. speaks: as of `group`.
+
+    Raises:
+        InputError: they differ in one, in the kind of device or in the version of a library; on every rank. The
+            message is empty where this process does not speak.
+    """
+    libraries = {library.__name__: library.__version__ for library in (torch, torchvision, np)}
+    mine = {"host": platform.node()} | libraries | {"device": device.type} | mine
+    first, *others = distributed.from_all_ranks(mine)
+    for number, other in enumerate(others, start=1):
+        names = [name for name in first | other if name != "host" and first.get(name) != other.get(name)]
+        if names:
+            found = ", ".join(f"{name} {_brief(other.get(name))}, not {_brief(first.get(name))}" for name in names)
+            line = (
+                f"process {number}, on {other['host']}, does not run what process 0, on {first['host']}, does: "
+                f"{found}; start all with the same flags, lists and versions, and several runs as several jobs"
+            )
+            raise InputError(line if speaks else "")
+
+
+def _brief(value) -> str:
+    return text if len(text := str(value)) <= 40 else f"{text[:12]}..."  # of a list's digest the beginning
 
 
 def check_one_gpu_each(device: torch.device) -> None:
@@ -102,8 +192,7 @@ def check_one_gpu_each(device: torch.device) -> None:
         InputError: two have the same one; on every rank.
     """
     mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", distributed.rank()))  # torch 2.4 does not tell
-    everyone = [""] * distributed.world_size()
-    dist.all_gather_object(everyone, mine)
+    everyone = distributed.from_all_ranks(mine)
     if shared := sorted({gpu for gpu in everyone if everyone.count(gpu) > 1}):
         ranks = [number for number, gpu in enumerate(everyone) if gpu == shared[0]]
         raise InputError(

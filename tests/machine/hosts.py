@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     arguments.add_running_arguments(parser)
     arguments.add_distributed_arguments(parser)
-    parser.set_defaults(device="cpu", workers=0, lr=0.1)
+    parser.add_argument("-b", "--batch-size", type=int, default=256)
+    parser.set_defaults(device="cpu", workers=0)
     args = parser.parse_args()
     launch.PROCESSES_WITHOUT_GPU = 1
     # To start takes longer, and on a busy machine by more, than a test wants the two to wait for each other.

@@ -5,16 +5,23 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from tests import ROOT
 from tests.processes import free_port
+from utils import interfaces, meeting
 
 LOST = re.compile(
     r"error: process 0 of 2 has lost another \(.+\): it has ended, has not answered for --dist-timeout (\d+) seconds, "
@@ -30,12 +37,10 @@ def start(does: str, folder: Path, number: int, port: int, *flags: str, err: int
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=err, text=True)
 
 
-def both(does: str, folder: Path, *flags: str, **first) -> list[subprocess.Popen]:
+def both(does: str, folder: Path, *flags: str, second: Sequence[str] = (), **first) -> list[subprocess.Popen]:
+    """Two machines; second: more flags of the second, first: where the first one's errors go."""
     port = free_port()
-    return [
-        start(does, folder, number, port, *flags, **(first if number == 0 else {"err": subprocess.PIPE}))
-        for number in range(2)
-    ]
+    return [start(does, folder, 0, port, *flags, **first), start(does, folder, 1, port, *flags, *second)]
 
 
 def end_of(machine: subprocess.Popen) -> tuple[int, str]:
@@ -62,6 +67,49 @@ def test_one_that_keeps_silent_is_waited_for_only_so_long(tmp_path):
     second.kill()
     second.communicate()
     assert code == 1 and LOST.fullmatch(err)[1] == "3", err
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_those_started_again_never_meet_what_killed_ones_have_left(first):
+    """In torchrun's store, which stays: whoever comes first waits for the new one, not for the one before."""
+    store, patience = dist.HashStore(), timedelta(seconds=60)
+    for restart in range(3):
+        with ThreadPoolExecutor() as pool:
+            early = pool.submit(meeting.fresh_part, store, first, 2, patience)
+            with suppress(TimeoutError):
+                early.result(timeout=0.2)
+            late = pool.submit(meeting.fresh_part, store, 1 - first, 2, patience)
+            early.result().set("written", str(restart))
+            assert late.result().get("written").decode() == str(restart)
+    with pytest.raises(RuntimeError, match="not all 2 processes have come in 0"):
+        meeting.fresh_part(store, first, 2, timedelta(seconds=0.3))
+
+
+def test_machines_that_differ_are_refused_in_one_line_on_each(tmp_path):
+    first, second = both("die", tmp_path, second=["--seed", "2", "-b", "8", "--print-freq", "1"])
+    expected = (
+        r"error: process 1, on (\S+), does not run what process 0, on \1, does: batch_size 8, not 256, "
+        r"seed 2, not None; start all with the same flags, lists and versions, and several runs as several jobs\n"
+    )
+    for machine in (first, second):
+        code, err = end_of(machine)
+        assert code == 2 and re.fullmatch(expected, err), err
+
+
+def test_the_interface_is_that_of_the_address_one_sends_from(monkeypatch):
+    own = {"first": "10.0.0.2", "me": "127.0.0.1", "192.0.2.1": "192.168.1.5"}
+    monkeypatch.setattr(interfaces, "own_address", own.get)
+    monkeypatch.setattr(interfaces, "interfaces", lambda: {"127.0.0.1": "lo", "10.0.0.2": "ib0", "192.168.1.5": "eth0"})
+    asked = ("first", "me", "unknown", "localhost", "127.0.0.1")
+    assert [interfaces.interface_to(host) for host in asked] == ["ib0", "eth0", None, None, None]
+    monkeypatch.setattr(interfaces, "interfaces", lambda: {"127.0.0.1": "lo", "10.0.0.2": "ib0"})
+    assert interfaces.interface_to("me") == "ib0"  # the only one
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's SIOCGIFADDR")
+def test_this_machines_addresses_have_the_names_of_their_interfaces():
+    assert interfaces.interfaces()["127.0.0.1"] in dict(map(reversed, socket.if_nameindex()))
+    assert interfaces.own_address("127.0.0.1") == "127.0.0.1" and interfaces.own_address("no such host.") is None
 
 
 def test_one_that_never_comes_is_waited_for_only_so_long(tmp_path):

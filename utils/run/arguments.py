@@ -16,6 +16,11 @@ FREE = frozenset((
     "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "dist_timeout",
     "eval_batch_size", "cache",
 ))
+# Of those, the ones in which the machines of one job must agree all the same, or one would wait for what another skips.
+AGREED = frozenset((
+    "seed", "start_epoch", "evaluate", "dry_run", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe",
+    "eval_batch_size", "on_bad_image",
+))
 # fmt: on
 
 # The flags that are not spelled as their argument is called.
@@ -33,6 +38,11 @@ def changed(then: dict, now: dict, free: frozenset[str] = FREE) -> dict[str, str
     """`lr` -> `0.1 -> 0.03` for each argument that both have and that differs, but for those that are free to."""
     names = sorted(then.keys() & now.keys() - free)
     return {name: f"{then[name]} -> {now[name]}" for name in names if then[name] != now[name]}
+
+
+def agreed(args: argparse.Namespace) -> dict:
+    """The arguments in which all processes of a job must agree."""
+    return {name: value for name, value in plain_args(args).items() if name not in FREE - AGREED}
 
 
 class Frozen(argparse.Namespace):

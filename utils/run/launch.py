@@ -16,6 +16,7 @@ from utils.devices import check_device, check_gpus, device_named, usable_cores
 from utils.errors import InputError
 from utils.launchers import under_srun, under_torchrun
 from utils.measure import rehearsal
+from utils.run.arguments import agreed
 
 GRACE_SECONDS = 20
 MAX_WORKERS = 32  # the release's default
@@ -52,20 +53,20 @@ def _is_started_for_all(args) -> bool:
 def _work_as_started(worker: Callable, args) -> None:
     numbers = launchers.numbers()
     place, speaks = _take_place(args, numbers.local_rank, numbers.local_world_size), numbers.local_rank == 0
-    where, way = "env://", meeting.by_torchrun
-    if under_srun():
-        where, way = launchers.slurm_address(), lambda _: numbers.meeting(where)
-    with meeting.group(place.device, args.dist_backend, where, way, args.dist_timeout, speaks):
+    way = meeting.by_torchrun() if under_torchrun() else meeting.by_srun(numbers)
+    with meeting.group(place.device, args.dist_backend, way, args.dist_timeout, speaks):
+        meeting.check_same(agreed(args), place.device, speaks)
         worker(args, place)
 
 
 def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> None:
     place = _take_place(args, local_rank, per_node)
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    way = {"init_method": args.dist_url, "world_size": nodes * per_node, "rank": node * per_node + local_rank}
+    way = meeting.by_url(args.dist_url, nodes * per_node, node * per_node + local_rank, several=nodes > 1)
 
     def join_and_work() -> None:
-        with meeting.group(place.device, args.dist_backend, args.dist_url, lambda _: way, args.dist_timeout):
+        with meeting.group(place.device, args.dist_backend, way, args.dist_timeout):
+            meeting.check_same(agreed(args), place.device, speaks=local_rank == 0)
             worker(args, place)
 
     errors.run(join_and_work)  # a spawned process reports for itself

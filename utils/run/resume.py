@@ -9,7 +9,7 @@ import torch
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError
-from utils.run.arguments import BEFORE, FREE, changed, plain_args
+from utils.run.arguments import BEFORE, changed, plain_args
 from utils.run.checkpoint import load
 from utils.run.folder import candidates
 from utils.run.launch import Place
@@ -35,10 +35,8 @@ def load_run(
 
     Raises:
         InputError: no checkpoint can be read; an argument that changes the result is not
-            the checkpoint's (and no --override); or the processes do not all see the same one, or were started for
-            other runs.
+            the checkpoint's (and no --override); or the processes do not all see the same one.
     """
-    _check_one_run(args)
     state = RunState(epoch=args.start_epoch)
     if args.resume == "auto" and candidates(Path(args.run_dir)):
         state = _newest_good(Path(args.run_dir))
@@ -96,18 +94,6 @@ def resolve_seed(given: int | None, state: RunState) -> int:
         raise InputError(f"--seed {given}: the checkpoint was made with seed {state.seed}; leave --seed out to go on")
     seed = given if state.seed is None else state.seed
     return distributed.same_on_all_ranks(secrets.randbelow(2**31)) if seed is None else seed
-
-
-def _check_one_run(args) -> None:
-    """Refuse processes that were started for other runs, as `srun -n 4 ... --seed $SLURM_PROCID` does."""
-    free = FREE - ({"seed"} if args.dry_run else {"seed", "run_dir"})  # a rehearsal has a folder for each process
-    first, *others = distributed.from_all_ranks(plain_args(args))
-    if found := {name: change for other in others for name, change in changed(first, other, free).items()}:
-        listed = ", ".join(f"{name} {change}" for name, change in found.items())
-        raise InputError(
-            f"the processes of one run were started with other arguments ({listed}); several runs are several jobs, or "
-            "an srun -n 1 each"
-        )
 
 
 def _check_same_place(state: RunState, device: torch.device) -> None:
