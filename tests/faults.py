@@ -1,160 +1,172 @@
-"""Breaks runs on purpose: kills them at random moments, feeds them damaged files.
+"""Breaks runs on purpose, for hours: kills them, feeds them damaged files, takes disk, memory and time from them.
 
-    python -m tests.faults --kills 20                 # both stages, one process
-    python -m tests.faults --kills 20 --processes 2   # the same under torchrun
-    python -m tests.faults --splits 500 --checkpoints 100
+    python -m tests.faults --folder runs/soak --hours 3             # two cases at a time; again: it goes on
+    python -m tests.faults --folder runs/soak --hours 1 --areas kills
+    python -m tests.faults --folder runs/soak --case inputs 17      # one case again, with what it printed
 
-A killed run is sent again with the same command until it is done; its weights must then equal,
-bit for bit, those of a run that nothing disturbed. A damaged file must train or be refused in one
-line, with nothing changed on the disk. Linux only: it finds processes in /proc.
+Each case follows from its area and number alone. The folder gets cases.jsonl (a line a case), summary.json and
+summary.md, the tables of docs/reliability.md, and failures/, the folders of cases that should have ended otherwise.
+Linux only. Areas:
+    kills    SIGKILL at random moments of both stages, writes included; in the end the bits of an undisturbed run
+    inputs   damaged lists, images, checkpoints ...: used, or refused in one line with exit code 2
+    places   full disks, read-only folders, little shared memory, long stops, times that jump; as root alone
 """
 
-import argparse
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: its threads would not live through a fork
+
+import argparse
+import json
 import random
+import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
-import torch
+from tests.soak import base, inputs, kills, places, summary
+from tests.soak.processes import Running, error_log, fork
+from utils import errors
+from utils.run.folder import hold
 
-from moco.targets.generation import generate_file
-from tests import ROOT
-from utils.run import checkpoint
-
-COMMON = "--dataset digits --image-size 8 -b 256 -j 0 -p 1 --seed 5 --device cpu --resume auto --save-steps 1"
-STAGE_1 = f"main_moco_supcon_imba.py {COMMON} --moco-k 512 --moco-dim 16 --lr 0.1 --epochs 4 --targeted --sep_t -s 2"
-STAGE_2 = f"main_lincls_imba.py {COMMON} --lr 1 --epochs 3"
+AREAS = {"kills": (kills.case, 4), "inputs": (inputs.case, 4), "places": (places.case, 1)}  # and shares of the time
+WRITE_EVERY = 20.0  # seconds between summaries
 
 
-def stage_commands(folder: Path, data: Path, processes: int) -> list[list[str]]:
-    """The command lines of both stages, which write to folder/run and folder/probe."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    files = f"--data-root {data} --targets {data / 'optimal_10_16.npy'} --run-dir {folder / 'run'}"
-    probe = f"--data-root {data} --pretrained {folder / 'run' / checkpoint.LAST} --run-dir {folder / 'probe'}"
-    return [[*launcher, *f"{STAGE_1} {files}".split()], [*launcher, *f"{STAGE_2} {probe}".split()]]
+def run_case(area: str, number: int, start: base.Base, keep: Path | None = None) -> dict:
+    """One case, in this process; keep: where the folder of one that has failed goes."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{area}_{number}_", dir=start.folder))
+    begun = time.monotonic()
+    result = AREAS[area][0](number, random.Random(f"{area} {number}"), start, folder)
+    result = {"area": area, "case": number, **result, "seconds": round(time.monotonic() - begun, 2)}
+    if keep and result["outcome"] not in summary.GOOD:
+        shutil.copytree(folder, keep / f"{area}_{number}", dirs_exist_ok=True, symlinks=True)
+    shutil.rmtree(folder)
+    return result
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with log.open("ab") as out:
-        return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=environment, start_new_session=True)
+class Soak:
+    """Cases one after the other, some at a time, each in a process of its own."""
 
+    def __init__(self, args: argparse.Namespace, folder: Path, start: base.Base):
+        self.args, self.folder, self.start = args, folder, start
+        self.lives: dict[Running, tuple[str, int, Path]] = {}
+        ended = summary.read(folder)
+        self.done = {area: {case["case"] for case in ended if case["area"] == area} for area in args.areas}
+        self.spent = {area: sum(case["seconds"] for case in ended if case["area"] == area) for area in args.areas}
+        self.kills = sum(case.get("kills", 0) for case in ended)
+        self.failures = sum(case["outcome"] not in summary.GOOD for case in ended)
+        self.before, self.line_end = sum(map(len, self.done.values())), "" if sys.stderr.isatty() else "\n"
 
-def descendants(pid: int) -> list[int]:
-    """The process and all it has started, from /proc."""
-    parent_of = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    def run(self) -> bool:
+        """Until the time is up or all is done; returns whether all ended well."""
+        begun = written = shown = time.monotonic()
+        until = begun + 3600 * self.args.hours if self.args.hours else float("inf")
         try:
-            parent_of[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue  # gone meanwhile
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parent_of.items() if parent == member]
-    return family
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL for the process and everything below it, at once."""
-    for pid in descendants(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
-
-
-def wait_for_moment(process: subprocess.Popen, folder: Path, log: Path, rng: random.Random) -> bool:
-    """Wait for a random moment of the run: its start, between two steps, or a write; False if it ended before."""
-    kind = rng.choice(["start", "step", "step", "write", "write"])
-    seen, begun, pause = log.stat().st_size, time.monotonic(), rng.uniform(0, 0.5)
-    while process.poll() is None:
-        new = log.stat().st_size > seen
-        writing = new and any(folder.glob("*/.*draft*"))
-        if kind == "start" and time.monotonic() - begun > 3 * pause:
-            return True
-        if kind == "write" and writing:
-            return True
-        if kind == "step" and new:
-            time.sleep(pause)
-            return process.poll() is None
-        time.sleep(0.0005)
-    return False
-
-
-def run_undisturbed(commands: list[list[str]], log: Path) -> None:
-    for command in commands:
-        process = start(command, log)
-        if process.wait():
-            sys.exit(f"the undisturbed run has failed:\n{log.read_text()[-3000:]}")
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether both stages' last checkpoints hold the same bits."""
-    for stage in ("run", "probe"):
-        a, b = (checkpoint.load(folder / stage / checkpoint.LAST) for folder in (one, other))
-        weights = (a["state_dict"], b["state_dict"])
-        if weights[0].keys() != weights[1].keys() or not all(
-            torch.equal(weights[0][k], weights[1][k]) for k in weights[0]
-        ):
-            return False
-    return True
-
-
-def kills(number: int, processes: int, seed: int) -> bool:
-    """Kill `number` times, print the outcome, return whether nothing was lost."""
-    rng, done, lost, equal = random.Random(seed), 0, 0, True
-    with tempfile.TemporaryDirectory() as temporary:
-        base = Path(temporary)
-        data, log = base / "data", base / "log"
-        whole = base / "whole"
-        data.mkdir()
-        generate_file(data / "optimal_10_16.npy", 10, 16)
-        run_undisturbed(stage_commands(whole, data, processes), log)
-        while done < number:
-            folder = base / "killed"
-            for command in stage_commands(folder, data, processes):
-                while True:
-                    process = start(command, log)
-                    if done < number and wait_for_moment(process, folder, log, rng):
-                        kill_all(process)
-                        done += 1
-                        print(f"\rkill {done}/{number}", end="", file=sys.stderr, flush=True)
-                        continue
-                    if process.wait():  # a start after a kill that does not go on
-                        lost += 1
-                        print(f"\nlost:\n{log.read_text()[-2000:]}", file=sys.stderr)
+            while True:
+                while len(self.lives) < self.args.jobs and time.monotonic() < until and (area := self.next_area()):
+                    self.begin(area)
+                if not self.lives:
                     break
-            equal = equal and not lost and same_weights(folder, whole)
-            shutil.rmtree(folder)
-    print(f"\n{done} kills, {lost} lost, equal: {equal}")
-    return equal and not lost
+                for running in list(self.lives):
+                    if running.poll() is not None:
+                        self.end(running)
+                if time.monotonic() - written > WRITE_EVERY:
+                    written = time.monotonic()
+                    summary.write(self.folder, self.args.command)
+                if time.monotonic() - shown > (1 if sys.stderr.isatty() else 60):
+                    shown = time.monotonic()
+                    self.show(begun, until)
+                time.sleep(0.05)
+        finally:
+            for running in self.lives:
+                running.kill()
+            summary.write(self.folder, self.args.command)
+            print(file=sys.stderr)
+        return not self.failures
+
+    def next_area(self) -> str | None:
+        """The one that has had the least of its share of the time."""
+        left = [area for area in self.args.areas if not self.args.cases or self.number(area) < self.args.cases]
+        return min(left, key=lambda area: self.spent[area] / AREAS[area][1], default=None)
+
+    def number(self, area: str) -> int:
+        taken = self.done[area] | {number for its, number, _ in self.lives.values() if its == area}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def begin(self, area: str) -> None:
+        number, log = self.number(area), self.start.folder / f"log_{area}"
+        log = log.with_name(f"{log.name}_{self.number(area)}")
+
+        def work() -> None:
+            print(json.dumps(run_case(area, number, self.start, self.folder / "failures")))
+
+        self.lives[Running([fork(work, log)])] = (area, number, log)
+        self.spent[area] += 1  # taken back at its end: of two that begin together, not both of one area
+
+    def end(self, running: Running) -> None:
+        area, number, log = self.lives.pop(running)
+        try:
+            result = json.loads(log.read_text().splitlines()[-1])
+        except (ValueError, IndexError):
+            detail = error_log(log).read_text()[-2000:]
+            result = {"area": area, "case": number, "kind": "the soak itself", "outcome": "a fault of its own"}
+            result |= {"detail": detail, "seconds": 0}
+        for file in (log, error_log(log)):
+            file.unlink(missing_ok=True)
+        summary.add(self.folder, result)
+        self.done[area].add(number)
+        self.spent[area] += result["seconds"] - 1
+        self.kills += result.get("kills", 0)
+        if result["outcome"] not in summary.GOOD:
+            self.failures += 1
+            print(f"\r{area} {number}, {result['kind']}: {result['outcome']}", file=sys.stderr)
+
+    def show(self, begun: float, until: float) -> None:
+        """On a terminal one line that changes; else a line now and then."""
+        now, count = time.monotonic(), sum(map(len, self.done.values()))
+        left = until - now
+        if self.args.cases and count > self.before:
+            all_cases = self.args.cases * len(self.args.areas)
+            left = min(left, (now - begun) / (count - self.before) * max(all_cases - count, 0))
+        eta = timedelta(seconds=round(max(left, 0))) if left < float("inf") else "none, Ctrl-C ends it"
+        line = f"{count} cases, {self.kills} kills, {self.failures} failures  ETA {eta}"
+        print(f"\r{line:<70}" if sys.stderr.isatty() else line, end=self.line_end, file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs at random moments of both stages")
-    parser.add_argument("--processes", type=int, default=1, help="of the killed runs; more than one under torchrun")
-    parser.add_argument("--splits", type=int, default=0, help="damaged split lists")
-    parser.add_argument("--checkpoints", type=int, default=0, help="damaged checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    good = True
-    if args.kills:
-        good &= kills(args.kills, args.processes, args.seed)
-    if args.splits or args.checkpoints:
-        from tests import fuzz
+    parser.add_argument("--folder", type=Path, default=Path("runs/soak"), help="where the cases are noted")
+    parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS))
+    parser.add_argument("--hours", type=float, default=0, help="when it ends; without it and --cases it goes on")
+    parser.add_argument("--cases", type=int, default=0, help="of each area, those of earlier starts included")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    parser.add_argument("--case", nargs=2, metavar=("AREA", "NUMBER"), help="do this one again, and show what it finds")
+    return parser
 
-        good &= fuzz.fuzz(args.splits, args.checkpoints, args.seed)
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if os.getuid() and "places" in args.areas:
+        print("note: places needs root, for its mounts: left out", file=sys.stderr)
+        args.areas.remove("places")
+    args.command = shlex.join(["python", "-m", "tests.faults", *(sys.argv[1:] if argv is None else argv)])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with hold(args.folder), tempfile.TemporaryDirectory(prefix="soak_") as temporary:
+        Path(temporary).chmod(0o755)  # some cases are not of root
+        start = base.make(Path(temporary))
+        if args.case:
+            print(json.dumps(run_case(args.case[0], int(args.case[1]), start, args.folder / "failures"), indent=2))
+            return
+        good = Soak(args, args.folder, start).run()
+        print((args.folder / summary.TABLE).read_text())
     sys.exit(not good)
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main, "the same command goes on")

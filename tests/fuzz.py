@@ -1,27 +1,11 @@
-"""Damaged split lists and checkpoints: each must train, or be refused in one line with nothing changed.
+"""Damage to files, as disks, transfers, editors and people do it: of bytes, of lines, of JSON, of checkpoints."""
 
-Used by tests/faults.py and, in small, by test_faults.py; everything runs in this process.
-"""
-
-import contextlib
-import io
+import json
 import random
-import signal
-import sys
-import tempfile
-from collections import Counter
-from pathlib import Path
 
 import torch
 
-import main_lincls_imba as stage2
-import main_moco_supcon_imba as stage1
-from imagenet_inat.sets import digits
-from utils.errors import InputError
-
-SECONDS = 60  # longer is a hang
-FLAGS = "--dataset digits --image-size 8 -b 64 -j 0 -p 0 --seed 5 --device cpu --epochs 1"
-STAGE_1 = f"{FLAGS} --moco-k 64 --moco-dim 8 --lr 0.01"
+JUNK = (None, -1, 0, 10**12, 1.5, "x", [], {}, [1, 2], {"a": 1}, float("nan"), True)
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
@@ -67,101 +51,62 @@ def damage_line(data: bytes, rng: random.Random) -> bytes:
     return "\n".join(lines).encode()
 
 
-JUNK = (None, -1, 0, 10**12, 1.5, "x", [], {}, [1, 2], {"a": 1}, float("nan"), True)
+def damage_text(data: bytes, rng: random.Random) -> bytes:
+    """Damage one line of a file of settings: a recipe, a plan."""
+    lines = data.decode().splitlines()
+    at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
+    words = lines[at].split(" ")
+    word = rng.randrange(len(words))
+    words[word] = rng.choice(["", "-1", "0", "nan", "1e99", "x", "--", "'", '"', "%(x)s", "①", "\x00", "@.", "[", "="])
+    lines[at] = rng.choice(
+        [
+            " ".join(words),
+            "",
+            lines[at] * 2,
+            lines[at][: len(lines[at]) // 2],
+            f"{lines[at]}\n{lines[other]}",
+            f"  {lines[at]}",
+            lines[at].replace("=", ":"),
+            lines[at].replace(" ", ""),
+            lines[at].upper(),
+            f"{lines[at]} {lines[other]}",
+        ]
+    )
+    return "\n".join(lines).encode()
+
+
+def damage_json(data: bytes, rng: random.Random) -> bytes:
+    """Put something else at a random place of a JSON file, or of a line of several, or leave it out."""
+    lines = data.decode().splitlines() if data.count(b"\n}") < 1 else [data.decode()]
+    at = rng.randrange(len(lines))
+    value = json.loads(lines[at])
+    if rng.random() < 0.1:
+        value = rng.choice(JUNK)
+    else:
+        table, key = rng.choice(list(_places(value)))
+        if rng.random() < 0.3:
+            del table[key]
+        else:
+            table[key] = rng.choice(JUNK)
+    lines[at] = json.dumps(value, indent=2 if len(lines) == 1 else None)
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _places(value):
+    """All (table, key) and (list, index) of a JSON value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield value, key
+        yield from _places(inner)
 
 
 def damage_entry(state: dict, rng: random.Random) -> dict:
     """Put something else at a random place of a checkpoint, or leave it out."""
-    table = rng.choice([state, state, state["state_dict"], state["optimizer"], state["args"]])
+    tables = [state, state, *(state[name] for name in ("state_dict", "optimizer", "args") if name in state)]
+    table = rng.choice(tables)
     key = rng.choice(sorted(table, key=str))
     if rng.random() < 0.3:
         del table[key]
     else:
         table[key] = rng.choice([*JUNK, torch.zeros(3), torch.tensor(float("inf"))])
     return state
-
-
-def outcome(main, flags: list[str], run_dir: Path, inputs: list[Path]) -> str:
-    """'trained' or 'refused', or what should not have been."""
-    before = {path: path.read_bytes() for path in inputs}
-    quiet = io.StringIO()
-    signal.alarm(SECONDS)
-    try:
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            main([*flags, "--run-dir", str(run_dir)])
-        result = "trained"
-    except InputError as error:
-        result = "refused" if "\n" not in str(error) else f"more than a line: {error}"
-        if any(run_dir.glob("*.pth.tar")):
-            result = f"refused and left a checkpoint: {error}"
-    except TimeoutError:
-        result = "hang"
-    except Exception as error:
-        result = f"traceback: {type(error).__name__}: {error}"
-    finally:
-        signal.alarm(0)
-    return result if before == {path: path.read_bytes() for path in inputs} else "an input file has changed"
-
-
-def _hang(*_):
-    raise TimeoutError
-
-
-def fuzz(splits: int, checkpoints: int, seed: int) -> bool:
-    """Try so many damaged files of each kind, print the counts, return whether all ended well."""
-    rng, good = random.Random(seed), True
-    before = signal.signal(signal.SIGALRM, _hang)
-    with tempfile.TemporaryDirectory() as temporary:
-        base = Path(temporary)
-        _, lists = digits.prepare(base / "data", 50.0)
-        small = base / "lists"
-        small.mkdir()
-        for split in ("train", "val", "test"):
-            lines = (lists / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True)
-            step = max(len(lines) // 16, 1)
-            (small / f"digits_LT_{split}.txt").write_text("".join(lines[::step][:16]))
-        common = ["--data-root", str(base / "data"), "--splits", str(small)]
-        if splits:
-            good &= _report("split lists", _damaged_splits(splits, rng, base, common))
-        if checkpoints:
-            good &= _report("checkpoints", _damaged_checkpoints(checkpoints, rng, base, common))
-    signal.signal(signal.SIGALRM, before)
-    return good
-
-
-def _damaged_splits(number: int, rng: random.Random, base: Path, common: list[str]) -> Counter:
-    train = base / "lists" / "digits_LT_train.txt"
-    whole, found = train.read_bytes(), Counter()
-    for i in range(number):
-        train.write_bytes(rng.choice([damage_bytes, damage_line])(whole, rng))
-        found[outcome(stage1.main, [*STAGE_1.split(), *common], base / f"s{i}", [train])] += 1
-        print(f"\rsplit list {i + 1}/{number}", end="", file=sys.stderr, flush=True)
-    train.write_bytes(whole)
-    return found
-
-
-def _damaged_checkpoints(number: int, rng: random.Random, base: Path, common: list[str]) -> Counter:
-    """Half of them go into stage 1's --resume, half into stage 2's --pretrained."""
-    stage1.main([*STAGE_1.split(), *common, "--save-steps", "1", "--run-dir", str(base / "whole")])
-    whole, damaged, found = base / "whole" / "previous.pth.tar", base / "damaged.pth.tar", Counter()
-    for i in range(number):
-        if rng.random() < 0.5:
-            damaged.write_bytes(damage_bytes(whole.read_bytes(), rng))
-        else:
-            torch.save(damage_entry(torch.load(whole, weights_only=True), rng), damaged)
-        if i % 2:
-            flags = [*STAGE_1.split(), *common, "--resume", str(damaged)]
-            found[outcome(stage1.main, flags, base / f"c{i}", [damaged])] += 1
-        else:
-            flags = [*FLAGS.split(), *common, "--lr", "0.1", "--pretrained", str(damaged)]
-            found[outcome(stage2.main, flags, base / f"c{i}", [damaged])] += 1
-        print(f"\rcheckpoint {i + 1}/{number}", end="", file=sys.stderr, flush=True)
-    return found
-
-
-def _report(what: str, found: Counter) -> bool:
-    bad = {result: count for result, count in found.items() if result not in ("trained", "refused")}
-    print(
-        f"\n{found.total()} damaged {what}: {found['trained']} trained, {found['refused']} refused, {bad or 'no'} other"
-    )
-    return not bad

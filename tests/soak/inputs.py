@@ -1,0 +1,92 @@
+"""Area inputs: a damaged file must train, or be refused in one line with exit code 2; nothing else may happen."""
+
+import hashlib
+import random
+import shutil
+from pathlib import Path
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from tests.soak import damage
+from tests.soak.base import Base
+from tests.soak.kills import said
+from tests.soak.processes import begin, error_log
+from utils.errors import InputError
+from utils.files import draft_pattern
+from utils.run import checkpoint
+
+KINDS = {
+    "split lists": damage.split_list,
+    "images": damage.image,
+    "checkpoints": damage.checkpoint_file,
+    "target files": damage.target_file,
+    "IDX files": damage.idx_file,
+    "recipes": damage.recipe,
+    "plans": damage.plan,
+    "features": damage.features,
+    "run folders": damage.run_folder,
+}
+
+
+def case(number: int, rng: random.Random, base: Base, folder: Path) -> dict:
+    """One damaged file."""
+    name = list(KINDS)[number % len(KINDS)]
+    for part in ("data", "run", "optimal_10_16.npy"):
+        (shutil.copytree if (base.folder / part).is_dir() else shutil.copy)(base.folder / part, folder / part)
+    trial = KINDS[name](rng, base, folder)
+    scripts = trial.module in (stage1, stage2) and "--evaluate" not in trial.flags
+    flags = trial.flags + (["--run-dir", str(folder / "new")] if scripts and "--run-dir" not in trial.flags else [])
+    before, log = contents(folder), folder.with_name(f"{folder.name}.log")
+    code = begin(trial.module, flags, log).wait()
+    outcome = judged(code, error_log(log).read_text(errors="replace"), folder, before, goes_on="auto" in flags)
+    result = {"kind": name, "outcome": outcome}
+    if outcome not in GOOD:
+        result |= {"detail": said(log), "command": [trial.module.__name__, *flags], "damaged": str(trial.damaged)}
+    for file in (log, error_log(log)):
+        file.unlink()
+    return result
+
+
+USED, REFUSED, STOPPED = "used", "refused", "stopped in one line while it ran"
+GOOD = (USED, REFUSED, STOPPED)
+
+
+def judged(code: int | None, errors: str, folder: Path, before: dict[Path, str], goes_on: bool) -> str:
+    """One of GOOD, or what should not have been.
+
+    goes_on: with --resume auto a run that is not refused may write in its own folder.
+    """
+    if code is None:
+        return "hangs"
+    if "Traceback" in errors:
+        return "a traceback"
+    if code not in (0, 2):
+        return f"exit code {code}"
+    lines = [line for line in errors.splitlines() if line.strip()]
+    if code == 2 and not (len(lines) == 1 and lines[0].startswith("error: ")):
+        return f"refused in {len(lines)} lines"
+    after = contents(folder)
+    if (code == 2 or not goes_on) and (changed := [path for path in before if after.get(path) != before[path]]):
+        return f"{'refused and ' if code else ''}changed {changed[0].name}"
+    new = [path for path in after if path not in before]
+    for path in new:
+        if path.match(draft_pattern("*")) or (path.suffix == ".tar" and not readable(path)):
+            return f"left {path.name}"
+    if code == 0:
+        return USED
+    return STOPPED if [path for path in new if path.name != ".lock"] else REFUSED
+
+
+def contents(folder: Path) -> dict[Path, str]:
+    """The files of a folder, and what is in them; not a run's lock, nor kept features, which are made anew."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    files = [path for path in files if not path.parent.name.startswith("features_")]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def readable(path: Path) -> bool:
+    try:
+        checkpoint.read(path)
+    except InputError:
+        return False
+    return True
