@@ -146,11 +146,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=int, default=0, help="of each area, those of earlier starts included")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--case", nargs=2, metavar=("AREA", "NUMBER"), help="do this one again, and show what it finds")
+    parser.add_argument("--page", type=Path, help="run nothing: put the tables into this page, docs/reliability.md")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
+    if args.page:
+        summary.write_page(args.folder, args.page)
+        return
     args.folder.mkdir(parents=True, exist_ok=True)
     if os.getuid() and "places" in args.areas:
         print("note: places needs root, for its mounts: left out", file=sys.stderr)

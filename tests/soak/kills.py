@@ -15,7 +15,7 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tests.soak.base import Base
-from tests.soak.processes import Running, begin, error_log, watch_operations
+from tests.soak.processes import HANG, Running, begin, error_log, watch_operations
 from utils.run import checkpoint, evaluation
 from utils.run.folder import candidates
 
@@ -155,6 +155,9 @@ class Moment:
                 time.sleep(self.pause)
                 run.kill()
                 return True
+            if time.monotonic() - begun > HANG:
+                run.kill()
+                raise TimeoutError(f"hangs, before it was killed: {said(self.log)}")
             if self.kind == "time" and time.monotonic() - begun > self.seconds:
                 break
             if self.kind == "log" and self.log.exists() and self.log.stat().st_size > self.seen:
@@ -165,7 +168,7 @@ class Moment:
                 drafts, last = drafts + len(now - last), now
                 if now and drafts > self.writes:
                     break
-            time.sleep(0.0005)
+            time.sleep(0.0005 if self.kind == "write" else 0.005)
         if code is not None:
             return code == -signal.SIGKILL
         victims = run.family()

@@ -12,6 +12,7 @@ from utils.files import write_text
 from utils.measure.results import markdown
 
 CASES, SUMMARY, TABLE = "cases.jsonl", "summary.json", "summary.md"
+HEADING = "## What came out"  # of the page's section that is written by the command
 GOOD = {  # outcome -> what a table calls it
     "same bits": "same bits",
     "used": "used",
@@ -106,3 +107,11 @@ def row(kind: str, entries: list[dict], names: list[str], killed: bool) -> list[
     kills = [str(sum(entry["kills"] for entry in entries))] if killed else []
     bad = outcomes.total() - sum(outcomes[name] for name in GOOD)
     return [kind, str(outcomes.total()), *kills, *(str(outcomes[name]) for name in names), str(bad)]
+
+
+def write_page(folder: Path, place: Path) -> None:
+    """Put the tables into a page, in place of its section HEADING's."""
+    before, rest = place.read_text().split(f"{HEADING}\n")
+    after = rest.partition("\n## ")[2]
+    table = (folder / TABLE).read_text()
+    write_text(place, f"{before}{HEADING}\n\n{table}" + (f"\n## {after}" if after else ""))
