@@ -95,11 +95,10 @@ class TwoNodes:
         return self
 
     def __exit__(self, *_) -> None:
-        subprocess.run(["scancel", "--user", getpass.getuser()], env=self.environment, timeout=60)
-        self.kill(self.processes())
         for process in self.running.values():
             process.kill()  # nothing of theirs is to last
             process.wait()
+        self.kill(self.processes())
 
     def start(self, program: str, *flags: str, name: str = "") -> None:
         name = name or program
