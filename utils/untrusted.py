@@ -62,7 +62,7 @@ def swollen(path: str | Path) -> str | None:
 
     Both are written without compression, so that what an archive holds is never more than the file.
     """
-    with suppress(zipfile.BadZipFile):  # to be said by who reads it
+    with suppress(zipfile.BadZipFile, OSError):  # to be said by who reads it
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 claimed, size = sum(entry.file_size for entry in archive.infolist()), Path(path).stat().st_size

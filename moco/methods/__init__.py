@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moco.methods.base import Method
 from moco.methods.batch import Batch
 from moco.methods.queue import Queue
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.parser import Cases, Group, Parser
 from utils.run import checkpoint
 from utils.run.state import RunState
@@ -78,13 +78,16 @@ def trained(path: Path, device: torch.device) -> Method:
     """
     state = RunState.from_dict(checkpoint.load(path, needs=("state_dict", "epoch", "args")), path)
     args = BEFORE | state.args | {"targets": None}  # it has its own
-    if "loss" not in args or args["contrast"] not in METHODS:
+    if "loss" not in args or args["contrast"] not in list(METHODS):
         found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
         raise InputError(
             f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
         )
-    method = METHODS[args["contrast"]](Namespace(**args))
-    method.read_state(state)
-    state.load_into(method.build(method.args.num_classes, state, device).to(device))
-    method.restore(state)
+    try:
+        method = METHODS[args["contrast"]](Namespace(**args))
+        method.read_state(state)
+        state.load_into(method.build(method.args.num_classes, state, device).to(device))
+        method.restore(state)
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:  # of arguments of another kind
+        raise InputError(f"checkpoint {path}: its args are none that stage 1 writes ({first_line(error)})") from None
     return method
