@@ -21,10 +21,16 @@ def raise_(error: Exception) -> None:
     raise error
 
 
+def go_on() -> None:
+    while True:
+        distributed.barrier()
+
+
 DOES = {
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "keep silent": lambda: time.sleep(3600),
     "refuse": lambda: raise_(InputError("--this: cannot be")),
+    "go on": go_on,
     "fail": lambda: raise_(RuntimeError("a fault of the program")),
 }
 
@@ -32,7 +38,8 @@ DOES = {
 def work(args, place: launch.Place) -> None:
     bar = tqdm(total=10, initial=4, desc="a bar", leave=False, disable=not sys.stderr.isatty())
     distributed.barrier()
-    if distributed.rank() == 1:
+    (args.folder / "met").touch()
+    if distributed.rank() == 1 or args.does == "go on":
         DOES[args.does]()
     distributed.barrier()
     bar.close()

@@ -4,13 +4,15 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import suppress
 from datetime import timedelta
@@ -24,16 +26,25 @@ from tests.processes import free_port
 from utils import interfaces, meeting
 
 LOST = re.compile(
-    r"error: process 0 of 2 has lost another \(.+\): it has ended, has not answered for --dist-timeout (\d+) seconds, "
-    r"or the network has failed; --resume auto goes on from the last checkpoint\n"
+    r"error: process [01] of 2 has lost another \(.+\): it has ended, has not answered for --dist-timeout (\d+) "
+    r"seconds, or the network has failed; --resume auto goes on from the last checkpoint\n"
 )
 
 
-def start(does: str, folder: Path, number: int, port: int, *flags: str, err: int = subprocess.PIPE) -> subprocess.Popen:
-    """Machine `number` of two, as torchrun starts its process there."""
+def start(
+    does: str,
+    folder: Path,
+    number: int,
+    port: int | str,
+    *flags: str,
+    err: int = subprocess.PIPE,
+    inside: Sequence[str] = (),
+    first: str = "127.0.0.1",
+) -> subprocess.Popen:
+    """Machine `number` of two, as torchrun starts its process there; inside: the command that it is given to."""
     names = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-m", "tests.machine.hosts", does, str(folder), *flags]
+    environment = os.environ | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": first}
+    command = [*inside, sys.executable, "-m", "tests.machine.hosts", does, str(folder), *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=err, text=True)
 
 
@@ -151,3 +162,40 @@ def test_the_launching_process_says_it_for_those_it_launched(tmp_path):
     assert err.splitlines()[0] == "error: process 0 was killed by SIGKILL; --resume auto goes on"
     code, err = end_of(first)
     assert code == 1 and LOST.fullmatch(err), err
+
+
+def ip(*words: str) -> bool:
+    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def cable() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, 10.213.7.1 and 10.213.7.2, whose interfaces `end` are joined by a cable."""
+    names = f"kcl{os.getpid()}a", f"kcl{os.getpid()}b"
+    if not (shutil.which("ip") and os.geteuid() == 0 and all(ip("netns", "add", name) for name in names)):
+        pytest.skip("needs root and network namespaces (ip netns)")
+    try:
+        assert ip(*f"link add end netns {names[0]} type veth peer name end netns {names[1]}".split())
+        for number, name in enumerate(names, start=1):
+            assert ip("-n", name, *f"addr add 10.213.7.{number}/24 dev end".split())
+            assert all(ip("-n", name, "link", "set", link, "up") for link in ("lo", "end"))
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def test_two_hosts_meet_by_themselves_and_both_end_when_the_cable_is_cut(cable, tmp_path, monkeypatch):
+    """Their own names stand for addresses on which neither reaches the other."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    words = ("29500", "--dist-timeout", "5")  # the port is one of the namespace's own
+    machines = [
+        start("go on", tmp_path, number, *words, inside=["ip", "netns", "exec", name], first="10.213.7.1")
+        for number, name in enumerate(cable)
+    ]
+    while not (tmp_path / "met").exists() and all(machine.poll() is None for machine in machines):
+        time.sleep(0.05)
+    assert ip("-n", cable[0], "link", "set", "end", "down")
+    for machine in machines:
+        code, err = end_of(machine)
+        assert code == 1 and LOST.fullmatch(err.splitlines(keepends=True)[-1])[1] == "5", err
