@@ -41,8 +41,16 @@ def data_flags(base: Base, folder: Path) -> list[str]:
     return [word.replace(str(base.folder), str(folder)) for word in base.flags]
 
 
+WHOLE: dict[Path, bytes] = {}  # what files were in this case before they were damaged
+
+
+def note(file: Path) -> None:
+    WHOLE[file] = file.read_bytes()
+
+
 def change(file: Path, rng: random.Random, *ways: Callable[[bytes, random.Random], bytes]) -> None:
     """Damage a file by one of the ways; one, two or three times."""
+    note(file)
     data, way = file.read_bytes(), rng.choice(ways)
     for _ in range(rng.choice([1, 1, 2, 3]) if way is fuzz.damage_bytes else 1):
         data = way(data, rng) or b"\0"
@@ -69,6 +77,7 @@ def image(rng: random.Random, base: Base, folder: Path) -> Trial:
     line = rng.choice((folder / "data" / f"{split}.txt").read_text().splitlines())
     file = folder / "data" / line.rsplit(" ", 1)[0]
     other = rng.choice(["bytes", "bytes", "JPEG", "TIFF", "GIF", "mode", "size", "empty", "folder", "none", "loop"])
+    note(file)
     if other in ("JPEG", "TIFF", "GIF"):
         Image.open(file).save(file, format=other)
     if other == "mode":
@@ -76,7 +85,7 @@ def image(rng: random.Random, base: Base, folder: Path) -> Trial:
     if other == "size":
         Image.new("L", rng.choice([(1, 1), (1, 3000), (3000, 1), (4000, 4000)])).save(file)
     if other in ("bytes", "JPEG", "TIFF", "GIF"):
-        change(file, rng, fuzz.damage_bytes)
+        file.write_bytes(fuzz.damage_bytes(file.read_bytes(), rng))
     if other in ("empty", "folder", "none", "loop"):
         file.unlink()
     if other == "empty":
@@ -104,31 +113,26 @@ def checkpoint_file(rng: random.Random, base: Base, folder: Path) -> Trial:
         file = folder / "encoder.safetensors"
         query = {k.removeprefix("encoder_q."): v.contiguous() for k, v in weights.items() if k.startswith("encoder_q.")}
         save_file(query, file, {"arch": "resnet20"})
+    note(file)
     if use != "safetensors" and rng.random() < 0.6:
         torch.save(fuzz.damage_entry(torch.load(file, weights_only=True), rng), file)
     else:
         change(file, rng, fuzz.damage_bytes)
     targets = ["--targets", str(folder / "optimal_10_16.npy")]
     pretrained = ["--pretrained", str(own / checkpoint.LAST), "--epochs", "3", "--lr", "1", "-b", "16"]
-    if use == "resume":
-        return Trial(
-            stage1, [*data_flags(base, folder), *GO_ON, *TSC, *targets, "--resume", str(file), "--override"], file
-        )
-    if use == "auto":
-        return Trial(
-            stage1, [*data_flags(base, folder), *GO_ON, *TSC, *targets, "--resume", "auto", "--run-dir", str(own)], file
-        )
-    if use == "resume 2":
-        return Trial(stage2, [*data_flags(base, folder), *pretrained, "--resume", str(file), "--override"], file)
-    if use == "evaluate":
-        return Trial(stage2, [*data_flags(base, folder), "--evaluate", "--resume", str(file)], file)
-    if use == "init-from":
-        return Trial(stage1, [*data_flags(base, folder), *SHORT, "--init-from", str(file)], file)
-    return Trial(stage2, [*data_flags(base, folder), *probed(folder, rng, file)], file)
+    stage, more = {
+        "resume": (stage1, [*GO_ON, *TSC, *targets, "--resume", str(file), "--override"]),
+        "auto": (stage1, [*GO_ON, *TSC, *targets, "--resume", "auto", "--run-dir", str(own)]),
+        "resume 2": (stage2, [*pretrained, "--resume", str(file), "--override"]),
+        "evaluate": (stage2, ["--evaluate", "--resume", str(file)]),
+        "init-from": (stage1, [*SHORT, "--init-from", str(file)]),
+    }.get(use) or (stage2, probed(folder, rng, file))
+    return Trial(stage, [*data_flags(base, folder), *more], file)
 
 
 def target_file(rng: random.Random, base: Base, folder: Path) -> Trial:
     file = folder / "optimal_10_16.npy"
+    note(file)
     array = np.load(file)
     row = rng.randrange(10)
     if rng.random() < 0.5:
@@ -159,36 +163,24 @@ def idx_file(rng: random.Random, base: Base, folder: Path) -> Trial:
         fashion.prepare(where, 2.0, 4)
         file = rng.choice([file, *sorted(where.glob("*/*.json"))])
         whole = file.read_bytes()
+    note(file)
     start = whole[:24]
     file.write_bytes(rng.choice([fuzz.damage_bytes(whole, rng), fuzz.damage_bytes(start, rng) + whole[24:]]))
-    return Trial(stage, [*data_flags(base, folder), *more], file)
+    return Trial(stage, [*flags, *more], file)
 
 
 def recipe(rng: random.Random, base: Base, folder: Path) -> Trial:
     """What follows it on the command line keeps the run short, whatever the numbers in it have become."""
-    whole = rng.choice([path for path in sorted((ROOT / "recipes").glob("*.txt")) if "probe" not in path.name])
+    named = rng.choice(
+        [f"{name}_{method}.txt" for name in ("fashion", "imagenet", "inat") for method in ("kcl", "tsc")]
+    )
     for path in (ROOT / "recipes").glob("*.txt"):
         shutil.copy(path, folder)
-    file = folder / rng.choice([whole.name, "fashion.txt", "cifar.txt", "imagenet.txt"])
+    file = folder / rng.choice([named, named, f"{named.partition('_')[0]}.txt" if "inat" not in named else named])
     change(file, rng, fuzz.damage_bytes, fuzz.damage_text)
-    kept = [
-        "-b",
-        "16",
-        "--epochs",
-        "1",
-        "--views",
-        "digit",
-        "--statistics",
-        "digits",
-        "--seed",
-        "5",
-        "--moco-dim",
-        "16",
-        "--targets",
-    ]
-    return Trial(
-        stage1, [f"@{folder / whole.name}", *data_flags(base, folder), *kept, str(folder / "optimal_10_16.npy")], file
-    )
+    kept = f"-b {BATCH} --epochs 1 --moco-dim 16 --targets {folder / 'optimal_10_16.npy'}".split()
+    kept += ["--contrast", "batch"] if "fashion" in named else ["--moco-k", "32"]
+    return Trial(stage1, [f"@{folder / named}", *data_flags(base, folder), *kept], file)
 
 
 def plan(rng: random.Random, base: Base, folder: Path) -> Trial:
@@ -202,15 +194,14 @@ def features(rng: random.Random, base: Base, folder: Path) -> Trial:
     """features.npz, which a report reads, or those that heads are fitted to, kept beside the checkpoint."""
     if rng.random() < 0.5:
         file = folder / "run" / "features.npz"
+        note(file)
         if rng.random() < 0.5:
             arrays = dict(np.load(file))
             name = rng.choice(sorted(arrays))
             value = arrays.pop(name)
             if rng.random() < 0.8:
                 strange = [value[..., :1], value.astype("f2"), value.astype("S"), value * 0, value - 100, value[None]]
-                arrays[name] = (
-                    rng.choice(strange) if value.ndim else rng.choice([value[None], -value, value.astype("S")])
-                )
+                arrays[name] = rng.choice(strange if value.ndim else [value[None], -value, value.astype("S")])
             np.savez(file, **arrays)
         else:
             change(file, rng, fuzz.damage_bytes)
@@ -218,14 +209,15 @@ def features(rng: random.Random, base: Base, folder: Path) -> Trial:
     file = rng.choice(sorted((folder / "run").glob("features_*/*.safetensors")))
     change(file, rng, fuzz.damage_bytes)
     pretrained = ["--pretrained", str(folder / "run" / checkpoint.LAST), "--head", "logistic"]
-    return Trial(
-        stage2, [*base.flags, *pretrained], file
-    )  # the data that they are of: of other data they are made anew
+    return Trial(stage2, [*base.flags, *pretrained], file)  # on the data that they are of, else they are made anew
 
 
 def run_folder(rng: random.Random, base: Base, folder: Path) -> Trial:
     """Its small files, which a report reads and --resume auto finds."""
     own, probe = folder / "run", folder / "run" / "probe"
+    shutil.copytree(own, folder / "other")  # of another seed: the second of two trials
+    for args in (folder / "other").rglob("args.json"):
+        args.write_text(args.read_text().replace('"seed": 5', '"seed": 6'))
     files = [own / "log.jsonl", own / "args.json", own / "epochs.csv", probe / "log.jsonl", probe / "args.json"]
     file = rng.choice([*files, probe / "results.json", probe / "results.json"])
     if file.suffix != ".csv" and rng.random() < 0.7:
@@ -237,7 +229,6 @@ def run_folder(rng: random.Random, base: Base, folder: Path) -> Trial:
         named = rng.choice([[str(own)], [str(probe)]])
         return Trial(report, [*named, "--output", str(folder / "report")], file)
     if use == "trials":
-        shutil.copytree(own, folder / "other")
         return Trial(report, ["--trials", str(folder / "[ro][ut][nh]*")], file)
     if file.parent == own:
         more = f"--targets {folder / 'optimal_10_16.npy'} --resume auto --override --run-dir {own}".split()

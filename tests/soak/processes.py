@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests import ROOT
 from utils import errors
+from utils.run import signals as stop_signals
 
 HANG = 900.0  # seconds; at the lowest priority on a machine that others use, a run of two seconds takes minutes
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.chmod", "os.link")
@@ -39,6 +40,8 @@ def fork(work: Callable[[], object], log: Path, environment: dict[str, str] | No
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        # What the parent has registered for its end is not for that of a fork; this is, as in every run.
+        multiprocessing.util.Finalize(None, stop_signals._kill_workers_left, exitpriority=10)
         code = _exit_code(work)
         multiprocessing.util._exit_function()  # as at the end of every Python process: takes loader workers along
     finally:

@@ -1,6 +1,7 @@
 """What a soak has found: a line a case in cases.jsonl, counted in summary.json and, as tables, in summary.md."""
 
 import json
+import os
 import platform
 from collections import Counter
 from datetime import date
@@ -47,7 +48,7 @@ def write(folder: Path, command: str) -> None:
     about = {
         "command": command,
         "date": date.today().isoformat(),
-        "machine": f"{platform.platform()}, {platform.machine()}",
+        "machine": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "hours": round(sum(case["seconds"] for case in cases) / 3600, 2),
