@@ -117,7 +117,7 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
             sys.exit(1)
         if error.filename is None and error.errno not in FULL:
             raise
-        _complain(f"{error.filename or 'a log file'}: {error.strerror}")
+        _complain(f"{error.filename or 'a log file, or shared memory (/dev/shm)'}: {error.strerror}")
         sys.exit(2)
     except Stopped as stop:
         if message := str(stop):  # not every process has one
@@ -149,6 +149,8 @@ def _of_library(error: Exception) -> tuple[str, int]:
     if nondeterministic:
         advice = "leave --deterministic out, or choose another --arch"
         return f"--deterministic: {operation} has no deterministic form on a GPU; {advice}", 2
+    if "unable to allocate shared memory" in str(error):
+        return "no shared memory is left for loader processes (/dev/shm); a larger one, -j for fewer, or -j 0 for none", 1
     if str(error).startswith("DataLoader worker"):
         return f"a loader process died: {first}. Too little memory? -j asks for fewer, or for none", 1
     return "", 0
