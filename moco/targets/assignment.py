@@ -4,22 +4,27 @@ The permutation sigma that maximises sum_y c_y · t_sigma(y) is a linear assignm
 -c_y · t_j. Put a price on every target. If each class has a target that is cheapest for it,
 cost + price, then no permutation is better (linear programming duality): prices are the proof.
 A step moves the centroids of one batch, so the proof is read again for those classes alone, and
-a class whose target is no longer its cheapest finds one by a shortest augmenting path (Jonker
+classes whose target is no longer their cheapest find one by shortest augmenting paths (Jonker
 and Volgenant 1987, "A shortest augmenting path algorithm for dense and sparse linear assignment
 problems").
+
+Few targets are near enough to a class to matter. So each class keeps a list: its own target, those
+that were the cheapest when the list was made, and the least that any other cost then. Prices only
+rise: while its own costs no more than that, no target off the list is cheaper. A class that its
+list leaves in doubt looks at all targets again.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import count
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 TOLERANCE = 1e-12  # of the proof, in units of a cosine: float64 and some thousand additions
 ROWS = 128  # of a (rows, C) intermediate
-REPAIRABLE = 1 / 4  # share of the classes above which starting afresh is faster
-FREE = -1  # the class of a target that no class has
+WIDTH = 64  # targets on a list: some 30 matter at most where centroids are contested
+PATIENCE = 128  # rounds of one solve after which lists grow: a list of all targets leaves no doubt
 
 _host = ThreadPoolExecutor(1, "assignment")  # its thread starts with the first solve
 
@@ -27,12 +32,12 @@ _host = ThreadPoolExecutor(1, "assignment")  # its thread starts with the first 
 class Assignment:
     """The best permutation for the centroids of this step, from that of the last.
 
-    It remembers costs, permutation and prices, but they only save time: the answer is a
+    It remembers lists, permutation and prices, but they only save time: the answer is a
     function of the centroids, so none of it belongs into a checkpoint, and all ranks find
     the same. (Two permutations whose sums differ by less than float64 can tell are one.)
 
     Args:
-        targets: (C, D) unit vectors. Host memory: 8·C² bytes, 530 MB for C = 8142.
+        targets: (C, D) unit vectors. Host memory: some 10 kB a class, 80 MB for C = 8142.
     """
 
     def __init__(self, targets: Tensor):
@@ -40,12 +45,17 @@ class Assignment:
         self._minus_targets = -targets.detach().cpu().double().T  # (D, C)
         self._incoming = torch.empty(targets.shape, dtype=targets.dtype, pin_memory=on_gpu)  # (C, D)
         self._centroids = torch.full_like(self._incoming, torch.nan)  # of the last solve; nan differs from all
-        self._cost = torch.empty(num_classes, num_classes, dtype=torch.float64)  # (C, C) class, target
         self._target = np.arange(num_classes)  # (C,) of each class
-        self._class = np.arange(num_classes)  # (C,) of each target: the inverse, or FREE
-        self._price = np.zeros(num_classes)  # (C,) of each target
+        self._own = np.empty(num_classes)  # (C,) its cost for the class
+        self._price = None  # (C,) of each target, from the first solve on
+        self._beyond = np.empty(num_classes)  # (C,) the least cost + price of what is not on the class's list
+        self._clear_lists(min(WIDTH, num_classes))
         self._pending: Future | None = None
         self._device = targets.device
+
+    def _clear_lists(self, width: int) -> None:
+        self._near = np.zeros((len(self._target), width), dtype=np.int64)  # (C, width) targets
+        self._cost = np.full(self._near.shape, np.inf)  # (C, width); inf: nothing there
 
     def start(self, centroids: Tensor) -> None:
         """Begin to solve for these (C, D) centroids, beside whatever the caller does until `result`."""
@@ -75,123 +85,144 @@ class Assignment:
         moved = (centroids != self._centroids).any(dim=1).nonzero()[:, 0]  # (M,) classes
         if not centroids[moved].isfinite().all():
             raise FloatingPointError("a class centroid is not finite")
-        losers = self._move(moved, centroids)
-        if not self._repair(moved, losers):
-            self._start_afresh()
+        self._centroids[moved] = centroids[moved]
+        if self._price is None:  # what all classes have in common decides nothing: prices take it away
+            self._price = -(self._centroids.double().mean(dim=0) @ self._minus_targets).numpy()
+        losers = self._look(moved.numpy(), make_lists=False)
+        if len(losers):
+            self._repair(losers)
+            level = np.floor(self._price.min())  # an integer: exact, and prices stay small
+            self._price -= level
+            self._beyond -= level
         return self._target.copy()
 
-    def _move(self, moved: Tensor, centroids: Tensor) -> np.ndarray:
-        """Take in the centroids that moved; returns the classes whose own target is not their cheapest now."""
-        losers = [moved[:0]]
-        for rows in moved.split(ROWS):
-            self._centroids[rows] = centroids[rows]
-            cost = centroids[rows].double() @ self._minus_targets  # (rows, C)
-            self._cost[rows] = cost
-            losers.append(self._losers(rows, cost))
-        return torch.cat(losers).numpy()
+    def _look(self, classes: np.ndarray, make_lists: bool) -> np.ndarray:
+        """Compare all targets for these classes; returns those for which another one is cheaper than their own.
 
-    def _repair(self, moved: Tensor, losers: np.ndarray) -> bool:
-        """Give the losers among the moved their cheapest targets. False: too many, or the proof fails."""
-        if len(losers) > REPAIRABLE * len(self._target):
-            return False
-        if not len(losers):
-            return True
-        target_before, price_before = self._target.copy(), self._price.copy()
-        self._class[self._target[losers]] = FREE
-        for loser in losers:
-            chain, self._price = shortest_chain(self._cost.numpy(), self._price, self._class, loser)
+        A class at rest in its target needs no list but that, so without `make_lists` it gets one only if it, or one
+        that is read with it, is not.
+        """
+        losers = [classes[:0]]
+        for rows in np.split(classes, range(ROWS, len(classes), ROWS)):
+            cost = (self._centroids[rows].double() @ self._minus_targets).numpy()  # (rows, C)
+            own = np.arange(len(rows)), self._target[rows]
+            offer = cost + self._price
+            limit = offer[own] - TOLERANCE
+            offer[own] = np.inf  # from here on: of all others
+            self._own[rows], self._beyond[rows] = cost[own], offer.min(axis=1)
+            losers.append(rows[self._beyond[rows] < limit])
+            self._near[rows, 0], self._cost[rows, 0], self._cost[rows, 1:] = own[1], cost[own], np.inf
+            if len(losers[-1]) or make_lists:
+                self._list_others(rows, cost, offer)
+        return np.concatenate(losers)
+
+    def _list_others(self, rows: np.ndarray, cost: np.ndarray, offer: np.ndarray) -> None:
+        """Fill the lists of these classes with the cheapest of the others; `cost` and `offer` are (rows, C)."""
+        others = self._near.shape[1] - 1
+        order = np.argpartition(offer, others, axis=1)
+        self._near[rows, 1:] = order[:, :others]
+        self._cost[rows, 1:] = np.take_along_axis(cost, order[:, :others], axis=1)
+        self._beyond[rows] = np.take_along_axis(offer, order[:, others, None], axis=1)[:, 0]  # inf: all are listed
+
+    def _repair(self, losers: np.ndarray) -> None:
+        """Give the losers targets until no class is in doubt."""
+        for rounds in count(1):
+            if len(losers):
+                self._move_on(losers)
+            doubtful = self._doubtful()
+            if not len(doubtful):
+                return
+            if rounds % PATIENCE == 0:
+                self._clear_lists(min(2 * self._near.shape[1], len(self._target)))
+                doubtful = np.arange(len(self._target))
+            losers = self._look(doubtful, make_lists=True)
+
+    def _doubtful(self) -> np.ndarray:
+        """The classes whose lists do not prove that their own target is their cheapest."""
+        limit = self._own + self._price[self._target] - TOLERANCE
+        doubtful = np.flatnonzero(self._beyond < limit)
+        if not len(doubtful):  # what is off the lists is no cheaper; and what is on them?
+            doubtful = np.flatnonzero((self._cost + self._price[self._near]).min(axis=1) < limit)
+        return doubtful
+
+    def _move_on(self, losers: np.ndarray) -> None:
+        """Give some of the losers their targets; the others get what is left over, and look for better next time."""
+        pays = self._own + self._price[self._target]
+        chains, self._price = shortest_chains(self._near, self._cost, self._target, pays, self._price, losers)
+        left = set(self._target[losers].tolist())
+        for chain in chains:
             for mover, target in chain:
-                self._class[target], self._target[mover] = mover, target
-        # Prices only rise, so a class whose own price stands has nothing cheaper than before.
-        touched = (self._target != target_before) | (self._price > price_before)[self._target]
-        touched[moved] = True
-        rows = torch.from_numpy(np.flatnonzero(touched))
-        proven = not any(len(self._losers(part, self._cost[part])) for part in rows.split(ROWS))
-        self._price -= np.floor(self._price.min())  # an integer: exact, and prices stay small
-        return proven
-
-    def _losers(self, rows: Tensor, cost: Tensor) -> Tensor:
-        """Those of the classes `rows`, of costs (rows, C), for which another target is cheaper than their own."""
-        offer = cost + torch.from_numpy(self._price)  # (rows, C)
-        own = offer.gather(1, torch.from_numpy(self._target)[rows, None])[:, 0]  # (rows,)
-        return rows[offer.amin(dim=1) < own - TOLERANCE]
-
-    def _start_afresh(self) -> None:
-        """Solve without a memory, and find the prices that prove it."""
-        _, self._target = linear_sum_assignment(self._cost.numpy())
-        self._class = self._target.argsort()
-        self._price = prices(self._cost, self._target)
+                self._target[mover] = target
+                self._own[mover] = self._cost[mover, (self._near[mover] == target).argmax()]
+            left.remove(chain[0][1])
+        waiting = sorted(set(losers.tolist()) - {chain[-1][0] for chain in chains})
+        self._target[waiting] = sorted(left)
+        self._own[waiting] = np.inf  # in doubt
 
 
-def shortest_chain(
-    cost: np.ndarray, price: np.ndarray, class_of: np.ndarray, loser: int
-) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Find the loser a target, at the least total loss through a chain of classes that each move on.
+def shortest_chains(
+    near: np.ndarray, cost: np.ndarray, target: np.ndarray, pays: np.ndarray, price: np.ndarray, losers: np.ndarray
+) -> tuple[list[list[tuple[int, int]]], np.ndarray]:
+    """Find losers a target, each at the least total loss through a chain of classes that each move on.
 
-    Dijkstra's algorithm from the loser to the nearest free target: the step from a class to a target costs what the
-    class loses by it, cost + price less that of its own. Here class 2 takes target 0, whose class 0 loses 1 by taking
-    target 1, whose class 1 loses 3 by taking the free target 2; and the prices prove that nothing is better:
+    The losers give up their targets. The step from a class to a target on its list costs what the class loses by it,
+    cost + price less what it pays now, or for a loser less its cheapest. All losers search at once, by relaxation
+    (Bellman and Ford), as far as half of the targets given up. Here class 2 takes target 0, whose class 0
+    loses 1 by taking target 1, whose class 1 loses 3 by taking target 2, and the prices prove that nothing is better:
 
+    >>> near, target, price = np.array(3 * [[0, 1, 2]]), np.array([0, 1, 2]), np.zeros(3)
     >>> cost = np.array([[0.0, 1.0, 5.0], [2.0, 0.0, 3.0], [0.0, 5.0, 9.0]])
-    >>> chain, risen = shortest_chain(cost, price=np.zeros(3), class_of=np.array([0, 1, FREE]), loser=2)
-    >>> chain, risen.tolist()
-    ([(1, 2), (0, 1), (2, 0)], [4.0, 3.0, 0.0])
+    >>> chains, risen = shortest_chains(near, cost, target, cost.diagonal(), price, losers=np.array([2]))
+    >>> chains, risen.tolist()
+    ([[(1, 2), (0, 1), (2, 0)]], [4.0, 3.0, 0.0])
 
     Args:
-        cost: (C, C) float64, class by target. price: (C,) at which each class's target is its cheapest.
-        class_of: (C,) the class of each target, or FREE. loser: the class without one.
+        near, cost: (C, width) targets on each class's list, its own among them, and their costs; inf: nothing there.
+        target, pays: (C,) of each class, and its cost + price. price: (C,) of each target, at which its class's own
+            is the cheapest on its list but for the losers'. losers: (L,) classes.
 
     Returns:
-        The moves (class, its new target), the loser's last, and the prices (C,) after them.
+        Chains of moves (class, its new target) that have no class in common, the loser's last, and the prices (C,)
+        after them.
     """
-    loss = cost[loser] + price
-    loss -= loss.min()  # (C,) of the best chain known to each target
-    sender = np.full(len(loss), loser)  # (C,) the class that would move there
-    tentative = np.ones(len(loss), dtype=bool)  # (C,) whether a better chain may yet be found
-    held, final = {}, []  # target of each class on the way, and its loss
-    while (mover := class_of[target := loss.argmin()]) != FREE:
-        held[mover] = target
-        final.append(loss[target])
-        onward = cost[mover] + price
-        onward += loss[target] - onward[target]
-        loss[target], tentative[target] = np.inf, False  # never the least again
-        nearer = (onward < loss) & tentative
-        np.copyto(loss, onward, where=nearer)
-        sender[nearer] = mover
-    # Nearer targets rise by how much nearer they are: old and new target then cost a class on the chain the same, and
+    pays = pays.copy()
+    pays[losers] = (cost[losers] + price[near[losers]]).min(axis=1)
+    loss, sender, limit = _search(near, cost, target, pays, price, losers)
+    chains, found, searching = [], set(), set(losers.tolist())
+    for end in target[losers][loss[target[losers]] <= limit]:
+        chain = [(int(sender[end]), int(end))]
+        while (mover := chain[-1][0]) not in searching:
+            chain.append((int(sender[target[mover]]), int(target[mover])))
+        if mover not in found:
+            found.add(mover)
+            chains.append(chain)
+    # Nearer targets rise by how much nearer they are: old and new target then cost a class on a chain the same, and
     # no other costs any class less.
-    risen = price.copy()
-    risen[list(held.values())] += loss[target] - np.array(final)
-    chain = [(int(sender[target]), int(target))]
-    while (mover := chain[-1][0]) != loser:
-        chain.append((int(sender[held[mover]]), int(held[mover])))
-    return chain, risen
+    return chains, price + np.maximum(limit - loss, 0)
 
 
-def prices(cost: Tensor, target: np.ndarray) -> np.ndarray:
-    """The least prices >= 0 at which every class's target of a best permutation is its cheapest.
-
-    Each class raises the prices of the targets it would rather have, until none does: the
-    relaxation of Bellman and Ford, for those classes alone whose own price has risen.
-
-    Args:
-        cost: (C, C) float64, class by target. target: (C,) the permutation.
-
-    Raises:
-        ArithmeticError: there are no such prices: the permutation is not the best.
-    """
-    num_classes = len(cost)
-    own = cost.numpy()[np.arange(num_classes), target]  # (C,)
-    price = np.zeros(num_classes)  # (C,)
-    raisers = np.arange(num_classes)  # classes
-    for _ in range(num_classes + 1):
-        if not len(raisers):
-            return price
-        least = torch.from_numpy(price.copy())
-        limit = torch.from_numpy(own + price[target])  # (C,) what each class pays now
-        for rows in torch.from_numpy(raisers).split(ROWS):
-            least = torch.maximum(least, (limit[rows, None] - cost[rows]).amax(dim=0))
-        raised = least.numpy() > price + TOLERANCE
-        price[raised] = least.numpy()[raised]
-        raisers = np.flatnonzero(raised[target])
-    raise ArithmeticError("the assignment has no proof of being the best: prices rise without end")
+def _search(near, cost, target, pays, price, losers) -> tuple[np.ndarray, np.ndarray, float]:
+    """The search of `shortest_chains`: losses (C,), right below the limit, who would move (C,), and the limit."""
+    holder, given_up, half = np.empty_like(target), target[losers], (len(losers) - 1) // 2
+    holder[target] = np.arange(len(target))
+    loss = np.full(len(target), np.inf)  # (C,) of the best chain known to each target
+    sender = np.empty_like(target)  # (C,) the class that would move there
+    unread = np.zeros(len(target), dtype=bool)  # (C,) whether the chain has become better since its class was read
+    movers, so_far, limit = losers, np.zeros(len(losers)), np.inf
+    while len(movers):
+        wanted = near[movers]  # (movers, width)
+        onward = np.maximum(cost[movers] + price[wanted] - pays[movers, None], 0) + so_far[:, None]
+        nearer = onward < np.minimum(loss[wanted], limit)
+        to, by, onward = wanted[nearer], np.repeat(movers, nearer.sum(axis=1)), onward[nearer]
+        np.minimum.at(loss, to, onward)
+        best = onward == loss[to]
+        sender[to[best]] = by[best]
+        limit = np.partition(loss[given_up], half)[half]
+        unread[to], unread[given_up] = True, False
+        reached = np.flatnonzero(unread)
+        reached = reached[loss[reached] < limit]
+        if len(reached) > ROWS:  # the nearest first: fewer are read twice
+            reached = reached[np.argpartition(loss[reached], ROWS)[:ROWS]]
+        unread[reached] = False
+        movers, so_far = holder[reached], loss[reached]
+    return loss, sender, limit

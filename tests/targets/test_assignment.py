@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from moco.targets import assignment
-from moco.targets.assignment import FREE, Assignment, prices
+from moco.targets.assignment import Assignment, shortest_chains
 from tests import oracle
 from tests.tiny import tiny_batch, tiny_model, unit
 
@@ -60,36 +60,88 @@ def test_a_walk_of_2000_classes(nearness, start):
         assert_best(solver, centroids, targets)
 
 
+def groups(num_classes: int, number: int, spread: float) -> Tensor:
+    """Centroids (C, 16) around a few directions, as of features that have not come apart yet; 0: equal ones."""
+    middle = unit(number, 16)[torch.randint(number, (num_classes,))]
+    return normalize(middle + spread * unit(num_classes, 16), dim=1).float()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 0.01, 0.3])
+@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 65, 200])
+def test_classes_that_lie_together_are_told_apart(num_classes, number, spread):
+    targets = unit(num_classes, 16).float()
+    solver = Assignment(targets)
+    for _ in range(3):
+        assert_best(solver, groups(num_classes, number, spread), targets)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 4])
+def test_few_classes_with_all_ties(num_classes):
+    """Centroids and targets along few axes: many permutations are the best."""
+    axes = torch.cat([torch.eye(2), -torch.eye(2)])
+    for seed in range(40):
+        torch.manual_seed(seed)
+        solver = Assignment(axes[:num_classes])
+        for _ in range(3):
+            assert_best(solver, axes[torch.randint(4, (num_classes,))], axes[:num_classes])
+
+
+@pytest.mark.parametrize("centroids", [unit(150, 16).float, lambda: groups(150, 3, 0.01)])
+@pytest.mark.parametrize(("width", "patience"), [(2, 16), (2, 2), (1, 1)])
+def test_lists_that_are_too_short_are_found_out(monkeypatch, width, patience, centroids):
+    """The best permutation within them is not the best of all: classes look again, and at last at all targets."""
+    monkeypatch.setattr(assignment, "WIDTH", width)
+    monkeypatch.setattr(assignment, "PATIENCE", patience)
+    targets = unit(150, 16).float()
+    solver = Assignment(targets)
+    for start in (centroids(), unit(150, 16).float()):
+        for moved in range(0, 150, 30):
+            now = start.clone()
+            now[moved : moved + 30] = unit(30, 16).float()
+            assert_best(solver, now, targets)
+    assert width <= solver._near.shape[1] <= 150
+    assert patience > 2 or solver._near.shape[1] > width
+
+
+def test_prices_at_another_level_prove_the_same(monkeypatch):
+    """They are lowered by an integer when they have risen, and what lists say of other targets with them."""
+    monkeypatch.setattr(assignment, "WIDTH", 4)
+    targets = unit(100, 16).float()
+    solver = Assignment(targets)
+    for centroids in walk(targets, 0.0, 20, 10):
+        assert_best(solver, centroids, targets)
+        assert solver._price.min() < 1
+        solver._price += 3
+        solver._beyond += 3
+
+
 def count_calls(monkeypatch, where, name: str) -> list:
     calls, function = [], getattr(where, name)
-    monkeypatch.setattr(where, name, lambda *args: calls.append(args) or function(*args))
+    monkeypatch.setattr(where, name, lambda *args, **more: calls.append(args) or function(*args, **more))
     return calls
 
 
-def test_a_settled_walk_is_solved_in_full_once(monkeypatch):
-    full = count_calls(monkeypatch, Assignment, "_start_afresh")
-    repaired = count_calls(monkeypatch, assignment, "shortest_chain")
-    targets = unit(100, 16).float()
-    solver = Assignment(targets)
-    for centroids in walk(targets, 0.3, 100, 5):
+def test_a_settled_walk_looks_at_little_more_than_what_moved(monkeypatch):
+    looks = count_calls(monkeypatch, Assignment, "_look")
+    repairs = count_calls(monkeypatch, Assignment, "_repair")
+    targets = unit(300, 16).float()
+    solver, moved = Assignment(targets), 0
+    for centroids in walk(targets, 0.5, 100, 5):
+        moved += int((centroids != solver._centroids).any(dim=1).sum())
         solver.solve(centroids)
-    assert len(full) == 1
-    assert 0 < len(repaired) < 100 * 5
+    assert moved <= sum(len(classes) for _, classes in looks) < 3 * moved
+    assert 0 < len(repairs) < 100
 
 
-def test_a_repair_without_proof_is_not_believed(monkeypatch):
-    """A search that keeps whatever target was given up: the next lines find it out and solve in full."""
-
-    def keep_any(cost, price, class_of, loser):
-        return [(loser, np.flatnonzero(class_of == FREE)[0])], price
-
-    monkeypatch.setattr(assignment, "shortest_chain", keep_any)
-    full = count_calls(monkeypatch, Assignment, "_start_afresh")
-    targets = unit(60, 16).float()
+def test_what_a_step_left_in_doubt_is_settled_at_once():
+    """Each solve ends with a proof against all targets, not only against those that are listed."""
+    targets = unit(200, 16).float()
     solver = Assignment(targets)
-    for centroids in walk(targets, 0.3, 30, 4):
-        assert_best(solver, centroids, targets)
-    assert len(full) > 1
+    for centroids in walk(targets, 0.0, 50, 20):
+        solver.solve(centroids)
+        offer = (centroids.double() @ -targets.double().T).numpy() + solver._price
+        assert (offer[np.arange(200), solver._target] <= offer.min(axis=1) + 2 * assignment.TOLERANCE).all()
 
 
 def test_the_past_does_not_show():
@@ -103,17 +155,27 @@ def test_the_past_does_not_show():
 
 
 def test_the_example_of_a_chain():
-    assert doctest.testmod(assignment) == (0, 3)
+    assert doctest.testmod(assignment) == (0, 4)
 
 
-def test_prices_prove_the_best_permutation_and_no_other():
-    cost = torch.rand(40, 40, dtype=torch.float64)
-    row, column = linear_sum_assignment(cost.numpy())
-    offer = cost.numpy() + prices(cost, column)
-    assert (offer[row, column] <= offer.min(axis=1) + assignment.TOLERANCE).all()
-    column[:2] = column[1::-1]
-    with pytest.raises(ArithmeticError, match="no proof"):
-        prices(cost, column)
+def test_chains_keep_the_proof_and_share_no_class():
+    """All classes are losers: the prices after some chains prove the targets that were found."""
+    cost, price = np.random.default_rng(0).random((40, 40)), np.zeros(40)
+    near, target, losers = np.tile(np.arange(40), (40, 1)), np.arange(40), np.arange(40)
+    while len(losers):
+        pays = cost[np.arange(40), target] + price[target]
+        chains, price = shortest_chains(near, cost, target, pays, price, losers)
+        movers = [mover for chain in chains for mover, _ in chain]
+        assert chains and len(movers) == len(set(movers))
+        waiting = sorted(set(losers.tolist()) - set(movers))
+        left = sorted(set(target[losers].tolist()) - {chain[0][1] for chain in chains})
+        for mover, to in (move for chain in chains for move in chain):
+            target[mover] = to
+        target[waiting], losers = left, np.array(waiting, dtype=int)
+        settled = np.setdiff1d(np.arange(40), losers)
+        offer = cost[settled] + price
+        assert (offer[np.arange(len(settled)), target[settled]] <= offer.min(axis=1) + assignment.TOLERANCE).all()
+    assert target.tolist() == linear_sum_assignment(cost)[1].tolist()
 
 
 def test_prices_stay_small_on_a_long_walk():
