@@ -150,7 +150,10 @@ def _of_library(error: Exception) -> tuple[str, int]:
         advice = "leave --deterministic out, or choose another --arch"
         return f"--deterministic: {operation} has no deterministic form on a GPU; {advice}", 2
     if "unable to allocate shared memory" in str(error):
-        return "no shared memory is left for loader processes (/dev/shm); a larger one, -j for fewer, or -j 0 for none", 1
+        return (
+            "no shared memory (/dev/shm) is left for loader processes; give more, or -j for fewer or none",
+            1,
+        )
     if str(error).startswith("DataLoader worker"):
         return f"a loader process died: {first}. Too little memory? -j asks for fewer, or for none", 1
     return "", 0

@@ -13,7 +13,8 @@ from PIL import Image
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.images import LongTailDataset
-from tests import ROOT, faults
+from tests import ROOT
+from tests.soak.processes import descendants
 from utils.errors import InputError, one_line
 from utils.run import checkpoint
 
@@ -148,7 +149,7 @@ def test_a_loader_process_that_dies_is_an_error_with_its_cause(folder):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     run = subprocess.Popen([*command, "--run-dir", str(folder / "run")], cwd=ROOT, **pipes)
     next(line for line in run.stdout if "Epoch: [2/" in line)
-    os.kill(faults.descendants(run.pid)[-1], signal.SIGKILL)
+    os.kill(descendants(run.pid)[-1], signal.SIGKILL)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
     assert err.startswith("error: a loader process died: DataLoader worker (pid")

@@ -1,1 +1,1 @@
-"""Processes, devices, versions, speed."""
+"""Devices, versions, speed, the console."""

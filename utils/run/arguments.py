@@ -227,9 +227,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "Distributed", "torchrun and Slurm's srun need none of these, and take the last two"
-    )
+    group = parser.add_argument_group("Distributed", "torchrun and srun need none of these, and take the last two")
     group.add_argument(
         "--multiprocessing-distributed",
         action="store_true",

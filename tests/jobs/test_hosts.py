@@ -44,7 +44,7 @@ def start(
     """Machine `number` of two, as torchrun starts its process there; inside: the command that it is given to."""
     names = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": first}
-    command = [*inside, sys.executable, "-m", "tests.machine.hosts", does, str(folder), *flags]
+    command = [*inside, sys.executable, "-m", "tests.jobs.hosts", does, str(folder), *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=err, text=True)
 
 
@@ -153,7 +153,7 @@ def test_one_that_is_killed_leaves_the_other_with_a_line_that_no_bar_tears(tmp_p
 def test_the_launching_process_says_it_for_those_it_launched(tmp_path):
     """The release's flags: one line a machine, from above, and the cause where it is known."""
     url = ["--multiprocessing-distributed", "--world-size", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
-    command = [sys.executable, "-m", "tests.machine.hosts", "die", str(tmp_path), *url, "--rank"]
+    command = [sys.executable, "-m", "tests.jobs.hosts", "die", str(tmp_path), *url, "--rank"]
     first, second = (
         subprocess.Popen([*command, number], cwd=ROOT, stderr=subprocess.PIPE, text=True) for number in "01"
     )

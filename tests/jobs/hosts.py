@@ -1,6 +1,6 @@
 """One machine of a small job of two, for tests: it meets the other, and the second does what it is told.
 
-python -m tests.machine.hosts DOES FOLDER, with the variables that torchrun sets, or with the release's flags.
+python -m tests.jobs.hosts DOES FOLDER, with the variables that torchrun sets, or with the release's flags.
 """
 
 import os

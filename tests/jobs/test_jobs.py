@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import faults
 from tests.processes import LAUNCHERS, free_port, run, start
+from tests.soak.processes import descendants
 from utils.run import checkpoint
 
 
@@ -85,7 +85,7 @@ def test_when_one_process_dies_the_job_ends(launcher, flags, tmp_path):
     """Killed, so it cannot say anything: the others do not wait for it."""
     job = start(long_run(launcher, flags, tmp_path / "run", "--epochs", "500"))
     next(line for line in job.stdout if "Epoch: [1/500]" in line)
-    workers = [pid for pid in faults.descendants(job.pid) if "multiprocessing.spawn" in words(pid) or is_rank(pid)]
+    workers = [pid for pid in descendants(job.pid) if "multiprocessing.spawn" in words(pid) or is_rank(pid)]
     os.kill(workers[-1], signal.SIGKILL)
     _, err = job.communicate(timeout=60)
     assert job.returncode not in (0, None)
@@ -132,7 +132,7 @@ def test_torchrun_starts_killed_workers_again_and_nothing_is_lost(flags, whole_o
     command[3:3] = ["--max-restarts", "2"]
     job = start(command)
     next(line for line in job.stdout if "Epoch: [2/4] KCL[   2/5]" in line)
-    os.kill([pid for pid in faults.descendants(job.pid) if is_rank(pid)][-1], signal.SIGKILL)
+    os.kill([pid for pid in descendants(job.pid) if is_rank(pid)][-1], signal.SIGKILL)
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert "resumed" in out
