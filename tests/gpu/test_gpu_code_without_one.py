@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 import main_moco_supcon_imba as stage1
 from utils import devices, distributed, meeting
@@ -76,11 +75,7 @@ def test_a_launcher_that_shows_each_process_its_own_gpu(two_gpus, flags, monkeyp
 
 @pytest.mark.parametrize(("others", "shared"), [("b", False), ("a", True)])
 def test_processes_that_share_a_gpu_are_refused_when_they_have_met(others, shared, monkeypatch):
-    def gather(everyone: list, mine: str) -> None:
-        everyone[:] = [mine, others]
-
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(distributed, "from_all_ranks", lambda mine: [mine, others])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
     if not shared:
         meeting.check_one_gpu_each(GPU)

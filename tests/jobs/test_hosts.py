@@ -23,7 +23,8 @@ import torch.distributed as dist
 
 from tests import ROOT
 from tests.processes import free_port
-from utils import interfaces, meeting
+from utils import meeting
+from utils.meeting import interfaces
 
 LOST = re.compile(
     r"error: process [01] of 2 has lost another \(.+\): it has ended, has not answered for --dist-timeout (\d+) "

@@ -21,7 +21,7 @@ import torchvision
 
 from utils import distributed, launchers
 from utils.errors import CannotMeet, InputError, PeerLost, first_line
-from utils.interfaces import settle_interface
+from utils.meeting.interfaces import settle_interface
 
 # Where in gloo's source an error comes from, which stands before its words: they differ between versions. One of
 # another form, "[enforce fail at ...]", is a fault of this program.
