@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from utils import launchers, recipes
 from utils.distributed import say
 
+MOST = 2**31 - 1  # of a number of things
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE, anywhere among the flags, takes in a file of flags, as those in recipes/ are; a flag that is
 given again has its later value. A value that begins with @ is written --name=@value."""
@@ -127,9 +128,20 @@ def number(name: str, kind: type, allowed: Callable[[float], bool], expected: st
     return convert
 
 
-MOST = 2**31 - 1  # of what is counted: within what the libraries' loops and indices take
-positive_int = number("positive_int", int, lambda value: 1 <= value <= MOST, f"1 or more, at most {MOST}")
-natural = number("natural", int, lambda value: 0 <= value <= MOST, f"0 or more, at most {MOST}")
+def count(name: str, least: int) -> Callable[[str], int]:
+    """The same for what is counted: `least` or more, within what the libraries' loops and indices take."""
+    at_least = number(name, int, lambda value: value >= least, f"{least} or more")
+
+    def convert(text: str) -> int:
+        if (value := at_least(text)) > MOST:
+            raise argparse.ArgumentTypeError(f"found {text}, expected {MOST} at most")
+        return value
+
+    convert.__name__ = name
+    return convert
+
+
+positive_int, natural = count("positive_int", 1), count("natural", 0)
 seconds = number("seconds", int, lambda value: 1 <= value <= 10**6, "1 to 1000000")
 seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
 positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")

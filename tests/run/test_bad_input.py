@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(flags, tmp_path, c
         ("--lr nan", "found nan, expected a number above 0"),
         ("--epochs 0", "found 0, expected 1 or more"),
         ("--moco-m 1.5", "found 1.5, expected 0 to 1"),
-        ("--moco-dim 11111111111111111111", "expected 1 or more, at most 2147483647"),
+        ("--moco-dim 11111111111111111111", "found 11111111111111111111, expected 2147483647 at most"),
         ("-j 2000", "found 2000, expected 0 to 1024"),
         ("--bogus", "unrecognized arguments: --bogus"),
         ("--schedule 60 x", "argument --schedule: invalid natural value: 'x'"),
