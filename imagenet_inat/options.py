@@ -18,6 +18,7 @@ from imagenet_inat.whereabouts import Lists, find_lists, names_all_lists, resolv
 from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from moco.views.batch import BatchViews
 from utils.devices import check_memory, device_named
+from utils.distributed import say
 from utils.errors import InputError
 
 
@@ -95,14 +96,15 @@ def fill_in(args: argparse.Namespace) -> None:
     """Give the arguments that were left to the data set their values; nothing is read or written.
 
     Raises:
-        InputError: a row with a view that is none, or an imbalance that the set or its named lists cannot have.
+        InputError: a row with a view that is none, or an imbalance that the set cannot have.
     """
     spec = row(args.dataset)
     args.views = args.views or spec.view
     view_named(args.views, args.crop_scale)
-    for name in ("imbalance", "largest"):
-        if names_all_lists(args) and (value := getattr(args, name)) is not None:
-            raise InputError(f"--{name} {value:g}: the lists that are named are as they are; leave it or them out")
+    if names_all_lists(args):  # no refusal: a recipe may say it
+        for name in ("imbalance", "largest"):
+            if getattr(args, name) is not None:
+                say(f"note: --{name} without effect on lists that are named")
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
     args.largest = resolve_largest(spec, args.largest)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+import main_moco_supcon_imba as stage1
+from imagenet_inat import options
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import read_split
@@ -199,3 +201,10 @@ def test_four_processes_may_write_the_digits_at_once(tmp_path):
     assert all(result == results[0] for result in results)
     assert sorted(path.name for path in (tmp_path / "digits_LT").iterdir()) == ["images", "imbalance_50"]
     assert len(list((tmp_path / "digits_LT" / "images").glob("*/*.png"))) == 1797
+
+
+def test_an_imbalance_beside_lists_that_are_named_is_said_to_do_nothing(capsys):
+    args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
+    options.fill_in(args)
+    assert capsys.readouterr().out == "note: --imbalance without effect on lists that are named\n"
+    assert options.command_line("main_lincls_imba.py", args).endswith("--splits LISTS")

@@ -103,7 +103,6 @@ def test_an_empty_path_is_an_unset_variable_and_no_default(main, given, tmp_path
         ("--device privateuseone", "device privateuseone: "),
         ("--device hpu", "device hpu: "),
         ("--image-size 1000000", "--image-size 1000000: a batch of 512 images takes 5,722,046 GiB, this machine has"),
-        ("--imbalance 50 --splits .", "--imbalance 50: the lists that are named are as they are; leave it or them out"),
         ("--batch-size 1 --image-size 4", "cannot train on 1 4-px images"),
         ("--world-size 2 --rank 1", "they need --multiprocessing-distributed"),
         ("--multiprocessing-distributed --world-size 2 --rank 2", "--rank 2: expected 0 to 1"),
