@@ -57,7 +57,7 @@ def test_the_learning_rate_is_chosen_on_validation_with_its_neighbours(study):
     study.plan = study.plan._replace(rates=("0.1", "0.3", "1", "3"), tune_imbalance=10)
     on_validation = {"0.1": 93, "0.3": 90, "1": 90, "3": 94}
     for cell, rate in trials.tuning_cells(study.plan).items():
-        write_run(study, cell, study.plan.tune_seed, 100 - on_validation[rate], on_validation[rate])
+        write_run(study, cell, study.plan.tune_seed, 110 - on_validation[rate], on_validation[rate])
     assert study.rates() == {"kcl": "1", "tsc": "1", "ce": "1"}
     words = study.trial(Cell(100, study.plan.methods["ce"]), 0).commands[0]
     assert words[words.index("--lr") + 1] == "1"
