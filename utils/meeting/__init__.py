@@ -178,6 +178,7 @@ def check_same(mine: dict, device: torch.device, speaks: bool) -> None:
                 f"process {number}, on {other['host']}, does not run what process 0, on {first['host']}, does: "
                 f"{found}; start all with the same flags, lists and versions, and several runs as several jobs"
             )
+            distributed.barrier()  # nobody leaves while another still reads what all have said
             raise InputError(line if speaks else "")
 
 
