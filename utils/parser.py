@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from utils import launchers, recipes
 from utils.distributed import say
+from utils.untrusted import MOST
 
-MOST = 2**31 - 1  # of a number of things
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE, anywhere among the flags, takes in a file of flags, as those in recipes/ are; a flag that is
 given again has its later value. A value that begins with @ is written --name=@value."""
@@ -133,8 +133,8 @@ def count(name: str, least: int) -> Callable[[str], int]:
     at_least = number(name, int, lambda value: value >= least, f"{least} or more")
 
     def convert(text: str) -> int:
-        if (value := at_least(text)) > MOST:
-            raise argparse.ArgumentTypeError(f"found {text}, expected {MOST} at most")
+        if (value := at_least(text)) >= MOST:
+            raise argparse.ArgumentTypeError(f"found {text}, expected {MOST - 1} at most")
         return value
 
     convert.__name__ = name

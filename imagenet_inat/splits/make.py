@@ -1,6 +1,5 @@
 """Long-tailed splits of any images: from a folder of class folders, from a list, from iNaturalist's annotations."""
 
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from imagenet_inat.lists.format import count_classes, read_split, split_text
 from imagenet_inat.lists.known import write_lists
 from imagenet_inat.lists.profiles import EPSILON, class_sizes, cut, shares
 from utils.errors import InputError
+from utils.untrusted import parse_json
 
 
 class Plan(NamedTuple):
@@ -112,7 +112,7 @@ def make_inat(annotations: dict[str, Path], output: Path) -> None:
 
 def _inat_text(path: Path) -> str:
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
         category = {entry["image_id"]: entry["category_id"] for entry in record["annotations"]}
         images = [image["file_name"] for image in record["images"]]
         labels = [category[image["id"]] for image in record["images"]]
@@ -121,7 +121,7 @@ def _inat_text(path: Path) -> str:
         for name, label in zip(images, labels, strict=True):
             if not isinstance(name, str) or type(label) is not int or label < 0:
                 raise ValueError(f"found image {name!r} of category {label!r}, a text and a number from 0 on are meant")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__
         raise InputError(
             f"{path}: not the competition's annotations ({kind}: {error}); expected train2018.json or val2018.json, "

@@ -173,5 +173,7 @@ def test_a_file_that_is_no_annotation_file_is_refused(change, tmp_path):
 def test_annotations_nested_without_end_are_refused(tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text("[" * 100_000)
-    with pytest.raises(InputError, match=r"bad\.json: not the competition's annotations \(RecursionError"):
+    with pytest.raises(
+        InputError, match=r"bad\.json: not the competition's annotations \(ValueError: nested too deeply"
+    ):
         splits.main(["make", "inat", "--json", str(bad), str(bad), "--output", str(tmp_path / "lists")])

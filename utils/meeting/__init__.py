@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torchvision
 
 from utils import distributed, launchers
-from utils.errors import CannotMeet, InputError, PeerLost, first_line
+from utils.errors import CannotMeet, InputError, PeerLost, brief, first_line
 from utils.meeting.interfaces import settle_interface
 
 # Where in gloo's source an error comes from, which stands before its words: they differ between versions. One of
@@ -173,17 +173,13 @@ def check_same(mine: dict, device: torch.device, speaks: bool) -> None:
     for number, other in enumerate(others, start=1):
         names = [name for name in first | other if name != "host" and first.get(name) != other.get(name)]
         if names:
-            found = ", ".join(f"{name} {_brief(other.get(name))}, not {_brief(first.get(name))}" for name in names)
+            found = ", ".join(f"{name} {brief(other.get(name))}, not {brief(first.get(name))}" for name in names)
             line = (
                 f"process {number}, on {other['host']}, does not run what process 0, on {first['host']}, does: "
                 f"{found}; start all with the same flags, lists and versions, and several runs as several jobs"
             )
             distributed.barrier()  # nobody leaves while another still reads what all have said
             raise InputError(line if speaks else "")
-
-
-def _brief(value) -> str:
-    return text if len(text := str(value)) <= 40 else f"{text[:12]}..."  # of a list's digest the beginning
 
 
 def check_one_gpu_each(device: torch.device) -> None:
