@@ -12,6 +12,8 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from imagenet_inat.datasets import REGISTRY
+from imagenet_inat.sets import digits
 from moco.targets.generation import generate_file
 from tests.stopping import FOUR_EPOCHS
 
@@ -28,12 +30,27 @@ def digits_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def flags(digits_root, tmp_path_factory) -> list[str]:
+def data_flags(digits_root) -> list[str]:
+    """Flags of both stages' data: the digits at 8 px, as images of one's own, so that an epoch sees them once."""
+    root, lists = digits.prepare(digits_root, REGISTRY["digits"].imbalance)
+    files = " ".join(f"--{split}-txt {lists / f'digits_LT_{split}.txt'}" for split in ("train", "val", "test"))
+    return f"--dataset custom --data-root {root} {files} --views digit --statistics digits --image-size 8".split()
+
+
+@pytest.fixture(scope="session")
+def flags(data_flags, tmp_path_factory) -> list[str]:
     """Flags of a stage-1 run that takes seconds: resnet20 at 8 px, 5 steps an epoch."""
     targets = tmp_path_factory.mktemp("targets") / "optimal_10_16.npy"
     generate_file(targets, 10, 16)
+    text = f"-b 64 --moco-k 256 --moco-dim 16 --mlp --cos --lr 0.1 --seed 1 -j 0 -p 2 --device cpu --targets {targets}"
+    return [*data_flags, "-a", "resnet20", *text.split()]
+
+
+@pytest.fixture(scope="session")
+def digits_flags(digits_root) -> list[str]:
+    """The same of the named data set, for what its row says: 5 steps of 512, each image eight times an epoch."""
     text = f"""--dataset digits --data-root {digits_root} --image-size 8 -b 512 --moco-k 1024 --moco-dim 16 --mlp --cos
-        --lr 0.1 --seed 1 -j 0 -p 2 --device cpu --targets {targets}"""
+        --lr 0.1 --seed 1 -j 0 -p 2 --device cpu"""
     return text.split()
 
 
@@ -45,10 +62,10 @@ def batch_flags(flags) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def probe_flags(digits_root) -> list[str]:
+def probe_flags(data_flags) -> list[str]:
     """Flags of a stage-2 run to go with `flags`."""
-    text = f"--dataset digits --data-root {digits_root} --image-size 8 -b 512 --lr 1 --seed 1 -j 0 -p 0 --device cpu"
-    return text.split()
+    text = "-a resnet20 -b 64 --lr 1 --seed 1 -j 0 -p 0 --device cpu"
+    return [*data_flags, *text.split()]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def encoders(folder) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("contrast", ["queue", "batch"])
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves(contrast, start, tmp_path):
     """Of both encoders, with the running statistics of batch norm."""
-    queue = {"batch": {"--moco-k", "1024", "--sep_t"}, "queue": set()}  # flags that the other has
+    queue = {"batch": {"--moco-k", "256", "--sep_t"}, "queue": set()}  # flags that the other has
     words = [word for word in start if word not in queue[contrast]]
     run = tmp_path / "run"
     stage1.main([*words, "--contrast", contrast, "--freeze", *PARTS, "--run-dir", str(run)])
@@ -49,7 +49,7 @@ def test_a_run_with_frozen_parts_and_two_rates_goes_on_to_the_same_bits(start, t
 
 def test_the_encoder_moves_by_its_share(start, tmp_path):
     """A step of plain SGD from the same weights: a tenth as far; the head as far as ever."""
-    once = "--epochs 1 --kcl-epochs 0 -b 2048 --moco-k 2048 --momentum 0 --wd 0"
+    once = "--epochs 1 --kcl-epochs 0 -b 256 --moco-k 256 --momentum 0 --wd 0"
     words = [*start, *once.split()]
     steps = {}
     for factor in ("1", "0.1"):

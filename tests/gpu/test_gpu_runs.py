@@ -123,7 +123,7 @@ def test_two_processes_on_two_gpus(launcher, flags, tmp_path):
     alone(words, CUDA_VISIBLE_DEVICES="0,1")
     assert json.loads((tmp_path / "run" / "args.json").read_text())["processes"] == 2
     weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
-    assert weights["module.queue_ptr"].item() == 2 * 5 * 512 % 1024  # the global batch is 512, not 1024
+    assert weights["module.queue_ptr"].item() == 2 * 5 * 64 % 256  # the global batch is 64, not 128
 
 
 @TWO

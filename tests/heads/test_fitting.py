@@ -120,7 +120,7 @@ def test_the_baselines_own_classifier_is_a_head_too(probe_flags, tmp_path, capsy
     said, heads = capsys.readouterr().out, results_of(run / "heads")["heads"]
     assert "left out: target (checkpoint" in said and "own, post" in heads
     stage2.main([*probe_flags, "--head", "own", "--logit-adjustment", "off", "--pretrained", str(run / "last.pth.tar")])
-    own = results_of(run / "digits_own_instance_off_")["selected"]
+    own = results_of(run / "custom-digits_LT_own_instance_off_")["selected"]
     assert own["per_class"] == pytest.approx(last["per_class"]) and own["ece"] == pytest.approx(last["ece"], abs=1e-3)
     assert read_run(run).heads["heads"].keys() == heads.keys()
     report.main([str(run), "--output", str(tmp_path / "out")])  # and the report finds it beside the run

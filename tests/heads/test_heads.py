@@ -66,7 +66,7 @@ def test_another_head_trains_through_the_script(row, tsc_run, probe_flags, tmp_p
     seen = []
     noting = lambda logits, labels, epoch: seen.append((epoch, labels)) or smoothed(logits, labels, epoch)  # noqa: E731
     monkeypatch.setitem(HEADS, "cosine", HEADS["cosine"]._replace(loss=noting))
-    words = [*probe_flags, "-b", "1024", "--head", "cosine", "--epochs", "2"]
+    words = [*probe_flags, "-b", "128", "--head", "cosine", "--epochs", "2"]
     stage2.main([*words, "--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path)])
     assert [epoch for epoch, _ in seen] == [0, 0, 1, 1]
     many, *_, few = torch.cat([labels for _, labels in seen]).bincount().tolist()

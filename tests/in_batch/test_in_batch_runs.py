@@ -71,7 +71,7 @@ def test_two_processes_with_128_images_are_one_with_256(form, tmp_path):
         torch.testing.assert_close(both, alone, rtol=1e-10, atol=1e-12)
 
 
-RECIPE = "--cos --lr-end 0.01 --warmup-epochs 1 --keep-last --epochs 4 -b 700"
+RECIPE = "--cos --lr-end 0.01 --warmup-epochs 1 --keep-last --epochs 4 -b 90"
 
 
 @pytest.mark.parametrize(

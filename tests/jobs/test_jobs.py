@@ -23,7 +23,7 @@ def test_both_stages_run_in_two_processes(launcher, flags, probe_flags, tmp_path
     assert done.stdout.count("Epoch: [2/2] TSC  Loss") == 1  # one process speaks
     assert json.loads((tmp_path / "run" / "args.json").read_text())["processes"] == 2
     weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
-    assert weights["module.queue_ptr"].item() == 2 * 5 * 512 % 1024  # the global batch is 512, not 1024
+    assert weights["module.queue_ptr"].item() == 2 * 5 * 64 % 256  # the global batch is 64, not 128
 
     before, after = LAUNCHERS[launcher]()
     probe = [*probe_flags, "--epochs", "1", "--pretrained", str(tmp_path / "run" / "last.pth.tar")]

@@ -1,6 +1,5 @@
 """What a launcher gives and what it does not, before any process has met another."""
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -117,10 +116,9 @@ def test_a_port_that_is_taken_is_said_before_any_process_starts(flags, tmp_path)
 
 
 def test_fewer_validation_images_than_processes_are_refused(torchrun, flags, digits_root, tmp_path):
-    shutil.copytree(digits.prepare(digits_root, 50.0)[1], tmp_path / "lists")
-    val = tmp_path / "lists" / "digits_LT_val.txt"
-    val.write_text(val.read_text().splitlines(keepends=True)[0])
-    words = [*flags, "--splits", str(tmp_path / "lists"), "--monitor-freq", "1", "--run-dir", str(tmp_path / "run")]
+    val, every = tmp_path / "val.txt", digits.prepare(digits_root, 50.0)[1] / "digits_LT_val.txt"
+    val.write_text(every.read_text().splitlines(keepends=True)[0])
+    words = [*flags, "--val-txt", str(val), "--monitor-freq", "1", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(
         InputError, match="--monitor-freq: 1 validation images for 2 processes, expected one each or more; start fewer"
     ):

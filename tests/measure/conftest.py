@@ -13,8 +13,9 @@ def few_images(flags, digits_root, tmp_path_factory) -> list[str]:
     _, whole = digits.prepare(digits_root, 1)
     for split, every in (("train", 50), ("val", 10)):
         lines = (whole / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True)
-        (splits / f"digits_LT_{split}.txt").write_text("".join(lines[::every]))
-    tsc = f"-b 96 --moco-k 192 --epochs 4 --targeted --sep_t --tw 0.2 --splits {splits}"
+        (splits / f"{split}.txt").write_text("".join(lines[::every]))
+    lists = f"--train-txt {splits}/train.txt --val-txt {splits}/val.txt"
+    tsc = f"{lists} -b 12 --moco-k 24 --epochs 4 --targeted --sep_t --tw 0.2"
     return [*flags, *tsc.split()]
 
 

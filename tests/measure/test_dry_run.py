@@ -51,7 +51,7 @@ def test_frozen_weights_are_not_counted(flags, tsc_run, tmp_path):
 def test_a_run_of_one_step_has_no_time(flags, tmp_path):
     words = [
         *flags,
-        *["-b", "2048", "--moco-k", "2048", "--epochs", "1", "--dry-run", "--run-dir"],
+        *["-b", "256", "--moco-k", "256", "--epochs", "1", "--dry-run", "--run-dir"],
         str(tmp_path / "run"),
     ]
     plan = plan_of(stage1.main, words)

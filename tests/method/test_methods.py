@@ -17,7 +17,7 @@ from tests.stopping import stopped_run
 from utils.errors import InputError
 from utils.run import checkpoint
 
-TWO_STEPS = ["--contrast", "InBatch", "--heat", "0.2", "--epochs", "1", "--imbalance", "1", "--monitor-freq", "1"]
+ONE_EPOCH = ["--contrast", "InBatch", "--heat", "0.2", "--epochs", "1", "--monitor-freq", "1"]
 
 
 class Output(NamedTuple):
@@ -58,16 +58,16 @@ def row(monkeypatch):
 
 
 def test_it_trains_and_its_probe_does(row, batch_flags, probe_flags, tmp_path):
-    stage1.main([*batch_flags, *TWO_STEPS, "--run-dir", str(tmp_path / "run")])
+    stage1.main([*batch_flags, *ONE_EPOCH, "--run-dir", str(tmp_path / "run")])
     (record,) = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert record["phase"] == "InBatch" and record["loss"] > 0 and record["val"]["knn_top1"] is not None
-    pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--epochs", "1", "--imbalance", "1"]
+    pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--epochs", "1"]
     stage2.main([*probe_flags, *pretrained, "--run-dir", str(tmp_path / "probe")])
     assert (tmp_path / "probe" / "results.json").exists()
 
 
 def test_it_goes_on_from_a_step(row, batch_flags, tmp_path, monkeypatch):
-    words = [*batch_flags, *TWO_STEPS, "--resume", "auto", "--run-dir"]
+    words = [*batch_flags, *ONE_EPOCH, "--resume", "auto", "--run-dir"]
     stage1.main([*words, str(tmp_path / "whole")])
     stopped_run(stage1.main, [*words, str(tmp_path / "run")], monkeypatch, step=2)
     stage1.main([*words, str(tmp_path / "run")])
@@ -80,7 +80,7 @@ def test_its_flags_checks_and_meaning_are_the_scripts(row, batch_flags, tmp_path
         stage1.get_args_parser().format_help().split()
     )
     with pytest.raises(InputError, match=r"--heat 0\.0: expected more than 0"):
-        stage1.main([*batch_flags, *TWO_STEPS, "--heat", "0", "--run-dir", str(tmp_path / "run")])
+        stage1.main([*batch_flags, *ONE_EPOCH, "--heat", "0", "--run-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
         stage1.main([*batch_flags, "--contrast", "InBatches", "--run-dir", str(tmp_path / "run")])

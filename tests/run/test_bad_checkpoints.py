@@ -148,8 +148,8 @@ def test_the_pointers_grid_is_of_all_batches_so_far():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"module.queue_ptr": torch.tensor([7])}, "queue_ptr is 7, expected 0 to 1023 and a multiple of 512"),
-        ({"module.queue_labels": torch.full((1, 1024), 10)}, "1024 of 1024 queue_labels are none, the first 10"),
+        ({"module.queue_ptr": torch.tensor([7])}, "queue_ptr is 7, expected 0 to 255 and a multiple of 64"),
+        ({"module.queue_labels": torch.full((1, 256), 10)}, "256 of 256 queue_labels are none, the first 10"),
         ({"step": 6}, "step 6 of an epoch of 5"),
     ],
 )

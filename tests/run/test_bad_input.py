@@ -152,10 +152,10 @@ def test_stage_1_refuses_bad_targets(targets, message, flags, tmp_path):
     ("line", "message"),
     [("images/0/0000.png", "digits_LT_train.txt:2: found"), ("images/0/0000.png 10", "label 10, expected 0 to 9")],
 )
-def test_a_bad_split_line_is_found_before_anything_is_written(line, message, flags, tmp_path):
+def test_a_bad_split_line_is_found_before_anything_is_written(line, message, digits_flags, tmp_path):
     (tmp_path / "digits_LT_train.txt").write_text(f"images/0/0000.png 0\n{line}\n")
     with pytest.raises(InputError) as error:
-        stage1.main([*flags, "--splits", str(tmp_path), "--run-dir", str(tmp_path / "run")])
+        stage1.main([*digits_flags, "--splits", str(tmp_path), "--run-dir", str(tmp_path / "run")])
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -180,18 +180,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_broken_image_stops_the_run_in_one_line(workers, flags, tmp_path):
     """Also from a loader process, which wraps a traceback around the message."""
-    good, bad = tmp_path / "images" / "good.png", tmp_path / "images" / "bad.png"
-    good.parent.mkdir()
+    good, bad, train = (tmp_path / name for name in ("good.png", "bad.png", "train.txt"))
     Image.new("L", (8, 8)).save(good)
     bad.write_bytes(b"not an image")
-    (tmp_path / "digits_LT_train.txt").write_text("images/good.png 0\n" * 63 + "images/bad.png 1\n")
-    digits_like = ["--splits", str(tmp_path), "--data-root", str(tmp_path), "-b", "64", "--moco-k", "64"]
-    (tmp_path / "digits_LT").mkdir()
-    (tmp_path / "digits_LT" / "images").symlink_to(tmp_path / "images")
+    train.write_text("good.png 0\n" * 63 + "bad.png 1\n")
+    mine = ["--train-txt", str(train), "--data-root", str(tmp_path), "-b", "64", "--moco-k", "64"]
     with pytest.raises(InputError) as error:
-        stage1.main([*flags, *digits_like, "-j", workers, "--run-dir", str(tmp_path / "run")])
+        stage1.main([*flags, *mine, "-j", workers, "--run-dir", str(tmp_path / "run")])
     line = one_line(error.value)
-    assert "bad.png: not a readable image" in line and "digits_LT_train.txt:64" in line and "\n" not in line
+    assert "bad.png: not a readable image" in line and "train.txt:64" in line and "\n" not in line
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_stage_1_leaves_a_complete_run_folder(tsc_run):
     state = checkpoint.load(tsc_run / "last.pth.tar")
     assert (state["epoch"], state["arch"], state["seed"]) == (2, "resnet20", 1)
     weights = state["state_dict"]
-    assert weights["module.queue_ptr"].item() == 2 * 5 * 512 % 1024
-    assert weights["module.queue"].shape == (16, 1024)
+    assert weights["module.queue_ptr"].item() == 2 * 5 * 64 % 256
+    assert weights["module.queue"].shape == (16, 256)
     assert "module.encoder_q.fc.2.weight" in weights
 
 
@@ -74,11 +74,11 @@ def test_every_epoch_shows_other_images_and_views(flags, probe_flags, tmp_path, 
 
     monkeypatch.setattr(LongTailDataset, "__getitem__", noting)
     stage1.main([*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
-    assert draws == list(range(2 * 5 * 512))
+    assert draws == list(range(2 * 5 * 64))
     draws.clear()
     pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--run-dir", str(tmp_path / "probe")]
     stage2.main([*probe_flags, *pretrained, "--epochs", "2"])
-    assert draws == list(range(2 * 5 * 512))
+    assert draws == list(range(2 * 5 * 64))
 
 
 def test_missing_targets_are_made_under_the_releases_name(flags, tmp_path, monkeypatch, capsys):
@@ -122,9 +122,9 @@ def test_moco_takes_the_own_key_as_the_only_positive(flags, tmp_path):
     assert moco != kcl
 
 
-def test_a_finished_run_is_named_like_the_releases(flags, tmp_path, capsys):
+def test_a_finished_run_is_named_like_the_releases(digits_flags, tmp_path, capsys):
     folder = ["--save-folder", str(tmp_path), "--name", "mine", "--epochs", "1", "-j", "0"]
-    stage1.main([*flags, *folder])
+    stage1.main([*digits_flags, *folder])
     (run,) = tmp_path.iterdir()
     assert run.name == (
         "digitsLT_resnet20_lr_0.1_bsz_512_wd_0.0001_mlp_True_t_0.07_1024_seed_1_k_6_dim_16"
@@ -134,7 +134,7 @@ def test_a_finished_run_is_named_like_the_releases(flags, tmp_path, capsys):
     probe = stage2.get_args_parser().parse_args(next_command)  # it says where the same data are
     assert probe.pretrained == str(run / "last.pth.tar")
     assert (probe.dataset, probe.arch, probe.image_size) == ("digits", "resnet20", 8)
-    assert probe.data_root == flags[flags.index("--data-root") + 1]
+    assert probe.data_root == digits_flags[digits_flags.index("--data-root") + 1]
 
 
 def test_stage_2_reports_each_choice_of_the_epoch(probe_run):
@@ -180,11 +180,12 @@ def test_stage_2_trains_the_classifier_and_nothing_else(bn_mode, tsc_run, probe_
     assert after["fc.weight"].abs().max() > 0.05  # began at N(0, 0.01)
 
 
-def test_validation_serves_as_test_where_there_is_no_test_split(tsc_run, probe_flags, tmp_path, monkeypatch):
+def test_validation_serves_as_test_where_there_is_no_test_split(tsc_run, digits_root, tmp_path, monkeypatch):
     """As in iNaturalist; the list is then measured once, not twice."""
     monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], test_split="val"))
     options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--run-dir", str(tmp_path / "p"), "--epochs", "1"]
-    stage2.main([*probe_flags, *options])
+    data = f"--dataset digits --data-root {digits_root} --image-size 8 -b 512 -j 0 --device cpu"
+    stage2.main([*data.split(), *options])
     results = json.loads((tmp_path / "p" / "results.json").read_text())
     assert results["selected"] == results["best_on_test"]
     assert results["selected"]["acc1"] == results["selected"]["val_acc1"]

@@ -66,7 +66,7 @@ def test_stage_2_goes_on_from_any_step(step, bn_mode, tsc_run, probe_flags, tmp_
 
 def test_stage_2_stops_within_validation_and_measures_again(tsc_run, probe_run, probe_flags, tmp_path, monkeypatch):
     """The epoch is trained and not yet measured: it goes on with the measuring."""
-    options = ["--epochs", "2", "-b", "256", "--resume", "auto"]
+    options = ["--epochs", "2", "-b", "32", "--resume", "auto"]
     probe = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), *options]
     stage2.main([*probe, "--run-dir", str(tmp_path / "whole")])
     calls, asked = iter(range(1, 1000)), Keeper.stop_if_asked
@@ -112,24 +112,25 @@ def test_resume_auto_starts_and_then_continues(flags, tmp_path, capsys):
 def test_another_batch_size_goes_on_in_the_same_queue(flags, tsc_run, tmp_path):
     """The queue's pointer need not be a multiple of the new batch: the keys wrap around."""
     state = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")
-    state["state_dict"]["module.queue_ptr"].fill_(512)
+    state["state_dict"]["module.queue_ptr"].fill_(64)
     torch.save(state, tmp_path / "odd.pth.tar")
-    options = ["--resume", str(tmp_path / "odd.pth.tar"), "--override", "-b", "1024", "--epochs", "2"]
+    options = ["--resume", str(tmp_path / "odd.pth.tar"), "--override", "-b", "128", "--epochs", "2"]
     stage1.main([*flags, *options, "--run-dir", str(tmp_path / "run")])
     state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
     weights = state["state_dict"]
-    assert state["queue_grid"] == 512  # of both batches: the next start does not take 512 for damage
-    assert (weights["module.queue_labels"] >= 0).all() and weights["module.queue_ptr"].item() == 512
+    assert state["queue_grid"] == 64  # of both batches: the next start does not take 64 for damage
+    assert (weights["module.queue_labels"] >= 0).all() and weights["module.queue_ptr"].item() == 64
 
 
-@pytest.mark.parametrize("change", ["-b 1024", "--imbalance 40"])
-def test_within_an_epoch_the_batches_stay(change, flags, tsc_run, tmp_path):
+@pytest.mark.parametrize("change", ["-b 128", "--train-txt {lists}/digits_LT_val.txt"])
+def test_within_an_epoch_the_batches_stay(change, flags, tsc_run, digits_root, tmp_path):
     """Those that are left are counted in batches of the size, and in the order of the list, that it began with."""
+    lists = digits.prepare(digits_root, 50.0)[1]
     state = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar") | {"step": 2}
     torch.save(state, tmp_path / "within.pth.tar")
     options = ["--resume", str(tmp_path / "within.pth.tar"), "--override", "--run-dir", str(tmp_path / "r")]
-    with pytest.raises(InputError, match="2 batches of 512 into it; go on with -b 512 and the training list"):
-        stage1.main([*flags, *options, *change.split(), "--epochs", "2"])
+    with pytest.raises(InputError, match="2 batches of 64 into it; go on with -b 64 and the training list"):
+        stage1.main([*flags, *options, *change.format(lists=lists).split(), "--epochs", "2"])
     assert not (tmp_path / "r").exists()
 
 
@@ -138,7 +139,7 @@ def test_another_list_is_another_argument(flags, tsc_run, digits_root, tmp_path)
     shutil.copytree(digits.prepare(digits_root, 50.0)[1], tmp_path / "lists")
     train = tmp_path / "lists" / "digits_LT_train.txt"
     train.write_text(train.read_text().replace(" 0\n", " 1\n", 1))
-    options = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--splits", str(tmp_path / "lists")]
+    options = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--train-txt", str(train)]
     resume = ["--resume", str(tsc_run / "checkpoint_0001.pth.tar"), "--run-dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match=r"made with other arguments \(train_list \w+ -> \w+\)"):
         stage1.main([*flags, *options, *resume])
