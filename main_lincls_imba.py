@@ -110,7 +110,7 @@ def prepare(args) -> None:
         network_of(args, processes, None)
     options.settle_loading(args, data.open("train"), processes)
     Schedule.asked(args).check([Phase(None, 0, args.epochs)])
-    vars(args).update(check_lists(data, args.sampling, 1 if is_fitted(args) else args.batch_size))
+    vars(args).update(check_lists(data, args.sampling, 1 if args.evaluate or is_fitted(args) else args.batch_size))
 
 
 def run_name(args) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from utils.files import write_text
 from utils.randomness import Stream, counted_seed
 
 FILE = "bad_images.txt"
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of tags, which training does not read
 LOOKED_AT = 100  # images of which one must be there, where bad ones are skipped; else it is the root that is wrong
 
 

@@ -117,6 +117,7 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
             sys.exit(1)
         if error.filename is None and error.errno not in FULL:
             raise
+        sys.unraisablehook = lambda _: None  # PyTorch's loader, half made for want of room, fails once more as it ends
         _complain(f"{error.filename or 'a log file, or shared memory (/dev/shm)'}: {error.strerror}")
         sys.exit(2)
     except Stopped as stop:

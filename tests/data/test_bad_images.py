@@ -1,5 +1,6 @@
 """Images that cannot be read: they end the run with their name and line, or are passed over and listed."""
 
+import io
 import os
 import shutil
 import signal
@@ -167,3 +168,13 @@ def test_a_run_that_fails_does_not_wait_for_its_loader_processes(folder):
     command = [sys.executable, "-c", program, *flags(folder, 2), *STAGE_1, "--run-dir", str(folder / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.stdout.endswith("failed\n") and done.returncode == 0
+
+
+def test_a_file_that_ends_in_its_tags_is_one_error_without_pillows_warnings(tmp_path):
+    whole = io.BytesIO()
+    Image.new("L", (8, 8)).save(whole, "TIFF")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:25])
+    program = f"from pathlib import Path; from imagenet_inat.images import open_rgb; root = Path({str(tmp_path)!r})"
+    command = [sys.executable, "-c", f"{program}; open_rgb(root, 'cut.png')"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "UnidentifiedImageError" in done.stderr and "Warning" not in done.stderr

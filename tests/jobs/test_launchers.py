@@ -133,3 +133,21 @@ def test_out_of_memory_is_one_line_with_what_to_do():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: CUDA out of memory. x. Training needs less with a smaller -b or --amp bf16\n"
+
+
+def test_what_found_no_room_says_nothing_behind_the_line():
+    """As PyTorch's loader does, whose destructor misses what its constructor had no room for."""
+    program = """
+import errno
+from utils import errors
+class Loader:
+    def __init__(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    def __del__(self):
+        self.workers
+def main():
+    Loader()
+errors.run(main)"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: a log file, or shared memory (/dev/shm): No space left on device\n"

@@ -35,6 +35,12 @@ def test_evaluation_takes_256_images_or_the_batch_of_training(flag, expected, pr
     assert {loader.loader.batch_size for loader in loaders.values()} == {expected}
 
 
+def test_a_batch_larger_than_the_training_list_measures_a_checkpoint(probe_run, probe_flags, capsys):
+    """Nothing is trained then. 48 images were measured without -b, whose default is 256."""
+    stage2.main([*probe_flags, "-b", "4096", "--evaluate", "--resume", str(probe_run / "last.pth.tar")])
+    assert "test, epoch 2: top-1" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def each_epoch(tsc_run, probe_flags, tmp_path_factory) -> tuple[list[str], Path]:
     """Flags of a probe of three epochs, and the folder of one that was measured after each."""

@@ -81,7 +81,7 @@ def image(rng: random.Random, base: Base, folder: Path) -> Trial:
     if other in ("JPEG", "TIFF", "GIF"):
         Image.open(file).save(file, format=other)
     if other == "mode":
-        Image.open(file).convert(rng.choice(["RGBA", "P", "I", "1", "LA", "I;16"])).save(file)
+        Image.open(file).convert(rng.choice(["RGBA", "P", "1", "LA", "I;16"])).save(file)
     if other == "size":
         Image.new("L", rng.choice([(1, 1), (1, 3000), (3000, 1), (4000, 4000)])).save(file)
     if other in ("bytes", "JPEG", "TIFF", "GIF"):
@@ -122,7 +122,7 @@ def checkpoint_file(rng: random.Random, base: Base, folder: Path) -> Trial:
     pretrained = ["--pretrained", str(own / checkpoint.LAST), "--epochs", "3", "--lr", "1", "-b", "16"]
     stage, more = {
         "resume": (stage1, [*GO_ON, *TSC, *targets, "--resume", str(file), "--override"]),
-        "auto": (stage1, [*GO_ON, *TSC, *targets, "--resume", "auto", "--run-dir", str(own)]),
+        "auto": (stage1, [*GO_ON, *TSC, *targets, "--resume", "auto", "--override", "--run-dir", str(own)]),
         "resume 2": (stage2, [*pretrained, "--resume", str(file), "--override"]),
         "evaluate": (stage2, ["--evaluate", "--resume", str(file)]),
         "init-from": (stage1, [*SHORT, "--init-from", str(file)]),
@@ -184,8 +184,9 @@ def recipe(rng: random.Random, base: Base, folder: Path) -> Trial:
 
 
 def plan(rng: random.Random, base: Base, folder: Path) -> Trial:
-    file = folder / "plan.ini"
-    shutil.copy(rng.choice(sorted((ROOT / "examples" / "results").glob("*.ini"))), file)
+    file, encoder = folder / "plan.ini", str(folder / "run" / checkpoint.LAST)
+    text = rng.choice(sorted((ROOT / "examples" / "results").glob("*.ini"))).read_text()
+    file.write_text(text.replace("runs/fashion.safetensors", encoder))  # which a user has made before
     change(file, rng, fuzz.damage_bytes, fuzz.damage_text)
     return Trial(results, [str(file), "--plan", "--device", "cpu", "--folder", str(folder / "study")], file)
 

@@ -15,11 +15,13 @@ from utils.errors import InputError
 from utils.files import draft_pattern
 from utils.run import checkpoint
 
-KINDS = {
-    "split lists": damage.split_list,
-    "images": damage.image,
-    "checkpoints": damage.checkpoint_file,
-    "target files": damage.target_file,
+KINDS = {  # of ten cases
+    "split lists": (damage.split_list, 3),
+    "images": (damage.image, 2),
+    "checkpoints": (damage.checkpoint_file, 2),
+    "target files": (damage.target_file, 1),
+}
+OTHERS = {  # the rest, in turn
     "IDX files": damage.idx_file,
     "recipes": damage.recipe,
     "plans": damage.plan,
@@ -28,13 +30,20 @@ KINDS = {
 }
 
 
+def kind_of(number: int) -> str:
+    """Which kind of file a case damages."""
+    often = [name for name, (_, share) in KINDS.items() for _ in range(share)]
+    ten, place = divmod(number, 10)
+    rest = 10 - len(often)
+    return often[place] if place < len(often) else list(OTHERS)[(rest * ten + place - len(often)) % len(OTHERS)]
+
+
 def case(number: int, rng: random.Random, base: Base, folder: Path) -> dict:
     """One damaged file."""
-    name = list(KINDS)[number % len(KINDS)]
+    name, whole = kind_of(number), rng.random() < 0.1  # not damaged: the command itself must be good
     for part in ("data", "run", "optimal_10_16.npy"):
         (shutil.copytree if (base.folder / part).is_dir() else shutil.copy)(base.folder / part, folder / part)
-    trial = KINDS[name](rng, base, folder)
-    whole = number % 10 == 0  # a case in ten is not damaged: the command itself must be good
+    trial = (OTHERS.get(name) or KINDS[name][0])(rng, base, folder)
     if whole:
         restore(trial.damaged)
     scripts = trial.module in (stage1, stage2) and "--evaluate" not in trial.flags
