@@ -7,6 +7,7 @@ the rest of the project reads the same for one process and for many.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import reduce
 from inspect import signature
 
 import torch
@@ -43,6 +44,10 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     Buffers are not broadcast: all ranks compute the same queue and centroids, and the
     queue is 33 MB a step at the release's size. The graph is static: the same parameters
     have a gradient in KCL and in TSC. Gradients are views of what is sent, not copied into it.
+
+    More than two ranks add up a gradient in an order that depends on where in its bucket it lies, and buckets are
+    others after a start's first step. Where a run goes on to the same bits, on the CPU and with --deterministic, the
+    order is that of the ranks; each then receives the gradients of all.
     """
     if not active():
         return model
@@ -50,7 +55,17 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     ddp = nn.parallel.DistributedDataParallel
     # torch 2.15 has given the argument a new name and warns of the old one.
     name = "forward_sync_buffers" if "forward_sync_buffers" in signature(ddp).parameters else "broadcast_buffers"
-    return ddp(model, device_ids=ids, static_graph=True, gradient_as_bucket_view=True, **{name: False})
+    wrapped = ddp(model, device_ids=ids, static_graph=True, gradient_as_bucket_view=True, **{name: False})
+    if world_size() > 2 and (device.type == "cpu" or torch.are_deterministic_algorithms_enabled()):
+        wrapped.register_comm_hook(None, _mean_in_rank_order)
+    return wrapped
+
+
+def _mean_in_rank_order(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean over ranks of a bucket of gradients."""
+    parts = [torch.empty_like(bucket.buffer()) for _ in range(world_size())]
+    received = dist.all_gather(parts, bucket.buffer(), async_op=True).get_future()
+    return received.then(lambda _: reduce(torch.add, parts) / world_size())
 
 
 @torch.no_grad()

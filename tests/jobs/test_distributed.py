@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from moco import targeted
 from moco.builder import KCL
@@ -80,10 +81,36 @@ def test_ranks_that_round_otherwise_assign_the_same_targets(tmp_path):
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
+def two_starts(rank: int, port: int, folder: str) -> None:
+    """Four steps of one start, and of two: what a start does not know, buckets as they were built, changes no bit."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=4, rank=rank)
+    for name, starts in {"whole": {0}, "stopped": {0, 2}}.items():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 7))
+        for step in range(4):
+            if step in starts:
+                ddp = distributed.wrap(model, torch.device("cpu"))
+            torch.manual_seed(10 * step + rank)
+            ddp(torch.randn(5, 20)).square().sum().backward()
+            for parameter in model.parameters():
+                parameter.data -= 0.1 * parameter.grad
+                parameter.grad = None
+        torch.save(model.state_dict(), f"{folder}/{name}_{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_of_four_ranks_too_a_start_in_between_changes_no_bit(tmp_path):
+    mp.spawn(two_starts, (free_port(), str(tmp_path)), nprocs=4)
+    first = torch.load(tmp_path / "whole_0.pt", weights_only=True)
+    for file in tmp_path.glob("*.pt"):
+        torch.testing.assert_close(torch.load(file, weights_only=True), first, rtol=0, atol=0)
+
+
 def test_one_process_gathers_nothing():
     tensor = torch.randn(3)
     assert distributed.gather(tensor) is tensor
     assert distributed.sum_over_ranks(tensor) is tensor
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    model = torch.nn.Linear(2, 2)
+    model = nn.Linear(2, 2)
     assert distributed.wrap(model, torch.device("cpu")) is model
