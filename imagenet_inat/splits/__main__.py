@@ -12,6 +12,7 @@ import utils.quiet_start  # noqa: F401, before all that takes seconds to load
 # isort: split
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import Plan, make_inat, make_split
 from imagenet_inat.splits.verify import verify
 from utils import errors
+from utils.distributed import say
 from utils.errors import InputError
 from utils.parser import Parser, number, positive_float, positive_int
 
 PUBLISHED = sorted(name for name, spec in REGISTRY.items() if spec.published)
+VERIFY = ["python", "-m", "imagenet_inat.splits", "verify"]
 # What `make` takes besides its source; a flag of another kind of source is refused, not ignored.
 MAKE_DEFAULTS = {
     "cifar": {"output": "data", "imbalance": 100.0, "seed": 0},
@@ -108,8 +111,8 @@ def run_download(args: argparse.Namespace) -> None:
     spec = REGISTRY[args.name]
     output = Path(args.output or LISTS_ROOT / spec.set_name)
     download(spec, output, args.source)
-    splits = f" --splits {output}" if args.output else ""
-    print(f"next, check the images: python -m imagenet_inat.splits verify {args.name}{splits} --data-root DIR")
+    splits = ["--splits", args.output] if args.output else []
+    say(f"next, check the images: {shlex.join([*VERIFY, args.name, *splits, '--data-root', 'DIR'])}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
@@ -119,7 +122,7 @@ def run_verify(args: argparse.Namespace) -> None:
     largest = resolve_largest(spec, args.largest)
     lists = find_lists(spec, args, resolve_imbalance(spec, args.imbalance, largest), largest)
     wrong = verify(spec, lists.files, lists.get, lists.root if args.data_root else None, args.decode)
-    print(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong" if wrong else "nothing is wrong")
+    say(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong" if wrong else "nothing is wrong")
     if wrong:
         sys.exit(1)
 
@@ -136,17 +139,17 @@ def run_make(args: argparse.Namespace) -> None:
 
 def make_cifar(name: str, output: str, imbalance: float, seed: int) -> None:
     root, lists = torchvision_sets.make(name, Path(output), imbalance, seed)
-    print(f"wrote {root}: images/ and the lists in {lists.name}/")
-    which = f"--splits {lists}" if seed else f"--imbalance {imbalance:g}"
-    say_next(name, f"--data-root {output} {which}")
+    say(f"wrote {root}: images/ and the lists in {lists.name}/")
+    which = ["--splits", str(lists)] if seed else ["--imbalance", f"{imbalance:g}"]
+    say_next(name, ["--data-root", output, *which])
 
 
 def make_inat_lists(name: str, output: str, json: list[str] | None) -> None:
     if json is None:
         raise InputError("make inat: name the annotations with --json train2018.json val2018.json")
     make_inat(dict(zip(("train", "val"), map(Path, json), strict=True)), Path(output))
-    print(f"wrote {output}: iNaturalist18_train.txt, iNaturalist18_val.txt, made.json")
-    say_next(name, f"--splits {output} --data-root DIR")
+    say(f"wrote {output}: iNaturalist18_train.txt, iNaturalist18_val.txt, made.json")
+    say_next(name, ["--splits", output, "--data-root", "DIR"])
 
 
 def make_images(source: str, output: str | None, **plan) -> None:
@@ -155,17 +158,17 @@ def make_images(source: str, output: str | None, **plan) -> None:
     if plan["imbalance"] < 1:
         raise InputError(f"--imbalance {plan['imbalance']:g}: expected 1 (balanced) or more")
     sizes = sorted(make_split(Path(source), Path(output), Plan(**plan)), reverse=True)
-    print(
+    say(
         f"wrote {output}: custom_{{train,val,test}}.txt and made.json; {len(sizes)} classes, {sum(sizes):,} training "
         f"images, {sizes[0]} … {sizes[-1]} a class"
     )
     root = source if Path(source).is_dir() else "DIR"
-    say_next("custom", f"--splits {output} --data-root {root}")
+    say_next("custom", ["--splits", output, "--data-root", root])
 
 
-def say_next(name: str, flags: str) -> None:
-    print(f"next, check it: python -m imagenet_inat.splits verify {name} {flags}")
-    print(f"then train: python main_moco_supcon_imba.py --dataset {name} {flags}")
+def say_next(name: str, flags: list[str]) -> None:
+    say(f"next, check it: {shlex.join([*VERIFY, name, *flags])}")
+    say(f"then train: {shlex.join(['python', 'main_moco_supcon_imba.py', '--dataset', name, *flags])}")
 
 
 if __name__ == "__main__":

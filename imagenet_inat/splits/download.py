@@ -13,6 +13,7 @@ from tqdm import tqdm
 from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.known import PUBLISHED, SOURCE, describe
+from utils.distributed import say
 from utils.errors import InputError
 
 CHUNK, TIMEOUT_S = 1 << 16, 30
@@ -37,7 +38,7 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
     """One list; see `download`."""
     place, part = output / name, output / f"{name}.part"
     if place.exists():
-        print(f"{place}: there already, {_checked(place, name, num_classes, 'delete it to fetch it anew')}")
+        say(f"{place}: there already, {_checked(place, name, num_classes, 'delete it to fetch it anew')}")
         return
     if source.startswith(("http://", "https://")):
         _transfer(f"{source.rstrip('/')}/{name}", part)
@@ -54,7 +55,7 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
         part.unlink()
         raise
     os.replace(part, place)
-    print(f"{place}: {verdict}")
+    say(f"{place}: {verdict}")
 
 
 def _checked(path: Path, name: str, num_classes: int, otherwise: str) -> str:

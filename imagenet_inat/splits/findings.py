@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from utils.distributed import say
+
 SHOWN = 5  # cases named before "and N more"
 
 
@@ -12,14 +14,14 @@ class Findings:
         self.wrong = 0
 
     def good(self, text: str) -> None:
-        print(f"  ok     {text}", flush=True)
+        say(f"  ok     {text}")
 
     def note(self, text: str) -> None:
-        print(f"  note   {text}", flush=True)
+        say(f"  note   {text}")
 
     def bad(self, text: str) -> None:
         self.wrong += 1
-        print(f"  WRONG  {text}", flush=True)
+        say(f"  WRONG  {text}")
 
 
 def some(cases: Iterable, total: int | None = None) -> str:

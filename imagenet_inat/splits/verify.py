@@ -13,6 +13,7 @@ from imagenet_inat.lists.format import BYTE_ORDER_MARK, count_classes, read_spli
 from imagenet_inat.lists.known import KnownFile, describe, known_files
 from imagenet_inat.splits.findings import SHOWN, Findings, some
 from imagenet_inat.splits.verify_images import check_images
+from utils.distributed import say
 from utils.errors import InputError
 from utils.measure.metrics import shots
 
@@ -34,7 +35,7 @@ def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root:
     num_classes = spec.num_classes or None
     for file in dict.fromkeys(files.values()):
         serves = [split for split in files if files[split] == file]
-        print(f"{file} ({' and '.join(serves)})")
+        say(f"{file} ({' and '.join(serves)})")
         if not file.is_file():
             findings.bad(f"absent; {get[serves[0]]}")
             continue
@@ -45,10 +46,10 @@ def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root:
                 num_classes = int(read.labels.max()) + 1
     _check_overlap(list(lists.values()), findings)
     if root is None:
-        print("images")
+        say("images")
         findings.note("not looked for: name their folder with --data-root")
     else:
-        print(f"images below {root}")
+        say(f"images below {root}")
         for split_list in lists.values():
             check_images(spec, split_list.file.name, split_list.paths, root, decode, findings)
     return findings.wrong
@@ -168,7 +169,7 @@ def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
 def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
     if len(lists) < 2:
         return
-    print("overlap")
+    say("overlap")
     for one, other in combinations(lists, 2):
         common = np.intersect1d(one.paths, other.paths)
         if len(common):

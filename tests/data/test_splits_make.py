@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,17 @@ def test_a_folder_becomes_three_lists_and_a_record(images, tmp_path, capsys):
     assert record["files"]["custom_val.txt"]["sha256"] == hashlib.sha256(data).hexdigest()
     flags = f"--splits {tmp_path}/lists --data-root {images}"
     assert f"main_moco_supcon_imba.py --dataset custom {flags}" in capsys.readouterr().out
+
+
+def test_the_next_command_can_be_typed_and_names_in_it_act_on_no_terminal(images, tmp_path, capsys):
+    make(images, tmp_path / "my lists", "--imbalance 2 --test 5")
+    check, train = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    for command in (check, train):
+        assert command[-4:] == ["--splits", str(tmp_path / "my lists"), "--data-root", str(images)]
+    splits.main(check[check.index("verify") : -2])  # the images of this folder are empty files
+    make(images, tmp_path / "\x1b[2J", "--imbalance 2 --test 5")
+    said = capsys.readouterr().out
+    assert "nothing is wrong" in said and "\x1b" not in said and r"/\x1b[2J" in said
 
 
 def test_the_seed_decides_which_images(images, tmp_path):
