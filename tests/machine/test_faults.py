@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
 
 from tests import ROOT
 from tests.soak import summary
-from tests.soak.inputs import REFUSED, STOPPED, USED, contents, judged
+from tests.soak.inputs import REFUSED, STOPPED, USED, contents, judged, kind_of
 from tests.soak.kills import differs, same
 from tests.soak.processes import Running, error_log, fork
 
@@ -40,6 +41,14 @@ def test_a_failure_is_in_the_table_with_the_case_to_repeat(tmp_path):
     summary.write(tmp_path, "python -m tests.faults")
     table = (tmp_path / summary.TABLE).read_text()
     assert "| plans | 3 | 1 | 2 |" in table and "| inputs | plans | a traceback | 2 | inputs 1 |" in table
+
+
+def test_kinds_of_damaged_files_have_the_shares_that_the_page_says():
+    counts = Counter(kind_of(number) for number in range(10_000))
+    assert [counts.pop(kind) for kind in ("split lists", "images", "checkpoints", "target files")] == [
+        3000, 2000, 2000, 1000
+    ]  # fmt: skip
+    assert counts == dict.fromkeys(("IDX files", "recipes", "plans", "features", "run folders"), 400)
 
 
 ERROR = "error: no such file\n"
