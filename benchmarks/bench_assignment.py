@@ -5,16 +5,9 @@ Settled: features keep near their class's target; contested: classes lie so far 
 the best permutation changes at every step. The floor is the matrix product of the moved centroids
 and the targets in float64; the textbook version is SciPy's full solve. Targets are random
 unit vectors in R^128. Times are means over the walk, for a repair is rare and must be paid for.
-
-    python -m benchmarks.bench_assignment cpu 1000 8142 80000
-
-tells for other numbers of classes, the least first, how time and memory grow. There the proof is
-read against all targets in place of SciPy's solve, which would take 51 GB for 80,000 classes.
+How time and memory grow with the number of classes: `python -m benchmarks.many_classes.assignment`.
 """
 
-import io
-import resource
-import sys
 import time
 
 import numpy as np
@@ -89,56 +82,8 @@ def measure(num_classes: int, name: str, steps: int) -> str:
     return common.row(f"assignment, C = {num_classes}, {name}", *means, notes)
 
 
-def short_of_proof(solver: Assignment, centroids: Tensor, targets: Tensor) -> float:
-    """By how much a class's target is dearer than its cheapest at the solver's prices, at most; 0: the best."""
-    sigma, price, short = torch.from_numpy(solver.solve(centroids)), torch.from_numpy(solver._price), 0.0
-    if len(sigma.unique()) < len(sigma):
-        raise SystemExit("not a permutation")
-    for rows in torch.arange(len(targets)).split(512):
-        offer = price - centroids[rows].double() @ targets.double().T  # (rows, C)
-        own = offer.gather(1, sigma[rows, None])[:, 0]
-        short = max(short, float((own - offer.amin(dim=1)).max()))
-    return short
-
-
-def growth(num_classes: int, name: str, steps: int = 5) -> str:
-    """A row of what one number of classes takes."""
-    targets = unit(num_classes)
-    walk, solver = Walk(targets, WALKS[name]), Assignment(targets)
-    start = time.perf_counter()
-    solver.solve(walk.centroids)
-    first = time.perf_counter() - start
-    columns, ours, floor = targets.double().T, [], []
-    for _ in range(steps):
-        moved = walk.step()
-        floor.append(common.seconds(lambda y=moved: walk.centroids[y].double() @ columns, torch.device("cpu")))
-        ours.append(common.seconds(lambda: solver.solve(walk.centroids), torch.device("cpu")))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if (short := short_of_proof(solver, walk.centroids, targets)) > 1e-10:
-        raise SystemExit(f"not the best assignment: a class's target is {short:g} dearer than its cheapest")
-    saved = io.BytesIO()
-    torch.save({"class_centroid": walk.centroids, "optimal_target": targets, "assignment": solver._target}, saved)
-    spent, least = 1000 * np.mean(ours), 1000 * np.mean(floor)
-    return (
-        f"| {num_classes:,}, {name} | {first:.1f} s | {spent:.0f} ms | {least:.0f} ms | {spent / least:.1f} "
-        f"| {peak:,.0f} MiB | {saved.tell() / 2**20:.1f} MiB | {8 * num_classes**2 / 2**20:,.0f} MiB |"
-    )
-
-
-GROWTH_HEADER = (
-    "| classes | first solve | step | floor | step ÷ floor | process at its peak | in a checkpoint | a C×C matrix |\n"
-    "|---|--:|--:|--:|--:|--:|--:|--:|"
-)
-
-
 def main() -> None:
     torch.manual_seed(0)
-    if sizes := sys.argv[2:]:
-        print(GROWTH_HEADER)
-        for num_classes in sorted(map(int, sizes)):
-            for name in WALKS:
-                print(growth(num_classes, name), flush=True)
-        return
     print(common.HEADER)
     for num_classes, name, steps in [(1000, "settled", 200), (1000, "contested", 60), (8142, "settled", 60)]:
         print(measure(num_classes, name, steps), flush=True)

@@ -85,7 +85,7 @@ def spaced(lines: list[str], number: int) -> list[str]:
     return [lines[i] for i in np.linspace(0, len(lines) - 1, number, dtype=int)]
 
 
-def link_images(root: Path, paths: set[str]) -> None:
+def link_images(root: Path, paths: set[str], size: tuple[int, int] = (500, 375)) -> None:
     rng, original = np.random.default_rng(1), root / "original.jpg"
     for folder in {os.path.dirname(path) for path in paths}:  # noqa: PTH120 half a million of them
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -93,18 +93,18 @@ def link_images(root: Path, paths: set[str]) -> None:
         if i % LINKS_A_FILE == 0:
             original.unlink(missing_ok=True)
             coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
-            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(original, quality=90)
+            coarse.resize(size, Image.Resampling.BICUBIC).save(original, quality=90)
         os.link(original, root / path)
 
 
 def watch(command: list[str], steps: int, folder: Path) -> dict:
-    """Run a script until it has done some steps, look at its loader processes, and interrupt it.
+    """Run a script until it has done some steps, look at its processes, and interrupt it.
 
     Returns:
-        set_up, first_step: seconds from the command on; workers: MiB of each loader
-        process, private to it and with its share of what is shared.
+        set_up, first_step: seconds from the command on; steps: when each was done, the same; peak: MiB that the
+        process had at most; workers: MiB of each loader process, private to it and with its share of what is shared.
     """
-    started, seen = time.perf_counter(), {}
+    started, seen = time.perf_counter(), {"steps": []}
     process = subprocess.Popen([*command, "-p", "1"], cwd=folder, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         now = time.perf_counter() - started
@@ -112,14 +112,21 @@ def watch(command: list[str], steps: int, folder: Path) -> dict:
             seen["set_up"] = now
         if line.startswith("Epoch: ") and "Time" in line:
             seen.setdefault("first_step", now)
+            seen["steps"].append(now)
             if f"[{steps:>4}/" in line:
-                seen["workers"] = worker_memory(process.pid)
+                seen |= {"workers": worker_memory(process.pid), "peak": peak_memory(process.pid)}
                 process.send_signal(signal.SIGINT)
                 break
     process.stdout.read()
     if process.wait() != 130:
         sys.exit(f"{' '.join(command)}: exit code {process.returncode}, expected 130 after an interrupt")
     return seen
+
+
+def peak_memory(pid: int) -> float:
+    """MiB that a process has had at most."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def worker_memory(pid: int) -> list[tuple[float, float]]:
@@ -188,6 +195,7 @@ def measure(args, spec, root: Path, lists: Path) -> None:
         f"stage 1 to its end on a sample, {args.steps} steps a phase{', KCL and TSC' if tsc else ''}",
         f"{seconds:.0f} s",
     )
+    report("stage 1: the checkpoint", f"{(lists / 'run' / 'last.pth.tar').stat().st_size / 2**20:.0f} MiB")
     report_start("stage 2", watch([*probe, *full, "--epochs", "1", "--run-dir", "b"], args.steps, lists))
     seconds = timed([*probe, *sample, "--epochs", "1", "--run-dir", "probe"], lists)
     results = json.loads((lists / "probe" / "results.json").read_text())
@@ -216,6 +224,7 @@ def report(what: str, value: str) -> None:
 def report_start(stage: str, seen: dict) -> None:
     report(f"{stage}: from the command to the data and the model ready", f"{seen['set_up']:.1f} s")
     report(f"{stage}: from the command to the first step done", f"{seen['first_step']:.1f} s")
+    report(f"{stage}: the process, at its peak", f"{seen['peak']:.0f} MiB")
     for number, (private, proportional) in enumerate(seen["workers"]):
         report(f"{stage}: loader process {number}, private / with its share", f"{private:.0f} / {proportional:.0f} MiB")
 

@@ -1,0 +1,91 @@
+"""Stage 1 as the number of classes grows: its start, a step, memory and the checkpoint, of KCL and of TSC.
+
+    python -m benchmarks.many_classes 10 1000 8142 80000
+
+The first number is the floor: nothing is left there but the encoders. Two images a class, which
+are one 64 px JPEG under many names, through the script's own command line. Targets are random unit
+vectors, and class y has target y: what finding the best ones takes is in assignment.py.
+Linux (it reads /proc).
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from benchmarks import common
+from benchmarks.real_sizes import REPOSITORY, link_images, watch
+from moco.targets.point_sets import random_points
+from utils.parser import Parser, positive_int
+
+LEAST = 2000  # images, so that few classes have steps enough in an epoch
+HEADER = (
+    "| classes | phase | ready after | step | step ÷ floor | process at its peak | checkpoint |\n"
+    "|--:|---|--:|--:|--:|--:|--:|"
+)
+TSC = "--targeted --kcl-epochs 0 --sep_t --tw 0.2 --assignment-interval 0"
+PHASES = {"KCL": "", "TSC": TSC}
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("classes", type=positive_int, nargs="+", help="numbers of classes, the floor first")
+    parser.add_argument("-a", "--arch", default="resnet18", help="the encoder")
+    parser.add_argument("--image-size", type=positive_int, default=64, help="pixels of a side")
+    parser.add_argument("-b", "--batch-size", type=positive_int, default=64)
+    parser.add_argument("--steps", type=positive_int, default=12, help="of each phase; the first two are not counted")
+    return parser
+
+
+def build(folder: Path, num_classes: int) -> str:
+    """Images, lists and targets; the flags that name them."""
+    images = max(LEAST, 2 * num_classes)
+    lines = [f"{i // 1000}/{i}.jpg {i % num_classes}" for i in range(images)]
+    link_images(folder / "images", {line.split()[0] for line in lines}, size=(64, 64))
+    for name in ("train", "val"):  # stage 1 reads no other
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    np.save(folder / "targets.npy", random_points(num_classes, 128, torch.Generator().manual_seed(0)).numpy())
+    return f"--dataset custom --data-root {folder}/images --train-txt {folder}/train.txt --val-txt {folder}/val.txt"
+
+
+def measure(args, num_classes: int, folder: Path) -> dict[str, tuple[float, str]]:
+    """Of each phase, the seconds of a step, and the rest of its row with a place for step and floor."""
+    data, rows = build(folder, num_classes), {}
+    for phase, flags in PHASES.items():
+        run = folder / phase
+        words = (
+            f"{data} -a {args.arch} --image-size {args.image_size} -b {args.batch_size} -j 0 --cache off --seed 0 "
+            f"--mlp --epochs 1 --run-dir {run} {flags}"
+        )
+        words += f" --targets {folder}/targets.npy" if flags else ""
+        command = [sys.executable, str(REPOSITORY / "main_moco_supcon_imba.py"), *words.split()]
+        seen = watch(command, args.steps, folder)
+        size = (run / "last.pth.tar").stat().st_size / 2**20
+        seconds = median(np.diff(seen["steps"])[1:])
+        row = (
+            f"| {num_classes:,} | {phase} | {seen['set_up']:.1f} s | {{}} | {seen['peak']:,.0f} MiB | {size:,.0f} MiB |"
+        )
+        rows[phase] = seconds, row
+    return rows
+
+
+def main() -> None:
+    args, floor = get_args_parser().parse_args(), None
+    print(f"{common.machine()}\n\n{args.arch}, {args.image_size} px, {args.batch_size} images a step\n\n{HEADER}")
+    for num_classes in args.classes:
+        folder = Path(tempfile.mkdtemp())
+        try:
+            rows = measure(args, num_classes, folder)
+        finally:
+            shutil.rmtree(folder)
+        floor = floor or rows["KCL"][0]
+        for seconds, row in rows.values():
+            print(row.format(f"{1000 * seconds:.0f} ms | {seconds / floor:.2f}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The assignment of targets to classes as the number of classes grows: time, memory, what a checkpoint has of it.
+
+    python -m benchmarks.many_classes.assignment 1000 8142 80000
+
+The walks, the floor and the targets are those of bench_assignment.py. The proof that an assignment
+is the best is read against all targets in place of SciPy's solve, which would take 51 GB for
+80,000 classes; these take hours.
+"""
+
+import io
+import resource
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import common
+from benchmarks.bench_assignment import WALKS, Walk, unit
+from moco.targets.assignment import Assignment
+from utils.parser import Parser, positive_int
+
+HEADER = (
+    "| classes | first solve | step | floor | step ÷ floor | process at its peak | in a checkpoint | a C×C matrix |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|"
+)
+
+
+def short_of_proof(solver: Assignment, centroids: Tensor, targets: Tensor) -> float:
+    """By how much a class's target is dearer than its cheapest at the solver's prices, at most; 0: the best."""
+    sigma, price, short = torch.from_numpy(solver.solve(centroids)), torch.from_numpy(solver._price), 0.0
+    if len(sigma.unique()) < len(sigma):
+        raise SystemExit("not a permutation")
+    for rows in torch.arange(len(targets)).split(512):
+        offer = price - centroids[rows].double() @ targets.double().T  # (rows, C)
+        own = offer.gather(1, sigma[rows, None])[:, 0]
+        short = max(short, float((own - offer.amin(dim=1)).max()))
+    return short
+
+
+def measure(num_classes: int, name: str, steps: int = 5) -> str:
+    """A row of what one number of classes takes."""
+    targets = unit(num_classes)
+    walk, solver = Walk(targets, WALKS[name]), Assignment(targets)
+    start = time.perf_counter()
+    solver.solve(walk.centroids)
+    first = time.perf_counter() - start
+    columns, ours, floor = targets.double().T, [], []
+    for _ in range(steps):
+        moved = walk.step()
+        floor.append(common.seconds(lambda y=moved: walk.centroids[y].double() @ columns, torch.device("cpu")))
+        ours.append(common.seconds(lambda: solver.solve(walk.centroids), torch.device("cpu")))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if (short := short_of_proof(solver, walk.centroids, targets)) > 1e-10:
+        raise SystemExit(f"not the best assignment: a class's target is {short:g} dearer than its cheapest")
+    saved = io.BytesIO()
+    torch.save({"class_centroid": walk.centroids, "optimal_target": targets, "assignment": solver._target}, saved)
+    spent, least = 1000 * np.mean(ours), 1000 * np.mean(floor)
+    return (
+        f"| {num_classes:,}, {name} | {first:.1f} s | {spent:.0f} ms | {least:.0f} ms | {spent / least:.1f} "
+        f"| {peak:,.0f} MiB | {saved.tell() / 2**20:.1f} MiB | {8 * num_classes**2 / 2**20:,.0f} MiB |"
+    )
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("classes", type=positive_int, nargs="+", help="numbers of classes")
+    torch.manual_seed(0)
+    print(HEADER)
+    for num_classes in sorted(parser.parse_args().classes):  # the least first: the peak is the process's
+        for name in WALKS:
+            print(measure(num_classes, name), flush=True)
+
+
+if __name__ == "__main__":
+    main()
