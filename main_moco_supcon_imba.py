@@ -147,15 +147,16 @@ def main_worker(args, place: launch.Place) -> None:
 def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Keeper, monitor: Monitor) -> None:
     """All phases, from where the keeper's state stands."""
     model, state, device, schedule = method.model, keeper.state, speed.device, Schedule.asked(args)
-    ddp = distributed.wrap(model, device)
+    ddp, optimizer = distributed.wrap(model, device), optimizer_of(args, method.parameters())
+    first = next(epochs(method.phases(), state, len(loader)), None)
+    if state.source and first and not first.fresh:  # before a file is written: its checkpoint may be refused
+        state.load_optimizer(optimizer)
     log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
     for epoch in epochs(method.phases(), state, len(loader)):
         if epoch.enters:
             method.begin_phase(epoch.phase.name, epoch.fresh)
-            # A phase starts with a fresh optimiser: the momentum of the last one is not carried over.
+        if epoch.fresh:  # the momentum of the last phase is not carried over
             optimizer = optimizer_of(args, method.parameters())
-            if state.source and not epoch.fresh:
-                state.load_optimizer(optimizer)
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)
         means = Means(epoch.title, device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)

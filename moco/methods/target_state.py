@@ -31,7 +31,8 @@ def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
     """Of the classes' targets, if there is one."""
     if (values := state.extra.get(name)) is None:
         return
-    values = values.tolist() if isinstance(values, torch.Tensor) else values
+    if isinstance(values, torch.Tensor):
+        values = [values] if values.ndim != 1 or values.is_meta else values.to_dense().tolist()
     if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
         raise InputError(
             f"checkpoint {state.source}: {name} is {brief(values)}, expected each of {num_classes} targets once"

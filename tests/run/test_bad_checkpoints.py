@@ -1,5 +1,6 @@
 """A checkpoint of another run, or one that is damaged, is refused in one line, and nothing is written."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,14 +174,24 @@ def test_stage_2_refuses_a_step_beyond_its_epoch(tsc_run, probe_run, probe_flags
 
 
 @pytest.mark.parametrize("name", ["assignment", "assignment_before"])
-@pytest.mark.parametrize("values", [[0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], []])
+@pytest.mark.parametrize("values", [[0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], [], 3, [[*range(10)]]])
 def test_an_assignment_that_is_no_permutation_is_named(name, values, flags, whole, tmp_path):
-    value = torch.tensor(values) if name == "assignment" else values
+    value = torch.tensor(values) if name == "assignment" else values if isinstance(values, list) else [values]
     torch.save(checkpoint.load(whole / "checkpoint_0003.pth.tar") | {name: value}, tmp_path / "damaged.pth.tar")
     words = [*flags, *FOUR_EPOCHS, "--resume", str(tmp_path / "damaged.pth.tar"), "--run-dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match=rf"damaged\.pth\.tar: {name} is .*, expected each of 10 targets once"):
         stage1.main(words)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_optimiser_that_is_none_changes_nothing_in_the_run_folder(flags, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    checkpoint.save_last(run_dir, checkpoint.load(whole / "checkpoint_0003.pth.tar") | {"optimizer": {"state": 5}})
+    before = (run_dir / "args.json").read_bytes()
+    with pytest.raises(InputError, match=r"last\.pth\.tar: its optimiser does not fit the model"):
+        stage1.main([*flags, *FOUR_EPOCHS, "--resume", "auto", "-p", "7", "--run-dir", str(run_dir)])
+    assert (run_dir / "args.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("results", [{"last": 5}, {"last": None}, {"selected": [1]}])
