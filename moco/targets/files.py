@@ -1,5 +1,6 @@
 """Class targets in files: their name, reading and checking them."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ def read_targets(path: str | Path) -> Tensor:
         if begin != MAGIC:
             found = "it is an archive, as an .npz is" if begin.startswith(b"PK") else f"it begins with {begin!r}"
             raise InputError(f"targets {path}: is no .npy file, {found}; numpy.save writes one")
-        array = np.lib.format.open_memmap(path, mode="r")  # of the file's own length: nothing is made before it is read
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old headers
+            array = np.lib.format.open_memmap(path, mode="r")  # of the file's length: nothing is made before it is read
     except InputError:
         raise
     except OSError as error:
@@ -51,7 +54,8 @@ def read_targets(path: str | Path) -> Tensor:
         raise InputError(f"targets {path}: not a readable .npy array of numbers ({first_line(error)[:160]})") from None
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"targets {path}: dtype {array.dtype}, expected float32: unit vectors, one a row")
-    return torch.from_numpy(np.array(array, dtype=np.float32))
+    with np.errstate(over="ignore"):  # what float32 cannot hold is no part of a unit vector
+        return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def check_size(num_classes: int, dim: int, source: str = "targets") -> None:

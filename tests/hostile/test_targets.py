@@ -21,6 +21,8 @@ def header(text: str) -> bytes:
     [
         (header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({HUGE}, 16)}}"), "not a readable .npy array"),
         (header("{'descr': '<f4', 'fortran_order': False, 'shape': (10, 16)}"), "not a readable .npy array"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (10L, 16)}"), "not a readable .npy array"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (1L, 1)}"), r"shape \(1, 1\), expected \(10, 16\)"),
         (header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1)}"), "not a readable .npy array"),
         (header("(" * 90), "not a readable .npy array"),
         (b"PK\x03\x04 an archive", "is no .npy file, it is an archive, as an .npz is; numpy.save writes one"),
@@ -32,6 +34,12 @@ def test_a_target_file_that_says_more_than_it_holds_is_named(content, message, t
     with pytest.raises(InputError, match=f"targets .*t.npy: {message}") as error:
         load_targets(tmp_path / "t.npy", 10, 16)
     assert "\n" not in str(error.value)
+
+
+def test_a_number_that_float32_cannot_hold_is_named(tmp_path):
+    np.save(tmp_path / "t.npy", np.full((2, 3), 1e300))
+    with pytest.raises(InputError, match=r"targets .*t\.npy.*finite"):
+        load_targets(tmp_path / "t.npy", 2, 3)
 
 
 def test_an_npz_is_no_npy(tmp_path):

@@ -1,6 +1,7 @@
 """features.npz of a run folder: what the query encoder makes of the validation split, for who reads the run later."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ def read_features(run_dir: Path) -> RunFeatures:
     try:
         if wrong := swollen(path):
             raise InputError(f"{path}: {wrong}; it is damaged")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        with warnings.catch_warnings(), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            warnings.simplefilter("ignore")  # of old headers
             arrays = {name: found[name] for name in ENTRIES if name in found}
     except InputError:
         raise
