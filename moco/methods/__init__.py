@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moco.methods.base import Method
 from moco.methods.batch import Batch
 from moco.methods.queue import Queue
-from utils.errors import InputError, first_line
+from utils.errors import InputError, brief, first_line
 from utils.parser import Cases, Group, Parser
 from utils.run import checkpoint
 from utils.run.state import RunState
@@ -24,6 +24,10 @@ METHODS: dict[str, type[Method]] = {
     "queue": Queue,
     "batch": Batch,
 }
+
+# Which tensor of a checkpoint shows, along which axis, what an argument says of its size.
+SIZES = {"batch": {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}}
+SIZES["queue"] = SIZES["batch"] | {"moco_k": ("queue_labels", 1)}
 
 
 def add_method_arguments(parser: Parser, model: Group) -> None:
@@ -83,6 +87,11 @@ def trained(path: Path, device: torch.device) -> Method:
         raise InputError(
             f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
         )
+    for name, (tensor, axis) in SIZES[args["contrast"]].items():  # before memory is taken for what they say
+        held = state.weights[tensor].shape[axis : axis + 1] if tensor in state.weights else ()
+        if held != (args.get(name),):
+            found = f"its args say {name} {brief(args.get(name))}, its {tensor} is of {[*held]}"
+            raise InputError(f"checkpoint {path}: {found}, expected a stage-1 checkpoint")
     try:
         method = METHODS[args["contrast"]](Namespace(**args))
         method.read_state(state)

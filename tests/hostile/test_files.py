@@ -195,7 +195,10 @@ def test_an_architecture_is_a_name(tmp_path):
     [
         {"arch": None},
         {"num_classes": "x"},
+        {"num_classes": 10**9},
         {"moco_k": -1},
+        {"moco_k": 10**9},
+        {"moco_dim": 10**9},
         {"moco_k": None},
         {"loss_form": 0},
         {"freeze": 1.5},
@@ -208,5 +211,5 @@ def test_arguments_that_make_no_model_are_named(args, tsc_run, tmp_path):
     """The heads' targets are read with the arguments that the checkpoint says."""
     state = checkpoint.load(tsc_run / "last.pth.tar")
     torch.save(state | {"args": state["args"] | args}, tmp_path / "f")
-    with pytest.raises(InputError, match=r"checkpoint .*/f: (its args are none that stage 1 writes|--contrast \[\])"):
+    with pytest.raises(InputError, match=r"checkpoint .*/f: (its args (say|are none)|--contrast \[\]).* stage.1"):
         targets_of(tmp_path / "f")

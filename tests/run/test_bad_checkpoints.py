@@ -174,7 +174,9 @@ def test_stage_2_refuses_a_step_beyond_its_epoch(tsc_run, probe_run, probe_flags
 
 
 @pytest.mark.parametrize("name", ["assignment", "assignment_before"])
-@pytest.mark.parametrize("values", [[0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], [], 3, [[*range(10)]]])
+@pytest.mark.parametrize(
+    "values", [[0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], [], 3, [[*range(10)]]]
+)
 def test_an_assignment_that_is_no_permutation_is_named(name, values, flags, whole, tmp_path):
     value = torch.tensor(values) if name == "assignment" else values if isinstance(values, list) else [values]
     torch.save(checkpoint.load(whole / "checkpoint_0003.pth.tar") | {name: value}, tmp_path / "damaged.pth.tar")
