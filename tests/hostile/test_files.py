@@ -156,7 +156,12 @@ def trained(name: str) -> tuple[torch.optim.Optimizer, dict]:
         lambda state: state["state"][0].pop([*state["state"][0]][-1]),
         lambda state: state.pop("param_groups"),
         lambda state: state.update(param_groups=5),
+        lambda state: state.update(param_groups=[torch.ones(2)]),
+        lambda state: state["param_groups"][0].update(params=torch.ones(2)),
+        lambda state: state["param_groups"][0].update(params=True),
         lambda state: state.update(state=[1]),
+        lambda state: state.update(state=torch.ones(2)),
+        lambda state: state["state"].update({0: torch.ones(2)}),
     ],
 )
 def test_an_optimiser_that_cannot_take_a_step_is_named(change, name):

@@ -81,6 +81,17 @@ def test_what_is_no_good_end_is_seen(tmp_path, code, errors, change, outcome):
     assert judged(code, errors, tmp_path, before, goes_on=False) == outcome
 
 
+def test_a_run_that_goes_on_may_write_where_it_has_trained(tmp_path):
+    (tmp_path / "args.json").write_text("{}")
+    before = contents(tmp_path)
+    (tmp_path / "args.json").write_text("{ }")
+    diverged = "error: Epoch: [3/3] TSC, step 3: a weight is not finite\n"
+    assert judged(0, "", tmp_path, before, goes_on=True) == USED
+    assert judged(2, diverged, tmp_path, before, goes_on=True) == STOPPED
+    assert judged(2, diverged, tmp_path, before, goes_on=False) == "refused and changed args.json"
+    assert judged(2, ERROR, tmp_path, before, goes_on=True) == "refused and changed args.json"
+
+
 def test_other_weights_and_other_numbers_are_seen(tmp_path, tsc_run):
     run = tmp_path / "run"
     shutil.copytree(tsc_run, run)

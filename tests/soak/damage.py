@@ -201,8 +201,8 @@ def features(rng: random.Random, base: Base, folder: Path) -> Trial:
             name = rng.choice(sorted(arrays))
             value = arrays.pop(name)
             if rng.random() < 0.8:
-                strange = [value[..., :1], value.astype("f2"), value.astype("S"), value * 0, value - 100, value[None]]
-                arrays[name] = rng.choice(strange if value.ndim else [value[None], -value, value.astype("S")])
+                others = [value[..., :1], value.astype("f2"), value * 0, value - 100] if value.ndim else [-value]
+                arrays[name] = rng.choice([*others, value.astype("S"), value[None]])
             np.savez(file, **arrays)
         else:
             change(file, rng, fuzz.damage_bytes)

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,8 @@ GOOD = (USED, REFUSED, STOPPED)
 def judged(code: int | None, errors: str, folder: Path, before: dict[Path, str], goes_on: bool) -> str:
     """One of GOOD, or what should not have been.
 
-    goes_on: with --resume auto a run that is not refused may write in its own folder.
+    goes_on: with --resume auto a run that is not refused may write in its own folder; it may have trained before it
+        met numbers that are not finite, and names the epoch then.
     """
     if code is None:
         return "hangs"
@@ -88,7 +90,9 @@ def judged(code: int | None, errors: str, folder: Path, before: dict[Path, str],
     if code == 2 and not (len(lines) == 1 and lines[0].startswith("error: ")):
         return f"refused in {len(lines)} lines"
     after = contents(folder)
-    if (code == 2 or not goes_on) and (changed := [path for path in before if after.get(path) != before[path]]):
+    trained = code == 2 and bool(re.match(r"error: epoch:? \[?\d", lines[0].lower()))
+    changed = [path for path in before if after.get(path) != before[path]]
+    if changed and not (goes_on and (code == 0 or trained)):
         return f"{'refused and ' if code else ''}changed {changed[0].name}"
     new = [path for path in after if path not in before]
     for path in new:
@@ -96,7 +100,7 @@ def judged(code: int | None, errors: str, folder: Path, before: dict[Path, str],
             return f"left {path.name}"
     if code == 0:
         return USED
-    return STOPPED if [path for path in new if path.name != ".lock"] else REFUSED
+    return STOPPED if trained or [path for path in new if path.name != ".lock"] else REFUSED
 
 
 def contents(folder: Path) -> dict[Path, str]:

@@ -125,6 +125,10 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Raises ValueError: what it holds of each weight, or its settings, are none that an optimiser of this kind has."""
     if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
         raise ValueError("expected its state and its param_groups")
+    if not isinstance(state["state"], dict) or not all(isinstance(held, dict) for held in state["state"].values()):
+        raise ValueError(f"its state is {brief(state['state'])}, expected a table of tables")
+    if not isinstance(state["param_groups"], list) or not all(isinstance(g, dict) for g in state["param_groups"]):
+        raise ValueError(f"its param_groups are {brief(state['param_groups'])}, expected tables")
     for name, value in (item for entries in state["state"].values() for item in entries.items()):
         if torch.is_tensor(value):
             if wrong := what_is_wrong(value, torch.zeros(())):
