@@ -9,7 +9,7 @@ summary.md, the tables of docs/reliability.md, and failures/, the folders of cas
 Linux only. Areas:
     kills    SIGKILL at random moments of both stages, writes included; in the end the bits of an undisturbed run
     inputs   damaged lists, images, checkpoints ...: used, or refused in one line with exit code 2
-    places   full disks, read-only folders, little shared memory, long stops, times that jump; as root alone
+    places   full disks, read-only folders, little shared memory, long stops, clocks that jump; as root alone
 """
 
 import os
@@ -155,8 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         summary.write_page(args.folder, args.page)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    if os.getuid() and "places" in args.areas:
-        print("note: places needs root, for its mounts: left out", file=sys.stderr)
+    if (os.getuid() or not places.FAKETIME) and "places" in args.areas:
+        print("note: places needs root, for its mounts, and Debian's package faketime: left out", file=sys.stderr)
         args.areas.remove("places")
     areas = [] if args.areas == list(AREAS) else ["--areas", *args.areas]
     args.command = " ".join(["python -m tests.faults", *areas])  # where it was put, and for how long, changes no case

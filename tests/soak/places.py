@@ -18,11 +18,12 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tests.soak.base import Base
 from tests.soak.kills import HEADS, PRETRAINING, differs, flags_of, reference, said
-from tests.soak.processes import Running, begin, error_log, watch_operations
+from tests.soak.processes import HANG, Running, begin, error_log, watch_operations
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 NOBODY = 65534
 LOADER = "batch, loader process"
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)  # of the package faketime
 
 
 class Place:
@@ -108,6 +109,29 @@ def strange_times(rng: random.Random, base: Base, folder: Path) -> dict:
     return place.ends_well(place.start().wait(), lambda: None)
 
 
+def clock_set(rng: random.Random, base: Base, folder: Path) -> dict:
+    """The clock jumps to and fro while a run starts, trains, is killed and goes on; what measures spans does not."""
+    place, clock = any_run(rng, base, folder), folder / "clock"
+    os.environ |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    os.environ["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+
+    def code_of_one(until: float) -> int | None:
+        running = begin(place.module, place.flags, place.log, launcher="python")  # cold: a preload is for a new process
+        while running.poll() is None and time.monotonic() < until:
+            clock.with_name("next").write_text(f"{rng.choice('+-')}{rng.choice(['1s', '1h', '1d', '10y'])}")
+            clock.with_name("next").replace(clock)
+            time.sleep(rng.random())
+        running.kill()
+        return running.poll()
+
+    clock.write_text("+0")
+    code_of_one(until=time.monotonic() + rng.uniform(3, 3 + 2 * place.seconds))
+    code = code_of_one(until=time.monotonic() + HANG)
+    for name in ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE"):
+        del os.environ[name]
+    return place.ends_well(code, lambda: None)
+
+
 def full_disk(rng: random.Random, base: Base, folder: Path) -> dict:
     """A disk of any size from nothing to what the run takes; then there is room."""
     place = any_run(rng, base, folder)
@@ -147,6 +171,7 @@ def little_memory(rng: random.Random, base: Base, folder: Path) -> dict:
 KINDS = {
     "stopped and sent on": stop_and_go,
     "files from the future": strange_times,
+    "clock that is set": clock_set,
     "full disk": full_disk,
     "folder turns read-only": read_only,
     "little shared memory": little_memory,
