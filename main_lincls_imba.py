@@ -28,7 +28,7 @@ from moco.heads import HEADS, build_classifier, frozen_weights, moved, unfreeze,
 from moco.heads.choice import Split, Task, choose
 from moco.heads.classifiers import fitted_classifier
 from moco.heads.flags import BEFORE, add_head_arguments, foreign, idle, is_fitted, settle
-from moco.heads.problems import problem_of
+from moco.heads.problems import held_by, problem_of
 from utils import distributed, errors
 from utils.distributed import say
 from utils.measure.rehearsal import Rehearsal
@@ -66,10 +66,7 @@ def get_args_parser() -> Parser:
     arguments.add_optim_arguments(parser, epochs=100, lr=10.0, schedule=[60, 80], weight_decay=0.0)
     running = arguments.add_running_arguments(parser)
     running.add_argument(
-        "-e",
-        "--evaluate",
-        action="store_true",
-        help="measure the stage-2 checkpoint given with --resume; train nothing",
+        "-e", "--evaluate", action="store_true", help="measure the stage-2 checkpoint of --resume; train nothing"
     )
     evaluation.add_evaluation_arguments(running)
     arguments.add_speed_arguments(parser)
@@ -208,10 +205,11 @@ def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
     state = load_run(args, place, before=BEFORE | options.before(args))
     pretrained, run_dir, counts = Path(args.pretrained), Path(args.run_dir), data.open("train").class_counts
     network = without_classifier(network_of(args, 1, None)).to(place.device)
+    held = held_by(pretrained, len(counts), args.head)
     with speed.arithmetic():
         found = features_of(data, network, pretrained, args.feature_views, state.seed, place, speed)
     splits = {split: Split(found[split], place.device) for split in ("val", "test")}
-    task = Task(problem_of(pretrained, found["train"], counts, place.device), splits, speed, data.chosen_on)
+    task = Task(problem_of(held, found["train"], counts, place.device), splits, speed, data.chosen_on)
     with hold(run_dir), speed.arithmetic():
         RunLog(run_dir, state.args, (), 0)
         if args.compare_heads:

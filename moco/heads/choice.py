@@ -75,10 +75,8 @@ def choose(name: str, sampling: str, adjustment: str, task: Task) -> Chosen:
     than the best, no weaker one is tried.
 
     Raises:
-        InputError: the checkpoint lacks what the head needs; no fit has arrived; or logits that are not finite.
+        InputError: no fit has arrived; or logits that are not finite.
     """
-    if why := task.problem.lacks.get(HEADS[name].needs):
-        raise InputError(f"--head {name}: {why}")
     started, title = time.monotonic(), titled(name, sampling, adjustment)
     best, tried, failed, worse = None, {}, [], 0
     patience = 1 if len(task.splits["val"].dataset) > SMOOTH else 2

@@ -1,11 +1,13 @@
 """What a checkpoint lets heads be fitted to."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moco.heads import HEADS
 from moco.heads.fitted import Problem
 from moco.methods import targets_of
 from moco.pretrained import read_classifier
@@ -22,22 +24,40 @@ def _targets_for(checkpoint: Path, num_classes: int) -> tuple[nn.Module, Tensor]
     return projection, targets
 
 
-def problem_of(checkpoint: Path, train: Features, counts: np.ndarray, device: torch.device) -> Problem:
-    """The problem, with why heads cannot have what they need.
+class Held(NamedTuple):
+    """What a checkpoint holds besides its encoder.
 
-    Args:
-        checkpoint: whose encoder made the features. train: of the training split. counts: (C,) its images a class.
+    targets: its projection and each class's target, of TSC. classifier: its last layer. lacks: what of a head's `needs`
+    there is not -> why.
+    """
+
+    targets: tuple[nn.Module, Tensor] | None
+    classifier: nn.Linear | None
+    lacks: dict[str, str]
+
+
+def held_by(checkpoint: Path, num_classes: int, head: str) -> Held:
+    """Look before features are made, which may take an hour. head: of --head, with --compare-heads its default.
+
+    Raises:
+        InputError: the checkpoint lacks what the head needs.
     """
     found, lacks = {}, {}
-    for need, read in (
-        ("targets", lambda: _targets_for(checkpoint, len(counts))),
-        ("classifier", lambda: read_classifier(checkpoint, len(counts))),
-    ):
+    for need, read in (("targets", _targets_for), ("classifier", read_classifier)):
         try:
-            found[need] = read()
+            found[need] = read(checkpoint, num_classes)
         except InputError as error:
             lacks[need] = str(error)
+    if why := lacks.get(HEADS[head].needs):
+        raise InputError(f"--head {head}: {why}")
+    return Held(found.get("targets"), found.get("classifier"), lacks)
+
+
+def problem_of(held: Held, train: Features, counts: np.ndarray, device: torch.device) -> Problem:
+    """The problem. held: by the checkpoint whose encoder made the features. train: of the training split.
+
+    counts: (C,) its images a class.
+    """
     features = train.features.double() if train.features.numel() <= FEW_NUMBERS else train.features
-    of_tsc, own = found.get("targets"), found.get("classifier")
     counts = torch.from_numpy(counts)
-    return Problem(features.to(device), train.labels.to(device), counts, of_tsc, own, lacks)
+    return Problem(features.to(device), train.labels.to(device), counts, held.targets, held.classifier, held.lacks)

@@ -132,11 +132,6 @@ def test_a_class_without_an_image_and_one_with_a_single_one(name, sampling, adju
     assert chosen.entry["harmonic"] == 0 == chosen.entry["worst"]
 
 
-def test_what_a_head_needs_and_is_not_there_is_the_error():
-    with pytest.raises(InputError, match="--head target: no targets here"):
-        choose("target", "instance", "off", task(lacks={"targets": "no targets here"}))
-
-
 def test_adjustment_after_training_is_t_times_the_prior_off():
     """For the t that was chosen, against the same regression of plain functions."""
     of = task()

@@ -1,10 +1,12 @@
 """Features of a frozen encoder, computed once and kept: safetensors beside the checkpoint, with what they are of.
 
-A file whose words are others', or that cannot be read, is said and made anew; never used.
+A file whose words are others', whose numbers are not those that were written, or that cannot be read, is said and
+made anew; never used.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from utils.distributed import say
 from utils.files import write_whole
+
+CHECKSUM = "crc32"  # of the numbers, beside the words
 
 
 class Features(NamedTuple):
@@ -39,7 +43,8 @@ def kept_features(path: Path, about: dict[str, object], make: Callable[[], Featu
             return found
         say(f"note: {path}: {why}; made anew")
     made = make()
-    data = safetensors.torch.save({"features": made.features.cpu(), "labels": made.labels.cpu()}, metadata=words)
+    whole = Features(*(tensor.cpu().contiguous() for tensor in made))
+    data = safetensors.torch.save(whole._asdict(), metadata=words | {CHECKSUM: _checksum(whole)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(data))
     say(f"features: wrote {path}, {len(made.labels)} images")
@@ -60,7 +65,17 @@ def _read(path: Path, words: dict[str, str]) -> tuple[Features | None, str]:
     good = found.features.ndim == 2 and found.features.dtype == torch.float32 and found.labels.dtype == torch.int64
     if not good or len(found.features) != len(found.labels) or not found.features.isfinite().all():
         return None, "does not hold features and their labels"
+    if its.get(CHECKSUM) != _checksum(found):
+        return None, "is damaged: its numbers are not those that were written"
     return found, ""
+
+
+def _checksum(found: Features) -> str:
+    """A bit that has flipped on a disk may leave numbers that mean something."""
+    crc = 0
+    for tensor in found:
+        crc = zlib.crc32(tensor.numpy(), crc)
+    return f"{crc:08x}"
 
 
 def digest(path: str | Path) -> str:
