@@ -79,3 +79,23 @@ def test_ctrl_c_while_the_modules_load_ends_in_one_line(script):
     _, error = program.communicate(timeout=100)
     said = [line for line in error.splitlines() if line and not line.startswith("import time:")]
     assert (program.returncode, said) == (130, ["interrupted before it began"])
+
+
+LEAVE = """
+import sys, time
+from multiprocessing.util import Finalize
+import torch
+from torch.utils.data import DataLoader
+from utils.run import signals
+
+batches = iter(DataLoader(torch.arange(9.0), num_workers=1, worker_init_fn=signals.ignore_in_worker))
+next(batches)
+Finalize(None, time.sleep, args=(1,), exitpriority=9)  # after the worker is killed: long enough to hear of it
+sys.batches = batches
+sys.exit(2)
+"""
+
+
+def test_a_loader_process_that_an_error_leaves_behind_ends_without_a_word():
+    done = subprocess.run([sys.executable, "-c", LEAVE], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (2, "")

@@ -58,6 +58,7 @@ def ignore_in_worker(_worker: int) -> None:
 
 
 def _kill_workers_left() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's raises an error for a worker that is killed, anywhere
     for process in multiprocessing.active_children():
         if process.daemon:  # a loader's
             process.kill()
