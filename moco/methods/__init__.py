@@ -25,10 +25,6 @@ METHODS: dict[str, type[Method]] = {
     "batch": Batch,
 }
 
-# Which tensor of a checkpoint shows, along which axis, what an argument says of its size.
-SIZES = {"batch": {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}}
-SIZES["queue"] = SIZES["batch"] | {"moco_k": ("queue_labels", 1)}
-
 
 def add_method_arguments(parser: Parser, model: Group) -> None:
     """--contrast, and the flags of all methods; model: the group of what describes the network."""
@@ -87,7 +83,7 @@ def trained(path: Path, device: torch.device) -> Method:
         raise InputError(
             f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
         )
-    for name, (tensor, axis) in SIZES[args["contrast"]].items():  # before memory is taken for what they say
+    for name, (tensor, axis) in METHODS[args["contrast"]].sizes.items():  # before memory is taken for what they say
         held = state.weights[tensor].shape[axis : axis + 1] if tensor in state.weights else ()
         if held != (args.get(name),):
             found = f"its args say {name} {brief(args.get(name))}, its {tensor} is of {[*held]}"

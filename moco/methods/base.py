@@ -20,10 +20,12 @@ class Method:
         meaning: for --help.
         arguments: functions that add its flags, add(model, loss); `model` is the group of those that describe the
             network. A flag that other methods have and it has not is refused.
+        sizes: argument -> the tensor of a checkpoint, and its axis, that shows the size which the argument says.
     """
 
     meaning = ""
     arguments: tuple[Callable[[Group, Group], None], ...] = ()
+    sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, it is not written to
     model: nn.Module
 
     def __init__(self, args):

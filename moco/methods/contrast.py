@@ -30,6 +30,7 @@ class Contrast(Method):
     """KCL; with --targeted KCL for --kcl-epochs, or half of all (rounded down), and TSC for the rest."""
 
     arguments = (add_contrast_arguments,)
+    sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
     model: Targeted
 
     def __init__(self, args):

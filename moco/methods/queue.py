@@ -19,6 +19,7 @@ class Queue(Contrast):
 
     meaning = "with the keys of past steps, of a slowly moving copy of the encoder (the paper on ImageNet-LT)"
     arguments = (*Contrast.arguments, add_queue_arguments)
+    sizes = Contrast.sizes | {"moco_k": ("queue_labels", 1)}
 
     def check(self) -> None:
         super().check()

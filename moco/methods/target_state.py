@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils.errors import InputError, brief
+from utils.run.checkpoint import what_is_wrong
 from utils.run.state import RunState
 
 ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_before": list | None}
@@ -32,7 +33,8 @@ def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
     if (values := state.extra.get(name)) is None:
         return
     if isinstance(values, torch.Tensor):
-        values = [values] if values.ndim != 1 or values.is_meta else values.to_dense().tolist()
+        row = values.ndim == 1 and not what_is_wrong(values, torch.zeros(0, dtype=torch.int64))
+        values = values.tolist() if row else [values]
     if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
         raise InputError(
             f"checkpoint {state.source}: {name} is {brief(values)}, expected each of {num_classes} targets once"

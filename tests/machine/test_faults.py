@@ -88,6 +88,7 @@ def test_a_run_that_goes_on_may_write_where_it_has_trained(tmp_path):
     diverged = "error: Epoch: [3/3] TSC, step 3: a weight is not finite\n"
     assert judged(0, "", tmp_path, before, goes_on=True) == USED
     assert judged(2, diverged, tmp_path, before, goes_on=True) == STOPPED
+    assert judged(2, "error: epoch 3, val: logits that are not finite\n", tmp_path, before, goes_on=True) == STOPPED
     assert judged(2, diverged, tmp_path, before, goes_on=False) == "refused and changed args.json"
     assert judged(2, ERROR, tmp_path, before, goes_on=True) == "refused and changed args.json"
 

@@ -33,7 +33,8 @@ def test_no_flipped_bit_is_used(kept, capsys):
     assert said.count("train.safetensors: is damaged: its numbers are not those that were written; made anew") > 100
 
 
-def test_a_file_of_before_has_no_checksum(kept):
+def test_a_file_of_before_has_no_checksum(kept, capsys):
     path, ask = kept
     save_file({"features": torch.zeros(6, 4), "labels": torch.arange(6)}, path, {"views": "1"})
     assert ask() and not ask()
+    assert "train.safetensors: says no crc32, of before there was one; made anew" in capsys.readouterr().out

@@ -66,8 +66,8 @@ def split_list(rng: random.Random, base: Base, folder: Path) -> Trial:
 
 def probed(folder: Path, rng: random.Random, pretrained: Path | None = None) -> list[str]:
     """Flags of a linear probe, or of a fitted head."""
-    fitted = [name for name, flags in HEADS.items() if "--epochs" not in flags and name != "own"]
-    fitted = [name for name in fitted if name != "target" or not pretrained or pretrained.name == checkpoint.LAST]
+    lacking = {"own"} if pretrained in (None, folder / "run" / checkpoint.LAST) else {"own", "target"}
+    fitted = [name for name, flags in HEADS.items() if "--epochs" not in flags and name not in lacking]
     head = PROBE if rng.random() < 0.5 else ["--head", rng.choice(fitted)]
     return ["--pretrained", str(pretrained or folder / "run" / checkpoint.LAST), *head]
 

@@ -65,7 +65,9 @@ def _read(path: Path, words: dict[str, str]) -> tuple[Features | None, str]:
     good = found.features.ndim == 2 and found.features.dtype == torch.float32 and found.labels.dtype == torch.int64
     if not good or len(found.features) != len(found.labels) or not found.features.isfinite().all():
         return None, "does not hold features and their labels"
-    if its.get(CHECKSUM) != _checksum(found):
+    if CHECKSUM not in its:
+        return None, f"says no {CHECKSUM}, of before there was one"
+    if its[CHECKSUM] != _checksum(found):
         return None, "is damaged: its numbers are not those that were written"
     return found, ""
 
