@@ -1,6 +1,8 @@
 """features.npz of a run folder: what is in it, when it is written, and what a damaged one says."""
 
+import io
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -114,3 +116,13 @@ def test_a_file_that_is_none(content, message, tmp_path):
         (tmp_path / NAME).write_bytes(content)
     with pytest.raises(InputError, match=f"{NAME}: {message}"):
         read_features(tmp_path)
+
+
+def test_an_old_header_is_read_without_a_word(tmp_path):
+    """As Python 2 wrote them, (3L, 2); a warning is an error in tests."""
+    with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
+        for name, array in GOOD.items():
+            file = io.BytesIO()
+            np.save(file, array)
+            archive.writestr(f"{name}.npy", file.getvalue().replace(b"(3, 2), } ", b"(3L, 2), }"))
+    assert read_features(tmp_path).features.shape == (3, 2)
