@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 
@@ -171,6 +172,13 @@ def test_an_optimiser_that_cannot_take_a_step_is_named(change, name):
     with pytest.raises(InputError, match="checkpoint file: its optimiser does not fit the model") as error:
         checkpoint.load_optimizer(optimizer, state, "file")
     assert "\n" not in str(error.value)
+
+
+def test_an_optimisers_parts_that_are_no_tables_are_shown():
+    optimizer, state = trained("sgd")
+    for part, value, said in (("state", [1], "state is [1]"), ("param_groups", 5, "param_groups are 5")):
+        with pytest.raises(InputError, match=re.escape(f"(its {said}, expected ")):
+            checkpoint.load_optimizer(optimizer, state | {part: value}, "file")
 
 
 @pytest.mark.parametrize(
