@@ -1,21 +1,21 @@
 """The assignment of targets to classes as the number of classes grows: time, memory, what a checkpoint has of it.
 
-    python -m benchmarks.many_classes.assignment 1000 8142 80000
+    OMP_NUM_THREADS=1 python -m benchmarks.many_classes.assignment 1000 8142 80000
 
 The walks, the floor and the targets are those of bench_assignment.py. The proof that an assignment
 is the best is read against all targets in place of SciPy's solve, which would take 51 GB for
-80,000 classes; these take hours.
+80,000 classes; these take hours. Times are the CPU's, so that a run may be paused.
 """
 
 import io
 import resource
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import common
 from benchmarks.bench_assignment import WALKS, Walk, unit
 from moco.targets.assignment import Assignment
 from utils.parser import Parser, positive_int
@@ -24,6 +24,12 @@ HEADER = (
     "| classes | first solve | step | floor | step ÷ floor | process at its peak | in a checkpoint | a C×C matrix |\n"
     "|---|--:|--:|--:|--:|--:|--:|--:|"
 )
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def short_of_proof(solver: Assignment, centroids: Tensor, targets: Tensor) -> float:
@@ -42,14 +48,12 @@ def measure(num_classes: int, name: str, steps: int = 5) -> str:
     """A row of what one number of classes takes."""
     targets = unit(num_classes)
     walk, solver = Walk(targets, WALKS[name]), Assignment(targets)
-    start = time.perf_counter()
-    solver.solve(walk.centroids)
-    first = time.perf_counter() - start
+    first = cpu_seconds(lambda: solver.solve(walk.centroids))
     columns, ours, floor = targets.double().T, [], []
     for _ in range(steps):
         moved = walk.step()
-        floor.append(common.seconds(lambda y=moved: walk.centroids[y].double() @ columns, torch.device("cpu")))
-        ours.append(common.seconds(lambda: solver.solve(walk.centroids), torch.device("cpu")))
+        floor.append(cpu_seconds(lambda y=moved: walk.centroids[y].double() @ columns))
+        ours.append(cpu_seconds(lambda: solver.solve(walk.centroids)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if (short := short_of_proof(solver, walk.centroids, targets)) > 1e-10:
         raise SystemExit(f"not the best assignment: a class's target is {short:g} dearer than its cheapest")
@@ -65,10 +69,12 @@ def measure(num_classes: int, name: str, steps: int = 5) -> str:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("classes", type=positive_int, nargs="+", help="numbers of classes")
+    parser.add_argument("--walks", nargs="+", choices=WALKS, default=list(WALKS), help="default: both")
+    args = parser.parse_args()
     torch.manual_seed(0)
     print(HEADER)
-    for num_classes in sorted(parser.parse_args().classes):  # the least first: the peak is the process's
-        for name in WALKS:
+    for num_classes in sorted(args.classes):  # the least first: the peak is the process's
+        for name in args.walks:
             print(measure(num_classes, name), flush=True)
 
 

@@ -73,7 +73,8 @@ def test_memory_that_is_not_there_is_one_line(ask, capsys):
 @pytest.mark.parametrize("script", [["main_moco_supcon_imba.py"], ["-m", "imagenet_inat.splits"]])
 def test_ctrl_c_while_the_modules_load_ends_in_one_line(script):
     command = [sys.executable, "-X", "importtime", *script]
-    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # also where a script's & ignores it
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
     next(line for line in program.stderr if "torch" in line or "numpy" in line)  # its first parts are there
     program.send_signal(signal.SIGINT)
     _, error = program.communicate(timeout=100)
