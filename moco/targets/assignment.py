@@ -24,6 +24,7 @@ from torch import Tensor
 TOLERANCE = 1e-12  # of the proof, in units of a cosine: float64 and some thousand additions
 ROWS = 128  # of a (rows, C) intermediate
 WIDTH = 64  # targets on a list: some 30 matter at most where centroids are contested
+REVIEW = 4  # rounds of one solve from one review of all lists to the next, while some classes wait for a target
 PATIENCE = 128  # rounds of one solve after which lists grow: a list of all targets leaves no doubt
 
 _host = ThreadPoolExecutor(1, "assignment")  # its thread starts with the first solve
@@ -119,34 +120,42 @@ class Assignment:
     def _list_others(self, rows: np.ndarray, cost: np.ndarray, offer: np.ndarray) -> None:
         """Fill the lists of these classes with the cheapest of the others; `cost` and `offer` are (rows, C)."""
         others = self._near.shape[1] - 1
-        order = np.argpartition(offer, others, axis=1)
-        self._near[rows, 1:] = order[:, :others]
-        self._cost[rows, 1:] = np.take_along_axis(cost, order[:, :others], axis=1)
-        self._beyond[rows] = np.take_along_axis(offer, order[:, others, None], axis=1)[:, 0]  # inf: all are listed
+        offers, order = torch.from_numpy(offer).topk(others + 1, largest=False)  # the cheapest first
+        order = order[:, :others].numpy()
+        self._near[rows, 1:] = order
+        self._cost[rows, 1:] = np.take_along_axis(cost, order, axis=1)
+        self._beyond[rows] = offers[:, others].numpy()  # inf: all are listed
 
     def _repair(self, losers: np.ndarray) -> None:
         """Give the losers targets until no class is in doubt."""
         for rounds in count(1):
-            if len(losers):
-                self._move_on(losers)
-            doubtful = self._doubtful()
-            if not len(doubtful):
+            waiting = self._move_on(losers)
+            doubtful = self._doubtful(waiting)
+            if not len(waiting) and not len(doubtful):
                 return
+            if len(waiting) and rounds % REVIEW:  # the others can wait as well: their prices rise on
+                doubtful = np.intersect1d(doubtful, waiting, assume_unique=True)
             if rounds % PATIENCE == 0:
                 self._clear_lists(min(2 * self._near.shape[1], len(self._target)))
                 doubtful = np.arange(len(self._target))
-            losers = self._look(doubtful, make_lists=True)
+            losers = np.setdiff1d(waiting, doubtful, assume_unique=True)
+            if len(doubtful):
+                losers = np.concatenate([losers, self._look(doubtful, make_lists=True)])
 
-    def _doubtful(self) -> np.ndarray:
-        """The classes whose lists do not prove that their own target is their cheapest."""
-        limit = self._own + self._price[self._target] - TOLERANCE
+    def _doubtful(self, waiting: np.ndarray) -> np.ndarray:
+        """The classes whose lists do not prove which target is their cheapest: their own, but for those that wait."""
+        limit = self._own + self._price[self._target]
+        limit[waiting] = (self._cost[waiting] + self._price[self._near[waiting]]).min(axis=1)
+        limit -= TOLERANCE
         doubtful = np.flatnonzero(self._beyond < limit)
-        if not len(doubtful):  # what is off the lists is no cheaper; and what is on them?
+        if not len(doubtful) and not len(waiting):  # what is off the lists is no cheaper; and what is on them?
             doubtful = np.flatnonzero((self._cost + self._price[self._near]).min(axis=1) < limit)
         return doubtful
 
-    def _move_on(self, losers: np.ndarray) -> None:
-        """Give some of the losers their targets; the others get what is left over, and look for better next time."""
+    def _move_on(self, losers: np.ndarray) -> np.ndarray:
+        """Give some of the losers their targets; the others get what is left over for now, and are returned."""
+        if not len(losers):
+            return losers
         pays = self._own + self._price[self._target]
         chains, self._price = shortest_chains(self._near, self._cost, self._target, pays, self._price, losers)
         left = set(self._target[losers].tolist())
@@ -155,9 +164,11 @@ class Assignment:
                 self._target[mover] = target
                 self._own[mover] = self._cost[mover, (self._near[mover] == target).argmax()]
             left.remove(chain[0][1])
-        waiting = sorted(set(losers.tolist()) - {chain[-1][0] for chain in chains})
+        if not chains:  # a list that is made now has the class's own target
+            self._beyond[losers] = -np.inf
+        waiting = np.array(sorted(set(losers.tolist()) - {chain[-1][0] for chain in chains}), dtype=np.int64)
         self._target[waiting] = sorted(left)
-        self._own[waiting] = np.inf  # in doubt
+        return waiting
 
 
 def shortest_chains(
@@ -167,7 +178,7 @@ def shortest_chains(
 
     The losers give up their targets. The step from a class to a target on its list costs what the class loses by it,
     cost + price less what it pays now, or for a loser less its cheapest. All losers search at once, by relaxation
-    (Bellman and Ford), as far as half of the targets given up. Here class 2 takes target 0, whose class 0
+    (Bellman and Ford), as far as a quarter of the targets given up. Here class 2 takes target 0, whose class 0
     loses 1 by taking target 1, whose class 1 loses 3 by taking target 2, and the prices prove that nothing is better:
 
     >>> near, target, price = np.array(3 * [[0, 1, 2]]), np.array([0, 1, 2]), np.zeros(3)
@@ -183,13 +194,17 @@ def shortest_chains(
 
     Returns:
         Chains of moves (class, its new target) that have no class in common, the loser's last, and the prices (C,)
-        after them.
+        after them. None, where the lists lead to no target that is given up.
     """
     pays = pays.copy()
     pays[losers] = (cost[losers] + price[near[losers]]).min(axis=1)
     loss, sender, limit = _search(near, cost, target, pays, price, losers)
     chains, found, searching = [], set(), set(losers.tolist())
-    for end in target[losers][loss[target[losers]] <= limit]:
+    reached = loss[target[losers]]
+    if not (reached < np.inf).any():
+        return [], price
+    limit = min(limit, reached[reached < np.inf].max())
+    for end in target[losers][reached <= limit]:
         chain = [(int(sender[end]), int(end))]
         while (mover := chain[-1][0]) not in searching:
             chain.append((int(sender[target[mover]]), int(target[mover])))
@@ -203,7 +218,7 @@ def shortest_chains(
 
 def _search(near, cost, target, pays, price, losers) -> tuple[np.ndarray, np.ndarray, float]:
     """The search of `shortest_chains`: losses (C,), right below the limit, who would move (C,), and the limit."""
-    holder, given_up, half = np.empty_like(target), target[losers], (len(losers) - 1) // 2
+    holder, given_up, quarter = np.empty_like(target), target[losers], (len(losers) - 1) // 4
     holder[target] = np.arange(len(target))
     loss = np.full(len(target), np.inf)  # (C,) of the best chain known to each target
     sender = np.empty_like(target)  # (C,) the class that would move there
@@ -217,7 +232,7 @@ def _search(near, cost, target, pays, price, losers) -> tuple[np.ndarray, np.nda
         np.minimum.at(loss, to, onward)
         best = onward == loss[to]
         sender[to[best]] = by[best]
-        limit = np.partition(loss[given_up], half)[half]
+        limit = np.partition(loss[given_up], quarter)[quarter]
         unread[to], unread[given_up] = True, False
         reached = np.flatnonzero(unread)
         reached = reached[loss[reached] < limit]

@@ -178,6 +178,32 @@ def test_chains_keep_the_proof_and_share_no_class():
     assert target.tolist() == linear_sum_assignment(cost)[1].tolist()
 
 
+@pytest.mark.parametrize(
+    ("of_two", "chains", "price"),
+    [
+        ([1, 2], [[(2, 2)]], [0, 1, 0, 0, 0, 0, 0]),  # to its own, at a loss of 1
+        ([1, 0], [], [0, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_lists_that_lead_to_few_of_the_targets_given_up(of_two, chains, price):
+    """Of seven classes all but 0 and 1 give up their targets, and no list leads there, but for class 2's."""
+    near = np.array([[0, 1], [1, 0], of_two, *[[1, 0]] * 4])
+    cost, zero = np.tile([0.0, 1.0], (7, 1)), np.zeros(7)
+    found, risen = shortest_chains(near, cost, np.arange(7), zero, zero, losers=np.arange(2, 7))
+    assert (found, risen.tolist()) == (chains, price)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_narrow_lists_along_a_contested_walk(seed, monkeypatch):
+    """Classes that wait hold lists without the target that they were left with."""
+    torch.manual_seed(seed)
+    monkeypatch.setattr(assignment, "WIDTH", 3)
+    targets = unit(60, 16).float()
+    solver = Assignment(targets)
+    for centroids in walk(targets, 0.0, 20, 10):
+        assert_best(solver, centroids, targets)
+
+
 def test_prices_stay_small_on_a_long_walk():
     targets = unit(20, 3).float()
     solver = Assignment(targets)
