@@ -7,6 +7,7 @@ memory at its peak, features among it. That takes a quarter of an hour on two co
 tenth of the training images.
 """
 
+import contextlib
 import json
 import resource
 import sys
@@ -71,7 +72,8 @@ def main() -> None:
     passes, cross_entropy = [], fits._cross_entropy
     fits._cross_entropy = lambda *args: passes.append(1) or cross_entropy(*args)
     started = time.monotonic()
-    chosen = choose("logistic", "instance", "post", of)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress is no part of the table
+        chosen = choose("logistic", "instance", "post", of)
     minutes = (time.monotonic() - started) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     values = ", ".join(f"{name} {value:g}" for name, value in chosen.entry["values"].items())
