@@ -66,11 +66,15 @@ def measure(num_classes: int, name: str, steps: int = 5) -> str:
     )
 
 
-def main() -> None:
+def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("classes", type=positive_int, nargs="+", help="numbers of classes")
     parser.add_argument("--walks", nargs="+", choices=WALKS, default=list(WALKS), help="default: both")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
     torch.manual_seed(0)
     print(HEADER)
     for num_classes in sorted(args.classes):  # the least first: the peak is the process's

@@ -11,8 +11,10 @@ import pytest
 import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
-from benchmarks import bench_targets
+from benchmarks import bench_targets, real_sizes
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.many_classes import __main__ as many_classes
+from benchmarks.many_classes import assignment
 from examples import cross_entropy, demo, figure1, pixels
 from examples.results import __main__ as results
 from imagenet_inat.splits import __main__ as splits
@@ -34,6 +36,9 @@ MODULES = {
     "utils.report": report,
     "benchmarks.bench_targets": bench_targets,
     "benchmarks.gpu": gpu,
+    "benchmarks.many_classes": many_classes,
+    "benchmarks.many_classes.assignment": assignment,
+    "benchmarks.real_sizes": real_sizes,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}
@@ -44,7 +49,7 @@ def commands() -> list[str]:
     texts = [page.read_text() for page in PAGES]
     texts += [module.__doc__ for module in MODULES.values()]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if re.match(r"\s*(python|torchrun) ", line)]
+    return [line.strip() for line in lines if re.match(r"\s*(OMP_NUM_THREADS=1 )?(python|torchrun) ", line)]
 
 
 def test_the_commands_are_found():

@@ -1,7 +1,6 @@
 """The assignment that remembers: as good as a full solve at every step, and rarely one itself."""
 
 import copy
-import doctest
 import time
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from moco.targets import assignment
-from moco.targets.assignment import Assignment, shortest_chains
+from moco.targets.assignment import Assignment
 from tests import oracle
 from tests.tiny import tiny_batch, tiny_model, unit
 
@@ -152,45 +151,6 @@ def test_the_past_does_not_show():
     fresh = oracle.full_assignment(centroids, targets)
     assert np.array_equal(solver.solve(centroids), fresh)
     assert np.array_equal(Assignment(targets).solve(centroids), fresh)
-
-
-def test_the_example_of_a_chain():
-    assert doctest.testmod(assignment) == (0, 4)
-
-
-def test_chains_keep_the_proof_and_share_no_class():
-    """All classes are losers: the prices after some chains prove the targets that were found."""
-    cost, price = np.random.default_rng(0).random((40, 40)), np.zeros(40)
-    near, target, losers = np.tile(np.arange(40), (40, 1)), np.arange(40), np.arange(40)
-    while len(losers):
-        pays = cost[np.arange(40), target] + price[target]
-        chains, price = shortest_chains(near, cost, target, pays, price, losers)
-        movers = [mover for chain in chains for mover, _ in chain]
-        assert chains and len(movers) == len(set(movers))
-        waiting = sorted(set(losers.tolist()) - set(movers))
-        left = sorted(set(target[losers].tolist()) - {chain[0][1] for chain in chains})
-        for mover, to in (move for chain in chains for move in chain):
-            target[mover] = to
-        target[waiting], losers = left, np.array(waiting, dtype=int)
-        settled = np.setdiff1d(np.arange(40), losers)
-        offer = cost[settled] + price
-        assert (offer[np.arange(len(settled)), target[settled]] <= offer.min(axis=1) + assignment.TOLERANCE).all()
-    assert target.tolist() == linear_sum_assignment(cost)[1].tolist()
-
-
-@pytest.mark.parametrize(
-    ("of_two", "chains", "price"),
-    [
-        ([1, 2], [[(2, 2)]], [0, 1, 0, 0, 0, 0, 0]),  # to its own, at a loss of 1
-        ([1, 0], [], [0, 0, 0, 0, 0, 0, 0]),
-    ],
-)
-def test_lists_that_lead_to_few_of_the_targets_given_up(of_two, chains, price):
-    """Of seven classes all but 0 and 1 give up their targets, and no list leads there, but for class 2's."""
-    near = np.array([[0, 1], [1, 0], of_two, *[[1, 0]] * 4])
-    cost, zero = np.tile([0.0, 1.0], (7, 1)), np.zeros(7)
-    found, risen = shortest_chains(near, cost, np.arange(7), zero, zero, losers=np.arange(2, 7))
-    assert (found, risen.tolist()) == (chains, price)
 
 
 @pytest.mark.parametrize("seed", range(20))
