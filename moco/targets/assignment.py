@@ -38,7 +38,7 @@ class Assignment:
     the same. (Two permutations whose sums differ by less than float64 can tell are one.)
 
     Args:
-        targets: (C, D) unit vectors. Host memory: 0.3 GB for C = 8142, 0.9 GB for C = 80,000.
+        targets: (C, D) unit vectors. Host memory: some 7 kB a class, 0.06 GB for C = 8142, 0.5 GB for C = 80,000.
     """
 
     def __init__(self, targets: Tensor):
@@ -133,7 +133,7 @@ class Assignment:
             doubtful = self._doubtful(waiting)
             if not len(waiting) and not len(doubtful):
                 return
-            if len(waiting) and rounds % REVIEW:  # the others can wait as well: their prices rise on
+            if len(waiting) and rounds % REVIEW:  # the others are looked at together, when prices have risen further
                 doubtful = np.intersect1d(doubtful, waiting, assume_unique=True)
             if rounds % PATIENCE == 0:
                 self._clear_lists(min(2 * self._near.shape[1], len(self._target)))
@@ -188,7 +188,8 @@ def shortest_chains(
     ([[(1, 2), (0, 1), (2, 0)]], [4.0, 3.0, 0.0])
 
     Args:
-        near, cost: (C, width) targets on each class's list, its own among them, and their costs; inf: nothing there.
+        near, cost: (C, width) targets on each class's list, its own among them but for a loser that was left with one,
+            and their costs; inf: nothing there.
         target, pays: (C,) of each class, and its cost + price. price: (C,) of each target, at which its class's own
             is the cheapest on its list but for the losers'. losers: (L,) classes.
 
@@ -200,11 +201,12 @@ def shortest_chains(
     pays[losers] = (cost[losers] + price[near[losers]]).min(axis=1)
     loss, sender, limit = _search(near, cost, target, pays, price, losers)
     chains, found, searching = [], set(), set(losers.tolist())
-    reached = loss[target[losers]]
-    if not (reached < np.inf).any():
+    ends = target[losers]
+    ends = ends[loss[ends] < np.inf]
+    if not len(ends):
         return [], price
-    limit = min(limit, reached[reached < np.inf].max())
-    for end in target[losers][reached <= limit]:
+    limit = min(limit, loss[ends].max())
+    for end in ends[loss[ends] <= limit]:
         chain = [(int(sender[end]), int(end))]
         while (mover := chain[-1][0]) not in searching:
             chain.append((int(sender[target[mover]]), int(target[mover])))

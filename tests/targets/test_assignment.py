@@ -164,6 +164,20 @@ def test_narrow_lists_along_a_contested_walk(seed, monkeypatch):
         assert_best(solver, centroids, targets)
 
 
+def test_classes_that_wait_are_seldom_looked_at_again(monkeypatch):
+    """Only those whose lists leave them in doubt: of the others it is known which target is their cheapest."""
+    looks = count_calls(monkeypatch, Assignment, "_look")
+    moves = count_calls(monkeypatch, Assignment, "_move_on")
+    targets = unit(300, 16).float()
+    solver, waited, again = Assignment(targets), 0, 0
+    for centroids in walk(targets, 0.3, 30, 40):
+        looks.clear(), moves.clear()
+        solver.solve(centroids)
+        waited += sum(len(losers) for _, losers in moves[1:])
+        again += sum(len(classes) for _, classes in looks[1:])
+    assert waited > 500 and again < waited / 10
+
+
 def test_prices_stay_small_on_a_long_walk():
     targets = unit(20, 3).float()
     solver = Assignment(targets)

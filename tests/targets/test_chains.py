@@ -7,7 +7,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moco.targets import assignment
-from moco.targets.assignment import shortest_chains
+from moco.targets.assignment import Assignment, shortest_chains
+from tests.tiny import unit
 
 
 def test_the_example_of_a_chain():
@@ -47,3 +48,11 @@ def test_lists_that_lead_to_few_of_the_targets_given_up(of_two, chains, price):
     cost, zero = np.tile([0.0, 1.0], (7, 1)), np.zeros(7)
     found, risen = shortest_chains(near, cost, np.arange(7), zero, zero, losers=np.arange(2, 7))
     assert (found, risen.tolist()) == (chains, price)
+
+
+def test_losers_whose_lists_lead_nowhere_are_looked_at_again(monkeypatch):
+    targets = unit(60, 16).float()
+    solver = Assignment(targets)
+    solver.solve(targets)
+    monkeypatch.setattr(assignment, "shortest_chains", lambda *lists: ([], solver._price))
+    assert solver._doubtful(solver._move_on(np.array([3, 5]))).tolist() == [3, 5]
