@@ -1,7 +1,10 @@
-# make demo: everything once, on the embedded digits.  make test: the tests.
-# make results: docs/results.md, hours on two cores; interrupted, it goes on.  make bench: benchmarks/RESULTS.md.
-# On a machine with a CUDA device: make test-gpu; make gpu: benchmarks/RESULTS-gpu.md, at most 40 minutes; make
-# results-gpu: docs/results_fashion_gpu.md, ResNet-32 and 1,000 epochs.
+# make demo       run everything once on the embedded digits, a few minutes
+# make test       run the tests on the newest versions; test-oldest: those that depend on versions, on the oldest
+# make results    write docs/results.md: hours on two cores; interrupt it and run it again to continue
+# make bench      write benchmarks/RESULTS.md
+# With a CUDA device: make test-gpu; make gpu writes benchmarks/RESULTS-gpu.md in at most 40 minutes; make results-gpu
+# writes docs/results_fashion_gpu.md (ResNet-32, 1,000 epochs).
+# By hand or at night: make test-slow, test-versions, test-cluster (Slurm), test-tools (the soak programs in tools/).
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,7 +12,7 @@ STAMP := $(VENV)/.installed
 # Each process takes a stretch of files, whose fixtures it shares, and the slower one's rest at the end.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo results results-gpu test test-oldest test-versions test-slow test-browser test-cluster test-gpu bench gpu lint format clean
+.PHONY: venv venv-oldest demo results results-gpu test test-oldest test-tools test-versions test-slow test-browser test-cluster test-gpu bench gpu lint format clean
 
 venv: $(STAMP)
 
@@ -32,8 +35,14 @@ results-gpu: venv
 test: venv
 	$(PY) -m pytest $(PARALLEL)
 
+venv-oldest: venv
+	$(PY) -m nox --install-only -s "tests(oldest)"
+
 test-oldest: venv
-	$(PY) -m nox -s "tests(oldest)" -- $(PARALLEL)
+	$(PY) -m nox -s "tests(oldest)" -- $(PARALLEL) --version-dependent
+
+test-tools: venv
+	$(PY) -m pytest tools $(PARALLEL)
 
 test-versions: venv
 	$(PY) -m nox -- $(PARALLEL)

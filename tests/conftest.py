@@ -15,7 +15,7 @@ import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.sets import digits
 from moco.targets.generation import generate_file
-from tests.stopping import FOUR_EPOCHS
+from tests.stopping import BATCH, FOUR_EPOCHS, QUEUE
 
 
 @pytest.fixture(autouse=True)
@@ -31,19 +31,32 @@ def digits_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_flags(digits_root) -> list[str]:
-    """Flags of both stages' data: the digits at 8 px, as images of one's own, so that an epoch sees them once."""
+    """Flags of both stages' data: a quarter of the digits at 8 px, as custom lists, so that an epoch sees them once."""
     root, lists = digits.prepare(digits_root, REGISTRY["digits"].imbalance)
-    files = " ".join(f"--{split}-txt {lists / f'digits_LT_{split}.txt'}" for split in ("train", "val", "test"))
-    return f"--dataset custom --data-root {root} {files} --views digit --statistics digits --image-size 8".split()
+    files = []
+    for split in ("train", "val", "test"):
+        small = lists / f"quarter_{split}.txt"
+        small.write_text("".join(quarter((lists / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True))))
+        files += [f"--{split}-txt", str(small)]
+    words = f"--dataset custom --data-root {root} --views digit --statistics digits --image-size 8"
+    return [*words.split(), *files]
+
+
+def quarter(lines: list[str]) -> list[str]:
+    """The first quarter of each class's lines in a split list, and at least two."""
+    by_class: dict[str, list[str]] = {}
+    for line in lines:
+        by_class.setdefault(line.split()[-1], []).append(line)
+    return [line for of_class in by_class.values() for line in of_class[: max(2, -(-len(of_class) // 4))]]
 
 
 @pytest.fixture(scope="session")
 def flags(data_flags, tmp_path_factory) -> list[str]:
-    """Flags of a stage-1 run that takes seconds: resnet20 at 8 px, 5 steps an epoch."""
+    """Flags of a stage-1 run that takes a second: resnet20 at 8 px, STEPS steps of BATCH images an epoch."""
     targets = tmp_path_factory.mktemp("targets") / "optimal_10_16.npy"
     generate_file(targets, 10, 16)
-    text = f"-b 64 --moco-k 256 --moco-dim 16 --mlp --cos --lr 0.1 --seed 1 -j 0 -p 2 --device cpu --targets {targets}"
-    return [*data_flags, "-a", "resnet20", *text.split()]
+    text = f"-a resnet20 -b {BATCH} --moco-k {QUEUE} --moco-dim 16 --mlp --cos --lr 0.1 --seed 1 -j 0 -p 2 --device cpu"
+    return [*data_flags, *text.split(), "--targets", str(targets)]
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +77,7 @@ def batch_flags(flags) -> list[str]:
 @pytest.fixture(scope="session")
 def probe_flags(data_flags) -> list[str]:
     """Flags of a stage-2 run to go with `flags`."""
-    text = "-a resnet20 -b 64 --lr 1 --seed 1 -j 0 -p 0 --device cpu"
+    text = f"-a resnet20 -b {BATCH} --lr 1 --seed 1 -j 0 -p 0 --device cpu"
     return [*data_flags, *text.split()]
 
 

@@ -1,16 +1,187 @@
-"""Several processes: steps that two ranks share, and whole jobs of every launcher (gloo, CPU)."""
+"""Start the project's programs in processes of their own, without paying for the imports each time.
 
+Importing PyTorch takes seconds. `Program` forks a program from a server (Python's forkserver) that has imported the
+project once per test process. Apart from that, it is a process like any other: its own session, signals and exit code.
+Tests of the launchers themselves, and of the start of Python, use `subprocess`.
+"""
+
+import multiprocessing.process
+import multiprocessing.util
+import os
+import runpy
+import shutil
+import signal
 import socket
-import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from multiprocessing import forkserver
+from pathlib import Path
 
-import torch
-import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from tests import ROOT
-from tests.tiny import tiny_batch, tiny_model
-from utils import distributed
+from utils.run import signals
 
-STEPS = 3
+FORKSERVER = mp.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    ["main_moco_supcon_imba", "main_lincls_imba", "examples.results.page", "examples.results.study"]
+)
+TIMEOUT = 240.0  # seconds
+
+
+@cache
+def start_server() -> None:
+    """Start the server where it finds the modules to preload: it looks in its working directory."""
+    before = Path.cwd()
+    os.chdir(ROOT)
+    forkserver.ensure_running()
+    os.chdir(before)
+
+
+def spawn(work: Callable, args: tuple, nprocs: int) -> None:
+    """Run work(rank, *args) in nprocs processes and wait; raises what one of them raises."""
+    start_server()
+    mp.start_processes(work, args, nprocs, start_method="forkserver")
+
+
+class Program:
+    """A program of this project in a process of its own, with the interface of `subprocess.Popen` that tests need.
+
+    Args:
+        words: the command without the interpreter: a script and its flags, or "-m", a module and its flags.
+        cwd: the working directory. env: variables to set; a value of None removes the variable.
+        stdout, stderr: descriptors of this process to write to. The caller keeps them open until the program runs.
+        fork_workers: fork the processes that the program starts by `torch.multiprocessing.spawn`. Not with CUDA.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        cwd: Path = ROOT,
+        env: dict[str, str | None] | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        fork_workers: bool = False,
+    ):
+        start_server()
+        self.args, self.returncode = words, None
+        folder = Path(tempfile.mkdtemp(prefix="program_"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._files = [folder / name for name in ("stdout", "stderr")]
+        for file in self._files:
+            file.touch()
+        targets = [
+            file if descriptor is None else f"/proc/{os.getpid()}/fd/{descriptor}"
+            for file, descriptor in zip(self._files, (stdout, stderr), strict=True)
+        ]
+        self._process = FORKSERVER.Process(
+            target=_run, args=(words, str(cwd), dict(os.environ), env or {}, targets, fork_workers)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the process runs."""
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+    def lines(self, timeout: float = TIMEOUT) -> Iterator[str]:
+        """Yield the lines of stdout as they are written, until the process ends."""
+        end = time.monotonic() + timeout
+        with self._files[0].open() as out:
+            while time.monotonic() < end:
+                ended = self.poll() is not None
+                while line := out.readline():
+                    yield line
+                if ended:
+                    return
+                time.sleep(0.01)
+        raise TimeoutError(f"{self.args}: no end within {timeout} s")
+
+    def wait_for(self, text: str) -> str:
+        """Wait for a line of stdout that contains the text, and return it."""
+        for line in self.lines():
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} is not in the output: {self.communicate()}")
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
+        """Wait for the end; return what was written to stdout and stderr."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            self.kill()
+            raise TimeoutError(f"{self.args}: no end within {timeout} s")
+        return self.stdout, self.stderr
+
+    def kill(self) -> None:
+        """Kill the process and all of its session."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self._process.join()
+        self.poll()
+
+    @property
+    def stdout(self) -> str:
+        return self._files[0].read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._files[1].read_text()
+
+
+def run(words: list[str], **options) -> Program:
+    """Run a program to its end; see `Program`."""
+    program = Program(words, **options)
+    program.communicate()
+    return program
+
+
+def _run(words: list[str], cwd: str, environment: dict, changes: dict, outputs: list, fork_workers: bool) -> None:
+    """Become the program: session, folder, environment, output, signals and arguments as a shell would set them."""
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment | {name: value for name, value in changes.items() if value is not None})
+    for name in (name for name, value in changes.items() if value is None):
+        os.environ.pop(name, None)
+    for number, output in enumerate(outputs, start=1):
+        handle = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.process._parent_process = None  # the program is nobody's worker
+    # The server has imported this module, and multiprocessing drops in a fork what was registered before it.
+    multiprocessing.util.Finalize(None, signals._kill_workers_left, exitpriority=10)
+    if fork_workers:
+        mp.spawn = partial(mp.start_processes, start_method="fork")
+    module = words[0] == "-m"
+    sys.argv = words[1:] if module else list(words)
+    sys.path.insert(0, str(ROOT))
+    if module:
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the process and all that it has started, from /proc."""
+    parent_of = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent_of[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue  # gone meanwhile
+    family = [pid]
+    for member in family:
+        family += [child for child, parent in parent_of.items() if parent == member]
+    return family
 
 
 def free_port() -> int:
@@ -19,62 +190,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Tensor]]:
-    """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half.
-
-    options: of the model; `switch`: the step from which on it is targeted; `shuffles`: False, as without batch norm.
-    where: the device, of this rank.
-    """
-    torch.manual_seed(0)
-    switch, shuffles = options.pop("switch", None), options.pop("shuffles", True)
-    model = tiny_model(num_positive=0, **options).to(where)
-    model.shuffles = shuffles
-    ddp = distributed.wrap(model, torch.device(where))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    record, encoded = [], []
-    model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
-    for step in range(STEPS):
-        model.targeted |= step == switch
-        batch = tiny_batch(6)
-        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()].to(where) for part in batch))
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-        loss = distributed.sum_over_ranks(out.loss.detach()) / distributed.world_size()
-        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        record.append({"loss": loss, "rank": distributed.gather(out.key_rank), "grad": gradients, "state": state})
-    return record, encoded
-
-
-def two_ranks(rank: int, port: int, options: dict, folder: str, device: str = "cpu") -> None:
-    backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    record, encoded = steps(options, where)
-    torch.save(record, f"{folder}/{rank}.pt")
-    torch.save(encoded, f"{folder}/encoded_{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-METHODS = {
-    "KCL": {},
-    "TSC": {"targeted": True, "sep_t": True},
-    "KCL, then TSC": {"sep_t": True, "switch": 1},  # in one DistributedDataParallel, whose graph is static
-}
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-
 LAUNCHERS = {
     "release": lambda: ([], ["--multiprocessing-distributed", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]),
     "torchrun": lambda: (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], []),
 }
-
-
-def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -13,8 +13,9 @@ from utils.run import checkpoint
 from utils.run.keeper import Keeper
 from utils.run.logger import read_log
 
-FOUR_EPOCHS = ["--epochs", "4", "--targeted", "--sep_t"]  # two of KCL and two of TSC, 5 steps each
-STEPS = 5
+# Runs with the fixture `flags`: images a step, steps an epoch, queue length.
+BATCH, STEPS, QUEUE = 16, 5, 64
+FOUR_EPOCHS = ["--epochs", "4", "--targeted", "--sep_t"]  # two of KCL and two of TSC
 
 
 def log_of(run: Path) -> list[dict]:
@@ -33,7 +34,7 @@ def stop_at(monkeypatch, step: int, number: int = signal.SIGUSR1) -> None:
     monkeypatch.setattr(Keeper, "after_step", signalled)
 
 
-def stopped_run(main: Callable, words: list[str], monkeypatch, step: int, message: str = "stopped by SIGUSR1") -> None:
+def stopped_run(main: Callable, words: list[str], monkeypatch, step: int, message: str = "SIGUSR1") -> None:
     """Call main(words), a run that is stopped in that step and saves itself."""
     with monkeypatch.context() as patch:
         stop_at(patch, step)

@@ -21,5 +21,15 @@ def run(command: list[str], capsys) -> tuple[int, str]:
     return 0, capsys.readouterr().out
 
 
+def marked(out: str, mark: str) -> list[str]:
+    """Return the lines with a mark: ok, note or WRONG."""
+    return [line.removeprefix(f"  {mark}").strip() for line in out.splitlines() if line.startswith(f"  {mark} ")]
+
+
+def known_lists(out: str) -> list[str]:
+    """Return the lines on lists whose bytes are known."""
+    return [line for line in marked(out, "ok") if "SHA-256" in line]
+
+
 def wrong_lines(out: str) -> list[str]:
-    return [line.removeprefix("  WRONG  ") for line in out.splitlines() if line.startswith("  WRONG")]
+    return marked(out, "WRONG")

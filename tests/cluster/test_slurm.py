@@ -1,7 +1,7 @@
 """The scripts of docs/cluster.md under a real Slurm of two nodes, stopped in every way, and who is one of its tasks."""
 
 import re
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from tests import ROOT
 from tests.cluster.two_nodes import TwoNodes, read, wait_for
-from tests.processes import free_port
+from tests.processes import Program, free_port
 from utils.run import checkpoint
 
 pytestmark = pytest.mark.cluster
@@ -50,13 +50,15 @@ class Job:
         wait_for(what, there, seconds, also=lambda: f"{self.said()[-3000:]}\n{self.slurm.logs()}")
 
     def trains(self, after: int) -> None:
-        """Wait until it ends an epoch, after it has gone on so often."""
+        """Wait until Slurm has restarted it so often, and it ends an epoch after that."""
+        started = {"JobState": "RUNNING", "Restarts": str(after)}
+        self.wait(f"start {after}", lambda: {word: self.slurm.about(self.number, word) for word in started} == started)
+        ended = self.ended_epochs() if after else 0
+        self.wait(f"an epoch after start {after}", lambda: self.ended_epochs() > ended)
 
-        def ended() -> bool:
-            before, _, now = self.said().rpartition("resumed ")
-            return before.count("resumed ") + bool(before) == after and " Loss" in now
-
-        self.wait(f"an epoch, gone on {after} times", ended)
+    def ended_epochs(self, epoch: str = "") -> int:
+        """How many lines report the end of an epoch, of all runs of the job; epoch: as `1/4`."""
+        return sum(f"Epoch: [{epoch}" in line and " Loss" in line for line in self.said().splitlines())
 
     def has_state(self, state: str) -> None:
         self.wait(state, lambda: self.slurm.about(self.number, "JobState") == state)
@@ -72,19 +74,23 @@ def assert_as_undisturbed(run: Path, words: str, folder: Path) -> None:
     """The last epoch's checkpoint of a run is that of two processes that nothing disturbs, to the bit."""
     last, whole = max(run.glob("checkpoint_*.pth.tar")), folder / "whole"
     flags = [*words.split(), "--mlp", "--cos", "--lr", "0.1", "--save-steps", "500", "--run-dir", str(whole)]
-    release = ["--multiprocessing-distributed", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
-    with (folder / "whole.log").open("w") as log:
-        command = [sys.executable, "main_moco_supcon_imba.py", *flags, *release]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    flags += ["--multiprocessing-distributed", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    program = Program(["main_moco_supcon_imba.py", *flags], fork_workers=True)
     try:
         there = (whole / last.name).exists
-        wait_for(f"{last.name} of an undisturbed run", lambda: there() or process.poll() is not None, 1200)
+        wait_for(f"{last.name} of an undisturbed run", lambda: there() or program.poll() is not None, 1200)
     finally:
-        process.terminate()
-        process.wait()
+        if program.poll() is None:
+            program.send_signal(signal.SIGTERM)
+        program.communicate()
     ours, theirs = (checkpoint.load(place / last.name) for place in (run, whole))
     for part in ("state_dict", "optimizer"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+def stops(output: str) -> int:
+    """How many lines report that a run has saved itself on SIGTERM and how to resume it."""
+    return sum("SIGTERM" in line and "--resume auto" in line for line in output.splitlines())
 
 
 def direct(slurm: TwoNodes, words: str, folder: Path) -> Job:
@@ -104,16 +110,16 @@ def test_a_job_queued_again_in_three_ways_goes_on_as_if_nothing_had_been(slurm, 
     job.has_state("PENDING")
     slurm.start_node("n2")
     job.trains(after=2)
+    before = len(job.said())
     hours, minutes, _ = map(int, slurm.about(job.number, "RunTime").split(":"))
     slurm.said("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 2}")  # in minutes
     job.has_state("PENDING")
     slurm.said("scontrol", "update", f"JobId={job.number}", "TimeLimit=600")
     job.trains(after=3)
+    assert stops(job.said()[before:]) == 1
     slurm.said("scancel", job.number)
     job.has_state("CANCELLED")
-    by_time, after = job.said().split("resumed ")[-2:]
-    assert by_time.count("stopped by SIGTERM after epoch") == 1
-    assert "Traceback" not in by_time + after
+    assert "Traceback" not in job.said()[before:]
     assert_as_undisturbed(tmp_path / "run", words, tmp_path)
 
 
@@ -122,11 +128,12 @@ def test_a_job_that_has_ended_is_not_queued_again(slurm, digits_root, tmp_path):
     (tmp_path / "mistake").mkdir()
     job = direct(slurm, words_of(digits_root, 2), tmp_path)
     job.has_state("COMPLETED")
-    assert job.said().count("Epoch: [2/2]") == 1
+    assert job.ended_epochs("2/2") == 1
     job = direct(slurm, words_of(digits_root, 2) + " --moco-k 1000", tmp_path / "mistake")
     job.has_state("FAILED")
     assert slurm.about(job.number, "ExitCode") == "2:0" and slurm.about(job.number, "Restarts") == "0"
-    assert job.said().count("error: --moco-k 1000: not a multiple of the global batch") == 2  # of both tasks
+    errors = [line for line in job.said().splitlines() if line.startswith("error: ") and "--moco-k 1000" in line]
+    assert len(errors) == 2  # of both tasks
     assert "Traceback" not in job.said()
 
 
@@ -141,7 +148,7 @@ def test_each_job_of_an_array_queues_itself_again_and_no_other(slurm, digits_roo
         assert " ".join(slurm.about(each, "Restarts") for each in ones) == starts
     for one in ones:
         job.wait(f"{one} has ended", lambda one=one: slurm.about(one, "JobState") == "COMPLETED")
-    assert job.said().count("stopped by SIGTERM after epoch") == job.said().count("resumed ") == 2
+    assert stops(job.said()) == job.ended_epochs("1/12") == 2  # neither has begun again
 
 
 def test_a_job_of_torchrun_queues_itself_again(slurm, digits_root, tmp_path):
@@ -154,7 +161,7 @@ def test_a_job_of_torchrun_queues_itself_again(slurm, digits_root, tmp_path):
     slurm.said("scancel", "--signal=USR1", "--batch", job.number)
     job.has_state("PENDING")
     job.has_state("COMPLETED")
-    assert job.said().count("stopped by SIGTERM after epoch") == job.said().count("resumed ") == 1
+    assert stops(job.said()) == job.ended_epochs("1/4") == 1
     assert_as_undisturbed(tmp_path / "run", words, tmp_path)
 
 

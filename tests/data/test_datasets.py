@@ -16,7 +16,7 @@ from imagenet_inat.lists.format import read_split
 from imagenet_inat.sets import digits
 from moco.loader import Normalise, TwoCropsTransform, eval_transform, train_transform
 from tests import ROOT
-from utils.errors import InputError
+from tests.refusals import at_line, line_with, refusal
 from utils.measure.metrics import shots
 
 
@@ -54,35 +54,37 @@ def test_a_byte_order_mark_is_not_part_of_the_first_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "number", "fact"),
     [
-        ("a.jpg 0\nb.jpg\n", r'list.txt:2: found "b.jpg", expected "<path> <label>"'),
-        ("a.jpg 0\n\nb.jpg 1\n", "list.txt:2"),
-        ("a.jpg zero\n", "list.txt:1"),
-        ("a.jpg 1.0\n", "list.txt:1"),
-        ("a.jpg 0\nb.jpg 3\n", "list.txt:2: label 3, expected 0 to 2"),
-        ("a.jpg -1\n", "label -1"),
-        ("a.jpg 1_0\n", "list.txt:1: found"),
-        ("a.jpg +1\n", "list.txt:1: found"),
-        ("a.jpg ١\n", "list.txt:1: found"),  # a digit, but not one of a list
-        ("a.jpg 0\rb.jpg 1\r", r"list.txt:1: holds the byte b'\\r', expected lines that end in"),
-        ("a.jpg 0\na\0.jpg 0\n", r"list.txt:2: holds the byte b'\\x00'"),
-        ("a.jpg 0\n/etc/a.jpg 0\n", 'list.txt:2: "/etc/a.jpg" leaves the data root'),
-        ("a/../../b.jpg 0\n", "leaves the data root"),
-        ("", "empty"),
+        ("a.jpg 0\nb.jpg\n", 2, "b.jpg"),
+        ("a.jpg 0\n\nb.jpg 1\n", 2, ""),
+        ("a.jpg zero\n", 1, "zero"),
+        ("a.jpg 1.0\n", 1, "1.0"),
+        ("a.jpg 0\nb.jpg 3\n", 2, "label 3"),
+        ("a.jpg -1\n", 1, "label -1"),
+        ("a.jpg 1_0\n", 1, "1_0"),
+        ("a.jpg +1\n", 1, "+1"),
+        ("a.jpg ١\n", 1, "١"),  # a digit, but not one of a list
+        ("a.jpg 0\rb.jpg 1\r", 1, r"b'\r'"),
+        ("a.jpg 0\na\0.jpg 0\n", 2, r"b'\x00'"),
+        ("a.jpg 0\n/etc/a.jpg 0\n", 2, "/etc/a.jpg"),
+        ("a/../../b.jpg 0\n", 1, "a/../../b.jpg"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
-        read_split(write_list(tmp_path, text), num_classes=3)
+def test_a_bad_line_is_named(tmp_path, text, number, fact):
+    file = write_list(tmp_path, text)
+    refusal(lambda: read_split(file, num_classes=3), at_line("list.txt", number), fact)
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    file = write_list(tmp_path, "")
+    refusal(lambda: read_split(file, num_classes=3), file)
 
 
 def test_a_list_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(InputError, match="not a text file in UTF-8"):
-        read_split(tmp_path / "list.txt", 3)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_split(tmp_path / "absent.txt", 3)
+    refusal(lambda: read_split(tmp_path / "list.txt", 3), "list.txt", "UTF-8")
+    refusal(lambda: read_split(tmp_path / "absent.txt", 3), "absent.txt")
 
 
 def test_shots_have_the_papers_limits():
@@ -108,13 +110,13 @@ def test_images_come_as_rgb_with_their_label(two_images):
 
 @pytest.mark.parametrize(("index", "name"), [(1, "broken.png"), (2, "absent.png")])
 def test_an_unreadable_image_is_named_with_its_line(two_images, index, name):
-    with pytest.raises(InputError, match=f"{name}: not a readable image, .*list.txt:{index + 1} "):
-        LongTailDataset(*two_images, 2, transform=lambda image: image)[index]
+    dataset = LongTailDataset(*two_images, 2, transform=lambda image: image)
+    refusal(lambda: dataset[index], name, at_line("list.txt", index + 1))
 
 
 def test_a_wrong_root_is_found_before_training(two_images):
-    with pytest.raises(InputError, match=r"first of .*list\.txt; --data-root must be"):
-        LongTailDataset(two_images[0] / "elsewhere", two_images[1], 2, None)
+    root, file = two_images
+    refusal(lambda: LongTailDataset(root / "elsewhere", file, 2, None), root / "elsewhere", "list.txt", "--data-root")
 
 
 def test_a_view_is_a_function_of_seed_and_draw(tmp_path):
@@ -161,8 +163,8 @@ def test_the_table_in_the_documentation_is_the_registry():
     assert listed == {name: str(spec.num_classes) for name, spec in REGISTRY.items()} | {"custom": "as listed"}
 
 
-def test_digits_have_the_promised_split(tmp_path):
-    root, splits = digits.prepare(tmp_path, imbalance=50)
+def test_digits_have_the_promised_split(digits_root):
+    root, splits = digits.prepare(digits_root, imbalance=50)
     counts, seen = {}, []
     for split in ("train", "val", "test"):
         data = LongTailDataset(root, splits / f"digits_LT_{split}.txt", 10, None)
@@ -174,17 +176,17 @@ def test_digits_have_the_promised_split(tmp_path):
     assert len(set(seen)) == len(seen), "an image in two splits"
 
 
-def test_digits_are_the_packages_images(tmp_path):
-    root, _ = digits.prepare(tmp_path, imbalance=50)
+def test_digits_are_the_packages_images(digits_root):
+    root, _ = digits.prepare(digits_root, imbalance=50)
     files = sorted((root / "images").glob("*/*.png"), key=lambda path: path.stem)
     pixels = np.stack([np.asarray(Image.open(path)) for path in files])
     assert np.array_equal(np.round(pixels / 255 * 16), digits.load_digits().images)
     assert [int(path.parent.name) for path in files] == digits.load_digits().target.tolist()
 
 
-def test_every_imbalance_has_its_lists_and_the_same_test_set(tmp_path):
-    _, fifty = digits.prepare(tmp_path, imbalance=50)
-    _, ten = digits.prepare(tmp_path, imbalance=10)
+def test_every_imbalance_has_its_lists_and_the_same_test_set(digits_root):
+    _, fifty = digits.prepare(digits_root, imbalance=50)
+    _, ten = digits.prepare(digits_root, imbalance=10)
     assert fifty != ten
     name = "digits_LT_test.txt"
     assert (fifty / name).read_text() == (ten / name).read_text()
@@ -195,9 +197,9 @@ def _prepare(root):
     return [str(path) for path in digits.prepare(root, 50)]
 
 
-def test_four_processes_may_write_the_digits_at_once(tmp_path):
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        results = pool.map(_prepare, [tmp_path] * 4)
+def test_two_processes_may_write_the_digits_at_once(tmp_path):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.map(_prepare, [tmp_path] * 2, chunksize=1)
     assert all(result == results[0] for result in results)
     assert sorted(path.name for path in (tmp_path / "digits_LT").iterdir()) == ["images", "imbalance_50"]
     assert len(list((tmp_path / "digits_LT" / "images").glob("*/*.png"))) == 1797
@@ -206,5 +208,5 @@ def test_four_processes_may_write_the_digits_at_once(tmp_path):
 def test_an_imbalance_beside_lists_that_are_named_is_said_to_do_nothing(capsys):
     args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
     options.fill_in(args)
-    assert capsys.readouterr().out == "note: --imbalance without effect on lists that are named\n"
+    line_with(capsys.readouterr().out, "note", "--imbalance")
     assert options.command_line("main_lincls_imba.py", args).endswith("--splits LISTS")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from imagenet_inat.samplers import SAMPLERS, ClassAwareBatches, ShuffledBatches
+from tests.refusals import refusal
 from utils import distributed
-from utils.errors import InputError
 
 LABELS = np.array([0] * 40 + [1] * 7 + [2] * 3)
 
@@ -110,5 +110,4 @@ def test_ranks_together_draw_what_one_process_would(make, monkeypatch):
 
 
 def test_a_batch_larger_than_an_epoch_is_refused():
-    with pytest.raises(InputError, match="batch-size: 64 images a step, an epoch has 50"):
-        ShuffledBatches(50, 1, 64, seed=0)
+    refusal(lambda: ShuffledBatches(50, 1, 64, seed=0), "--batch-size", 64, 50)

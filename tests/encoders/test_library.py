@@ -10,8 +10,8 @@ from moco.builder import KCL
 from moco.encoders import get_encoder, has_batch_norm
 from moco.encoders.library import Backbone, own_names
 from moco.heads import freeze
+from tests.refusals import refusal
 from tests.tiny import unit
-from utils.errors import InputError
 
 # googlenet and inception_v3 announce a change of their initialisation, which is no matter here
 pytestmark = pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
@@ -19,7 +19,7 @@ TIMM = ("timm:resnet10t", "timm:convnext_atto", "timm:vit_tiny_patch16_224")
 # What a user would try first, and whether shuffling between processes does anything for it.
 BATCH_NORM = {
     **dict.fromkeys(("resnet50", "resnet18_small", "efficientnet_b0", "timm:resnet10t"), True),
-    **dict.fromkeys(("convnext_tiny", "vit_b_16", "swin_t", *TIMM[1:]), False),
+    **dict.fromkeys(("vit_b_16", "swin_t", *TIMM[1:]), False),
 }
 
 
@@ -28,9 +28,15 @@ def images(count: int) -> tuple[torch.Tensor, ...]:
     return *torch.randn(2, count, 3, 32, 32), torch.arange(count) % 3
 
 
+def of_library(arch: str, **options) -> nn.Module:
+    """The network as its own library makes it."""
+    name = arch.removeprefix("timm:")
+    return timm.create_model(name, **options) if name != arch else torchvision.models.get_model(name, **options)
+
+
 @pytest.mark.parametrize("arch", BATCH_NORM)
 def test_kcl_tsc_and_a_probe_train_on_it(arch):
-    """Two steps of each; weights of the query encoder's first and last layer move, in the probe the last alone."""
+    """A step of each; weights of the query encoder's first and last layer move, in the probe the last alone."""
     torch.manual_seed(0)
     build = get_encoder(arch, 32)
     model = KCL(build, 16, 8, mlp=True, num_classes=3, targets=unit(3, 16).float(), sep_t=True).train()
@@ -38,7 +44,7 @@ def test_kcl_tsc_and_a_probe_train_on_it(arch):
     assert model.encoder_q(images(4)[0]).norm(dim=1).min() > 0.01  # a projection that begins at 0 has no direction
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     before = [weight.detach().clone() for weight in model.encoder_q.parameters()]
-    for targeted in (False, False, True, True):
+    for targeted in (False, True):
         model.targeted = targeted
         loss = model(*images(4)).loss
         optimizer.zero_grad()
@@ -84,8 +90,7 @@ def test_the_classifier_of_any_other_is_found(arch, width, classifier):
 @pytest.mark.parametrize("arch", ["efficientnet_b0", "timm:convnext_atto"])
 def test_with_the_librarys_weights_it_computes_what_the_library_computes(arch):
     """But for the classifier, whose place `fc` has taken."""
-    name = arch.removeprefix("timm:")
-    library = timm.create_model(name) if name != arch else torchvision.models.get_model(name)
+    library = of_library(arch)
     network = get_encoder(arch, 32)(num_classes=1000).eval()
     network.load_state_dict(own_names(network, library.state_dict()), strict=False)
     network.fc.load_state_dict(library.get_submodule(network.classifiers[0]).state_dict())
@@ -101,33 +106,25 @@ def test_timms_and_torchvisions_resnet_of_a_name_are_one():
 
 
 @pytest.mark.parametrize(
-    ("arch", "message"),
+    ("arch", "near"),
     [
-        (
-            "resnet51",
-            r"unknown; did you mean resnet56, resnet50, resnet18\? Expected a network of torchvision, or timm",
-        ),
-        ("convnext_tin", "did you mean convnext_tiny,"),
-        ("vit_b16", "did you mean vit_b_16,"),
-        ("timm:convnext_ato", "did you mean timm:convnext_atto,"),
-        ("squeezenet1_0", "its last layer is not linear"),
-        ("googlenet", "more than one vector an image"),
+        ("resnet51", "resnet56, resnet50, resnet18"),
+        ("convnext_tin", "convnext_tiny,"),
+        ("vit_b16", "vit_b_16,"),
+        ("timm:convnext_ato", "timm:convnext_atto,"),
+        ("squeezenet1_0", ""),  # the last layer is not linear
+        ("googlenet", ""),  # more than one vector per image
     ],
 )
-def test_others_are_refused(arch, message):
-    with pytest.raises(InputError, match=message):
-        get_encoder(arch, 224)
+def test_other_networks_are_refused(arch, near):
+    refusal(lambda: get_encoder(arch, 224), "--arch", arch, near)
 
 
 @pytest.mark.parametrize(("arch", "side"), [("inception_v3", 8), ("vit_b_16", 20), ("timm:crossvit_tiny_240", 32)])
 def test_an_image_of_a_size_that_it_does_not_take_is_refused(arch, side):
-    with pytest.raises(InputError, match=rf"{arch}: cannot train on 2 {side}-px images a process \("):
-        get_encoder(arch, side)
+    refusal(lambda: get_encoder(arch, side), "--arch", arch, 2, side)
 
 
 def test_where_timm_is_missing_it_is_asked_for(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match=r"--arch timm:\.\.\.: needs timm, which is not installed; pip install -r requirements-extra"
-    ):
-        get_encoder("timm:resnet18", 32)
+    refusal(lambda: get_encoder("timm:resnet18", 32), "--arch", "timm", "requirements-extra.txt")

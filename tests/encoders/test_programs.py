@@ -7,10 +7,9 @@ from inspect import signature
 
 import pytest
 import safetensors.torch
-import timm
 import torch
-import torchvision
 from torch import nn
+from torchvision.models import SwinTransformer, VisionTransformer
 
 from moco.builder import KCL, unit
 from moco.encoders import get_encoder
@@ -18,9 +17,9 @@ from moco.encoders.small import OWN
 from moco.export import __main__ as export
 from moco.export import programs
 from moco.heads.classifiers import CosineClassifier, Projected, linear_classifier
-from tests.encoders.test_library import BATCH_NORM
+from tests.encoders.test_library import of_library
+from tests.refusals import line_with, refusal
 from tests.tiny import release_style
-from utils.errors import InputError
 from utils.run import checkpoint
 
 # torch 2.4's own, of what torch.export.load does
@@ -32,6 +31,9 @@ pytestmark = [
 SIDE = 32
 ONNX = "dynamic_shapes" in signature(torch.onnx.export).parameters  # PyTorch of today, not the oldest
 needs_onnx = pytest.mark.skipif(not ONNX, reason="this PyTorch writes no ONNX, which is tested below")
+# What a program is written of. PyTorch exports both formats in the same way, ONNX is then written from it.
+PROGRAMS = dict.fromkeys(("resnet18_small", "timm:resnet10t", "timm:vit_tiny_patch16_224"), ".pt2")
+PROGRAMS |= {"timm:convnext_atto": ".onnx" if ONNX else ".pt2"}
 
 
 def pretrained(arch: str) -> KCL:
@@ -45,12 +47,12 @@ def written(model: KCL, arch: str, folder) -> str:
     return str(folder / "last.pth.tar")
 
 
-def images(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+def images(count: int = 3, side: int = SIDE) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def outputs(path, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of a written program, by name; of .pt2, which has no names, by number."""
+    """The outputs of a written program, by name; those of .pt2, which has no names, by number."""
     if path.suffix == ".pt2":
         return dict(enumerate(torch.export.load(path).module()(x)))
     import onnxruntime
@@ -58,42 +60,60 @@ def outputs(path, x: torch.Tensor) -> dict[str, torch.Tensor]:
     session = onnxruntime.InferenceSession(str(path))
     names = [out.name for out in session.get_outputs()]
     (given,) = session.get_inputs()
-    assert given.name == "images" and given.shape[1:] == [3, SIDE, SIDE]
+    assert given.name == "images" and given.shape[1:] == [*x.shape[1:]]
     return dict(zip(names, map(torch.from_numpy, session.run(names, {"images": x.numpy()})), strict=True))
 
 
-@pytest.mark.parametrize("arch", BATCH_NORM)
-def test_what_is_exported_computes_what_the_run_does(arch, tmp_path):
-    """The library's network with the exported weights, and the program with its projection."""
+@pytest.mark.parametrize("arch", ["resnet18", "efficientnet_b0", *PROGRAMS])
+def test_the_library_computes_the_same_with_exported_weights(arch, tmp_path):
     model = pretrained(arch)
-    source = written(model, arch, tmp_path)
-    encoder = model.encoder_q.eval()
+    export.main([written(model, arch, tmp_path), str(tmp_path / "encoder.safetensors")])
+    weights = safetensors.torch.load_file(tmp_path / "encoder.safetensors")
+    sized = {"img_size": SIDE} if "vit" in arch else {}
+    library = OWN[arch](num_classes=2) if arch in OWN else of_library(arch, **sized)
+    encoder = model.encoder_q
+    classifier = getattr(encoder, "classifiers", ("fc",))[0]
+    missing = library.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys
+    assert set(missing.missing_keys) == {f"{classifier}.weight", f"{classifier}.bias"}
+    parent, _, last = classifier.rpartition(".")
+    setattr(library.get_submodule(parent), last, nn.Identity())
+    encoder.fc = nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(library.eval()(images()), encoder.eval()(images()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arch", PROGRAMS)
+def test_a_program_computes_what_the_pretrained_encoder_does(arch, tmp_path):
+    """Features and embedding, by name in ONNX; an embedding has unit length."""
+    model, path = pretrained(arch), tmp_path / f"encoder{PROGRAMS[arch]}"
+    export.main([written(model, arch, tmp_path), str(path)])
+    found, encoder = outputs(path, images()), model.encoder_q.eval()
+    assert list(found) == (["features", "embedding"] if path.suffix == ".onnx" else [0, 1])
     with torch.no_grad():
         embedding = unit(encoder(images()))
         encoder.fc = nn.Identity()
         features = encoder(images())
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if path.suffix == ".onnx" else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close([*found.values()], [features, embedding], **tolerance)
+    torch.testing.assert_close([*found.values()][1].norm(dim=1), torch.ones(3))
 
-    export.main([source, str(tmp_path / "encoder.safetensors")])
-    name = arch.removeprefix("timm:")
-    if arch in OWN:
-        library = OWN[arch](num_classes=2)
-    elif name != arch:
-        sized = {"img_size": SIDE} if "vit" in name else {}
-        library = timm.create_model(name, num_classes=0, **sized)
-    else:
-        library = torchvision.models.get_model(name, **({"image_size": SIDE} if "vit" in name else {}))
-    classifier = ("fc",) if not hasattr(encoder, "classifiers") else encoder.classifiers
-    missing = library.load_state_dict(safetensors.torch.load_file(tmp_path / "encoder.safetensors"), strict=False)
-    assert not missing.unexpected_keys and all(key.startswith(classifier) for key in missing.missing_keys)
-    if missing.missing_keys:
-        parent, _, last = classifier[0].rpartition(".")
-        setattr(library.get_submodule(parent), last, nn.Identity())
-    with torch.no_grad():
-        torch.testing.assert_close(library.eval()(images()), features, rtol=0, atol=0)
 
-    export.main([source, str(tmp_path / "encoder.pt2")])
-    for ours, theirs in zip((features, embedding), outputs(tmp_path / "encoder.pt2", images()).values(), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+TRANSFORMERS = {  # small ones, with all kinds of layers of the large ones
+    "vit": lambda: VisionTransformer(SIDE, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16),
+    "swin": lambda: SwinTransformer([4, 4], 8, depths=[2], num_heads=[2], window_size=[2, 2]),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_torchvisions_transformers_become_programs(name, tmp_path):
+    network = TRANSFORMERS[name]()
+    network.heads = network.head = nn.Identity()  # a ViT's own starts at 0
+    small = programs.Outputs(network, None, programs.LOGITS).eval().requires_grad_(False)
+    (tmp_path / "encoder.pt2").write_bytes(programs.pt2_file(small, SIDE))
+    (features,) = outputs(tmp_path / "encoder.pt2", images()).values()
+    assert features.std() > 0.1
+    torch.testing.assert_close(features, network(images()), rtol=1e-4, atol=1e-5)
 
 
 HEADS = {
@@ -105,40 +125,28 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=needs_onnx)])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "ending"), [*((head, "pt2") for head in HEADS), pytest.param("target", "onnx", marks=needs_onnx)]
+)
 def test_a_classifier_is_exported_with_its_head(head, ending, tmp_path, capsys):
-    """Of a checkpoint of stage 2: the logits that it computes, for one image and for many."""
+    """From a checkpoint of stage 2: the logits of the network, for one image and for several."""
     torch.manual_seed(0)
-    network = get_encoder("resnet20", SIDE)(num_classes=5).eval()
+    network = get_encoder("lenet", 12)(num_classes=5).eval()
     network.fc = HEADS[head](network.fc.in_features)
-    checkpoint.save_network(tmp_path / "best.pth.tar", network, epoch=0, arch="resnet20", args={"image_size": SIDE})
+    checkpoint.save_network(tmp_path / "best.pth.tar", network, epoch=0, arch="lenet", args={"image_size": 12})
     path = tmp_path / f"classifier.{ending}"
     export.main([str(tmp_path / "best.pth.tar"), str(path)])
-    assert "resnet20 of images (N, 3, 32, 32) to features and logits" in capsys.readouterr().out
+    line_with(capsys.readouterr().out, path, "lenet", "(N, 3, 12, 12)", "features", "logits")
     for count in (1, 4):
-        features, logits = outputs(path, images(count)).values()
-        assert features.shape == (count, 64)
-        torch.testing.assert_close(logits, network(images(count)).detach(), rtol=1e-4, atol=1e-4)
-
-
-@needs_onnx
-@pytest.mark.parametrize("arch", ["efficientnet_b0", "timm:convnext_atto"])
-def test_a_pretrained_encoder_as_onnx(arch, tmp_path):
-    """Its outputs by name; an embedding has unit length."""
-    model = pretrained(arch)
-    export.main([written(model, arch, tmp_path), str(tmp_path / "encoder.onnx")])
-    found = outputs(tmp_path / "encoder.onnx", images())
-    assert list(found) == ["features", "embedding"]
-    with torch.no_grad():
-        embedding = unit(model.encoder_q.eval()(images()))
-    torch.testing.assert_close(found["embedding"], embedding, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found["embedding"].norm(dim=1), torch.ones(3))
+        x = images(count, 12)
+        features, logits = outputs(path, x).values()
+        assert features.shape == (count, 256)
+        torch.testing.assert_close(logits, network(x).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_program_needs_nothing_of_this_project(tmp_path):
     """Run elsewhere, where the project cannot be imported."""
-    export.main([written(pretrained("resnet20"), "resnet20", tmp_path), str(tmp_path / "encoder.pt2")])
+    export.main([written(pretrained("lenet"), "lenet", tmp_path), str(tmp_path / "encoder.pt2")])
     code = (
         "import sys, torch\n"
         "out = torch.export.load('encoder.pt2').module()(torch.zeros(2, 3, 32, 32))\n"
@@ -146,16 +154,16 @@ def test_a_program_needs_nothing_of_this_project(tmp_path):
     )
     words = [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[(2, 64), (2, 16)] False"
+    assert done.stdout.strip() == "[(2, 256), (2, 16)] False"
 
 
 def test_an_encoders_file_has_features_alone(tmp_path):
-    weights = {k: v for k, v in pretrained("resnet20").encoder_q.state_dict().items() if not k.startswith("fc.")}
+    weights = {k: v for k, v in pretrained("lenet").encoder_q.state_dict().items() if not k.startswith("fc.")}
     torch.save(weights, tmp_path / "encoder.pth")
-    words = [str(tmp_path / "encoder.pth"), str(tmp_path / "encoder.pt2"), "-a", "resnet20", "--image-size", str(SIDE)]
+    words = [str(tmp_path / "encoder.pth"), str(tmp_path / "encoder.pt2"), "-a", "lenet", "--image-size", str(SIDE)]
     export.main(words)
     (features,) = outputs(tmp_path / "encoder.pt2", images()).values()
-    assert features.shape == (3, 64)
+    assert features.shape == (3, 256)
 
 
 def test_a_program_that_computes_another_thing_is_not_written(tmp_path, monkeypatch):
@@ -163,14 +171,13 @@ def test_a_program_that_computes_another_thing_is_not_written(tmp_path, monkeypa
     real = torch.export.export
 
     def of_other_weights(network, *args, **kwargs):
-        other = programs.trained_network(tmp_path / "last.pth.tar", "resnet20", SIDE)
+        other = programs.trained_network(tmp_path / "last.pth.tar", "lenet", SIDE)
         nn.init.normal_(other.encoder.conv1.weight)
         return real(other, *args, **kwargs)
 
-    source = written(pretrained("resnet20"), "resnet20", tmp_path)
+    source = written(pretrained("lenet"), "lenet", tmp_path)
     monkeypatch.setattr(torch.export, "export", of_other_weights)
-    with pytest.raises(InputError, match=r"the exported program computes other features than the network, by \S+ of"):
-        export.main([source, str(tmp_path / "encoder.pt2")])
+    refusal(lambda: export.main([source, str(tmp_path / "encoder.pt2")]), "features")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth.tar"]
 
 
@@ -181,20 +188,17 @@ def test_a_network_that_pytorch_cannot_follow_is_refused():
         def forward(self, x):
             return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
-    with pytest.raises(InputError, match=r"this network cannot be exported as a program \(.+\)"):
-        programs.as_program(programs.Outputs(Branches(), None, programs.LOGITS), SIDE)
+    refusal(lambda: programs.as_program(programs.Outputs(Branches(), None, programs.LOGITS), SIDE))
 
 
-def test_where_onnx_cannot_be_written_a_line_says_why(tmp_path, monkeypatch):
-    words = [written(pretrained("resnet20"), "resnet20", tmp_path), str(tmp_path / "encoder.onnx")]
+def test_where_onnx_cannot_be_written_the_error_names_what_is_missing(tmp_path, monkeypatch):
+    words = [written(pretrained("lenet"), "lenet", tmp_path), str(tmp_path / "encoder.onnx")]
     if not ONNX:
-        with pytest.raises(InputError, match=r"needs PyTorch 2\.5 or newer, found 2\.4"):
-            export.main(words)
+        refusal(lambda: export.main(words), "onnx", "2.5", "2.4")
     real = importlib.util.find_spec
     missing = ("onnx", "onnxruntime")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else real(name))
-    with pytest.raises(InputError, match=r"needs onnx, onnxruntime, not installed; pip install -r requirements-extra"):
-        export.main(words)
+    refusal(lambda: export.main(words), "onnx, onnxruntime", "requirements-extra.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth.tar"]
 
 
@@ -202,5 +206,4 @@ def test_where_onnx_cannot_be_written_a_line_says_why(tmp_path, monkeypatch):
 def test_a_network_too_large_for_one_onnx_file_is_refused(monkeypatch):
     monkeypatch.setattr(programs, "ONNX_LIMIT", 1000)
     network = programs.Outputs(get_encoder("resnet20", SIDE)(num_classes=2), None, programs.LOGITS)
-    with pytest.raises(InputError, match=r"1\.1 MB of weights, an ONNX file holds .*; write \.pt2"):
-        programs.onnx_file(network, SIDE)
+    refusal(lambda: programs.onnx_file(network, SIDE), "1.1 MB", ".pt2")

@@ -6,7 +6,7 @@ import torch
 from moco.encoders import get_encoder
 from moco.encoders.small import BasicBlock
 from moco.in_batch import InBatch
-from utils.errors import InputError
+from tests.refusals import refusal
 
 SIZES = {"resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962}
 
@@ -48,8 +48,7 @@ def test_mlp_gives_the_releases_head_on_cifar():
 
 
 def test_one_image_a_process_is_too_few_where_batch_norm_sees_one_number():
-    with pytest.raises(InputError, match="cannot train on 1 4-px images a process"):
-        get_encoder("resnet20", 4, batch=1)
+    refusal(lambda: get_encoder("resnet20", 4, batch=1), "--arch", "resnet20", 1, 4)
     get_encoder("resnet20", 8, batch=1)
 
 
@@ -71,5 +70,4 @@ def test_lenet_tells_where_something_is():
 
 
 def test_an_image_too_small_for_lenet_is_refused():
-    with pytest.raises(InputError, match="cannot train on 2 8-px images a process"):
-        get_encoder("lenet", 8)
+    refusal(lambda: get_encoder("lenet", 8), "--arch", "lenet", 2, 8)

@@ -13,8 +13,9 @@ import pytest
 
 from tests import ROOT
 
-SCRIPTS = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
-DIRECT, ARRAY, TORCHRUN = range(3)
+FOUND = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+TORCHRUN, ARRAY, DIRECT = "torchrun", "--array", "srun alone"
+SCRIPTS = {next((word for word in (TORCHRUN, ARRAY) if word in script), DIRECT): script for script in FOUND}
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "64"}
 SLURM |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
 # As Slurm 22.05 does: SIGTERM to srun kills the step at once, `scancel --signal=TERM` lets it end by itself.
@@ -26,17 +27,17 @@ COMMANDS = {
 }
 
 
-def start(number: int, commands: dict[str, str], folder: Path, more: dict[str, str]) -> subprocess.Popen:
+def start(script: str, commands: dict[str, str], folder: Path, more: dict[str, str]) -> subprocess.Popen:
     """A script of the page, with these commands before all others."""
     for name, text in commands.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     environment = os.environ | SLURM | {"PATH": f"{folder}:{os.environ['PATH']}"} | more
-    command = ["bash", "-c", SCRIPTS[number]]
+    command = ["bash", "-c", SCRIPTS[script]]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_torchruns_job_saves_and_then_queues_itself_again(tmp_path):
+def test_the_job_with_torchrun_saves_and_then_queues_itself_again(tmp_path):
     job = start(TORCHRUN, COMMANDS, tmp_path, {})
     assert job.stdout.readline() == "started on first\n"
     job.send_signal(signal.SIGUSR1)  # as `--signal=B:USR1@120` does, to the script alone
@@ -44,7 +45,7 @@ def test_torchruns_job_saves_and_then_queues_itself_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "restarts", "said"),
+    ("script", "code", "restarts", "output"),
     [
         (DIRECT, 143, "200", "requeue 7\n"),
         (DIRECT, 0, "0", ""),
@@ -57,8 +58,8 @@ def test_torchruns_job_saves_and_then_queues_itself_again(tmp_path):
         (ARRAY, 0, "0", ""),
     ],
 )
-def test_by_what_a_job_ends_with_it_is_queued_again(number, code, restarts, said, tmp_path):
+def test_a_job_queues_itself_again_by_its_exit_code(script, code, restarts, output, tmp_path):
     commands = {"srun": f"exit {code}", "scontrol": "echo $*"}
-    job = start(number, commands, tmp_path, {"SLURM_RESTART_COUNT": restarts})
-    assert job.communicate(timeout=20)[0] == said
+    job = start(script, commands, tmp_path, {"SLURM_RESTART_COUNT": restarts})
+    assert job.communicate(timeout=20)[0] == output
     assert job.returncode == code

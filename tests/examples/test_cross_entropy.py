@@ -1,4 +1,4 @@
-"""examples/cross_entropy.py: one stage, everything trains, and it is measured and goes on as the probe does."""
+"""examples/cross_entropy.py: one stage, all weights train, and it is measured and resumed as the probe is."""
 
 import json
 
@@ -7,8 +7,8 @@ import torch
 
 import main_lincls_imba as stage2
 from examples import cross_entropy
+from tests.refusals import line_with, refusal
 from tests.stopping import assert_stops_change_nothing
-from utils.errors import InputError
 from utils.report.runs import read_run
 from utils.run import checkpoint
 
@@ -36,7 +36,7 @@ def test_all_weights_train(words, tmp_path):
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_it_goes_on_from_any_step(amp, words, tmp_path, monkeypatch):
+def test_a_resumed_run_is_bit_identical(amp, words, tmp_path, monkeypatch):
     steps = (2, 4)  # within the first epoch, then within the second
     assert_stops_change_nothing(cross_entropy.main, [*words, "--amp", amp], tmp_path, monkeypatch, steps)
     ours, theirs = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "whole"))
@@ -50,32 +50,32 @@ def test_its_checkpoint_is_measured_as_it_was(amp, words, probe_flags, tmp_path,
     last = json.loads((tmp_path / "run" / "results.json").read_text())["last"]
     capsys.readouterr()
     stage2.main([*probe_flags, "--amp", amp, "--evaluate", "--resume", str(tmp_path / "run" / "last.pth.tar")])
-    assert f"test, epoch 2: top-1 {last['acc1']:.2f}" in capsys.readouterr().out
+    line_with(capsys.readouterr().out, "test", 2, f"{last['acc1']:.2f}")
 
 
 def test_a_finished_folder_is_not_written_again(words, tmp_path):
     run = ["--run-dir", str(tmp_path / "run")]
     cross_entropy.main([*words, *run, "--epochs", "1"])
-    with pytest.raises(InputError, match="holds a run already"):
-        cross_entropy.main([word for word in [*words, *run] if word not in ("--resume", "auto")])
+    again = [word for word in [*words, *run] if word not in ("--resume", "auto")]
+    refusal(lambda: cross_entropy.main(again), tmp_path / "run", "--resume auto")
 
 
-def noted(words, monkeypatch) -> tuple[list, torch.Tensor]:
-    """What its loss was given, (logits, labels) a step, and the labels of all its batches."""
+def given_to_the_loss(words, monkeypatch) -> tuple[list, torch.Tensor]:
+    """Return the arguments of the loss, (logits, labels) for each step, and the labels of all batches."""
     seen, plain = [], cross_entropy.cross_entropy
     monkeypatch.setattr(cross_entropy, "cross_entropy", lambda *given: seen.append(given) or plain(*given))
     cross_entropy.main(words)
     return seen, torch.cat([labels for _, labels in seen])
 
 
-def test_balance_says_what_counts_alike(words, tmp_path, monkeypatch):
+def test_balance_chooses_batches_and_prior(words, tmp_path, monkeypatch):
     """Balanced batches; batches as they come, with and without the log of the prior in the logits."""
     counts, logits = {}, {}
     for balance in ("sampling", "softmax", "none"):
         more = ["--balance", balance, "--epochs", "1", "--lr", "1e-9", "--run-dir", str(tmp_path / balance)]
-        seen, labels = noted([*words, *more], monkeypatch)
+        seen, labels = given_to_the_loss([*words, *more], monkeypatch)
         monkeypatch.undo()
-        counts[balance], logits[balance] = labels.bincount().tolist(), seen[0][0]
+        counts[balance], logits[balance] = labels.bincount(minlength=10).tolist(), seen[0][0]
     assert max(counts["sampling"]) < 1.2 * min(counts["sampling"])
     assert counts["none"] == counts["softmax"] and counts["none"][0] > 10 * counts["none"][-1]
     train = torch.tensor(json.loads((tmp_path / "none" / "results.json").read_text())["train_counts"])

@@ -1,4 +1,4 @@
-"""examples/figure1.py on a handful of images: lists, angles, and that it goes on where it was."""
+"""examples/figure1.py on a handful of images: lists, angles, and that a second call trains nothing again."""
 
 import math
 

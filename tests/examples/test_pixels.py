@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from examples import pixels
 from examples.results.trials import ended
 from imagenet_inat import options
-from utils.errors import InputError
+from tests.refusals import refusal
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,13 @@ def test_heads_are_compared_and_chosen_by_validation(run_dir):
     assert "target" not in results["heads"] and "own, post" not in results["heads"]
 
 
-def test_a_folder_with_results_is_left_alone_unless_they_are_to_be_made_anew(run_dir):
+def test_results_are_not_overwritten_without_resume_nor_a_trained_run_at_all(run_dir):
     before = (run_dir / "results.json").read_bytes()
     flags = f"--dataset digits --image-size 8 --data-root {run_dir.parent}/data --run-dir {run_dir}"
-    with pytest.raises(InputError, match="holds results already"):
-        pixels.main(flags.split())
+    refusal(lambda: pixels.main(flags.split()), run_dir, "--resume auto")
     (run_dir / "last.pth.tar").touch()
-    with pytest.raises(InputError, match="holds a run that was trained"):
-        pixels.main([*flags.split(), "--resume", "auto"])
+    refusal(lambda: pixels.main([*flags.split(), "--resume", "auto"]), run_dir, "--run-dir")
+    (run_dir / "last.pth.tar").unlink()
     assert (run_dir / "results.json").read_bytes() == before
 
 

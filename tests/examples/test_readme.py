@@ -1,9 +1,7 @@
-"""Every command line that README, its pages and the scripts' docstrings show is accepted as it stands."""
+"""What README, the pages in docs/ and the scripts' docstrings show is right: commands, make targets, links, files."""
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from examples.results import __main__ as results
 from imagenet_inat.splits import __main__ as splits
 from moco.export import __main__ as export
 from tests import ROOT
+from tests.processes import run
 from utils.report import __main__ as report
 
 MODULES = {
@@ -42,18 +41,19 @@ MODULES = {
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)  # language, text
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def commands() -> list[str]:
-    """Lines of README, its pages and docstrings that call one of our scripts, continuation lines joined."""
+    """Return the lines of pages and docstrings that call one of our scripts, continuation lines joined."""
     texts = [page.read_text() for page in PAGES]
     texts += [module.__doc__ for module in MODULES.values()]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if re.match(r"\s*(OMP_NUM_THREADS=1 )?(python|torchrun) ", line)]
 
 
-def test_the_commands_are_found():
-    assert len(commands()) > 12
+def test_every_script_is_shown_in_a_command():
     assert {name for name in PARSERS for line in commands() if name in line} == set(PARSERS)
 
 
@@ -64,9 +64,8 @@ def test_a_shown_command_parses(command):
     PARSERS[script]().parse_args(words[words.index(script) + 1 :])
 
 
-def test_a_package_is_called_as_it_is_typed():
-    command = [sys.executable, "-m", "imagenet_inat.splits", "--help"]
-    help_text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_the_help_of_a_package_shows_how_to_call_it():
+    help_text = run(["-m", "imagenet_inat.splits", "--help"]).stdout
     assert help_text.startswith("usage: python -m imagenet_inat.splits ")
 
 
@@ -77,15 +76,17 @@ def test_the_demos_own_commands_parse():
         PARSERS[script]().parse_args(flags)
 
 
-def test_make_targets_that_readme_and_the_page_on_speed_name_exist():
-    text = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/speed.md"))
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+def test_make_targets_exist():
+    """Those in code: at the start of a line of a fenced block, or of an inline span."""
+    code = [span for page in PAGES for span in re.findall(r"`(make [a-z-]+)", page.read_text())]
+    code += [line for page in PAGES for _, block in FENCED.findall(page.read_text()) for line in block.splitlines()]
+    named = {word for line in code for word in re.findall(r"^make ([a-z-]+)", line)}
     makefile = (ROOT / "Makefile").read_text()
-    assert {"demo", "test", "test-oldest", "gpu", "results", "bench"} <= named
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+    assert {"demo", "test"} <= named
+    assert not [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
 def test_links_within_the_project_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         name, _, anchor = target.partition("#")
@@ -95,36 +96,49 @@ def test_links_within_the_project_lead_somewhere(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link may have after its #: the headings, as GitHub names them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    """Return what a link may have after its #: the headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_the_links_that_are_tested_are_found():
-    assert anchors(ROOT / "docs" / "targets.md") >= {"targets", "how-good-is-a-file"}
-    assert any("](#" in page.read_text() for page in PAGES) and any(".md#" in page.read_text() for page in PAGES)
+def test_anchors_are_the_headings(tmp_path):
+    (tmp_path / "page.md").write_text("# One: `two`, 3-4\n```bash\n# no heading\n```\ntext\n### Five?\n")
+    assert anchors(tmp_path / "page.md") == {"one-two-3-4", "five"}
 
 
-def test_the_index_has_every_page_and_readme_leads_to_it():
-    """But for the pages of other studies, which a user may have run."""
+def test_the_index_links_to_every_page_and_readme_to_the_index():
+    """Except for the pages of other studies, which a user may have run."""
     linked = re.findall(r"\]\(([^)#]+)", (ROOT / "docs" / "README.md").read_text())
     found = {(ROOT / "docs" / name).resolve() for name in linked}
     assert not {page for page in PAGES if page.name != "README.md" and not page.match("results_*.md")} - found
     assert "](docs/README.md)" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/changing.md"])
-def test_paths_that_a_map_of_the_files_names_exist(page):
-    """Indented names lie in the folder above them."""
-    layout = (ROOT / page).read_text().split("## Where things are")[1].split("```")[1]
+def paths_of_map(text: str) -> list[Path]:
+    """Return the paths that a map of the files names. Indented names lie in the folder above them."""
     folder, paths = ROOT, []
-    for line in layout.splitlines():
+    for line in text.splitlines():
         named = re.findall(r"[\w/]+\.py|\w+/(?=\s)", line)
         if named and not line.startswith(" "):
             folder = ROOT / named[0] if named[0].endswith("/") else ROOT
             paths += [ROOT / name for name in named]
         else:
             paths += [folder / name for name in named]
-    assert len(paths) > 30
+    return paths
+
+
+def test_a_map_names_paths():
+    text = "a.py  first   b/c.py   second\nd/            the third\n  e.py  f/  in it\n"
+    assert paths_of_map(text) == [ROOT / name for name in ("a.py", "b/c.py", "d", "d/e.py", "d/f")]
+
+
+@each_page
+def test_files_that_a_page_names_exist(page):
+    """Inline, a path of the project's folders; and what a map of the files shows, or a test of that name."""
+    text = page.read_text()
+    maps = [block for language, block in FENCED.findall(text) if not language and re.match(r"[\w/]+(\.py|/)\s", block)]
+    paths = [path for block in maps for path in paths_of_map(block)]
+    spans = re.findall(r"`([\w.-]+/[\w./-]*)`", FENCED.sub("", text))
+    folders = {path.parent.name for path in ROOT.glob("*/*.py")} | {"recipes"}
+    paths += [ROOT / span for span in spans if span.endswith((".py", ".txt", "/")) and span.split("/")[0] in folders]
     assert not [path for path in paths if not path.exists() and not (ROOT / "tests" / path.name).exists()]

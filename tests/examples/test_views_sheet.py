@@ -1,17 +1,16 @@
 """The sheet of views is written by its command."""
 
-import pytest
 from PIL import Image
 
 from examples import views
-from utils.errors import InputError
+from moco.loader import VIEWS
+from tests.refusals import line_with, refusal
 
 
 def test_the_sheet_has_a_row_for_each_view(tmp_path, capsys):
     views.main(["--output", str(tmp_path / "views.png"), "--draws", "2"])
-    assert "8 views, 2 draws of each" in capsys.readouterr().out
+    line_with(capsys.readouterr().out, tmp_path / "views.png", len(VIEWS), 2)
     with Image.open(tmp_path / "views.png") as picture:
         width, height = picture.size
     assert height > 1.5 * width  # eight rows of three
-    with pytest.raises(InputError, match="absent: no such folder"):
-        views.main(["--output", str(tmp_path / "absent" / "views.png")])
+    refusal(lambda: views.main(["--output", str(tmp_path / "absent" / "views.png")]), tmp_path / "absent")

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import main_moco_supcon_imba as stage1
+from tests.refusals import exit_message, line_with, refusal
 from utils import devices, distributed, meeting
-from utils.errors import InputError, run
+from utils.errors import run
 from utils.optimizers import sgd
 from utils.run import launch
 from utils.run.speed import Speed
@@ -41,8 +42,7 @@ def test_a_device_is_checked_without_touching_it(two_gpus, monkeypatch):
     monkeypatch.setattr(torch, "empty", None)
     devices.check_device("cuda", 2)
     devices.check_device("cuda:1", 1)
-    with pytest.raises(InputError, match="device cuda:2: there are 2, counted from 0"):
-        devices.check_device("cuda:2", 1)
+    refusal(lambda: devices.check_device("cuda:2", 1), "cuda:2", "2", "0")
 
 
 @pytest.mark.parametrize(("device", "threads"), [("cpu", 2), ("cuda", 4)])
@@ -80,8 +80,7 @@ def test_processes_that_share_a_gpu_are_refused_when_they_have_met(others, share
     if not shared:
         meeting.check_one_gpu_each(GPU)
         return
-    with pytest.raises(InputError, match="processes 0, 1 have the same GPU, a: start one process for each GPU"):
-        meeting.check_one_gpu_each(GPU)
+    refusal(lambda: meeting.check_one_gpu_each(GPU), "processes 0, 1", "GPU", "CUDA_VISIBLE_DEVICES")
 
 
 def settings() -> tuple:
@@ -107,12 +106,12 @@ def test_arithmetic_is_that_of_the_flags_and_ends_with_the_run(tf32, determinist
     assert settings() == before
 
 
-def test_on_the_cpu_nothing_changes_and_that_is_said(capsys):
+def test_on_the_cpu_nothing_changes_and_a_note_reports_it(capsys):
     before = settings()
     with Speed(torch.device("cpu"), tf32=True, deterministic=True).arithmetic():
         assert settings() == before
-    notes = [f"note: --{flag} without effect on cpu, it is for GPUs" for flag in ("tf32", "deterministic")]
-    assert capsys.readouterr().out.splitlines() == notes
+    notes = capsys.readouterr().out
+    assert notes.splitlines() == [line_with(notes, flag, "cpu") for flag in ("--tf32", "--deterministic")]
 
 
 def test_cublas_is_told_before_its_first_product(monkeypatch):
@@ -127,10 +126,4 @@ def test_an_operation_without_a_deterministic_form_is_one_line(capsys):
     def work() -> None:
         raise RuntimeError("avg_pool3d_backward_cuda does not have a deterministic implementation, but you set ...")
 
-    with pytest.raises(SystemExit) as end:
-        run(work)
-    assert end.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: --deterministic: avg_pool3d_backward_cuda has no deterministic form on a GPU; "
-        "leave --deterministic out, or choose another --arch\n"
-    )
+    exit_message(lambda: run(work), capsys, "--deterministic", "avg_pool3d_backward_cuda", "--arch")

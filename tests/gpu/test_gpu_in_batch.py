@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from moco.encoders import get_encoder
 from moco.in_batch import InBatch
 from tests.cuda import NEEDS_CUDA
 from tests.gpu.test_gpu_steps import CUDA, TOLERANCES, check_that_the_host_does_not_wait, images, some_steps
 from tests.in_batch.test_in_batch_runs import FORMS, steps, two_ranks
-from tests.processes import free_port
+from tests.processes import free_port, spawn
 from tests.tiny import unit
 from utils.run.speed import Speed
 
@@ -43,7 +42,7 @@ def test_the_host_does_not_wait_for_the_device_in_a_step(form, monkeypatch):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("form", FORMS)
 def test_two_gpus_are_one(form, tmp_path):
-    mp.spawn(two_ranks, (free_port(), FORMS[form], 256, str(tmp_path), "cuda"), nprocs=2)
+    spawn(two_ranks, (free_port(), FORMS[form], 256, str(tmp_path), "cuda"), nprocs=2)
     alone = steps(FORMS[form], 256, "cuda")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True, map_location="cuda:0")
@@ -53,7 +52,7 @@ def test_two_gpus_are_one(form, tmp_path):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_sync_bn_gives_the_statistics_of_the_whole_batch(tmp_path):
     """Batch norm in train mode; the running statistics, and all that follows from them."""
-    mp.spawn(two_ranks, (free_port(), FORMS["KCL"], 64, str(tmp_path), "cuda", True), nprocs=2)
+    spawn(two_ranks, (free_port(), FORMS["KCL"], 64, str(tmp_path), "cuda", True), nprocs=2)
     alone = steps(FORMS["KCL"], 64, "cuda", train=True)
     both = torch.load(tmp_path / "0.pt", weights_only=True, map_location="cuda:0")
     torch.testing.assert_close(both, alone, rtol=1e-6, atol=1e-8)

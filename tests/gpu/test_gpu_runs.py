@@ -2,22 +2,20 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 import target_generation
 from moco.targets.files import load_targets
-from tests import ROOT
+from tests import stopping
 from tests.cuda import NEEDS_CUDA, WORKSPACE
-from tests.processes import LAUNCHERS, METHODS, STEPS, free_port, steps, two_ranks
+from tests.processes import LAUNCHERS, free_port, run, spawn
+from tests.ranks import METHODS, STEPS, steps, two_ranks
+from tests.refusals import line_with
 from tests.stopping import assert_same_end, assert_stops_change_nothing, log_of
 from utils.run import checkpoint
 
@@ -54,9 +52,8 @@ def test_each_flag_trains_near_float32(flag, flags, gpu_run, tmp_path):
 
 
 def alone(words: list[str], **environment: str) -> None:
-    """Python with these words, in a process of its own whose environment says nothing of cuBLAS."""
-    clean = {key: value for key, value in os.environ.items() if key != WORKSPACE} | environment
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
+    """Run a program in a process of its own, whose environment does not configure cuBLAS."""
+    done = run(words, env={WORKSPACE: None, **environment})
     assert done.returncode == 0, done.stderr
 
 
@@ -81,8 +78,8 @@ def test_the_probe_trains_and_evaluate_repeats_its_numbers(gpu_run, probe_flags,
     assert last < first
     capsys.readouterr()
     stage2.main([*probe_flags, *ON_GPU, "--evaluate", "--resume", str(tmp_path / "probe" / "model_best.pth.tar")])
-    line = f"test, epoch {results['selected']['epoch']}: top-1 {results['selected']['acc1']:.2f}"
-    assert line in capsys.readouterr().out
+    chosen = results["selected"]
+    line_with(capsys.readouterr().out, f"test, epoch {chosen['epoch']}", f"{chosen['acc1']:.2f}")
 
 
 @pytest.mark.parametrize(("there", "here"), [("gpu_run", "cpu"), ("tsc_run", "cuda")])
@@ -123,14 +120,16 @@ def test_two_processes_on_two_gpus(launcher, flags, tmp_path):
     alone(words, CUDA_VISIBLE_DEVICES="0,1")
     assert json.loads((tmp_path / "run" / "args.json").read_text())["processes"] == 2
     weights = checkpoint.load(tmp_path / "run" / "last.pth.tar")["state_dict"]
-    assert weights["module.queue_ptr"].item() == 2 * 5 * 64 % 256  # the global batch is 64, not 128
+    steps = 2 * stopping.STEPS
+    pointer = weights["module.queue_ptr"].item()
+    assert pointer == steps * stopping.BATCH % stopping.QUEUE != steps * 2 * stopping.BATCH % stopping.QUEUE
 
 
 @TWO
 @pytest.mark.parametrize("method", METHODS)
 def test_two_gpus_compute_what_one_cpu_computes(method, tmp_path):
     """Float64, without batch norm and with all positives, to 1e-9."""
-    mp.spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path), "cuda"), nprocs=2)
+    spawn(two_ranks, (free_port(), METHODS[method], str(tmp_path), "cuda"), nprocs=2)
     alone, _ = steps(dict(METHODS[method]))
     for rank in range(2):
         theirs = torch.load(tmp_path / f"{rank}.pt", map_location="cpu", weights_only=True)

@@ -13,7 +13,7 @@ from moco.heads.choice import Split, Task, choose, titled
 from moco.heads.classifiers import NEVER, fitted_classifier, linear_classifier
 from moco.heads.fitted import TAUS, Candidate, Problem, Way
 from moco.heads.flags import ways
-from utils.errors import InputError
+from tests.refusals import line_with, refusal
 from utils.measure.kept_features import Features
 from utils.run.speed import Speed
 
@@ -97,16 +97,14 @@ def test_two_penalties_without_gain_end_the_path(monkeypatch):
     assert chosen_of(monkeypatch, WORSE, WORSE, BETTER, WORSE, WORSE).tried == {"l2": [0, 1, 2, 3, 4]}
 
 
-def test_a_fit_that_has_not_arrived_is_said_and_not_chosen(monkeypatch, capsys):
+def test_a_fit_that_did_not_converge_is_reported_and_not_chosen(monkeypatch, capsys):
     better, worse = (linear_classifier(torch.zeros(C, D), torch.tensor(bias)) for bias in (BETTER, WORSE))
     not_there = [Candidate({"l2": 1.0, "t": t}, better, False) for t in (0.0, 1.0)]
     half = Head("", fit=lambda problem, way: iter([not_there, [Candidate({"l2": 0.1, "t": 0.0}, worse)]]))
     monkeypatch.setitem(HEADS, "toy", half)
     assert choose("toy", "instance", "off", task()).entry["values"] == {"l2": 0.1, "t": 0.0}
-    said = capsys.readouterr().out
-    assert said.count("note: toy: l2 1 has not arrived at its optimum, it is not chosen from") == 1
-    with pytest.raises(InputError, match="toy: no fit has arrived at its optimum"):
-        chosen_of(monkeypatch, BETTER, converged=False)
+    line_with(capsys.readouterr().out, "toy", "l2 1")
+    refusal(lambda: chosen_of(monkeypatch, BETTER, converged=False), "toy")
 
 
 def test_the_choice_is_over_classes_not_images(monkeypatch):

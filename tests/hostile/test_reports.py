@@ -1,137 +1,46 @@
-"""Reports of run folders that are damaged, or named to do harm: shown, or refused in a line."""
+"""Reports of run folders that are named to do harm, or have values that were not measured."""
 
 import csv
 import io
 import json
 import re
-import shutil
 
 import pytest
 
 from examples.results import figures as study_figures
 from examples.results.figures import panels
-from utils.errors import InputError
+from tests.hostile.table import changed, copy_run
 from utils.files import csv_text
 from utils.measure.results import markdown
 from utils.report import __main__ as report
 from utils.report.figures import curves, heads_dots
 from utils.report.page import html_page
-from utils.report.runs import read_results, read_run, read_stage
+from utils.report.runs import read_results, read_stage
 from utils.report.style import draw
-from utils.run.logger import RunLog, read_log
+from utils.run.logger import read_log
 
 RESULTS = "results.json"
-DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.fixture
 def run(tsc_run, probe_run, tmp_path):
-    """A copy of a run and its probe, without what a report does not read."""
-    ignored = shutil.ignore_patterns("*.pth.tar", "train", "val", "test", "*.safetensors")
-    return shutil.copytree(tsc_run, tmp_path / "run", ignore=ignored)
-
-
-def changed(value, at: tuple, new):
-    """JSON with something else at a place; new: None of a key, to leave it out, is `...`."""
-    inner = value
-    for key in at[:-1]:
-        inner = inner[key]
-    if new is ...:
-        del inner[at[-1]]
-    else:
-        inner[at[-1]] = new
-    return value
-
-
-@pytest.mark.parametrize(
-    ("at", "new", "message"),
-    [
-        (("selected",), [1], r"'selected' is \[1\], expected a table"),
-        (("selected", "acc1"), "90", "'selected' acc1 is '90', expected percent"),
-        (("last", "acc1"), None, "'last' acc1 is None"),
-        (("last", "few"), 101, "'last' few is 101"),
-        (("best_on_test", "balanced"), {"a": 1}, r"balanced is \{'a': 1\}"),
-        (("selected", "per_class", 0), "x", r"per_class is \['x', "),
-        (("selected", "per_class", 0), ..., r"per_class is of \[9, 10\] classes, train_counts of 10"),
-        (("selected", "epoch"), [2], r"epoch \[2\] and seconds None, expected numbers"),
-        (("selected", "values"), 0, "values is 0, expected numbers by name"),
-        (("train_counts", 3), -1, r"train_counts is \[120, 77, 50, -1"),
-        (("train_counts",), [0] * 10, "train_counts is .*, expected the training images of each class"),
-        (("chosen",), "val", "chosen is 'val'"),
-        (("chosen", "on"), 5, "chosen is"),
-        (("heads",), [], r"heads is \[\], expected an entry for each"),
-        (("heads",), {"ncm": None}, "head 'ncm' is None, expected a table"),
-    ],
-)
-def test_results_that_no_probe_writes_are_named(at, new, message, run):
-    path = run / "probe" / RESULTS
-    path.write_text(json.dumps(changed(json.loads(path.read_text()), at, new)))
-    with pytest.raises(InputError, match=rf"results\.json: .*{message}"):
-        report.main([str(run)])
-    assert not (run / "report.html").exists()
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00binary", b"", b"5", b"[1]", b"null", DEEP.encode(), b'{"a": 1e'])
-@pytest.mark.parametrize("name", ["args.json", "probe/results.json"])
-def test_a_file_that_is_no_object_is_named(name, content, run):
-    (run / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name}: (not JSON|holds a .*, expected an object)") as error:
-        report.main([str(run)])
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("at", "new", "message"),
-    [
-        (("args",), [], "has no 'args' with a seed"),
-        (("args", "seed"), "1", "has no 'args' with a seed"),
-        (("args", "seed"), ..., "has no 'args' with a seed"),
-        (("args", "tw"), {"a": 1}, r"its argument 'tw' is \{'a': 1\}, expected what a command line gives"),
-        (("args", "schedule"), [[1]], r"'schedule' is \[\[1\]\]"),
-        (("args", "views"), "a\0b", r"'views' is 'a\\x00b'"),
-        (("args", "pretrained"), 5, "'pretrained' is 5"),
-        (("args", "lr"), 10**400, "'lr' is 1000"),
-    ],
-)
-def test_arguments_that_no_run_has_are_named(at, new, message, run):
-    path = run / "args.json"
-    path.write_text(json.dumps(changed(json.loads(path.read_text()), at, new)))
-    with pytest.raises(InputError, match=rf"args\.json: .*{message}"):
-        read_run(run)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"5", "found 5, expected an object with the number of an epoch"),
-        (b"{}", r"found \{\}, expected an object with the number of an epoch"),
-        (b'{"epoch": "1"}', r"found \{'epoch': '1'\}"),
-        (b'{"epoch": 1e3}', "found"),
-        (b'{"epoch": 10000000000000000000}', "found"),
-        (b'{"epoch": 1, "loss": "low"}', "'loss' is 'low', expected a number"),
-        (b'{"epoch": 1, "loss": 1e999}', "'loss' is inf, expected a number"),
-        (b'{"epoch": 1, "val": {"top1": [1]}}', r"'val_top1' is \[1\]"),
-        (b'{"epoch": 1, "val": {"top1": {}}}', r"'val_top1' is \{\}"),
-        (b"\xff\xfe\x00\x9f", "not a JSON object"),
-        (DEEP.encode(), r"not a JSON object \(nested too deeply\)"),
-    ],
-)
-def test_a_log_that_no_run_writes_is_named_and_a_run_writes_nothing(line, message, tmp_path):
-    """Also where a run goes on: its folder stays as it is."""
-    (tmp_path / "log.jsonl").write_bytes(b'{"epoch": 1, "loss": 2}\n' + line + b'\n{"epoch": 3}\n')
-    for read in (read_log, lambda path: RunLog(path.parent, {"seed": 1}, (), 3)):
-        with pytest.raises(InputError, match=rf"log\.jsonl:2: {message}.*; mend the line, or move the file away"):
-            read(tmp_path / "log.jsonl")
-    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    """A copy of a run and its probe, without the files that a report does not read."""
+    return copy_run(tsc_run, tmp_path)
 
 
 def test_a_number_that_is_none_is_a_value_that_was_not_measured(run):
     """Python and others write NaN; JSON has no such thing, and what this project writes is null."""
+    before = captions(run)
     log = run / "log.jsonl"
     log.write_text(re.sub(r'"(loss|seconds|lr)": [^,]*', r'"\1": NaN', log.read_text()))
     assert [record["loss"] for record in read_log(log)] == [None, None]
+    assert any("loss" in caption for caption in before - captions(run))
+
+
+def captions(run) -> set[str]:
+    """Return the captions of a new report's figures."""
     report.main([str(run)])
-    assert "<figcaption>loss, pre-training" not in (run / "report.html").read_text()
+    return set(re.findall("<figcaption>([^<]*)", (run / "report.html").read_text()))
 
 
 NAME = "_$\\frac{$<img src=x onerror=alert(1)>\x1b[31m\u202e$_^\udcff"

@@ -9,8 +9,6 @@ from tests import oracle
 from tests.in_batch import D, N, close, loops, seeded
 from tests.tiny import unit
 
-pytestmark = pytest.mark.usefixtures("block")
-
 
 def test_the_draws_are_those_of_floyds_algorithm(batch):
     """Row i's pool are the other rows of its label, in their order."""
@@ -23,20 +21,28 @@ def test_the_draws_are_those_of_floyds_algorithm(batch):
 
 
 def test_draws_are_distinct_uniform_of_the_class_and_neither_the_row_nor_its_other_view():
-    labels = torch.tensor([0, 1, 0, 0, 2]).repeat(2)  # class 0 has 6 rows, 1 and 2 have two each
-    times, half = 4000, 5
-    seen = torch.zeros(10, 10)
-    for draws in torch.randint(LARGEST_DRAW, (times, 10, 3), generator=seeded()):
+    """Forty batches of five images at a time, each with its own classes: one of 6 rows and two of two rows."""
+    together, times = 40, 100
+    half = 5 * together
+    labels = (torch.tensor([0, 1, 0, 0, 2]) + 3 * torch.arange(together)[:, None]).flatten().repeat(2)
+    large, row = labels % 3 == 0, torch.arange(2 * half)
+    allowed = (labels[:, None] == labels) & (row[:, None] % half != row % half)
+    seen = torch.zeros(2 * half, 2 * half)
+    for draws in torch.randint(LARGEST_DRAW, (times, 2 * half, 3), generator=seeded()):
         chosen = view_and_drawn(labels, draws)
-        assert torch.equal(chosen[:, 0], (torch.arange(10) + half) % 10)
-        for i, row in enumerate(chosen[:, 1:].tolist()):
-            assert row == ([-1] * 3 if labels[i] else row) and (labels[i] or len(set(row)) == 3)
-            seen[i, [j for j in row if j >= 0]] += 1
-    allowed = (labels[:, None] == labels) & ~(torch.arange(10)[:, None] % half == torch.arange(10) % half)
-    assert not seen[~allowed].any()
-    assert (seen[allowed] / times - 3 / 4).abs().max() < 0.04  # six standard deviations
+        assert torch.equal(chosen[:, 0], (row + half) % (2 * half))
+        assert (chosen[~large, 1:] == -1).all() and (chosen[large, 1:].sort(1).values.diff(dim=1) > 0).all()
+        assert allowed[row[large, None], chosen[large, 1:]].all()
+        seen[row[large, None], chosen[large, 1:]] += 1
+    # The same pair of rows of each batch: 5 images in 2 views, 4000 times.
+    pair = seen.view(2, together, 5, 2, together, 5).diagonal(dim1=1, dim2=4).sum(-1).reshape(10, 10)
+    allowed = torch.tensor([0, 1, 0, 0, 2]).repeat(2)
+    allowed = (allowed[:, None] == allowed) & (torch.arange(10)[:, None] % 5 != torch.arange(10) % 5)
+    assert not pair[~allowed].any()
+    assert (pair[allowed] / (together * times) - 3 / 4).abs().max() < 0.04  # six standard deviations
 
 
+@pytest.mark.usefixtures("block")
 def test_one_positive_less_than_there_are_is_still_drawn():
     """All rows of one label, and k one short of the whole class."""
     torch.manual_seed(0)

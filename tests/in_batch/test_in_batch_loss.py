@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("block")
 
 
 @BOTH
-@pytest.mark.parametrize("num_positive", [0, 1, 3, 12])
+@pytest.mark.parametrize("num_positive", [0, 3, 12])
 @pytest.mark.parametrize(("repeat", "anchors"), [(0, "all"), (1, "all"), (3, "all"), (3, "targets")])
 def test_value_and_gradients_are_the_loops(batch, num_positive, repeat, anchors, unbiased):
     given = with_targets(repeat) if repeat else {}
@@ -40,14 +40,17 @@ def test_the_releases_number_of_copies():
 @BOTH
 @pytest.mark.parametrize("num_positive", [0, 2])
 @pytest.mark.parametrize("anchors", ["all", "targets"])
+@pytest.mark.parametrize("batch", [0], indirect=True)
 def test_the_gradient_is_that_of_finite_differences(batch, num_positive, anchors, unbiased):
-    given = with_targets()
+    """On four images, as the gradients of seven are compared with those of the loops."""
+    given, labels = with_targets(), batch["labels"][:4]
+    views = batch["views"].detach()[:4].requires_grad_()
 
     def of(views, targets):
         options = {"anchors": anchors, "unbiased": unbiased, "generator": seeded()}
-        return in_batch_loss(views, batch["labels"], num_positive, 0.3, **(given | {"targets": targets}), **options)
+        return in_batch_loss(views, labels, num_positive, 0.3, **(given | {"targets": targets}), **options)
 
-    assert torch.autograd.gradcheck(of, (batch["views"], given["targets"]))
+    assert torch.autograd.gradcheck(of, (views, given["targets"]))
 
 
 @BOTH

@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.in_batch import InBatch
-from tests.processes import free_port
+from tests.processes import free_port, spawn
 from tests.stopping import assert_stops_change_nothing
 from tests.tiny import unit
 from utils import distributed
@@ -62,22 +61,28 @@ def two_ranks(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_two_processes_with_128_images_are_one_with_256(form, tmp_path):
-    """Loss, gradients, centroids; the draws too, which are those of the whole batch."""
-    mp.spawn(two_ranks, (free_port(), FORMS[form], 256, str(tmp_path)), nprocs=2)
-    alone = steps(FORMS[form], 256)
+def test_two_processes_with_16_images_are_one_with_32(form, tmp_path):
+    """Loss, gradients, centroids; also the draws, which are those of the whole batch."""
+    spawn(two_ranks, (free_port(), FORMS[form], 32, str(tmp_path)), nprocs=2)
+    alone = steps(FORMS[form], 32)
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(both, alone, rtol=1e-10, atol=1e-12)
 
 
-RECIPE = "--cos --lr-end 0.01 --warmup-epochs 1 --keep-last --epochs 4 -b 90"
+RECIPE = "--cos --lr-end 0.01 --warmup-epochs 1 --keep-last --epochs 4 -b 24"  # epochs of four steps
 
 
 @pytest.mark.parametrize(
-    "form", ["--tw 0.2", "--loss-form release --tr 3", "--tw 0.2 --assignment-interval 4", f"--tw 0.2 {RECIPE}"]
+    ("form", "stops"),
+    [
+        ("--loss-form release --tr 3", (3, 2, 2)),
+        ("--tw 0.2 --assignment-interval 4", (3, 2, 2)),
+        (f"--tw 0.2 {RECIPE}", (3, 5, 2)),
+    ],
 )
-def test_a_run_goes_on_from_any_step(form, batch_flags, tmp_path, monkeypatch):
-    """Stopped in KCL, at the switch (step 5), in TSC; 5 steps an epoch."""
-    run = [*batch_flags, "--contrast", "batch", "--epochs", "2", "--targeted", *form.split()]
-    assert_stops_change_nothing(stage1.main, run, tmp_path, monkeypatch, (3, 2, 2, 1))
+def test_a_run_goes_on_from_any_step(form, stops, batch_flags, tmp_path, monkeypatch):
+    """Stopped in KCL, at the switch to TSC and in TSC."""
+    small = "-a lenet --image-size 12 --contrast batch --epochs 2 --targeted"
+    run = [*batch_flags, *small.split(), *form.split()]
+    assert_stops_change_nothing(stage1.main, run, tmp_path, monkeypatch, stops)

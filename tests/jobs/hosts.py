@@ -1,8 +1,10 @@
 """One machine of a small job of two, for tests: it meets the other, and the second does what it is told.
 
-python -m tests.jobs.hosts DOES FOLDER, with the variables that torchrun sets, or with the release's flags.
+python -m tests.jobs.hosts DOES FOLDER, with the variables that torchrun sets, or with the release's flags. NAMESPACE,
+a variable, names the network namespace to run in.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -45,7 +47,15 @@ def work(args, place: launch.Place) -> None:
     bar.close()
 
 
+def enter_namespace(name: str) -> None:
+    """Move this process to a network namespace that `ip netns add` has made."""
+    with Path("/var/run/netns", name).open() as namespace:
+        assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
+
+
 def main() -> None:
+    if "NAMESPACE" in os.environ:
+        enter_namespace(os.environ["NAMESPACE"])
     parser = Parser(description=__doc__)
     parser.add_argument("does", choices=list(DOES))
     parser.add_argument("folder", type=Path)
@@ -55,7 +65,7 @@ def main() -> None:
     parser.set_defaults(device="cpu", workers=0)
     args = parser.parse_args()
     launch.PROCESSES_WITHOUT_GPU = 1
-    # To start takes longer, and on a busy machine by more, than a test wants the two to wait for each other.
+    # A start takes longer on a busy machine than a test lets the two wait for each other.
     me = os.environ.get("RANK", str(args.rank))
     (args.folder / me).touch()
     while not (args.folder / str(1 - int(me))).exists():

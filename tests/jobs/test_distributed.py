@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from moco import targeted
 from moco.builder import KCL
 from moco.encoders import get_encoder
-from tests.processes import METHODS, free_port, steps, two_ranks
+from tests.processes import free_port, spawn
+from tests.ranks import METHODS, steps, two_ranks
 from tests.tiny import tiny_batch, tiny_model, unit
 from utils import distributed
 
@@ -18,7 +18,7 @@ from utils import distributed
 def test_two_ranks_compute_what_one_computes(method, shuffles, tmp_path):
     """Without batch norm and with all positives, in float64: loss, gradients, queue, centroids to 1e-10."""
     options = METHODS[method] | {"shuffles": shuffles}
-    mp.spawn(two_ranks, (free_port(), options, str(tmp_path)), nprocs=2)
+    spawn(two_ranks, (free_port(), options, str(tmp_path)), nprocs=2)
     alone, batches = steps(dict(options))
     for rank in range(2):
         torch.testing.assert_close(
@@ -54,7 +54,7 @@ def queues(rank: int, port: int, folder: str) -> None:
 def test_buffers_stay_equal_on_all_ranks(tmp_path):
     """Queue, labels and pointer without being sent, centroids, and the weights of both encoders; batch-norm
     statistics differ."""
-    mp.spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
+    spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     differ = {name.rsplit(".", 1)[-1] for name in one if not torch.equal(one[name], other[name])}
     assert differ == {"running_mean", "running_var"}
@@ -76,7 +76,7 @@ def centroids_that_part(rank: int, port: int, folder: str) -> None:
 
 
 def test_ranks_that_round_otherwise_assign_the_same_targets(tmp_path):
-    mp.spawn(centroids_that_part, (free_port(), str(tmp_path)), nprocs=2)
+    spawn(centroids_that_part, (free_port(), str(tmp_path)), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
@@ -101,7 +101,7 @@ def two_starts(rank: int, port: int, folder: str) -> None:
 
 
 def test_of_four_ranks_too_a_start_in_between_changes_no_bit(tmp_path):
-    mp.spawn(two_starts, (free_port(), str(tmp_path)), nprocs=4)
+    spawn(two_starts, (free_port(), str(tmp_path)), nprocs=4)
     first = torch.load(tmp_path / "whole_0.pt", weights_only=True)
     for file in tmp_path.glob("*.pt"):
         torch.testing.assert_close(torch.load(file, weights_only=True), first, rtol=0, atol=0)

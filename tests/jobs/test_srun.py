@@ -1,19 +1,17 @@
 """Tasks of srun, by the variables that it sets, as of Slurm 22.05; `make test-cluster` has a real one."""
 
 import os
-import re
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 
 import main_moco_supcon_imba as stage1
-from tests import ROOT
-from tests.processes import free_port
+from tests.processes import Program, free_port
+from tests.refusals import line_with, refusal
+from tests.stopping import STEPS
 from utils import distributed, launchers
-from utils.errors import InputError
 from utils.parser import parse
 from utils.run import launch
 
@@ -80,17 +78,16 @@ def test_torchrun_within_srun_is_torchruns(srun, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("SLURM_PROCID", "3", "SLURM_PROCID=3: expected a whole number, 0 to 2, as SLURM_STEP_NUM_TASKS is 3"),
-        ("SLURM_LOCALID", "1", "SLURM_LOCALID=1: expected a whole number, 0 to 0"),
-        ("SLURM_NODEID", "2", "SLURM_NODEID=2: expected a whole number, 0 to 1"),
-        ("SLURM_STEP_TASKS_PER_NODE", "?", r"SLURM_STEP_TASKS_PER_NODE=\?: expected numbers as 8\(x2\),4"),
-        ("SLURM_LOCALID", None, "SLURM_STEP_NUM_TASKS is set and SLURM_LOCALID not, expected all that srun sets"),
+        ("SLURM_PROCID", "3", ["3", "0", "2", "SLURM_STEP_NUM_TASKS"]),
+        ("SLURM_LOCALID", "1", ["1", "0"]),
+        ("SLURM_NODEID", "2", ["2", "0", "1"]),
+        ("SLURM_STEP_TASKS_PER_NODE", "?", ["?", "8(x2),4"]),
+        ("SLURM_LOCALID", None, ["SLURM_STEP_NUM_TASKS"]),
     ],
 )
 def test_what_does_not_go_together_is_named(name, value, expected, srun, flags, monkeypatch):
     monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"^{expected}(;|,) start with srun, or unset SLURM_STEP_NUM_TASKS$"):
-        stage1.main(flags)
+    refusal(lambda: stage1.main(flags), name, *expected, "srun", "SLURM_STEP_NUM_TASKS")
 
 
 @pytest.mark.parametrize(
@@ -124,10 +121,7 @@ def test_steps_and_jobs_meet_at_ports_of_their_own(srun, monkeypatch):
 def test_a_name_that_does_not_resolve_is_asked_of_slurm(srun, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "no-such-node.invalid")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        InputError, match=r"^node no-such-node.invalid: its name has no address here, and scontrol says"
-    ):
-        launchers.slurm_address()
+    refusal(launchers.slurm_address, "no-such-node.invalid", "scontrol", "MASTER_ADDR")
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "NodeName=$3 CoresPerSocket=1\n   NodeAddr=10.1.2.3 Port=1"\n')
     (tmp_path / "scontrol").chmod(0o755)
     assert launchers.slurm_address().startswith("tcp://10.1.2.3:")
@@ -138,11 +132,11 @@ def test_flags_of_the_release_in_a_step(srun, flags, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")
     words = ["--world-size", "2", "--rank", "1", "--dist-url", "tcp://n1:1"]
     args = parse(stage1.get_args_parser(), [*flags, "-b", "513", *words])
-    assert capsys.readouterr().out == "note: --world-size, --rank, --dist-url without effect under srun\n"
+    note = capsys.readouterr().out
+    assert note == line_with(note, "--world-size", "--rank", "--dist-url", "srun") + "\n"
     assert launch.check(args) == 3
     args = parse(stage1.get_args_parser(), [*flags, "--multiprocessing-distributed", *words])
-    with pytest.raises(InputError, match="srun has started 3 tasks, of --world-size 2 machines; leave it out"):
-        launch.check(args)
+    refusal(lambda: launch.check(args), "srun", "3", "--world-size 2", "--multiprocessing-distributed")
     args.world_size = 3
     args.batch_size = 6 * max(torch.cuda.device_count(), 1)
     assert launch.check(args) == launch.world_size_from(args) > 3
@@ -156,40 +150,41 @@ def test_a_task_takes_its_part_of_the_steps_cores(srun, monkeypatch):
     assert launchers.cores_of_process(8, 4) == 2
 
 
-def tasks(flags: list[str], *more: str, own: tuple = ((), ())) -> list[subprocess.Popen]:
-    """Two tasks of a step on this machine; own: the flags of each."""
+def tasks(flags: list[str], own: tuple = ((), ())) -> list[Program]:
+    """Start two tasks of a step on this machine; own: the flags of each."""
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
     step |= {"SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "main_moco_supcon_imba.py", *flags, *more]
-    started = []
-    for rank in range(2):
-        environment = os.environ | BATCH | STEP | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([*command, *own[rank]], cwd=ROOT, env=environment, **pipes))
-    return started
+    return [
+        Program(
+            ["main_moco_supcon_imba.py", *flags, *own[rank]],
+            env=BATCH | STEP | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]
 
 
-def ends(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each; without what PyTorch 2.9 says of who has met."""
+def ends(started: list[Program]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each; without what PyTorch 2.9 prints about who has met."""
     texts = [task.communicate(timeout=120) for task in started]
-    said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in texts]
-    return [(task.returncode, out, err) for task, out, (_, err) in zip(started, said, texts, strict=True)]
+    printed = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in texts]
+    return [(task.returncode, out, err) for task, out, (_, err) in zip(started, printed, texts, strict=True)]
 
 
-def test_a_signal_to_all_tasks_saves_with_one_line_and_they_go_on(flags, tmp_path):
+def test_a_signal_to_all_tasks_saves_with_one_line_and_they_resume(flags, tmp_path):
     """As `scancel --signal=TERM JOB.0` and the end of a job's time send it."""
-    words = [*flags, "-p", "1", "--epochs", "2", "--resume", "auto", "--run-dir"]
-    started = tasks(words, str(tmp_path / "run"))
-    next(line for line in started[0].stdout if "Epoch: [1/2] KCL[   1/5]" in line)
+    words = [*flags, "-p", "1", "--epochs", "6", "--resume", "auto", "--run-dir", str(tmp_path / "run")]
+    started = tasks(words)
+    started[0].wait_for(f"Epoch: [1/6] KCL[   1/{STEPS}]")
     for task in started:
         task.send_signal(signal.SIGTERM)
-    (first, _, said), (second, out, err) = ends(started)
+    (first, _, line), (second, out, err) = ends(started)
     assert (first, second, out, err) == (143, 143, [], "")
-    assert re.fullmatch(r"stopped by SIGTERM after epoch .*: saved, --resume auto goes on from there\n", said)
+    assert line == line_with(line, "SIGTERM", "--resume auto") + "\n"
 
-    (first, said, err), (second, out, _) = ends(tasks(words, str(tmp_path / "run")))
+    (first, lines, err), (second, out, _) = ends(tasks(words))
     assert (first, second, out) == (0, 0, []), err
-    assert any(line.startswith("resumed ") for line in said) and "Epoch: [2/2] KCL  Loss" in "\n".join(said)
+    printed = "\n".join(lines)
+    assert "Epoch: [6/6] KCL  Loss" in printed and f"Epoch: [1/6] KCL[   1/{STEPS}]" not in printed
 
 
 def test_tasks_of_other_runs_are_refused(flags, tmp_path):
@@ -197,5 +192,5 @@ def test_tasks_of_other_runs_are_refused(flags, tmp_path):
     own = [["--seed", str(rank), "--run-dir", str(tmp_path / f"run{rank}")] for rank in range(2)]
     (code, out, err), other = ends(tasks(flags, own=own))
     assert (code, out, other) == (2, [], (2, [], ""))
-    assert "process 1, on " in err and " does: seed 1, not 0; " in err and "several runs as several jobs" in err
+    assert err == line_with(err, "error: ", "process 1", "seed", "0") + "\n"
     assert not any(tmp_path.iterdir())

@@ -38,5 +38,5 @@ def test_all_works_run_in_every_round():
 
 def test_an_unknown_benchmark_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "bench_nothing"])
-    with pytest.raises(SystemExit, match=r"no benchmark bench_nothing; there are .*bench_head"):
+    with pytest.raises(SystemExit, match=r"bench_nothing.*bench_head"):
         runner.main()

@@ -67,5 +67,5 @@ def test_gradients_are_cut_together_and_only_where_they_are_longer(amp):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(optimizer, flags, tmp_path, monkeypatch):
-    words = [*flags, *TSC, "--optimizer", optimizer, "--clip-grad", "1"]
+    words = [*flags, *TSC, "--optimizer", optimizer, "--clip-grad", "1", "--image-size", "4"]
     assert_stops_change_nothing(stage1.main, words, tmp_path, monkeypatch, (3, 5))

@@ -80,7 +80,7 @@ def test_for_kcl_the_two_forms_are_one():
 
 
 def test_a_form_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="form 'papre', expected one of"):
+    with pytest.raises(ValueError, match="'papre'"):
         contrastive_loss(Q, Q, QUEUE, all_positives(QUEUE, QUEUE_LABELS, LABELS), 1.0, form="papre")
 
 

@@ -13,6 +13,7 @@ import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.methods import METHODS, Method
 from moco.methods.flags import add_contrast_arguments
+from tests.refusals import refusal
 from tests.stopping import stopped_run
 from utils.errors import InputError
 from utils.run import checkpoint
@@ -76,11 +77,9 @@ def test_it_goes_on_from_a_step(row, batch_flags, tmp_path, monkeypatch):
 
 
 def test_its_flags_checks_and_meaning_are_the_scripts(row, batch_flags, tmp_path):
-    assert "InBatch: the other view among those of the batch" in " ".join(
-        stage1.get_args_parser().format_help().split()
-    )
-    with pytest.raises(InputError, match=r"--heat 0\.0: expected more than 0"):
-        stage1.main([*batch_flags, *ONE_EPOCH, "--heat", "0", "--run-dir", str(tmp_path / "run")])
+    assert f"InBatch: {InBatch.meaning}" in " ".join(stage1.get_args_parser().format_help().split())
+    words = [*batch_flags, *ONE_EPOCH, "--heat", "0", "--run-dir", str(tmp_path / "run")]
+    refusal(lambda: stage1.main(words), "--heat 0.0")
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
         stage1.main([*batch_flags, "--contrast", "InBatches", "--run-dir", str(tmp_path / "run")])

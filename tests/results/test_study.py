@@ -9,8 +9,8 @@ from examples.results import trials
 from examples.results.__main__ import described
 from examples.results.study import best_rate
 from examples.results.trials import Cell, main_cells, sweep_cells
+from tests.refusals import refusal
 from tests.results.written import write_run
-from utils.errors import InputError
 
 
 def test_one_seed_of_everything(study):
@@ -27,6 +27,8 @@ def test_one_seed_of_everything(study):
             seed = command[command.index("--seed") + 1] if "--seed" in command else "0"
             assert seed == trial.run_dir.name[-1] and ("--seed" in command) != ("examples.pixels" in command)
             assert command[command.index("--imbalance") + 1] == trial.run_dir.parent.name.removeprefix("rho")
+        train = trial.commands[0]
+        assert train[train.index("--resume") + 1] == "auto"
 
 
 def test_tsc_reads_the_targets_of_its_dimension(study):
@@ -109,27 +111,27 @@ def test_a_wide_interval_that_tells_which_is_better_needs_no_more_seeds(whole):
     assert whole.unresolved() == [10]
 
 
+def assert_other_arguments(command: list[str], *facts: str) -> None:
+    """The folder holds a run of another command, and the error names it and the changed argument."""
+    refusal(lambda: trials.ended(command), command[command.index("--run-dir") + 1], "--folder", *facts)
+
+
 def test_what_has_ended_is_known_and_what_others_made_is_refused(whole):
     for cell in main_cells(whole.plan):
         trial = whole.trial(cell, 0)
         assert not trials.left_of(trial).commands
     words, of_heads = whole.trial(Cell(10, whole.plan.methods["ce"]), 1).commands
     for change in (["--lr", "0.3"], ["--seed", "4"], ["--epochs", "13"]):
-        with pytest.raises(InputError, match=rf"made with other arguments \({change[0][2:]} .* -> {change[1]}\)"):
-            trials.ended([*words, *change])
-    with pytest.raises(InputError, match=r"made with other arguments \(feature_views 0 -> 2\)"):
-        trials.ended([*of_heads, "--feature-views", "2"])
+        assert_other_arguments([*words, *change], change[0][2:], change[1])
+    assert_other_arguments([*of_heads, "--feature-views", "2"], "feature_views", "0", "2")
 
 
 def test_a_flag_that_was_taken_out_of_the_plan_is_noticed(whole):
     """Its default now stands where its value was."""
     words = whole.trial(Cell(10, whole.plan.methods["kcl"]), 1).commands[0]
     at = words.index("--image-size")
-    with pytest.raises(InputError, match=r"made with other arguments \(image_size 8 -> 16\)"):
-        trials.ended([*words[:at], *words[at + 2 :]])
-    without_targets = [word for word in words if word != "--mlp"]
-    with pytest.raises(InputError, match=r"made with other arguments \(mlp True -> False\)"):
-        trials.ended(without_targets)
+    assert_other_arguments([*words[:at], *words[at + 2 :]], "image_size", "8", "16")
+    assert_other_arguments([word for word in words if word != "--mlp"], "mlp", "True", "False")
 
 
 def test_a_methods_own_learning_rate_stands(study):
@@ -164,8 +166,7 @@ def test_what_a_run_of_before_a_flag_does_not_say_is_as_it_was(name, before, now
     about = json.loads(file.read_text())
     about["args"].pop(name)
     file.write_text(json.dumps(about))
-    with pytest.raises(InputError, match=rf"made with other arguments \({name} {before} -> {now}\)"):
-        trials.ended([*trial.commands[0], f"--{name}", now])
+    assert_other_arguments([*trial.commands[0], f"--{name}", now], name, before, now)
 
 
 @pytest.mark.parametrize("key", ["ce", "kcl"])
@@ -219,10 +220,9 @@ def test_hours_are_by_what_was_trained(study):
     assert study.hours([study.trial(kcl, 1), study.trial(kcl, 2)]) == pytest.approx(2 / 60)
 
 
-def test_rates_that_are_not_chosen_yet_are_asked_for_in_a_line(study):
+def test_results_need_the_learning_rates(study):
     study.plan = study.plan._replace(rates=("0.1", "0.3"))
-    with pytest.raises(InputError, match=r"kcl_lr_0\.1_s100: has not ended, and the learning rates are chosen by it"):
-        study.results()
+    refusal(study.results, study.folder / "rho10" / "kcl_lr_0.1_s100")
     assert "| methods | 14 | 14 |" in described(study.plan, study)
 
 

@@ -20,5 +20,5 @@ def test_a_script_cannot_write_to_them_any_more(script, flags, probe_flags, tsc_
     script.main([*words, "--run-dir", str(tmp_path / "run")])
     for args in (given[0], pickle.loads(pickle.dumps(given[0]))):
         assert args.arch == "resnet20"
-        with pytest.raises(AttributeError, match="lr: the arguments of a run are not written to"):
+        with pytest.raises(AttributeError, match="lr"):
             args.lr = 1.0

@@ -1,5 +1,7 @@
 """Recipes: files of flags behind @, and those of the project."""
 
+import errno
+import os
 import random
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.splits.__main__ import get_args_parser as splits_parser
-from tests import ROOT, fuzz
+from tests import ROOT
+from tests.refusals import at_line, exit_message, refusal
+from tools.soak.mutations import damage_bytes
 from utils.errors import InputError
 from utils.parser import Parser, positive_int
 
@@ -66,57 +70,56 @@ def test_a_value_may_begin_with_an_at_sign(parser):
 
 
 @pytest.mark.parametrize(
-    ("text", "error"),
+    ("text", "number", "facts"),
     [
-        ("--epochs 5\n\n--epoch 6", r"recipe.txt:3: found --epoch 6, expected flags that --help lists"),
-        ("--epochs five", r"recipe.txt:1: argument --epochs: invalid positive_int value: 'five'"),
-        ("--epochs 0", r"recipe.txt:1: argument --epochs: found 0, expected 1 or more"),
-        ("--epochs", r"recipe.txt:1: argument --epochs: expected one argument"),
-        ("--schedule 2\n--name x --schedule ''", r"recipe.txt:2: argument --schedule: invalid int value: ''"),
-        ("\n--folder ''", r"recipe.txt:2: argument --folder: found an empty value"),
-        ("epochs 5", r"recipe.txt:1: found epochs 5"),
-        ("--cos 'open", r"recipe.txt:1: No closing quotation"),
-        ("\n@absent.txt", r"recipe.txt:2: .*absent.txt: cannot be read \(No such file or directory\)"),
-        ("@recipe.txt", r"recipe.txt:1: .*recipe.txt: takes in itself"),
-        ("@a\0b.txt", r"recipe.txt:1: embedded null byte"),
-        ("@a.txt --cos", r"recipe.txt:1: found --cos behind @a.txt, expected a line of its own"),
-        ("--cos\n\udcff", r"recipe.txt: cannot be read \(no text in UTF-8\)"),
+        ("--epochs 5\n\n--epoch 6", 3, ["--epoch", "6"]),
+        ("--epochs five", 1, ["--epochs", "five"]),
+        ("--epochs 0", 1, ["--epochs", "0"]),
+        ("--epochs", 1, ["--epochs"]),
+        ("--schedule 2\n--name x --schedule ''", 2, ["--schedule", "''"]),
+        ("\n--folder ''", 2, ["--folder"]),
+        ("epochs 5", 1, ["epochs 5"]),
+        ("--cos 'open", 1, []),
+        ("\n@absent.txt", 2, ["absent.txt", os.strerror(errno.ENOENT)]),
+        ("@recipe.txt", 1, []),
+        ("@a\0b.txt", 1, []),
+        ("@a.txt --cos", 1, ["--cos", "@a.txt"]),
     ],
 )
-def test_a_wrong_line_is_named_by_file_and_number(text, error, parser, tmp_path):
-    (tmp_path / "recipe.txt").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=error) as found:
-        parser.parse_args([f"@{tmp_path / 'recipe.txt'}"])
-    assert "\n" not in str(found.value)
+def test_a_wrong_line_is_named_by_file_and_number(text, number, facts, parser, tmp_path):
+    (tmp_path / "recipe.txt").write_text(text)
+    refusal(lambda: parser.parse_args([f"@{tmp_path / 'recipe.txt'}"]), at_line("recipe.txt", number), *facts)
+
+
+def test_a_recipe_that_is_not_text_is_named(parser, tmp_path):
+    (tmp_path / "recipe.txt").write_bytes(b"--cos\n\xff")
+    refusal(lambda: parser.parse_args([f"@{tmp_path / 'recipe.txt'}"]), "recipe.txt", "UTF-8")
 
 
 def test_the_parser_answers_as_before_after_a_wrong_line(parser, recipe, capsys):
     with pytest.raises(InputError):
         parser.parse_args([recipe("--epochs 0")])
-    with pytest.raises(SystemExit) as stop:
-        parser.parse_args(["--epochs", "0"])
-    assert stop.value.code == 2 and "expected 1 or more (--help lists the flags)" in capsys.readouterr().err
+    exit_message(lambda: parser.parse_args(["--epochs", "0"]), capsys, "--epochs", "0")
 
 
 def test_recipes_in_a_circle_of_links_and_of_files(parser, recipe, tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "link.txt")
-    with pytest.raises(InputError, match=r"link.txt: cannot be read"):
-        parser.parse_args([f"@{tmp_path / 'link.txt'}"])
+    refusal(lambda: parser.parse_args([f"@{tmp_path / 'link.txt'}"]), tmp_path / "link.txt")
     recipe("--cos\n@recipe.txt", "other.txt")
-    with pytest.raises(InputError, match=r"other.txt:2: .*recipe.txt: takes in itself"):
-        parser.parse_args([recipe("@other.txt")])
+    word = recipe("@other.txt")
+    refusal(lambda: parser.parse_args([word]), at_line("other.txt", 2), "recipe.txt")
 
 
 def test_a_recipe_behind_a_command_has_that_commands_flags(recipe):
     args = splits_parser().parse_args(["make", "cifar10", recipe("--imbalance 7")])
     assert (args.command, args.source, args.imbalance) == ("make", "cifar10", 7)
-    with pytest.raises(InputError, match=r"recipe.txt:1: found --repeat, expected flags"):
-        splits_parser().parse_args(["make", "cifar10", recipe("--repeat")])
+    word = recipe("--repeat")
+    refusal(lambda: splits_parser().parse_args(["make", "cifar10", word]), at_line("recipe.txt", 1), "--repeat")
 
 
 def test_help_says_that_there_are_recipes():
     for script in (stage1, stage2):
-        assert "@FILE, anywhere among the flags, takes in a file of flags" in script.get_args_parser().format_help()
+        assert "@FILE" in script.get_args_parser().format_help()
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagenet_tsc"])
@@ -126,12 +129,12 @@ def test_a_damaged_recipe_is_read_or_refused_in_one_line_that_names_it(name, tmp
         (tmp_path / other.name).write_bytes(other.read_bytes())
     path, refused = tmp_path / f"{name}.txt", 0
     for _ in range(100):
-        path.write_bytes(fuzz.damage_bytes((ROOT / "recipes" / path.name).read_bytes(), rng))
+        path.write_bytes(damage_bytes((ROOT / "recipes" / path.name).read_bytes(), rng))
         try:
             parser.parse_args([f"@{path}"])
         except InputError as error:
             refused += 1
-            assert str(error).startswith(f"recipe {path}") and "\n" not in str(error)
+            assert str(path) in str(error) and "\n" not in str(error)
     assert 5 < refused < 95 and not any(capsys.readouterr())
 
 

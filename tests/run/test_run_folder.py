@@ -1,17 +1,21 @@
 """What a run leaves in its folder: whole checkpoints, whatever kills it, and nobody else's."""
 
+import errno
+import os
+import resource
 import shutil
-import subprocess
 import sys
+import time
 
 import pytest
 
 import main_moco_supcon_imba as stage1
-from tests import ROOT
+from tests.processes import FORKSERVER, start_server
+from tests.refusals import exit_message, line_with, refusal
 from tests.stopping import FOUR_EPOCHS, assert_same_end, log_of
-from utils.errors import InputError
+from utils.errors import run as run_main
 from utils.run import checkpoint
-from utils.run.folder import candidates, check_resume, hold
+from utils.run.folder import LOCK, candidates, check_resume, hold
 from utils.run.keeper import Keeper
 
 
@@ -69,12 +73,11 @@ def test_a_broken_last_checkpoint_is_reported_and_the_one_before_taken(damage, f
     for kept in run.glob("checkpoint_*"):
         kept.unlink()
     stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
-    out = capsys.readouterr().out
-    assert f"resumed {run}/previous.pth.tar after epoch 3" in out
+    line_with(capsys.readouterr().out, f"{run}/previous.pth.tar", "epoch 3")
     assert_same_end(run, whole)
     assert checkpoint.load(run / "previous.pth.tar")["epoch"] == 3  # the broken file has not taken its place
     if broken is not None:
-        assert "not a checkpoint" in out and (run / "last.pth.tar.broken").read_bytes() == broken
+        assert (run / "last.pth.tar.broken").read_bytes() == broken
 
 
 @pytest.mark.parametrize("damage", [b"?" * 5000, None])
@@ -85,7 +88,7 @@ def test_a_kept_checkpoint_takes_the_place_of_last_and_previous(damage, flags, w
     for name in ("last.pth.tar", "previous.pth.tar"):
         (run / name).unlink() if damage is None else (run / name).write_bytes(damage)
     stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
-    assert f"wrote {run}/last.pth.tar anew, from checkpoint_0004.pth.tar" in capsys.readouterr().out
+    line_with(capsys.readouterr().out, f"{run}/last.pth.tar", " checkpoint_0004.pth.tar")
     assert (run / "last.pth.tar").read_bytes() == (run / "checkpoint_0004.pth.tar").read_bytes()
     assert_same_end(run, whole)
     broken = ["last.pth.tar.broken", "previous.pth.tar.broken"] if damage else []
@@ -98,40 +101,48 @@ def test_when_no_checkpoint_can_be_read_nothing_is_touched(flags, whole, tmp_pat
     for path in candidates(run):
         path.write_bytes(b"?")
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(InputError, match=r"checkpoint_0001\.pth\.tar: not a checkpoint"):
-        stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
+    words = [*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"]
+    refusal(lambda: stage1.main(words), "checkpoint_0001.pth.tar")
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(flags, tsc_run, tmp_path):
+def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(
+    flags, tsc_run, tmp_path, monkeypatch, capsys
+):
     """The system refuses files beyond some size, as a full disk does: smaller than the checkpoint."""
     run, limit = tmp_path / "run", (tsc_run / "last.pth.tar").stat().st_size // 2
     stage1.main([*flags, *FOUR_EPOCHS, "--epochs", "1", "--run-dir", str(run)])
     before = (run / "last.pth.tar").read_bytes()
-    limited = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-    limited += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", limited, "main_moco_supcon_imba.py", *flags, *FOUR_EPOCHS, "--override"]
-    done = subprocess.run(
-        [*command, "--run-dir", str(run), "--resume", "auto"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == f"error: {run}/last.pth.tar: File too large\n"
+    words = [*flags, *FOUR_EPOCHS, "--override", "--run-dir", str(run), "--resume", "auto"]
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `run` replaces it
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        file = run / "last.pth.tar"
+        exit_message(lambda: run_main(lambda: stage1.main(words)), capsys, file, os.strerror(errno.EFBIG))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert (run / "last.pth.tar").read_bytes() == before
     assert not list(run.glob(".*draft*"))
 
 
-def test_two_runs_do_not_share_a_folder(flags, tsc_run, tmp_path):
+def hold_for_a_minute(run) -> None:
+    with hold(run):
+        time.sleep(60)
+
+
+def test_two_runs_do_not_share_a_folder(flags, tmp_path):
     """The first holds the folder while it lives, and not a moment longer, however it ends."""
     run = tmp_path / "run"
-    holder = "import sys, time; from pathlib import Path; from utils.run.folder import hold\n"
-    holder += "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", holder, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match=rf"another run is writing there \(process {process.pid} on"):
-        stage1.main([*flags, "--epochs", "1", "--run-dir", str(run)])
+    start_server()
+    process = FORKSERVER.Process(target=hold_for_a_minute, args=(run,))
+    process.start()
+    while process.is_alive() and not ((run / LOCK).exists() and (run / LOCK).read_text()):
+        time.sleep(0.01)
+    refusal(lambda: stage1.main([*flags, "--epochs", "1", "--run-dir", str(run)]), run, process.pid)
     assert [path.name for path in run.iterdir()] == [".lock"]
     process.kill()
-    process.communicate()
+    process.join()
     stage1.main([*flags, "--epochs", "1", "--run-dir", str(run)])
     assert (run / "last.pth.tar").exists()
 
@@ -150,10 +161,8 @@ def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
     (tmp_path / "previous.pth.tar").touch()
     check_resume("auto", tmp_path)
     check_resume(str(tmp_path / "previous.pth.tar"), tmp_path)
-    with pytest.raises(InputError, match="holds a run already"):
-        check_resume("", tmp_path)
-    with pytest.raises(InputError, match="no such file"):
-        check_resume(str(tmp_path / "absent"), tmp_path)
+    refusal(lambda: check_resume("", tmp_path), tmp_path, "--resume")
+    refusal(lambda: check_resume(str(tmp_path / "absent"), tmp_path), "--resume", tmp_path / "absent")
 
 
 def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch):
@@ -166,6 +175,6 @@ def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch)
         end_epoch(keeper, **entries)
 
     monkeypatch.setattr(Keeper, "end_epoch", spoiled)
-    with pytest.raises(InputError, match=r"Epoch: \[2/2\] KCL, step .*: a weight is not finite"):
-        stage1.main([*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
+    words = [*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")]
+    refusal(lambda: stage1.main(words), "Epoch: [2/2]", "KCL")
     assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1

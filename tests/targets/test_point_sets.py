@@ -8,7 +8,7 @@ from moco.targets.point_sets import elliptic_quadric, fitting_quadric, quadric_s
 
 
 def test_there_is_no_simplex_of_more_points():
-    with pytest.raises(ValueError, match="no regular simplex of 5 points in R\\^3"):
+    with pytest.raises(ValueError, match=r"5.*3"):
         regular_simplex(5, 3, torch.Generator())
 
 

@@ -13,7 +13,7 @@ from moco.targets.certificate import certificate
 from moco.targets.files import load_targets
 from moco.targets.generation import TEMPERATURE, generate, generate_file
 from moco.targets.point_sets import random_points
-from utils.errors import InputError
+from tests.refusals import line_with, refusal
 
 
 def gap(points: torch.Tensor) -> float:
@@ -67,8 +67,8 @@ def test_command_line_writes_float32_under_the_releases_name(tmp_path, monkeypat
     assert np.load("optimal_10_16.npy").dtype == np.float32
     assert load_targets("optimal_10_16.npy", 10, 16).shape == (10, 16)
     printed = capsys.readouterr()
-    assert "wrote optimal_10_16.npy: 10 targets in R^16, energy ratio 0.2045, optimal" in printed.err
-    assert "(the regular simplex, exact): optimal" in printed.out
+    line_with(printed.err, "optimal_10_16.npy", "0.2045")
+    assert "optimal" in printed.out
     assert [p.name for p in tmp_path.iterdir()] == ["optimal_10_16.npy"]
 
 
@@ -114,7 +114,7 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy".split())
     assert end.value.code == 130
-    assert f"interrupted: the best set so far is in {tmp_path}/t.npy" in capsys.readouterr().err
+    assert str(tmp_path / "t.npy") in capsys.readouterr().err
     monkeypatch.undo()
     assert gap(load_targets(tmp_path / "t.npy", 40, 6)) < gap(generate(40, 6, iters=5))
 
@@ -138,8 +138,7 @@ def test_a_file_that_is_there_needs_overwrite(flag, tmp_path):
     file = tmp_path / "t.png"
     file.write_bytes(b"mine")
     words = f"--num-classes 5 --dim 4 --output {tmp_path}/t.npy {flag} {file}".split()
-    with pytest.raises(InputError, match=rf"{flag} .*/t\.png: is there already; --overwrite replaces it"):
-        target_generation.main(words)
+    refusal(lambda: target_generation.main(words), flag, file, "--overwrite")
     assert file.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
     target_generation.main([*words, "--overwrite"])
     assert file.read_bytes() != b"mine"
@@ -148,8 +147,8 @@ def test_a_file_that_is_there_needs_overwrite(flag, tmp_path):
 def test_only_regular_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for words in ("--num-classes 5 --output", "--check t.npy --plot"):
-        with pytest.raises(InputError, match=r"/pipe\.png: is there and no regular file"):
-            target_generation.main([*words.split(), str(tmp_path / "pipe.png"), "--overwrite"])
+        words = [*words.split(), str(tmp_path / "pipe.png"), "--overwrite"]
+        refusal(lambda words=words: target_generation.main(words), tmp_path / "pipe.png")
     assert (tmp_path / "pipe.png").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
@@ -162,27 +161,27 @@ def test_a_run_that_makes_its_targets_keeps_no_half_search(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "facts"),
     [
-        ("--dataset digits --num-classes 5", "give one of them"),
-        ("--num-classes 1 --output {tmp}/t.npy", "--num-classes 1: one class has none to keep apart from"),
-        ("--num-classes 5 --output {tmp}/no/t.npy", "expected the name of a file"),
-        ("--num-classes 5 --output {tmp}", "expected the name of a file"),
-        ("--num-classes 5 --plot {tmp}/t.jpg", "expected a name that ends in .png"),
-        ("--num-classes 5 --device cuda:99", "device cuda:99"),
-        ("--num-classes 5 --optimizer adam --restarts 2", "has one start"),
-        ("--check {tmp}/t.npy", "t.npy: No such file"),
-        ("--check t.npy --output o.npy", "leave one of the two out"),
+        ("--dataset digits --num-classes 5", ["--dataset", "--num-classes"]),
+        ("--num-classes 1 --output {tmp}/t.npy", ["--num-classes 1"]),
+        ("--num-classes 5 --output {tmp}/no/t.npy", ["--output {tmp}/no/t.npy"]),
+        ("--num-classes 5 --output {tmp}", ["--output {tmp}"]),
+        ("--num-classes 5 --plot {tmp}/t.jpg", ["--plot {tmp}/t.jpg", ".png"]),
+        ("--num-classes 5 --device cuda:99", ["cuda:99"]),
+        ("--num-classes 5 --optimizer adam --restarts 2", ["--optimizer adam", "--restarts"]),
+        ("--check {tmp}/t.npy", ["{tmp}/t.npy", "No such file"]),
+        ("--check t.npy --output o.npy", ["--check", "--output"]),
     ],
 )
-def test_contradictions_are_refused(given, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        target_generation.main(given.format(tmp=tmp_path).split())
+def test_contradictions_are_refused(given, facts, tmp_path):
+    given, *facts = (text.format(tmp=tmp_path) for text in (given, *facts))
+    refusal(lambda: target_generation.main(given.split()), *facts)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_check_refuses_another_size(tmp_path):
     generate_file(tmp_path / "t.npy", 5, 4)
     for flags in ("--num-classes 6", "--dim 5", "--dataset digits"):
-        with pytest.raises(InputError, match=r"t.npy: shape \(5, 4\), expected"):
-            target_generation.main(["--check", str(tmp_path / "t.npy"), *flags.split()])
+        words = ["--check", str(tmp_path / "t.npy"), *flags.split()]
+        refusal(lambda words=words: target_generation.main(words), tmp_path / "t.npy", "(5, 4)")

@@ -1,4 +1,4 @@
-"""The soak of tests/faults.py in small: a few cases by its command, and that it sees what it is there to see."""
+"""The soak of python -m tools.soak in small: a few cases by its command, and that it sees what it is there to see."""
 
 import json
 import shutil
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests import ROOT
-from tests.soak import summary
-from tests.soak.inputs import REFUSED, STOPPED, USED, contents, judged, kind_of
-from tests.soak.kills import differs, same
-from tests.soak.processes import Running, error_log, fork
+from tools.soak import summary
+from tools.soak.inputs import REFUSED, STOPPED, USED, contents, judged, kind_of
+from tools.soak.kills import differs, same
+from tools.soak.processes import Running, error_log, fork
 
 
 def test_cases_end_well_and_are_counted_with_those_of_earlier_starts(tmp_path):
@@ -24,7 +24,7 @@ def test_cases_end_well_and_are_counted_with_those_of_earlier_starts(tmp_path):
             summary.add(tmp_path, {"area": area, "case": number, "kind": "x", **more, "seconds": 1})
     with (tmp_path / summary.CASES).open("a") as file:
         file.write('{"area": "kills", "case": 9, "ki')  # of a case that the soak was killed in: it is done again
-    command = [sys.executable, "-m", "tests.faults", "--folder", str(tmp_path), "--areas", "kills", "inputs"]
+    command = [sys.executable, "-m", "tools.soak", "--folder", str(tmp_path), "--areas", "kills", "inputs"]
     ended = subprocess.run([*command, "--cases", "10"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     cases = summary.read(tmp_path)
@@ -38,7 +38,7 @@ def test_cases_end_well_and_are_counted_with_those_of_earlier_starts(tmp_path):
 def test_a_failure_is_in_the_table_with_the_case_to_repeat(tmp_path):
     for number, outcome in enumerate(("used", "a traceback", "a traceback")):
         summary.add(tmp_path, {"area": "inputs", "case": number, "kind": "plans", "outcome": outcome, "seconds": 1})
-    summary.write(tmp_path, "python -m tests.faults")
+    summary.write(tmp_path, "python -m tools.soak")
     table = (tmp_path / summary.TABLE).read_text()
     assert "| plans | 3 | 1 | 2 |" in table and "| inputs | plans | a traceback | 2 | inputs 1 |" in table
 

@@ -14,8 +14,8 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from tests.soak.base import Base
-from tests.soak.processes import HANG, Running, begin, error_log, watch_operations
+from tools.soak.base import Base
+from tools.soak.processes import HANG, Running, begin, error_log, watch_operations
 from utils.run import checkpoint, evaluation
 from utils.run.folder import candidates
 

@@ -8,7 +8,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.sets import digits
 from moco.targets.generation import generate_file
-from tests.soak.processes import Running, error_log, fork
+from tools.soak.processes import Running, error_log, fork
 
 IMBALANCE = 10.0
 LINES = {"train": 48, "val": 20, "test": 20}

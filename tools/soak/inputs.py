@@ -8,10 +8,10 @@ from pathlib import Path
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from tests.soak import damage
-from tests.soak.base import Base
-from tests.soak.kills import said
-from tests.soak.processes import begin, error_log
+from tools.soak import damage
+from tools.soak.base import Base
+from tools.soak.kills import said
+from tools.soak.processes import begin, error_log
 from utils.errors import InputError
 from utils.files import draft_pattern
 from utils.run import checkpoint

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from tests.soak.base import Base
-from tests.soak.kills import HEADS, PRETRAINING, differs, flags_of, reference, said
-from tests.soak.processes import HANG, Running, begin, error_log, watch_operations
+from tools.soak.base import Base
+from tools.soak.kills import HEADS, PRETRAINING, differs, flags_of, reference, said
+from tools.soak.processes import HANG, Running, begin, error_log, watch_operations
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 NOBODY = 65534

@@ -8,7 +8,6 @@ import contextlib
 import multiprocessing.util
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import ROOT
+from tests.processes import descendants, free_port
 from utils import errors
 from utils.run import signals as stop_signals
 
@@ -109,20 +109,6 @@ class Running:
             time.sleep(0.001)
 
 
-def descendants(pid: int) -> list[int]:
-    """The process and all it has started, from /proc."""
-    parent_of = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent_of[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue  # gone meanwhile
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parent_of.items() if parent == member]
-    return family
-
-
 def watch_operations(folder: Path, report: Callable[[int], None]) -> None:
     """From now on call report(n) in this process just before its n-th operation on a file of the folder."""
     inside, count = str(folder), 0
@@ -134,12 +120,6 @@ def watch_operations(folder: Path, report: Callable[[int], None]) -> None:
             report(count)
 
     sys.addaudithook(hook)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def begin(

@@ -1,15 +1,18 @@
-"""Breaks runs on purpose, for hours: kills them, feeds them damaged files, takes disk, memory and time from them.
+"""Stress-test runs for hours: kill them, damage their input files, take away disk and memory.
 
-    python -m tests.faults --folder runs/soak --hours 3             # two cases at a time; again: it goes on
-    python -m tests.faults --folder runs/soak --hours 1 --areas kills
-    python -m tests.faults --folder runs/soak --case inputs 17      # one case again, with what it printed
+    python -m tools.soak --folder runs/soak --hours 3          # run again to continue
+    python -m tools.soak --folder runs/soak --hours 1 --areas kills
+    python -m tools.soak --folder runs/soak --case inputs 17   # repeat one case
 
-Each case follows from its area and number alone. The folder gets cases.jsonl (a line a case), summary.json and
-summary.md, the tables of docs/reliability.md, and failures/, the folders of cases that should have ended otherwise.
-Linux only. Areas:
-    kills    SIGKILL at random moments of both stages, writes included; in the end the bits of an undisturbed run
-    inputs   damaged lists, images, checkpoints ...: used, or refused in one line with exit code 2
-    places   full disks, read-only folders, little shared memory, long stops, clocks that jump; as root alone
+A case is determined by its area and number. The folder receives cases.jsonl (one line per
+case), summary.json, summary.md (the tables of docs/reliability.md) and failures/ (the
+folders of failed cases). Linux only. Areas:
+    kills    SIGKILL at random moments of both stages; the resumed run must end bit-identical
+             to an undisturbed one
+    inputs   damaged lists, images, checkpoints, ...: the file still loads, or the command
+             prints one line and exits with code 2
+    places   hostile environments (root only): full disks, read-only folders, little shared
+             memory, long pauses, clock jumps
 """
 
 import os
@@ -27,8 +30,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from tests.soak import base, inputs, kills, places, summary
-from tests.soak.processes import Running, error_log, fork
+from tools.soak import base, inputs, kills, places, summary
+from tools.soak.processes import Running, error_log, fork
 from utils import errors
 from utils.run.folder import hold
 
@@ -138,14 +141,27 @@ class Soak:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/soak"), help="where the cases are noted")
-    parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS))
-    parser.add_argument("--hours", type=float, default=0, help="when it ends; without it and --cases it goes on")
-    parser.add_argument("--cases", type=int, default=0, help="of each area, those of earlier starts included")
-    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
-    parser.add_argument("--case", nargs=2, metavar=("AREA", "NUMBER"), help="do this one again, and show what it finds")
-    parser.add_argument("--page", type=Path, help="run nothing: put the tables into this page, docs/reliability.md")
+    parser = argparse.ArgumentParser(
+        usage="python -m tools.soak [flags]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/soak"), metavar="DIR", help="Folder for the results.")
+    parser.add_argument(
+        "--areas", nargs="+", choices=AREAS, default=list(AREAS), metavar="AREA", help="Areas to run (default: all)."
+    )
+    parser.add_argument("--hours", type=float, default=0, metavar="H", help="Time limit in hours (default: none).")
+    parser.add_argument(
+        "--cases", type=int, default=0, metavar="N", help="Cases per area, including earlier runs (default: no limit)."
+    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="Cases to run at a time (default: 2).")
+    parser.add_argument("--case", nargs=2, metavar=("AREA", "NUMBER"), help="Repeat this case, and print its result.")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="Insert the tables into this page (docs/reliability.md), and run nothing.",
+    )
     return parser
 
 
@@ -159,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         print("note: places needs root, for its mounts, and Debian's package faketime: left out", file=sys.stderr)
         args.areas.remove("places")
     areas = [] if args.areas == list(AREAS) else ["--areas", *args.areas]
-    args.command = " ".join(["python -m tests.faults", *areas])  # where it was put, and for how long, changes no case
+    args.command = " ".join(["python -m tools.soak", *areas])  # where it was put, and for how long, changes no case
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with hold(args.folder), tempfile.TemporaryDirectory(prefix="soak_") as temporary:
         Path(temporary).chmod(0o755)  # some cases are not of root

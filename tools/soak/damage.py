@@ -15,10 +15,11 @@ import examples.results.__main__ as results
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 import utils.report.__main__ as report
-from tests import ROOT, fuzz
+from tests import ROOT
 from tests.idx_files import write_parts
-from tests.soak.base import Base
-from tests.soak.kills import HEADS, QUEUE
+from tools.soak import mutations
+from tools.soak.base import Base
+from tools.soak.kills import HEADS, QUEUE
 from utils.run import checkpoint
 
 SHORT = QUEUE.replace("--epochs 4", "--epochs 1").split()
@@ -52,7 +53,7 @@ def change(file: Path, rng: random.Random, *ways: Callable[[bytes, random.Random
     """Damage a file by one of the ways; one, two or three times."""
     note(file)
     data, way = file.read_bytes(), rng.choice(ways)
-    for _ in range(rng.choice([1, 1, 2, 3]) if way is fuzz.damage_bytes else 1):
+    for _ in range(rng.choice([1, 1, 2, 3]) if way is mutations.damage_bytes else 1):
         data = way(data, rng) or b"\0"
     file.write_bytes(data)
 
@@ -60,7 +61,7 @@ def change(file: Path, rng: random.Random, *ways: Callable[[bytes, random.Random
 def split_list(rng: random.Random, base: Base, folder: Path) -> Trial:
     stage, split = rng.choice([(stage1, "train"), (stage2, "train"), (stage2, "val"), (stage2, "test")])
     file = folder / "data" / f"{split}.txt"
-    change(file, rng, fuzz.damage_bytes, fuzz.damage_line)
+    change(file, rng, mutations.damage_bytes, mutations.damage_line)
     return Trial(stage, [*data_flags(base, folder), *(SHORT if stage is stage1 else probed(folder, rng))], file)
 
 
@@ -86,7 +87,7 @@ def image(rng: random.Random, base: Base, folder: Path) -> Trial:
     if other == "size":
         Image.new("L", rng.choice([(1, 1), (1, 3000), (3000, 1), (4000, 4000)])).save(file)
     if other in ("bytes", "JPEG", "TIFF", "GIF"):
-        file.write_bytes(fuzz.damage_bytes(file.read_bytes(), rng))
+        file.write_bytes(mutations.damage_bytes(file.read_bytes(), rng))
     if other in ("empty", "folder", "none", "loop"):
         file.unlink()
     if other == "empty":
@@ -116,9 +117,9 @@ def checkpoint_file(rng: random.Random, base: Base, folder: Path) -> Trial:
         save_file(query, file, {"arch": "resnet20"})
     note(file)
     if use != "safetensors" and rng.random() < 0.6:
-        torch.save(fuzz.damage_entry(torch.load(file, weights_only=True), rng), file)
+        torch.save(mutations.damage_entry(torch.load(file, weights_only=True), rng), file)
     else:
-        change(file, rng, fuzz.damage_bytes)
+        change(file, rng, mutations.damage_bytes)
     targets = ["--targets", str(folder / "optimal_10_16.npy")]
     pretrained = ["--pretrained", str(own / checkpoint.LAST), "--epochs", "3", "--lr", "1", "-b", "16"]
     stage, more = {
@@ -137,7 +138,7 @@ def target_file(rng: random.Random, base: Base, folder: Path) -> Trial:
     array = np.load(file)
     row = rng.randrange(10)
     if rng.random() < 0.5:
-        change(file, rng, fuzz.damage_bytes)
+        change(file, rng, mutations.damage_bytes)
     else:
         array = rng.choice(
             [array[:row], array[:, : row + 1], array.astype(rng.choice(["f2", "f8", "i4", "c8", ">f4", "S4"])), array.T]
@@ -166,7 +167,7 @@ def idx_file(rng: random.Random, base: Base, folder: Path) -> Trial:
         whole = file.read_bytes()
     note(file)
     start = whole[:24]
-    file.write_bytes(rng.choice([fuzz.damage_bytes(whole, rng), fuzz.damage_bytes(start, rng) + whole[24:]]))
+    file.write_bytes(rng.choice([mutations.damage_bytes(whole, rng), mutations.damage_bytes(start, rng) + whole[24:]]))
     return Trial(stage, [*flags, *more], file)
 
 
@@ -178,7 +179,7 @@ def recipe(rng: random.Random, base: Base, folder: Path) -> Trial:
     for path in (ROOT / "recipes").glob("*.txt"):
         shutil.copy(path, folder)
     file = folder / rng.choice([named, named, f"{named.partition('_')[0]}.txt" if "inat" not in named else named])
-    change(file, rng, fuzz.damage_bytes, fuzz.damage_text)
+    change(file, rng, mutations.damage_bytes, mutations.damage_text)
     kept = f"-b {BATCH} --epochs 1 --moco-dim 16 --targets {folder / 'optimal_10_16.npy'}".split()
     kept += ["--contrast", "batch"] if "fashion" in named else ["--moco-k", "32"]
     return Trial(stage1, [f"@{folder / named}", *data_flags(base, folder), *kept], file)
@@ -188,7 +189,7 @@ def plan(rng: random.Random, base: Base, folder: Path) -> Trial:
     file, encoder = folder / "plan.ini", str(folder / "run" / checkpoint.LAST)
     text = rng.choice(sorted((ROOT / "examples" / "results").glob("*.ini"))).read_text()
     file.write_text(text.replace("runs/fashion.safetensors", encoder))  # which a user has made before
-    change(file, rng, fuzz.damage_bytes, fuzz.damage_text)
+    change(file, rng, mutations.damage_bytes, mutations.damage_text)
     return Trial(results, [str(file), "--plan", "--device", "cpu", "--folder", str(folder / "study")], file)
 
 
@@ -206,10 +207,10 @@ def features(rng: random.Random, base: Base, folder: Path) -> Trial:
                 arrays[name] = rng.choice([*others, value.astype("S"), value[None]])
             np.savez(file, **arrays)
         else:
-            change(file, rng, fuzz.damage_bytes)
+            change(file, rng, mutations.damage_bytes)
         return Trial(report, [str(folder / "run"), "--output", str(folder / "report")], file)
     file = rng.choice(sorted((folder / "run").glob("features_*/*.safetensors")))
-    change(file, rng, fuzz.damage_bytes)
+    change(file, rng, mutations.damage_bytes)
     pretrained = ["--pretrained", str(folder / "run" / checkpoint.LAST), "--head", "logistic"]
     return Trial(stage2, [*base.flags, *pretrained], file)  # on the data that they are of, else they are made anew
 
@@ -223,9 +224,9 @@ def run_folder(rng: random.Random, base: Base, folder: Path) -> Trial:
     files = [own / "log.jsonl", own / "args.json", own / "epochs.csv", probe / "log.jsonl", probe / "args.json"]
     file = rng.choice([*files, probe / "results.json", probe / "results.json"])
     if file.suffix != ".csv" and rng.random() < 0.7:
-        change(file, rng, fuzz.damage_json)
+        change(file, rng, mutations.damage_json)
     else:
-        change(file, rng, fuzz.damage_bytes)
+        change(file, rng, mutations.damage_bytes)
     use = rng.choice(["report", "report", "trials", "resume"])
     if use == "report":
         named = rng.choice([[str(own)], [str(probe)]])

@@ -1,0 +1,78 @@
+"""An optimiser's state that is damaged: refused in one line."""
+
+import pytest
+import torch
+
+from tests.hostile.table import parametrize
+from utils.optimizers import OPTIMIZERS
+from utils.run import checkpoint
+
+
+def trained(name: str) -> tuple[torch.optim.Optimizer, dict]:
+    """Return an optimiser after one step, and its state."""
+    weights = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(3))]
+    optimizer = OPTIMIZERS[name](weights, 0.1, 0.9, 0.0)
+    sum(weight.sum() for weight in weights).backward()
+    optimizer.step()
+    return optimizer, optimizer.state_dict()
+
+
+def state_of(name: str):
+    """Return a reader that changes the state of an optimiser of this name, and loads it."""
+
+    def reader(change, folder, fixture):
+        optimizer, state = trained(name)
+        change(state)
+        return lambda: checkpoint.load_optimizer(optimizer, state, "bad.pth")
+
+    return reader
+
+
+CHANGES = [
+    lambda state: state["param_groups"][0].update(weight_decay="x"),
+    lambda state: state["param_groups"][0].update(lr=None),
+    lambda state: state["param_groups"][0].update(lr=float("nan")),
+    lambda state: state["param_groups"][0].update({"betas" if "betas" in state["param_groups"][0] else "lr": "xy"}),
+    lambda state: state["state"].update({0: 5}),
+    lambda state: state["state"].update({0: {}}),
+    lambda state: state["state"][1].update(dict.fromkeys(state["state"][1], "x")),
+    lambda state: state["state"][1].update(dict.fromkeys(state["state"][1], torch.zeros(2, 2))),
+    lambda state: state["state"][0].update({[*state["state"][0]][-1]: torch.tensor(1.0)}),
+    lambda state: state["state"][0].pop([*state["state"][0]][-1]),
+    lambda state: state.pop("param_groups"),
+    lambda state: state.update(param_groups=5),
+    lambda state: state.update(param_groups=[torch.ones(2)]),
+    lambda state: state["param_groups"][0].update(params=torch.ones(2)),
+    lambda state: state["param_groups"][0].update(params=True),
+    lambda state: state.update(state=[1]),
+    lambda state: state.update(state=torch.ones(2)),
+    lambda state: state["state"].update({0: torch.ones(2)}),
+]
+NAMED = [  # facts
+    (lambda state: state.update(state=[1]), "bad.pth state [1]"),
+    (lambda state: state.update(param_groups=5), "bad.pth param_groups 5"),
+]
+ROWS = [
+    *((name, state_of(name), change, "bad.pth") for name in OPTIMIZERS for change in CHANGES),
+    *(("sgd", state_of("sgd"), change, facts) for change, facts in NAMED),
+    *(
+        (
+            "sgd: numbers",
+            state_of("sgd"),
+            lambda s, bad=bad: s["state"][0].update(momentum_buffer=bad),
+            "momentum_buffer",
+        )
+        for bad in (torch.full((2, 3), float("nan")), torch.zeros(2, 3).to(torch.complex64))
+    ),
+]
+
+
+@parametrize(ROWS)
+def test_optimizer(reader, bad, facts, check):
+    check(reader, bad, facts)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_that_the_table_changes_is_good(name):
+    optimizer, state = trained(name)
+    checkpoint.load_optimizer(optimizer, state, "file")

@@ -1,0 +1,56 @@
+"""Steps of training that two ranks share (gloo, CPU, or NCCL on GPUs)."""
+
+import torch
+import torch.distributed as dist
+
+from tests.tiny import tiny_batch, tiny_model
+from utils import distributed
+
+STEPS = 3
+
+
+def steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Tensor]]:
+    """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half.
+
+    options: of the model; `switch`: the step from which on it is targeted; `shuffles`: False, as without batch norm.
+    where: the device, of this rank.
+    """
+    torch.manual_seed(0)
+    switch, shuffles = options.pop("switch", None), options.pop("shuffles", True)
+    model = tiny_model(num_positive=0, **options).to(where)
+    model.shuffles = shuffles
+    ddp = distributed.wrap(model, torch.device(where))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    record, encoded = [], []
+    model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
+    for step in range(STEPS):
+        model.targeted |= step == switch
+        batch = tiny_batch(6)
+        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()].to(where) for part in batch))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        loss = distributed.sum_over_ranks(out.loss.detach()) / distributed.world_size()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        record.append({"loss": loss, "rank": distributed.gather(out.key_rank), "grad": gradients, "state": state})
+    return record, encoded
+
+
+def two_ranks(rank: int, port: int, options: dict, folder: str, device: str = "cpu") -> None:
+    backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    record, encoded = steps(options, where)
+    torch.save(record, f"{folder}/{rank}.pt")
+    torch.save(encoded, f"{folder}/encoded_{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+METHODS = {
+    "KCL": {},
+    "TSC": {"targeted": True, "sep_t": True},
+    "KCL, then TSC": {"sep_t": True, "switch": 1},  # in one DistributedDataParallel, whose graph is static
+}

@@ -1,0 +1,51 @@
+"""What a test of a message checks: the facts in it (flag, file, line, value), never its wording."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from utils.errors import InputError
+
+
+def refusal(action: Callable[[], object], *facts: object) -> str:
+    """Call action(), which must raise an InputError whose message is one line and names every fact. Return it."""
+    with pytest.raises(InputError) as error:
+        action()
+    message = str(error.value)
+    assert "\n" not in message, message
+    assert_names(message, *facts)
+    return message
+
+
+def exit_message(action: Callable[[], object], capsys: pytest.CaptureFixture, *facts: object, code: int = 2) -> str:
+    """Call action(), which must leave with this exit code and one line on stderr that names every fact. Return it."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        action()
+    message = capsys.readouterr().err
+    assert end.value.code == code
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    assert_names(message, *facts)
+    return message
+
+
+def line_with(text: str, *facts: object) -> str:
+    """Return the only line of an output that names every fact."""
+    lines = [line for line in text.splitlines() if all(_names(line, fact) for fact in facts)]
+    assert len(lines) == 1, f"{len(lines)} lines name {facts}, expected 1:\n{text}"
+    return lines[0]
+
+
+def assert_names(message: str, *facts: object) -> None:
+    missing = [fact for fact in facts if not _names(message, fact)]
+    assert not missing, f"{missing} not named in: {message}"
+
+
+def at_line(file: object, number: int) -> re.Pattern:
+    """Return the fact that a message names this line of a file, as "FILE:NUMBER" or "FILE, line NUMBER"."""
+    return re.compile(rf"{re.escape(str(file))}\D{{1,8}}{number}\b")
+
+
+def _names(message: str, fact: object) -> bool:
+    return bool(fact.search(message)) if isinstance(fact, re.Pattern) else str(fact) in message

@@ -1,1 +1,0 @@
-"""Runs that are broken on purpose, for hours if wanted; tests/faults.py is the command."""
