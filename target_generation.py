@@ -1,13 +1,13 @@
-"""Class targets for TSC: C unit vectors in R^D, spread as evenly as possible.
+"""Create class targets for TSC: unit vectors in R^D, spread as evenly as possible.
 
-The release's file, optimal_1000_128.npy:
+For ImageNet-LT (optimal_1000_128.npy):
     python target_generation.py
 
-For a data set of the registry, or any other numbers:
+For another data set, or for any number of classes:
     python target_generation.py --dataset inat
-    python target_generation.py --num-classes 10 --dim 128 --output runs/optimal_10_128.npy
+    python target_generation.py --num-classes 10 --output optimal_10_128.npy
 
-How good is a file? How far from the best possible, and what do its cosines look like?
+Report how evenly the targets of a file are spread, and plot their cosines:
     python target_generation.py --check optimal_1000_128.npy --plot targets.png
 """
 
@@ -27,6 +27,7 @@ from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
 from utils import errors
 from utils.devices import check_memory, pick_device
 from utils.files import check_regular, json_text
+from utils.openmp import SpinGuard
 from utils.parser import Parser, number, positive_int, seed_number
 
 # exp(1/τ) is a number from here on.
@@ -35,50 +36,58 @@ temperature = number("temperature", float, lambda value: 0.005 <= value < float(
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--num-classes", type=positive_int, help="C, number of targets (default: 1000)")
-    parser.add_argument("--dataset", choices=sorted(REGISTRY), help="take C from this row of the registry instead")
     parser.add_argument(
-        "--dim", type=positive_int, help=f"D, --moco-dim of the run that will use them (default: {DIM})"
+        "--num-classes", type=positive_int, metavar="C", help="Number of classes, one target each (default: 1000)."
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=sorted(REGISTRY),
+        metavar="NAME",
+        help="Data set whose number of classes is used, instead of --num-classes: %(choices)s.",
+    )
+    parser.add_argument(
+        "--dim", type=positive_int, metavar="D", help=f"Dimension, the --moco-dim of the TSC run (default: {DIM})."
     )
     parser.add_argument(
         "--temperature",
         type=temperature,
         default=TEMPERATURE,
-        help="of the energy: smaller looks only at the nearest neighbours; the points do not depend on it when "
-        "C ≤ D + 1; 0.05 to 0.2 is usual",
+        metavar="T",
+        help="Temperature of the energy, usually 0.05 to 0.2. Smaller values weigh the nearest neighbours more; the "
+        "targets do not depend on it if C ≤ D + 1.",
     )
-    parser.add_argument("--output", metavar="FILE", help="(default: optimal_<C>_<D>.npy here)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the files of --output and --plot if they exist"
+    parser.add_argument("--output", metavar="FILE", help="File to write (default: optimal_<C>_<D>.npy in this folder).")
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files of --output and --plot.")
+    group = parser.add_argument_group("Search", "If C ≤ D + 1, the optimum is known and only --seed has an effect.")
+    group.add_argument(
+        "--seed", type=seed_number, default=0, help="Random seed; it selects the rotation or the local optimum."
     )
-    group = parser.add_argument_group("Search", "without effect when C ≤ D + 1, but for the seed")
-    group.add_argument("--seed", type=seed_number, default=0, help="another seed, another rotation or local optimum")
     group.add_argument(
         "--optimizer",
         choices=["lbfgs", "adam"],
         default="lbfgs",
-        help="adam: the release's recipe, to compare with: from normal random vectors, on L_u with its self term, "
-        "whatever C; the set of least loss is kept",
+        help="Optimiser of the search. adam is the authors' recipe, for comparison.",
     )
     group.add_argument(
         "--iters",
         type=positive_int,
-        help="evaluations of the energy and its gradient from each start; more gain little, L-BFGS stops where "
-        f"float32 ends (default: {EVALUATIONS}; adam: the release's {spread.RELEASE_STEPS})",
+        metavar="N",
+        help="Energy evaluations per starting point; more improve the targets little "
+        f"(default: {EVALUATIONS}, or {spread.RELEASE_STEPS} with adam).",
     )
     group.add_argument(
         "--restarts",
         type=positive_int,
         default=1,
-        help="starting points, of which the best end is kept; the first is built around a symmetric set where one "
-        "fits, the others are random; each takes as long as the first",
+        metavar="N",
+        help="Number of starting points, of which the best result is kept. The time grows in proportion.",
     )
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    group.add_argument("--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available.")
     group = parser.add_argument_group("Report")
-    group.add_argument("--check", metavar="FILE", help="make nothing: say how good this file is")
-    group.add_argument("--json", action="store_true", help="the certificate as one JSON object, alone on stdout")
+    group.add_argument("--check", metavar="FILE", help="Report the quality of this file, and create no targets.")
+    group.add_argument("--json", action="store_true", help="Print the report as one JSON object.")
     group.add_argument(
-        "--plot", metavar="PNG", help="draw the cosines of all pairs and the bounds; the points too when D is 2 or 3"
+        "--plot", metavar="PNG", help="Plot the cosines of all pairs, and the targets themselves if D is 2 or 3."
     )
     return parser
 
@@ -100,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
         check_place("--output", file, args.overwrite)
         search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}
         device = pick_device(args.device)
-        targets = generate_file(file, num_classes, dim, keep_interrupted=True, device=device, **search)
+        with SpinGuard():
+            targets = generate_file(file, num_classes, dim, keep_interrupted=True, device=device, **search)
     report(targets, file, args)
 
 

@@ -16,6 +16,7 @@ from utils.devices import check_device, check_gpus, device_named, usable_cores
 from utils.errors import InputError
 from utils.launchers import under_srun, under_torchrun
 from utils.measure import rehearsal
+from utils.openmp import SpinGuard
 from utils.run.arguments import agreed
 
 GRACE_SECONDS = 20
@@ -42,7 +43,9 @@ def launch(worker: Callable, args) -> None:
         elif args.multiprocessing_distributed:
             _spawn(worker, args, torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
         else:
-            worker(args, _take_place(args, 0, processes=1))
+            place = _take_place(args, 0, processes=1)
+            with SpinGuard():
+                worker(args, place)
 
 
 def _is_started_for_all(args) -> bool:
@@ -56,7 +59,8 @@ def _work_as_started(worker: Callable, args) -> None:
     way = meeting.by_torchrun() if under_torchrun() else meeting.by_srun(numbers)
     with meeting.group(place.device, args.dist_backend, way, args.dist_timeout, speaks):
         meeting.check_same(agreed(args), place.device, speaks)
-        worker(args, place)
+        with SpinGuard():
+            worker(args, place)
 
 
 def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> None:
@@ -67,7 +71,8 @@ def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> Non
     def join_and_work() -> None:
         with meeting.group(place.device, args.dist_backend, way, args.dist_timeout):
             meeting.check_same(agreed(args), place.device, speaks=local_rank == 0)
-            worker(args, place)
+            with SpinGuard():
+                worker(args, place)
 
     errors.run(join_and_work)  # a spawned process reports for itself
 
