@@ -1,12 +1,12 @@
-"""A study: methods on a long-tailed data set, several seeds each, every head on each, and a page of what came out.
+"""Compare methods on a long-tailed data set over several seeds, and write a page of results.
 
-    python -m examples.results                     # Fashion-MNIST: docs/results.md, after hours on all cores
-    python -m examples.results digits              # the embedded digits
-    python -m examples.results MY.ini --plan       # what a plan of your own would run; nothing is written
+    python -m examples.results                 # Fashion-MNIST, docs/results.md; takes hours
+    python -m examples.results digits          # the digits
+    python -m examples.results MY.ini --plan   # list what your own plan would run
 
-What is run stands in the plan, examples/results/fashion.ini, which explains itself. As many runs at a time as there
-are cores, each on one; with a GPU, --jobs at a time on it. The runs stay in runs/results_NAME. Interrupted, the same
-command goes on where it was, and --page makes the page of what has ended so far.
+A plan (such as examples/results/fashion.ini, which is commented) names the data, methods
+and seeds. Runs are kept in runs/results_NAME. If interrupted, run the same command again
+to continue; --page writes the page of the runs that have finished.
 """
 
 import shlex
@@ -34,18 +34,26 @@ ON_A_GPU = 4  # runs at a time: small networks leave most of it idle
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("plan", nargs="?", default=DEFAULT, help="a plan of examples/results, or a file")
-    parser.add_argument("--plan", dest="show", action="store_true", help="say what there is to run, and run nothing")
-    parser.add_argument("--page", action="store_true", help="run nothing: the page, of the seeds that have all ended")
-    parser.add_argument("--seeds", type=positive_int, help="0 to this minus one, instead of the plan's")
+    parser.add_argument(
+        "plan", nargs="?", default=DEFAULT, metavar="PLAN", help="Name of a plan in examples/results, or an .ini file."
+    )
+    parser.add_argument("--plan", dest="show", action="store_true", help="List the runs of the plan, and run nothing.")
+    parser.add_argument("--page", action="store_true", help="Write the page of the finished seeds, and run nothing.")
+    parser.add_argument(
+        "--block",
+        action="store_true",
+        help="Rewrite the summary of the page and of README from the page's CSV table, and run nothing.",
+    )
+    parser.add_argument("--seeds", type=positive_int, metavar="N", help="Number of seeds, instead of the plan's.")
     parser.add_argument(
         "--jobs",
         type=positive_int,
-        help=f"runs at a time; more than cores only slow each other (default: the cores; {ON_A_GPU} on a GPU)",
+        metavar="N",
+        help=f"Number of runs at a time (default: the number of cores, or {ON_A_GPU} on a GPU).",
     )
-    parser.add_argument("--device", default="auto", help="of all runs: cpu, cuda, ...; auto: a GPU if there is one")
-    parser.add_argument("--folder", metavar="DIR", help="where the runs go (default: runs/results_NAME)")
-    parser.add_argument("--output", default="docs", metavar="DIR", help="where page, table and pictures go")
+    parser.add_argument("--device", default="auto", help="Device of all runs, such as cpu or cuda.")
+    parser.add_argument("--folder", metavar="DIR", help="Folder for the runs (default: runs/results_NAME).")
+    parser.add_argument("--output", default="docs", metavar="DIR", help="Folder for the page, table and figures.")
     return parser
 
 
@@ -55,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.seeds == 1:
         raise errors.InputError("--seeds 1: expected 2 or more, for there to be a spread")
     plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds) if args.seeds else plan
+    if args.block:
+        say(f"wrote {', '.join(map(str, page.write_block(plan, Path(args.output))))}")
+        return
     check_device(args.device, 1)
     folder = Path(args.folder or f"runs/results_{plan.name}")
     study = Study(plan, folder, device_named(args.device))

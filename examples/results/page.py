@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.results import figures, reading, tables
-from examples.results.plan import VIEWS, Sweep
+from examples.results.plan import VIEWS, Plan, Sweep
 from examples.results.reading import Results
 from utils.errors import InputError
 from utils.files import csv_text, write_text
@@ -47,7 +47,20 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
     page, table = output / f"{plan.page}.md", output / f"{plan.page}.csv"
     write_text(page, text(results, pictures, command))
     write_text(table, trials(results))
-    return [page, table, *(path for path, _ in pictures), *_in_readme(results, output.resolve().parent / README)]
+    readme = output.resolve().parent / README
+    return [page, table, *(path for path, _ in pictures), *_replace_block(results, readme)]
+
+
+def write_block(plan: Plan, output: Path) -> list[Path]:
+    """Rewrite the summary and its sentences, on the page and in README, from the page's own table.
+
+    Raises InputError: the page or its table does not exist.
+    """
+    results, page = reading.read_table(plan, output / f"{plan.page}.csv"), output / f"{plan.page}.md"
+    written = _replace_block(results, page)
+    if not written:
+        raise InputError(f"{page}: no such page, or it has no summary; --page writes it from the runs")
+    return [*written, *_replace_block(results, output.resolve().parent / README)]
 
 
 def swept_of(results: Results) -> list[Sweep]:
@@ -153,12 +166,12 @@ def trials(results: Results) -> str:
     return csv_text(rows)
 
 
-def _in_readme(results: Results, readme: Path) -> list[Path]:
-    """Put the block into README, between its marks."""
+def _replace_block(results: Results, file: Path) -> list[Path]:
+    """Replace the block between its marks; returns the file if it has them."""
     begin, end = (mark.format(results.plan.page) for mark in (BEGIN, END))
-    content = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    content = file.read_text(encoding="utf-8") if file.is_file() else ""
     if begin not in content or end not in content:
         return []
     before, rest = content.split(begin, 1)
-    write_text(readme, before + block(results) + rest.split(end, 1)[1])
-    return [readme]
+    write_text(file, before + block(results) + rest.split(end, 1)[1])
+    return [file]

@@ -1,5 +1,7 @@
 """What a study has found, read from its run folders: nothing here runs."""
 
+import csv
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -7,10 +9,12 @@ import torch
 
 from examples.results.plan import Plan
 from examples.results.trials import Trial
+from utils.errors import InputError
 from utils.measure.feature_file import RunFeatures, read_features
 from utils.measure.features import class_centres
 from utils.measure.metrics import ClassAccuracy
-from utils.measure.results import accuracies
+from utils.measure.monitor import SPREAD
+from utils.measure.results import SHOTS, accuracies
 from utils.report.runs import Stage, read_results, read_stage
 
 
@@ -76,6 +80,35 @@ def reached(run: RunFeatures) -> Reached | None:
     nearest.add(run.features @ run.targets.T, run.labels)
     per_class = nearest.summary(run.class_counts.numpy())["per_class"]
     return Reached((centres * run.targets).sum(1).numpy(), np.array(per_class, dtype=float))
+
+
+def read_table(plan: Plan, table: Path) -> Results:
+    """Read the runs of a study from the table of its page (CSV), where the run folders no longer exist.
+
+    Holds what the summary and its sentences need: accuracies, validation accuracy, measures and seconds.
+
+    Raises:
+        InputError: the table does not exist, or does not belong to the plan.
+    """
+    groups: dict[tuple[float, str], list[Found]] = {(rho, key): [] for rho in plan.imbalances for key in plan.methods}
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if not row["sweep"]:
+                    groups[float(row["imbalance"]), row["method"]].append(_found_in(row))
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{table}: not the table of {plan.title} ({type(error).__name__}: {error})") from None
+    return Results(plan, groups, {})
+
+
+def _found_in(row: dict[str, str]) -> Found:
+    number = {name: float(text) if text else None for name, text in row.items() if name not in ("method", "head")}
+    entry = {name: number[name] for name in SHOTS} | {"acc1": number["all"], "val_balanced": number["val"]}
+    measures = {name: number[name] for name in SPREAD}
+    stage = (
+        Stage(Path(), {"args": {}}, [{"seconds": number["seconds"], "val": measures}]) if number["seconds"] else None
+    )
+    return Found(int(number["seed"]), {"selected": entry}, stage, None)
 
 
 def accuracy(runs: list[Found], head: str | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ from examples.results.reading import Found, Results
 from utils.measure.metrics import shots
 from utils.measure.monitor import SPREAD
 from utils.measure.results import SHOTS, markdown, percent
-from utils.report.trials import mean_and_std, paired_difference, with_interval
+from utils.report.trials import CONFIDENCE, mean_and_std, paired_difference, with_interval
 
 MEASURES = {name: label.split(" (")[0] for name, label in SPREAD.items()}
 
@@ -65,47 +65,49 @@ def best(results: Results, imbalance: float, way: str) -> Method | None:
 
 
 def verdict(results: Results) -> list[str]:
-    """What the study says, a sentence at a time, whoever wins."""
-    hardest_first = sorted(results.plan.imbalances, reverse=True)
-    found = [best_rows(results, rho) for rho in hardest_first]
-    return [*filter(None, found), *contrastive_pairs(results, hardest_first)]
+    """What the study found, one sentence each, the hardest imbalance first."""
+    imbalances = sorted(results.plan.imbalances, reverse=True)
+    sentences = [best_methods(results, rho) for rho in imbalances]
+    sentences += [contrastive_pair(results, pair, imbalances) for pair in results.plan.pairs]
+    return [sentence for sentence in sentences if sentence]
 
 
-def best_rows(results: Results, rho: float) -> str:
-    """The best contrastive method beside the best of cross-entropy, and beside pixels; "" where one is missing."""
+def best_methods(results: Results, rho: float) -> str:
+    """Compare the best contrastive method with the best cross-entropy method; "" if the plan lacks one of them."""
     contrast, entropy = (best(results, rho, way) for way in ("contrast", "cross-entropy"))
     if not contrast or not entropy:
         return ""
-    of_test = {method.key: all_and_few(common(results, rho, method)) for method in results.plan.methods.values()}
-    text = (
-        f"ρ = {rho:g}: of the contrastive methods validation chooses {contrast.title}, {of_test[contrast.key]} on "
-        f"test; of those by cross-entropy {entropy.title}, {of_test[entropy.key]}. The first minus the second: "
-        f"{told(reading.pair(results, rho, (contrast.key, entropy.key))[:, -1])}."
+    one, other = (reading.accuracy(common(results, rho, method))[:, -1].mean() for method in (contrast, entropy))
+    difference = reading.pair(results, rho, (contrast.key, entropy.key))[:, -1]
+    return (
+        f"At ρ = {rho:g}, validation selects {contrast.title} among the contrastive methods ({one:.1f} % on test) and "
+        f"{entropy.title} among the cross-entropy methods ({other:.1f} %). The contrastive method is "
+        f"{outcome(difference)} ({in_points(difference)})."
     )
-    floor = next(iter(of_way(results, "pixels")), None)
-    return f"{text} {floor.title.capitalize()}: {of_test[floor.key]}." if floor else text
 
 
-def contrastive_pairs(results: Results, imbalances: list[float]) -> list[str]:
-    """Of each pair of two contrastive methods a sentence: over all and over few, at each imbalance."""
-    methods, sentences = results.plan.methods, []
-    for pair in results.plan.pairs:
-        one, other = (methods[key] for key in pair)
-        if one.way == other.way == "contrast":
-            parts = []
-            for rho in imbalances:
-                few_shot, over_all = reading.pair(results, rho, pair).T[2:]
-                of_few = "" if np.isnan(few_shot).any() else f"; few {told(few_shot)}"
-                parts.append(f"ρ = {rho:g} {told(over_all)}{of_few}")
-            sentences.append(f"{one.title} − {other.title}: {'. '.join(parts)}.")
-    return sentences
+def contrastive_pair(results: Results, pair: tuple[str, str], imbalances: list[float]) -> str:
+    """Compare two contrastive methods at each imbalance; "" for other pairs."""
+    one, other = (results.plan.methods[key] for key in pair)
+    if not one.way == other.way == "contrast":
+        return ""
+    parts = []
+    for rho in imbalances:
+        difference = reading.pair(results, rho, pair)[:, -1]
+        parts.append(f"{outcome(difference)} at ρ = {rho:g} ({in_points(difference)})")
+    return f"{one.title}, compared with {other.title}: {'; '.join(parts)}."
 
 
-def told(values: np.ndarray) -> str:
-    """Mean of (n,) paired differences, its interval, and what that says."""
-    _, low, high = paired_difference(values)
-    word = "ahead" if low > 0 else "behind" if high < 0 else "not told apart"
-    return f"{with_interval(values)}, {word}"
+def outcome(difference: np.ndarray) -> str:
+    """Say in words what the interval of (n,) paired differences means for the first method."""
+    _, low, high = paired_difference(difference)
+    return "significantly better" if low > 0 else "significantly worse" if high < 0 else "not significantly different"
+
+
+def in_points(difference: np.ndarray) -> str:
+    """`−1.0 points, 95 % CI −1.8 to −0.1` of (n,) paired differences."""
+    mean, low, high = (f"{value:+.1f}".replace("-", "−") for value in paired_difference(difference))
+    return f"{mean} points, {CONFIDENCE:.0%} CI {low} to {high}".replace("%", " %")
 
 
 def differences(results: Results) -> str:
