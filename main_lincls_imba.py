@@ -1,13 +1,12 @@
-"""Stage 2: a classifier on the encoder of stage 1; the release's is linear, on class-balanced batches.
+"""Train a classifier on the encoder of stage 1 and measure its accuracy (stage 2).
 
-On the embedded digits; and all heads that the checkpoint can have, in one table:
-    python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar --epochs 10 --schedule 5 8 -b 64 --seed 0
-    python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar --compare-heads
+Fit all classifiers that the checkpoint supports, and compare them in one table:
+    python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar \\
+        --compare-heads
 
-On ImageNet-LT, the recipe of the release; and a head that is fitted in minutes:
-    python main_lincls_imba.py --data-root IMAGENET --pretrained RUN/last.pth.tar \\
-        --epochs 40 --schedule 20 30 -b 2048 --seed 0
-    python main_lincls_imba.py --data-root IMAGENET --pretrained RUN/last.pth.tar --head logistic
+Train the authors' linear probe on ImageNet-LT:
+    python main_lincls_imba.py --data-root IMAGENET \\
+        --pretrained RUN/last.pth.tar --epochs 40 --schedule 20 30 -b 2048
 """
 
 import utils.quiet_start  # noqa: F401, before all that takes seconds to load
@@ -45,28 +44,30 @@ from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 from utils.run.state import RunState
 
+MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "epochs", "batch_size", "lr")
+MOST_USED += ("run_dir", "resume", "evaluate", "seed")
+
 
 def get_args_parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser(MOST_USED, description=__doc__)
     flags.add_data_arguments(parser)
     model = arguments.add_model_group(parser)
     model.add_argument(
         "--pretrained",
         metavar="PATH",
-        help="whose encoder is probed: a stage-1 checkpoint (ours, the release's, MoCo's) or a torchvision state dict",
+        help="File whose encoder is evaluated: a checkpoint of stage 1 or MoCo, or a torchvision or timm state dict.",
     )
-    add_head_arguments(parser.add_argument_group("Head"))
+    add_head_arguments(parser.add_argument_group("Head (classifier)"))
     model.add_argument(
         "--bn-mode",
         choices=["train", "eval"],
         default="train",
-        help="batch-norm of the frozen encoder while the classifier trains: batch statistics, and running ones "
-        "that move on (train, the release), or everything frozen (eval, MoCo)",
+        help="Batch norm of the frozen encoder: train uses batch statistics, as the authors do; eval uses fixed ones.",
     )
     arguments.add_optim_arguments(parser, epochs=100, lr=10.0, schedule=[60, 80], weight_decay=0.0)
     running = arguments.add_running_arguments(parser)
     running.add_argument(
-        "-e", "--evaluate", action="store_true", help="measure the stage-2 checkpoint of --resume; train nothing"
+        "-e", "--evaluate", action="store_true", help="Evaluate the checkpoint of --resume, without training."
     )
     evaluation.add_evaluation_arguments(running)
     arguments.add_speed_arguments(parser)

@@ -1,14 +1,16 @@
-"""Stage 1: contrastive pre-training with KCL or TSC on long-tailed data.
+"""Pre-train an encoder on long-tailed images with KCL or TSC (stage 1).
 
-Five minutes on a laptop, no download (see also `make demo`):
-    python main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs 20 -b 64 --lr 0.03 --moco-k 1024 --moco-m 0.99
+Try KCL on a laptop: five minutes, no download (see also `make demo`):
+    python main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs 20 \\
+        -b 64 --lr 0.03 --moco-k 1024 --moco-m 0.99
 
-KCL and TSC on ImageNet-LT, one process per GPU of this machine:
-    torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 200
-    torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET --mlp --cos --lr 0.1 --epochs 400 \\
-        --targeted --sep_t --tw 0.2
+Train KCL, or TSC, on ImageNet-LT with one process per GPU of this machine:
+    torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET \\
+        --mlp --cos --lr 0.1 --epochs 200
+    torchrun --nproc-per-node 4 main_moco_supcon_imba.py --data-root IMAGENET \\
+        --mlp --cos --lr 0.1 --epochs 400 --targeted --sep_t --tw 0.2
 
-A recipe is a file of flags; here the paper's for CIFAR, contrast inside the batch:
+Use a recipe, which is a file of flags (here the paper's TSC on CIFAR-10-LT):
     python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
@@ -43,20 +45,24 @@ from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 
+MOST_USED = ("dataset", "data_root", "arch", "epochs", "batch_size", "lr", "targeted", "run_dir", "resume", "seed")
+
 
 def get_args_parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser(MOST_USED, description=__doc__)
     flags.add_data_arguments(parser)
     add_method_arguments(parser, arguments.add_model_group(parser))
-    arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
+    optimisation = arguments.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
+    optimisation.description = "TSC has two phases, KCL and KCL with targets. Each restarts the schedule."
     running = arguments.add_running_arguments(parser)
-    running.add_argument("--save-folder", default="runs", metavar="DIR", help="where run folders go without --run-dir")
+    running.add_argument("--save-folder", default="runs", metavar="DIR", help="Parent of the run folder.")
     running.add_argument(
         "-s",
         "--save_freq",
         type=positive_int,
         default=20,
-        help="epochs between checkpoints that are kept",
+        metavar="E",
+        help="Epochs between kept checkpoints.",
     )
     add_monitor_arguments(running)
     arguments.add_speed_arguments(parser)

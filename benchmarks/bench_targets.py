@@ -1,12 +1,11 @@
-"""Targets for 1000 classes in R^128: the release's recipe and ours, in the same run.
+"""Time the creation of 1000 targets in R^128, with the authors' recipe and with ours.
 
     python -m benchmarks.bench_targets
 
-A textbook Adam on L_u is timed for some dozen steps, in turns with ours, and its 10,000 are
-extrapolated from them; the energy ratio where they end is not measured here but known. Ours is timed
-from a random start (the plain L-BFGS) and from the start the program takes. Prints Markdown rows; the
-ratios are the result, for times depend on the machine and on what else it does. Some 20 s on two free
-cores.
+The authors' recipe is 10,000 steps of Adam on L_u: --steps of them are timed, in turns with
+ours, and extrapolated; its final energy ratio is known, not measured. Ours, L-BFGS, is timed
+from a random start and from the start that the program uses. The output is Markdown; the
+ratios matter, as times depend on the machine. It takes about 20 s on two free cores.
 """
 
 import os
@@ -29,9 +28,13 @@ EVALUATIONS = 400  # of ours; the random start passes the second level after som
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("device", nargs="?", choices=["cpu", "cuda"], default="cpu", help="where both are measured")
-    parser.add_argument("--repeats", type=positive_int, default=3, help="turns; the median counts")
-    parser.add_argument("--steps", type=positive_int, default=60, help="of the release's recipe, in each turn")
+    parser.add_argument(
+        "device", nargs="?", choices=["cpu", "cuda"], default="cpu", help="Device on which both are timed: %(choices)s."
+    )
+    parser.add_argument(
+        "--repeats", type=positive_int, default=3, metavar="N", help="Number of turns, of which the median is used."
+    )
+    parser.add_argument("--steps", type=positive_int, default=60, metavar="N", help="Adam steps per turn.")
     return parser
 
 

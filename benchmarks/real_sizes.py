@@ -1,17 +1,13 @@
-"""Both stages at the real sizes of ImageNet-LT or iNaturalist 2018, on stand-in images.
+"""Measure both stages at the sizes of ImageNet-LT or iNaturalist 2018, on synthetic images.
 
     python -m benchmarks.real_sizes --dataset imagenet --targeted
     python -m benchmarks.real_sizes --dataset inat
 
-Builds the tree that the training list names (every listed path, hard links to a few
-500×375 JPEGs) and lists of the real length in a temporary folder, then measures through
-the scripts' own command lines, resnet50 at 224 px: how long a list takes to read and a
-data root to verify; how long a run takes from the command to its first step; what a
-loader process holds. Then it runs both stages to their end on a sample of the lists.
-
-The list that is stood in for has the real number of lines and names of the real length;
-for ImageNet-LT also the real images of each class. With --splits DIR real lists found
-there are used instead. Prints Markdown. Linux (it reads /proc).
+The benchmark creates lists and image paths of the real number and length (hard links to a
+few 500×375 JPEGs) in a temporary folder. It measures how long it takes to read a list, to
+verify a data root, and to reach the first step, and the memory of a loader process, with
+resnet50 at 224 px. Then both stages run to the end on a sample. The output is Markdown.
+Linux only.
 """
 
 import json
@@ -39,13 +35,17 @@ LINKS_A_FILE = 30_000  # ext4 allows 65,000
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--dataset", choices=["imagenet", "inat"], default="imagenet", help="whose sizes")
-    parser.add_argument("--splits", metavar="DIR", help="folder with real lists; those that are there are used")
-    parser.add_argument("--steps", type=positive_int, default=2, help="of each phase, and before a look at the memory")
-    parser.add_argument("-b", "--batch-size", type=positive_int, default=16)
-    parser.add_argument("-j", "--workers", type=natural, default=2, help="loader processes")
-    parser.add_argument("--targeted", action="store_true", help="TSC as well; makes the targets first")
-    parser.add_argument("--folder", metavar="DIR", help="where the tree is built for the time (default: the system's)")
+    parser.add_argument(
+        "--dataset", choices=["imagenet", "inat"], default="imagenet", metavar="NAME", help="Data set: %(choices)s."
+    )
+    parser.add_argument("--splits", metavar="DIR", help="Folder with real lists, used where they exist.")
+    parser.add_argument("--steps", type=positive_int, default=2, metavar="N", help="Steps per phase.")
+    parser.add_argument("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="Batch size.")
+    parser.add_argument(
+        "-j", "--workers", type=natural, default=2, metavar="N", help="Number of data-loading processes."
+    )
+    parser.add_argument("--targeted", action="store_true", help="Measure TSC as well; the targets are created first.")
+    parser.add_argument("--folder", metavar="DIR", help="Parent of the temporary folder (default: the system's).")
     return parser
 
 

@@ -1,10 +1,12 @@
-"""The baseline to compare with: the same network by cross-entropy, in one stage.
+"""Train the cross-entropy baseline: the same network, from random weights, in one stage.
 
-    python -m examples.cross_entropy --dataset digits --imbalance 50 --epochs 40 -b 64 --cos --seed 0
+    python -m examples.cross_entropy --dataset digits --imbalance 50 --epochs 40 \\
+        -b 64 --cos --seed 0
 
-Everything trains, from random weights. Views and what is measured are the linear probe's, and so is the run folder:
-utils.report shows it beside others. Its encoder takes the same second stages as KCL's and TSC's:
-    python main_lincls_imba.py --dataset digits --imbalance 50 --compare-heads --pretrained RUN/last.pth.tar
+Augmentation, evaluation and run folder are those of the linear probe, so that utils.report
+can show it next to KCL and TSC. Fit the same classifiers to its encoder:
+    python main_lincls_imba.py --dataset digits --imbalance 50 --compare-heads \\
+        --pretrained RUN/last.pth.tar
 """
 
 from pathlib import Path
@@ -32,24 +34,28 @@ from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 
 BALANCE = {  # --balance: what it is, the batches (a name of SAMPLERS), whether the prior is added to the logits
-    "sampling": ("class-balanced batches, as the probe's", "class-balanced", False),
+    "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
     "softmax": (
-        "every image once an epoch, and the log of the classes' share added to the logits while it trains: balanced "
-        "softmax (Ren et al. 2020), which is logit adjustment in training (Menon et al. 2021)",
+        "balanced softmax: every image once per epoch, with the log class prior added to the logits",
         "instance",
         True,
     ),
-    "none": ("every image once an epoch, plain cross-entropy", "instance", False),
+    "none": ("every image once per epoch", "instance", False),
 }
 
 
+MOST_USED = ("dataset", "data_root", "arch", "balance", "epochs", "batch_size", "lr", "run_dir", "resume", "seed")
+
+
 def get_args_parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser(MOST_USED, description=__doc__)
     flags.add_data_arguments(parser)
     arguments.add_model_group(parser)
     loss = parser.add_argument_group("Loss")
-    meanings = "; ".join(f"{name}: {about}" for name, (about, *_) in BALANCE.items())
-    loss.add_argument("--balance", choices=list(BALANCE), default="sampling", help=meanings)
+    meanings = "\n".join(f"{name}: {about}" for name, (about, *_) in BALANCE.items())
+    loss.add_argument(
+        "--balance", choices=list(BALANCE), default="sampling", metavar="HOW", help=f"Class balancing.\n{meanings}"
+    )
     arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
     evaluation.add_evaluation_arguments(arguments.add_running_arguments(parser))
     arguments.add_speed_arguments(parser)

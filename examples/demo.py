@@ -1,10 +1,10 @@
-"""The whole pipeline on handwritten digits, in some minutes on two cores, without a download.
+"""Run the whole pipeline on handwritten digits: a few minutes on two cores, no download.
 
     python -m examples.demo
 
-Targets, KCL and TSC pre-training with the same total of epochs, a linear probe of each,
-then a table, a picture and a report in runs/demo. Every step is a command that could be typed, and
-is shown. Interrupted, the same command goes on where it was.
+The demo creates targets, pre-trains with KCL and with TSC for the same number of epochs,
+trains a linear probe on each, and writes a table, a figure and a report to runs/demo. It
+prints every command that it runs. If interrupted, run the same command again to continue.
 """
 
 import json
@@ -32,9 +32,11 @@ REPORT = "-m utils.report {folder}/kcl {folder}/tsc --output {folder}"
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--epochs", type=positive_int, default=32, help="of pre-training, 41 steps each")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of all that is random")
-    parser.add_argument("--folder", default="runs/demo", help="where everything goes")
+    parser.add_argument(
+        "--epochs", type=positive_int, default=32, metavar="E", help="Epochs of pre-training, of 41 steps each."
+    )
+    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
+    parser.add_argument("--folder", default="runs/demo", metavar="DIR", help="Folder for all runs and results.")
     return parser
 
 

@@ -1,10 +1,11 @@
-"""The paper's first figure on handwritten digits: where KCL and TSC put three classes on a circle.
+"""Reproduce the paper's figure 1 with digits: where KCL and TSC place three classes on a circle.
 
     python -m examples.figure1
 
-Three digit classes, features of two dimensions, 35:35:35 training images and 100:2:2, KCL and TSC with the
-same total of epochs. Writes docs/figure1.png and the angles between the class centres, docs/figure1.md.
-Interrupted, the same command goes on where it was.
+The command trains KCL and TSC for the same number of epochs on three digit classes, with
+35:35:35 and with 100:2:2 training images and two-dimensional features. It writes
+docs/figure1.png and the angles between the class centres, docs/figure1.md. If interrupted,
+run the same command again to continue.
 """
 
 import dataclasses
@@ -63,10 +64,10 @@ class Panel(NamedTuple):
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--epochs", type=positive_int, default=60, help="of each of the four runs, 13 steps each")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of all that is random")
-    parser.add_argument("--folder", default="runs/figure1", help="where the runs go")
-    parser.add_argument("--output", default="docs", help="where figure and angles go")
+    parser.add_argument("--epochs", type=positive_int, default=60, metavar="E", help="Epochs of each of the four runs.")
+    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
+    parser.add_argument("--folder", default="runs/figure1", metavar="DIR", help="Folder for the runs.")
+    parser.add_argument("--output", default="docs", metavar="DIR", help="Folder for figure1.png and figure1.md.")
     return parser
 
 
@@ -159,26 +160,30 @@ def angles_table(panels: dict[tuple[str, str], Panel], args: Namespace) -> str:
         rows.append([method, ratio, *(f"{angle:.0f}°" for angle in angles(panel.centres)), *within])
     header = ["method", "imbalance", *pairs, *(f"within {digit}" for digit in CLASSES)]
     return (
-        f"# Three digit classes on the circle\n\n![four circles](figure1.png)\n\n"
-        f"`python -m examples.figure1 --epochs {args.epochs} --seed {args.seed}`: handwritten digits {CLASSES}, D = 2, "
-        "120 test images a circle, dots; stars: class centres; triangles: TSC's targets. Dots lie at different depths "
-        "only to be seen side by side.\n\nAngles between the class centres (120° each is as even as can be), and "
-        "the mean angle of a class's images to their own centre:\n\n"
-        + markdown(header, rows, words=2)
-        + f"\n\n{beside_the_paper(panels)}\n"
+        "# Three digit classes on the circle\n\n"
+        "This page repeats the paper's first figure with handwritten digits. To draw it again, run\n"
+        f"`python -m examples.figure1 --epochs {args.epochs} --seed {args.seed}`.\n\n"
+        "![four circles](figure1.png)\n\n"
+        f"The classes are the digits {CLASSES}, and the features have two dimensions. Each circle shows 120 test\n"
+        "images as dots, class centres as stars and TSC's targets as triangles. All features lie on the unit circle.\n"
+        "The dots are drawn at different radii so that they do not hide each other.\n\n"
+        "The table shows the angles between class centres (120° each is perfectly even), and the mean angle between\n"
+        "the images of a class and its centre:\n\n" + markdown(header, rows, words=2) + "\n\n"
+        "In the paper's figure, KCL spreads balanced classes evenly. At 50:1:1, KCL places the two rare classes\n"
+        "close together, and TSC spreads all three evenly. Here, at 50:1:1:\n\n" + angles_at_imbalance(panels)
     )
 
 
-def beside_the_paper(panels: dict[tuple[str, str], Panel]) -> str:
-    """What the paper's figure shows of the imbalanced classes, and the angles found here."""
-    found = []
+def angles_at_imbalance(panels: dict[tuple[str, str], Panel]) -> str:
+    """Describe the angles of the imbalanced runs in one line per method."""
+    lines = []
     for method in METHODS:
         *to_frequent, rare = angles(panels[method, list(COUNTS)[-1]].centres)
-        found.append(f"{rare:.0f}° from each other and {min(to_frequent):.0f}° from the frequent one with {method}")
-    return (
-        "In the paper's figure all three classes are even in KCL while they are balanced; at 50:1:1 KCL brings the two "
-        f"rare ones together, and TSC keeps all three even. Here the rare ones end {', '.join(found)}."
-    )
+        lines.append(
+            f"- {method}: the two rare classes are {rare:.0f}° apart, and at least {min(to_frequent):.0f}° from the "
+            "frequent class.\n"
+        )
+    return "".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The floor: the heads of stage 2 on the pixels themselves, without an encoder.
+"""Fit the classifiers of stage 2 to raw pixels, without an encoder: the lower baseline.
 
     python -m examples.pixels --dataset digits --imbalance 50
 
-What a network does not beat by a margin, a logistic regression does as well, in seconds. Reported as `--compare-heads`.
+It takes seconds, and writes the same table as `main_lincls_imba.py --compare-heads`. A
+pre-trained encoder should be clearly better.
 """
 
 from pathlib import Path
@@ -31,10 +32,12 @@ LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no netw
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     flags.add_data_arguments(parser)
-    running = parser.add_argument_group("Running")
-    running.add_argument("--run-dir", metavar="DIR", help="the run folder (default: runs/<data set>_pixels_<ρ>)")
-    running.add_argument("--resume", choices=["auto"], help="auto: make results that are there anew")
-    running.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    running = parser.add_argument_group("Run and logging")
+    running.add_argument("--run-dir", metavar="DIR", help="Run folder (default: runs/<data set>_pixels_<imbalance>).")
+    running.add_argument("--resume", choices=["auto"], help="Recompute the results of an existing run folder (auto).")
+    running.add_argument(
+        "--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available."
+    )
     parser.set_defaults(pretrained=None, arch=None, seed=0)  # of results.json; nothing is random
     return parser
 

@@ -1,8 +1,8 @@
-"""One sheet of all views: a row each, the image at the left, random draws beside it.
+"""Draw one figure of all augmentations (--views): one row each, the original image on the left.
 
     python -m examples.views --output docs/views.png
 
-The photographs are those that come with scikit-learn, for small images shrunk to 32 px; the digit is one of its digits.
+The images come with scikit-learn: photographs, reduced to 32 px for small images, and a digit.
 """
 
 import argparse
@@ -27,9 +27,9 @@ SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # of the ot
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--output", default="views.png", metavar="FILE", help="the picture to write")
-    parser.add_argument("--draws", type=positive_int, default=8, help="of each view")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the draws")
+    parser.add_argument("--output", default="views.png", metavar="FILE", help="Figure to write.")
+    parser.add_argument("--draws", type=positive_int, default=8, metavar="N", help="Random views per row.")
+    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
     return parser
 
 

@@ -48,29 +48,25 @@ def _whole(size: int) -> T.Resize:
 PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
 SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
 VIEWS = {
-    "photo": View(Crop(), PHOTO, _centre, help="the release's on ImageNet: crops of 8 to 100 %, flip, jitter"),
-    "thumbnail": View(Crop(), PHOTO, _whole, help="the same of small images, evaluated whole"),
+    "photo": View(Crop(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
+    "thumbnail": View(Crop(), PHOTO, _whole, help="as photo, for small images"),
     "simclr": View(
         Crop((0.2, 1.0)),
         dataclasses.replace(SIMCLR, blur_p=0.5),
         _centre,
-        help="MoCo v2's for photographs: crops of 20 to 100 %, flip, jitter with hue, grey, blur",
+        help="crop (20 to 100 %), flip, jitter, grey, blur",
     ),
-    "cifar": View(
-        Crop((0.2, 1.0)), SIMCLR, _whole, help="the release's on CIFAR: the same of small images, without blur"
-    ),
-    "padded": View(PaddedCrop(), None, _whole, help="of classifiers of small images (LDAM): shifted crop, flip"),
+    "cifar": View(Crop((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
+    "padded": View(PaddedCrop(), None, _whole, help="padded crop, flip, for small images"),
     "autoaugment": View(
         PaddedCrop(),
         AutoAugmented(),
         _whole,
         cutout=0.5,
-        help="of classifiers of small images (PaCo, BCL, RIDE): shifted crop, flip, AutoAugment, Cutout",
+        help="padded crop, flip, AutoAugment, Cutout",
     ),
-    "grey": View(Crop((0.4, 1.0)), None, _whole, help="small grey images: crops of 40 to 100 %, flip"),
-    "digit": View(
-        Shift(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="signs: small rotation, shift, scale, contrast; no flip"
-    ),
+    "grey": View(Crop((0.4, 1.0)), None, _whole, help="crop (40 to 100 %), flip, for small grey images"),
+    "digit": View(Shift(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="rotation, shift, scaling, contrast, no flip"),
 }
 
 

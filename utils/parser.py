@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 
 from utils import launchers, recipes
@@ -9,8 +10,9 @@ from utils.distributed import say
 from utils.untrusted import MOST
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
-RECIPES = """@FILE, anywhere among the flags, takes in a file of flags, as those in recipes/ are; a flag that is
-given again has its later value. A value that begins with @ is written --name=@value."""
+RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
+its last value is used. Write a value that begins with @ as --name=@value."""
+MOST_USED = "Most used"  # the title of the first group in --help
 MACHINES = ("world_size", "rank", "dist_url")  # of --multiprocessing-distributed
 
 
@@ -19,12 +21,38 @@ class Parser(argparse.ArgumentParser):
 
     An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
     a path that is empty would stand for the default, or for the folder one is in.
+
+    Args:
+        most_used: names of arguments (`dest`) that --help lists first, in this order and in a group of their own.
+            They follow -h; the group in which an argument is declared does not list it again.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, most_used: Iterable[str] = (), **kwargs):
         module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`: its name says more than its file
         program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
         super().__init__(formatter_class=HelpFormatter, epilog=RECIPES, allow_abbrev=False, **(program | kwargs))
+        self.most_used = tuple(most_used)
+        for action in self._actions:  # none but -h yet
+            action.help = "Show this message and exit."
+
+    def format_help(self) -> str:
+        """Return the help text: usage, description, the most used flags, all other flags in their groups."""
+        by_name = {action.dest: action for action in self._actions}
+        first = [by_name[name] for name in ("help", *self.most_used)] if self.most_used else []
+        sections = [(MOST_USED, None, first)]
+        for group in self._action_groups:
+            rest = [action for action in group._group_actions if action not in first]
+            sections += [(group.title, group.description, rest)] if rest else []
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, description, actions in sections:
+            formatter.start_section(title)
+            formatter.add_text(description)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)
@@ -63,13 +91,42 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is typed; defaults behind the help, but not where there is none."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Print the usage in one line, the description as it is typed, and defaults after the first line of a help text.
+
+    A line break in a help text is kept: each value of a flag can have a line of its own.
+    """
+
+    def _format_usage(self, usage, actions, groups, prefix):
+        positionals = [action for action in actions if not action.option_strings]
+        if usage is None and len(positionals) < len(actions):
+            metavars = [(action, self._get_default_metavar_for_positional(action)) for action in positionals]
+            usage = " ".join(["%(prog)s [flags]", *(self._format_args(*pair) for pair in metavars)])
+        return super()._format_usage(usage, actions, groups, prefix)
+
+    def _format_action_invocation(self, action):
+        """Return `-a, --arch ARCH`; argparse repeats the metavar after each spelling before Python 3.13."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        metavar = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {metavar}"
+
+    def _split_lines(self, text, width):
+        """Wrap each line of a help text, never inside a flag; all but the first have a hanging indent."""
+        first, *rest = text.split("\n")
+        wrapped = textwrap.wrap(first, width, break_on_hyphens=False)
+        for line in rest:
+            wrapped += textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)
+        return wrapped
 
     def _get_help_string(self, action):
-        if action.default in (None, "", False):
+        default = action.default
+        if default is False or default in (None, "", [], argparse.SUPPRESS) or "(default" in action.help:
             return action.help
-        return super()._get_help_string(action)
+        values = default if isinstance(default, list) else [default]
+        first, *rest = action.help.split("\n")
+        shown = " ".join(map(str, values)).replace("%", "%%")
+        return "\n".join([f"{first.removesuffix('.')} (default: {shown}).", *rest])
 
 
 Cases = list[tuple[str, Iterable[str]]]  # when, as "without --targeted", and which arguments, by their names

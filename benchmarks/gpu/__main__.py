@@ -1,11 +1,10 @@
-"""Everything that only a GPU can show, measured: at most 40 minutes on one modern card.
+"""Run the GPU tests and benchmarks: at most 40 minutes on one modern GPU.
 
     python -m benchmarks.gpu
 
-Runs the tests marked gpu, measures part after part and writes benchmarks/RESULTS-gpu.md. Finished parts are kept
-under runs/gpu/, for this code, this GPU and this PyTorch: interrupted, the same command goes on. The page is written
-when all parts are there. --rehearse does the same parts on the CPU at tiny sizes and writes nothing: it shows that they
-run, and none of its numbers means anything.
+The results are written to benchmarks/RESULTS-gpu.md when all parts have finished. Finished
+parts are kept in runs/gpu/ for this code, GPU and PyTorch version: if interrupted, run the
+same command again to continue.
 """
 
 import signal
@@ -59,8 +58,12 @@ PARTS = (
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--fresh", action="store_true", help="forget the finished parts of this code on this GPU")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU at tiny sizes; nothing is kept or written")
+    parser.add_argument("--fresh", action="store_true", help="Measure the finished parts again.")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="Try all parts on the CPU at tiny sizes, to see that they run; nothing is written.",
+    )
     return parser
 
 

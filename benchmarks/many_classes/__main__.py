@@ -1,11 +1,10 @@
-"""Stage 1 as the number of classes grows: its start, a step, memory and the checkpoint, of KCL and of TSC.
+"""Measure stage 1 (KCL and TSC) for growing numbers of classes: start, step, memory, checkpoint.
 
     python -m benchmarks.many_classes 10 1000 8142 80000
 
-The first number is the floor: nothing is left there but the encoders. Two images a class, which
-are one 64 px JPEG under many names, through the script's own command line. Targets are random unit
-vectors, and class y has target y: what finding the best ones takes is in assignment.py.
-Linux (it reads /proc).
+The first number is the reference, where the encoders dominate. Each class has two images,
+all of them links to one 64 px JPEG. Targets are random unit vectors, and class y keeps
+target y; benchmarks.many_classes.assignment measures the assignment. Linux only.
 """
 
 import shutil
@@ -33,11 +32,15 @@ PHASES = {"KCL": "", "TSC": TSC}
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("classes", type=positive_int, nargs="+", help="numbers of classes, the floor first")
-    parser.add_argument("-a", "--arch", default="resnet18", help="the encoder")
-    parser.add_argument("--image-size", type=positive_int, default=64, help="pixels of a side")
-    parser.add_argument("-b", "--batch-size", type=positive_int, default=64)
-    parser.add_argument("--steps", type=positive_int, default=12, help="of each phase; the first two are not counted")
+    parser.add_argument(
+        "classes", type=positive_int, nargs="+", metavar="C", help="Numbers of classes, the reference first."
+    )
+    parser.add_argument("-a", "--arch", default="resnet18", help="Encoder.")
+    parser.add_argument("--image-size", type=positive_int, default=64, metavar="PX", help="Input size in pixels.")
+    parser.add_argument("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="Batch size.")
+    parser.add_argument(
+        "--steps", type=positive_int, default=12, metavar="N", help="Steps per phase; the first two are not timed."
+    )
     return parser
 
 

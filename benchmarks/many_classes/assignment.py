@@ -1,10 +1,10 @@
-"""The assignment of targets to classes as the number of classes grows: time, memory, what a checkpoint has of it.
+"""Measure the assignment of targets to classes for growing numbers of classes: time and memory.
 
     OMP_NUM_THREADS=1 python -m benchmarks.many_classes.assignment 1000 8142 80000
 
-The walks, the floor and the targets are those of bench_assignment.py. The proof that an assignment
-is the best is read against all targets in place of SciPy's solve, which would take 51 GB for
-80,000 classes; these take hours. Times are the CPU's, so that a run may be paused.
+Walks, floor and targets are those of bench_assignment.py. Each assignment is proved optimal
+from the solver's prices, as SciPy's solver would need 51 GB for 80,000 classes, which take
+hours. Times are CPU times.
 """
 
 import io
@@ -68,8 +68,15 @@ def measure(num_classes: int, name: str, steps: int = 5) -> str:
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("classes", type=positive_int, nargs="+", help="numbers of classes")
-    parser.add_argument("--walks", nargs="+", choices=WALKS, default=list(WALKS), help="default: both")
+    parser.add_argument("classes", type=positive_int, nargs="+", metavar="C", help="Numbers of classes.")
+    parser.add_argument(
+        "--walks",
+        nargs="+",
+        choices=WALKS,
+        default=list(WALKS),
+        metavar="WALK",
+        help="Walks of the centroids: %(choices)s (default: both).",
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Split lists: fetch the published ones, check a data set, cut a long tail out of your own images.
+"""Download, check or create split lists, which name the images of train, val and test.
 
 python -m imagenet_inat.splits download imagenet
 python -m imagenet_inat.splits verify imagenet --data-root IMAGENET
-python -m imagenet_inat.splits make IMAGES --profile exp --imbalance 50 --output LISTS
+python -m imagenet_inat.splits make IMAGES --imbalance 50 --output LISTS
 python -m imagenet_inat.splits make cifar10 --imbalance 100
 python -m imagenet_inat.splits make inat --json train2018.json val2018.json
 """
@@ -48,57 +48,67 @@ list_seed = number("list_seed", int, lambda value: 0 <= value < 2**32, "less tha
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_download(commands.add_parser("download", help="fetch published lists"))
-    add_verify(commands.add_parser("verify", help="check lists and images before training"))
+    add_download(commands.add_parser("download", help="download the published lists"))
+    add_verify(commands.add_parser("verify", help="check lists and images"))
     # Only what is typed is in make's namespace: the defaults depend on the source.
-    add_make(commands.add_parser("make", help="cut a long-tailed split", argument_default=argparse.SUPPRESS))
+    add_make(commands.add_parser("make", help="create long-tailed lists", argument_default=argparse.SUPPRESS))
     return parser
 
 
 def add_download(parser: Parser) -> None:
-    parser.description = "Fetch the lists of classifier-balancing; interrupted, the same command goes on."
-    parser.add_argument("name", choices=PUBLISHED, help="the data set")
-    parser.add_argument("--output", metavar="DIR", help="where they go (default: imagenet_inat/data/<Set>)")
-    parser.add_argument(
-        "--from", dest="source", metavar="DIR|URL", help="folder or http(s) address that holds the files themselves"
-    )
+    parser.description = "Download the published lists. If interrupted, run the same command again to continue."
+    parser.add_argument("name", choices=PUBLISHED, metavar="NAME", help="Data set: %(choices)s.")
+    parser.add_argument("--output", metavar="DIR", help="Folder for the lists (default: imagenet_inat/data/<Set>).")
+    parser.add_argument("--from", dest="source", metavar="DIR|URL", help="Folder or http(s) address of a mirror.")
 
 
 def add_verify(parser: Parser) -> None:
-    parser.description = "Check lists (hash, classes, repeats, overlap) and images. Exit code 1 if anything is wrong."
-    parser.add_argument("name", choices=names(), help="the data set")
-    parser.add_argument("--data-root", metavar="DIR", help="look for every image below this folder")
+    parser.description = (
+        "Check lists (hash, classes, duplicates, overlap) and images. The exit code is 1 if a check fails."
+    )
+    parser.add_argument("name", choices=names(), metavar="NAME", help="Data set: %(choices)s.")
+    parser.add_argument("--data-root", metavar="DIR", help="Folder in which every listed image must exist.")
     add_list_arguments(parser)
-    parser.add_argument("--decode", action="store_true", help="also open every image, which takes minutes")
+    parser.add_argument("--decode", action="store_true", help="Also open every image, which takes minutes.")
 
 
 def add_make(parser: Parser) -> None:
-    parser.description = "Write lists, and made.json, which says how they were made and lets `verify` know them again."
+    parser.description = "Create long-tailed lists, and made.json, by which `verify` recognises them."
     parser.add_argument(
         "source",
-        help="a folder with a folder of images for each class, or a list of images; or: cifar10, cifar100, inat",
+        metavar="SOURCE",
+        help="Folder with one folder of images per class, or a list of images; or cifar10, cifar100 or inat.",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="folder of the lists, needed for your images; CIFAR: the data root, where the archive is looked for "
-        "or downloaded to and the images are written (default: data)",
+        help="Folder for the lists; required for your own images. CIFAR: data root, to which the archive is downloaded "
+        "and the images are written (default: data).",
     )
     parser.add_argument(
         "--profile",
         choices=sorted(PROFILES),
-        help="images: exp, each class a fixed share smaller than the one before; step, half of the classes large and "
-        "half small; pareto, a power law, few large classes and a long tail (default: exp)",
-    )
-    parser.add_argument("--imbalance", type=positive_float, help="largest class ÷ smallest, 1 or more (default: 100)")
-    parser.add_argument("--seed", type=list_seed, help="which images are taken (default: 0)")
-    parser.add_argument("--val", type=positive_int, help="images: validation images of each class (default: 10)")
-    parser.add_argument("--test", type=positive_int, help="images: test images of each class (default: 20)")
-    parser.add_argument(
-        "--largest", type=positive_int, help="images: training images of the largest class (default: all that fit)"
+        help="Class sizes of your own images (default: exp).\nexp: a constant factor from class to class\n"
+        "step: half of the classes large, half small\npareto: a power law, few large classes and a long tail",
     )
     parser.add_argument(
-        "--json", nargs=2, metavar=("TRAIN", "VAL"), help="inat: train2018.json and val2018.json of the competition"
+        "--imbalance", type=positive_float, metavar="RATIO", help="Largest / smallest class, 1 or more (default: 100)."
+    )
+    parser.add_argument("--seed", type=list_seed, help="Random seed of the selection of images (default: 0).")
+    parser.add_argument(
+        "--val", type=positive_int, metavar="N", help="Validation images per class, for your own images (default: 10)."
+    )
+    parser.add_argument(
+        "--test", type=positive_int, metavar="N", help="Test images per class, for your own images (default: 20)."
+    )
+    parser.add_argument(
+        "--largest",
+        type=positive_int,
+        metavar="N",
+        help="Training images of the largest class, for your own images (default: as many as possible).",
+    )
+    parser.add_argument(
+        "--json", nargs=2, metavar=("TRAIN", "VAL"), help="Annotations for inat: train2018.json and val2018.json."
     )
 
 

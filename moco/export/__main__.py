@@ -1,16 +1,16 @@
-"""A run's network in the formats of others: weights that its library loads, or a program that runs by itself.
+"""Export a run's encoder as weights for torchvision or timm, or as an ONNX or PyTorch program.
 
-The encoder as a plain state dict, which torchvision's or timm's network of that name takes:
+Write the weights of the encoder under the names of its library, without the head:
     python -m moco.export RUN encoder.pth
     python -m moco.export RUN/checkpoint_0200.pth.tar encoder.safetensors
 
-The key encoder, the queue, the head and the optimiser stay behind; only the classifier is missing in
-what is written, whose names are the library's:
+Load them into a torchvision or timm network; only its classifier keeps its own weights:
     model.load_state_dict(torch.load("encoder.pth", weights_only=True), strict=False)
 
-Encoder and head as a program, from images to features and, of a stage-2 checkpoint, logits:
-    python -m moco.export PROBE/model_best.pth.tar classifier.onnx     # onnxruntime.InferenceSession(FILE)
-    python -m moco.export RUN encoder.pt2                              # torch.export.load(FILE).module()
+Write a program that maps images to features and, for a stage-2 checkpoint, to logits:
+    python -m moco.export PROBE/model_best.pth.tar classifier.onnx
+    python -m moco.export RUN encoder.pt2
+Load it with onnxruntime.InferenceSession(FILE), or torch.export.load(FILE).module().
 """
 
 import utils.quiet_start  # noqa: F401, before all that takes seconds to load
@@ -39,24 +39,25 @@ PROGRAMS = {".onnx": onnx_file, ".pt2": pt2_file}
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="a run folder (its last.pth.tar) or a checkpoint of either stage")
+    parser.add_argument("run", metavar="RUN", help="Run folder (its last.pth.tar) or checkpoint of either stage.")
     parser.add_argument(
         "output",
         metavar="OUT",
-        help="the file to write: .safetensors, .pth, .pt; .onnx, .pt2",
+        help="File to write: weights (.safetensors, .pth, .pt) or a program (.onnx, .pt2).",
     )
     parser.add_argument(
         "--to",
         choices=["torchvision", "timm"],
-        help="whose names (default, and so far alone: where the network is from)",
+        help="Library whose weight names are used; only the network's own library is supported.",
     )
-    parser.add_argument("-a", "--arch", help="the architecture, where the file does not name it")
+    parser.add_argument("-a", "--arch", help="Architecture, if the file does not name it.")
     parser.add_argument(
         "--image-size",
         type=positive_int,
-        help="that a ViT was trained with and a program takes, where the file does not say it (224)",
+        metavar="PX",
+        help="Input size, for programs and ViTs (default: the file's, or 224).",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="Replace OUT if it exists.")
     return parser
 
 

@@ -84,52 +84,51 @@ def _ldam_drw(counts: np.ndarray, epochs: int) -> Loss:
 INSTANCE, BOTH, ADJUSTED = ("instance",), ("instance", "class-balanced"), ("post", "train", "off")
 HEADS = {
     "linear": Head(
-        "a linear classifier by cross-entropy and SGD on random views, the release's probe",
+        "linear probe, trained with cross-entropy, as in the authors' code",
         make=_linear,
         adjustments=("off", "train"),
     ),
     "ldam": Head(
-        "cosines with margins that are wide for rare classes, weighted by class from four fifths of the epochs on "
-        "(LDAM-DRW), by SGD on random views; with --finetune the paper's second stage on CIFAR",
+        "cosine classifier with larger margins for rare classes and re-weighting late in training (LDAM-DRW)",
         make=_ldam,
         loss_of=_ldam_drw,
         samplings=INSTANCE,
     ),
     "logistic": Head(
-        "logistic regression to its optimum, its L2 penalty chosen",
+        "logistic regression; its L2 penalty is selected on validation",
         fit=fitted.logistic,
         samplings=BOTH,
         adjustments=ADJUSTED,
     ),
     "cosine": Head(
-        "cosines to a direction a class, times one scale, to their optimum",
+        "cosine classifier with one learned scale",
         fit=fitted.cosine,
         samplings=BOTH,
         adjustments=ADJUSTED,
     ),
     "ncm": Head(
-        "the nearest class mean, by cosine or Euclidean; nothing is trained",
+        "nearest class mean, by cosine or Euclidean distance",
         fit=fitted.nearest_mean,
         samplings=INSTANCE,
     ),
     "tau": Head(
-        "an unbalanced logistic regression, its weights divided by their length to the power tau",
+        "logistic regression with weights divided by their norm to the power tau",
         fit=fitted.tau_normalised,
         samplings=INSTANCE,
     ),
     "lws": Head(
-        "an unbalanced logistic regression, each class's weights scaled by a balanced one",
+        "logistic regression with one scale per class, learned with class balancing",
         fit=fitted.learned_scales,
         samplings=INSTANCE,
     ),
     "target": Head(
-        "the nearest target of TSC to the projection; nothing is trained",
+        "nearest TSC target of the projected features",
         fit=fitted.nearest_target,
         samplings=INSTANCE,
         needs="targets",
     ),
     "own": Head(
-        "the classifier that the checkpoint's network was trained with",
+        "classifier that the checkpoint was trained with",
         fit=fitted.own_classifier,
         samplings=INSTANCE,
         adjustments=("post", "off"),

@@ -19,52 +19,53 @@ def add_head_arguments(group: Group) -> None:
     group.add_argument(
         "--head",
         choices=list(HEADS),
+        metavar="NAME",
         default="linear",
-        help="; ".join(f"{name}: {head.help}" for name, head in HEADS.items())
-        + ". All but linear and ldam are fitted to features that are computed once, in seconds",
+        help="Classifier. linear and ldam are trained on random views; the others are fitted in seconds to features "
+        "that are computed once.\n" + "\n".join(f"{name}: {head.help}" for name, head in HEADS.items()),
     )
     group.add_argument(
         "--sampling",
         choices=["class-balanced", "instance"],
-        help="class-balanced: every class counts alike; instance: every image does (default: the head's: "
-        f"{_defaults('samplings')})",
+        metavar="HOW",
+        help=f"Weight of the training images (default: {_defaults('samplings')}).\n"
+        "class-balanced: all classes count equally\ninstance: all images count equally",
     )
     group.add_argument(
         "--logit-adjustment",
         choices=list(ADJUSTMENTS),
-        help="with --sampling instance. train: the log of the classes' share is added to the logits while it is "
-        "trained (balanced softmax); post: t times it is taken off afterwards, t chosen on validation; off: neither "
-        f"(default: the head's: {_defaults('adjustments')})",
+        help="Correction for class frequencies; requires --sampling instance (default: "
+        f"{_defaults('adjustments')}).\n"
+        "train: add the log class prior to the logits during training (balanced softmax)\n"
+        "post: subtract t × log prior afterwards, with t selected on validation",
     )
     group.add_argument(
         "--compare-heads",
         action="store_true",
-        help="fit all heads that this checkpoint can have, and show them in one table and picture, beside the probes "
-        "that were trained on it; writes no classifier",
+        help="Fit every classifier that the checkpoint supports and compare them in one table and figure, together "
+        "with its trained probes. No classifier is saved.",
     )
     group.add_argument(
         "--feature-views",
         type=natural,
         default=0,
         metavar="N",
-        help="a fitted head is given N random views of each training image; 0: the view of evaluation alone. "
-        "N times the features",
+        help="Fit to N random views of each training image, at N times the cost (default: one evaluation view).",
     )
     group.add_argument(
         "--finetune",
         action="store_true",
-        help="train the whole network on from the pre-trained encoder, not the classifier alone; a smaller --lr than "
-        "the probe's. As the paper's second stage on CIFAR: @recipes/cifar_ldam_drw.txt",
+        help="Train the whole network, not only the classifier; use a smaller --lr. The paper's CIFAR recipe is "
+        "@recipes/cifar_ldam_drw.txt.",
     )
 
 
 def _defaults(field: str) -> str:
+    """Describe the heads' defaults for --help: `class-balanced for linear; instance for the others`."""
     firsts = {name: getattr(head, field)[0] for name, head in HEADS.items()}
-    return ", ".join(f"{value} for {_names(firsts, value)}" for value in dict.fromkeys(firsts.values()))
-
-
-def _names(firsts: dict[str, str], value: str) -> str:
-    return "/".join(name for name, first in firsts.items() if first == value)
+    *few, most = sorted(dict.fromkeys(firsts.values()), key=[*firsts.values()].count)
+    named = [f"{value} for {', '.join(name for name in firsts if firsts[name] == value)}" for value in few]
+    return "; ".join([*named, f"{most} for the others"])
 
 
 def is_fitted(args) -> bool:

@@ -29,8 +29,14 @@ METHODS: dict[str, type[Method]] = {
 def add_method_arguments(parser: Parser, model: Group) -> None:
     """--contrast, and the flags of all methods; model: the group of what describes the network."""
     loss = parser.add_argument_group("Loss")
-    meanings = "; ".join(f"{name}: {method.meaning}" for name, method in METHODS.items())
-    loss.add_argument("--contrast", choices=list(METHODS), default="queue", help=meanings)
+    meanings = "\n".join(f"{name}: {method.meaning}" for name, method in METHODS.items())
+    loss.add_argument(
+        "--contrast",
+        choices=list(METHODS),
+        default="queue",
+        metavar="NAME",
+        help=f"Images to contrast with.\n{meanings}",
+    )
     for add in dict.fromkeys(add for method in METHODS.values() for add in method.arguments):
         add(model, loss)
 

@@ -16,7 +16,7 @@ from utils.parser import Cases
 class Batch(Contrast):
     """The paper's and the release's for CIFAR."""
 
-    meaning = "with the other views of the batch, one encoder and no queue (the paper on CIFAR)"
+    meaning = "other images of the batch (the paper on CIFAR)"
     arguments = (*Contrast.arguments, add_batch_arguments)
 
     @classmethod

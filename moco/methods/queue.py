@@ -17,7 +17,7 @@ from utils.run.state import RunState
 class Queue(Contrast):
     """The release's for ImageNet-LT and iNaturalist."""
 
-    meaning = "with the keys of past steps, of a slowly moving copy of the encoder (the paper on ImageNet-LT)"
+    meaning = "keys of past steps (the paper on ImageNet-LT)"
     arguments = (*Contrast.arguments, add_queue_arguments)
     sizes = Contrast.sizes | {"moco_k": ("queue_labels", 1)}
 

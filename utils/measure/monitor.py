@@ -52,31 +52,31 @@ def add_monitor_arguments(group: Group) -> None:
         type=natural,
         default=0,
         metavar="E",
-        help="measure the features every E epochs: kNN accuracy on the validation split, alignment, uniformity, neural "
-        "collapse; costs one pass over both splits without augmentation and changes nothing in training; 0: never",
+        help="Measure kNN accuracy, alignment, uniformity and neural collapse every E epochs (default: never). It "
+        "takes one pass over the training and validation images.",
     )
     group.add_argument(
         "--knn-k",
         type=positive_int,
         metavar="K",
-        help="neighbours that vote (default: the root of the number of training images, at most the field's 200). "
-        "More than a class has images means that others outvote it",
+        help="Number of kNN neighbours (default: √(training images), at most 200). If larger than a class, that class "
+        "can be outvoted.",
     )
     group.add_argument(
         "--knn-vote",
         choices=["images", "class-balanced"],
+        metavar="VOTE",
         default="images",
-        help="images: each neighbour one vote, which frequent classes win; class-balanced: divided by how many images "
-        "its class has",
+        help="Count votes equally (images) or weighted by 1 / class size (class-balanced). Equal votes favour frequent "
+        "classes.",
     )
     group.add_argument(
         "--online-probe",
         choices=["off", "class-balanced", "adjusted"],
+        metavar="KIND",
         default="off",
-        help="train a linear classifier beside the encoder, on its detached features, and show its accuracy after each "
-        "epoch (after each that --monitor-freq measures, if that is given), at the cost of a pass over the validation "
-        "split; the encoder is the same to the bit. class-balanced: every class counts alike; adjusted: the log of the "
-        "classes' share is added to its logits (balanced softmax)",
+        help="Train a linear classifier on the detached features and report its accuracy every epoch or every "
+        "--monitor-freq epochs. class-balanced: all classes count equally. adjusted: balanced softmax.",
     )
 
 

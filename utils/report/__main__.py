@@ -1,9 +1,9 @@
-"""What runs did: a page of tables and figures, and the trials table.
+"""Write a report of runs (report.html, tables and figures), or compare groups of runs.
 
-A run is a folder of stage 1 with its probe in it, or the folder of a probe:
+Report runs side by side (RUN is a stage-1 folder with its probe in it, or a probe's folder):
     python -m utils.report runs/demo/kcl runs/demo/tsc --output runs/demo
 
-Trials, groups of runs that differ in their seed alone, as Markdown on the console; beside runs, in their report:
+Compare groups of runs that differ only in their seed, and print a Markdown table:
     python -m utils.report --trials 'runs/kcl_s*' 'runs/tsc_s*'
 """
 
@@ -23,16 +23,16 @@ from utils.report.runs import Run, read_run, short_names
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs to show side by side")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="Run folders to show side by side.")
     parser.add_argument(
         "--trials",
         nargs="+",
         metavar="PATTERN",
         default=[],
-        help="one group of runs a pattern, in quotation marks; groups must have the same seeds, and runs of a "
-        "group may differ in nothing else; differences are to the first group",
+        help="One quoted pattern per group of runs. Runs of a group differ only in the seed, and all groups need the "
+        "same seeds; differences are to the first group.",
     )
-    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: the first RUN)")
+    parser.add_argument("--output", metavar="DIR", help="Folder for the report (default: the first RUN).")
     return parser
 
 

@@ -66,8 +66,8 @@ def add_model_group(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "-a",
         "--arch",
-        help="a classification network of torchvision, or timm:NAME of timm; for small images lenet, resnet20, 32, 44, "
-        "56, 110, or resnet18_small and its like: 34, 50, 101, wide_resnet50_2 (default: the data set's)",
+        help="Network of torchvision or timm (timm:NAME), or for small images lenet, resnet32, resnet18_small, ... "
+        "(default: the data set's).",
     )
     return group
 
@@ -76,174 +76,171 @@ def add_optim_arguments(
     parser: argparse.ArgumentParser, *, epochs: int, lr: float, schedule: list[int], weight_decay: float
 ) -> Group:
     group = parser.add_argument_group("Optimisation")
+    group.add_argument("--epochs", type=positive_int, default=epochs, metavar="E", help="Total number of epochs.")
     group.add_argument(
-        "--epochs",
-        type=positive_int,
-        default=epochs,
-        help="in all; a --targeted run spends the first half on KCL",
+        "--start-epoch", type=natural, default=0, metavar="E", help="First epoch; resumed runs restore it."
     )
     group.add_argument(
-        "--start-epoch", type=natural, default=0, help="count epochs from here (a resumed run knows its own)"
+        "-b", "--batch-size", type=positive_int, default=256, metavar="N", help="Total batch size of all processes."
     )
-    group.add_argument("-b", "--batch-size", type=positive_int, default=256, help="global: the sum over all processes")
     group.add_argument(
         "--lr",
         "--learning-rate",
         type=positive_float,
         default=lr,
-        help="at the start of each phase; scale it with the batch",
+        metavar="LR",
+        help="Initial learning rate; scale it with the batch size.",
     )
     group.add_argument(
         "--schedule",
         type=natural,
         nargs="*",
         default=schedule,
-        help="epochs, counted in each phase, at which the learning rate drops to a tenth",
+        metavar="E",
+        help="Epochs at which the learning rate drops to a tenth.",
     )
-    group.add_argument("--cos", action="store_true", help="cosine schedule over each phase, instead of --schedule")
+    group.add_argument("--cos", action="store_true", help="Use a cosine schedule instead of --schedule.")
     group.add_argument(
-        "--lr-end",
-        type=unsigned_float,
-        default=0.0,
-        metavar="LR",
-        help="where --cos ends; the release has a thousandth of --lr on CIFAR, 0 elsewhere",
+        "--lr-end", type=unsigned_float, default=0.0, metavar="LR", help="Final learning rate of --cos (default: 0)."
     )
     group.add_argument(
         "--warmup-epochs",
         type=natural,
         default=0,
         metavar="E",
-        help="the first epochs of each phase, in which the learning rate rises step by step from --warmup-from to the "
-        "schedule's; the release has 10 for batches above 256 on CIFAR",
+        help="Epochs of linear warm-up from --warmup-from (default: none). Use about 10 for batches above 256.",
     )
     group.add_argument(
-        "--warmup-from", type=unsigned_float, default=0.01, metavar="LR", help="where the warm-up begins"
+        "--warmup-from", type=unsigned_float, default=0.01, metavar="LR", help="Initial rate of the warm-up."
     )
     group.add_argument(
         "--optimizer",
         choices=list(OPTIMIZERS),
         default="sgd",
-        help="sgd: the release's, for networks with batch norm; adamw: for transformers and ConvNeXt, with an --lr of "
-        "about 0.0001 to 0.001 and --wd 0.05 to 0.1; lars: for batches of thousands, with an --lr of about 0.3 for "
-        "each 256 images and --wd 1e-6",
+        metavar="NAME",
+        help="Optimiser.\nsgd: for networks with batch norm\n"
+        "adamw: for transformers and ConvNeXt; --lr 0.0001 to 0.001, --wd 0.05 to 0.1\n"
+        "lars: for batches of thousands; --lr 0.3 per 256 images, --wd 1e-6",
     )
     group.add_argument(
         "--clip-grad",
         type=positive_float,
         metavar="NORM",
-        help="cut the gradients of all weights together to this length before each step: 1 or 3 steadies a "
-        "transformer's start (default: as they are)",
+        help="Clip the total gradient norm to this value (default: no clipping). 1 to 3 stabilises early transformer "
+        "training.",
     )
-    group.add_argument("--momentum", type=fraction, default=0.9, help="of sgd and lars")
+    group.add_argument("--momentum", type=fraction, default=0.9, metavar="M", help="Momentum of sgd and lars.")
     group.add_argument(
         "--wd",
         "--weight-decay",
         dest="weight_decay",
         type=unsigned_float,
         default=weight_decay,
-        help="of all weights; by lars of matrices alone",
+        metavar="WD",
+        help="Weight decay. Applied to all parameters; LARS skips biases and batch norm.",
     )
     return group
 
 
 def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
-    group = parser.add_argument_group("Running")
-    group.add_argument("--name", default="", help="end of the run folder's name")
-    group.add_argument("--run-dir", metavar="DIR", help="the run folder outright (default: named after the flags)")
+    group = parser.add_argument_group("Run and logging")
+    group.add_argument("--name", default="", help="Suffix of the run folder's name.")
+    group.add_argument("--run-dir", metavar="DIR", help="Run folder (default: named after the flags).")
     group.add_argument(
         "--resume",
         metavar="PATH",
-        help="go on from this checkpoint; 'auto': from the run folder if it holds one",
+        help="Checkpoint to resume from. auto: resume from the run folder if it contains a checkpoint.",
     )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build everything, train a few steps, say what the run will take (images, weights, steps, memory, time), "
-        "and leave nothing behind",
-    )
+    group.add_argument("--dry-run", action="store_true", help="Estimate the time and memory of the run, then stop.")
     group.add_argument(
         "--save-steps",
         type=natural,
         default=0,
         metavar="N",
-        help="write last.pth.tar also every N steps of an epoch, for epochs of hours; 0: at its end alone. "
-        "SIGTERM, SIGINT and SIGUSR1 save after the step in any case",
+        help="Also write last.pth.tar every N steps (default: off); use it if an epoch takes hours. SIGTERM, SIGINT "
+        "and SIGUSR1 always write it.",
     )
     group.add_argument(
         "--override",
         action="store_true",
-        help="go on although arguments that change the result are not the checkpoint's",
+        help="Resume even if arguments that affect the result differ from the checkpoint's.",
     )
     group.add_argument(
-        "--seed",
-        type=seed_number,
-        help="of every random draw; without it one is drawn and written into args.json",
+        "--seed", type=seed_number, help="Random seed. Without it, a seed is drawn and written to args.json."
     )
     group.add_argument(
         "-p",
         "--print-freq",
         type=natural,
         default=10,
-        help="steps between console lines; 0: only one line an epoch",
+        metavar="N",
+        help="Steps between console lines; 0: one per epoch.",
     )
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-    group.add_argument("--gpu", type=natural, help="this GPU and no other (the release's spelling of --device cuda:N)")
+    group.add_argument("--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available.")
+    group.add_argument("--gpu", type=natural, metavar="N", help="Use only this GPU; the same as --device cuda:N.")
     return group
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
-    group = parser.add_argument_group("Speed", "all off: float32, as the release")
+    group = parser.add_argument_group("Speed", "By default all are off, and training runs in float32.")
     group.add_argument(
         "--amp",
         choices=["off", "bf16", "fp16"],
+        metavar="TYPE",
         default="off",
-        help="half precision of the encoders alone, all after them is float32. bf16: GPUs since Ampere, CPUs with "
-        "AMX or AVX512-BF16; fp16: older GPUs, with a scaled loss. About half of the memory of activations",
+        help="Half precision for the encoders, which halves activation memory. Use bf16 on Ampere or newer GPUs and on "
+        "CPUs with AMX or AVX512-BF16, fp16 on older GPUs.",
     )
     group.add_argument(
         "--channels-last",
         action="store_true",
-        help="channels last in the encoders' memory, which a GPU's half precision wants; sums in another order",
+        help="Use the channels-last memory format, recommended with --amp on GPUs. Results differ by rounding.",
     )
     group.add_argument(
         "--compile",
         action="store_true",
-        help="the encoders by torch.compile: fused operations, after a minute of compiling at the start",
+        help="Compile the encoders, which takes about a minute.",
     )
     group.add_argument(
         "--tf32",
         action="store_true",
-        help="float32 products with factors of 10 bits on GPUs since Ampere, in the loss too, not in the class "
-        "centroids (convolutions are that by PyTorch's default); on other devices without effect",
+        help="Use TF32 for float32 matrix products on Ampere or newer GPUs, including in the loss but not in the class "
+        "centroids. No effect on other devices.",
     )
     group.add_argument(
         "--deterministic",
         action="store_true",
-        help="on a GPU the same seed gives the same bits, on the same kind of GPU and versions, also after a resume: "
-        "algorithms without a choice or a race, some of them slower. Without it cuDNN tries its algorithms and takes "
-        "the fastest. The CPU gives the same bits anyway",
+        help="Use deterministic GPU algorithms: the same seed, GPU type and versions give identical results, also "
+        "after resuming. Some operations are slower.",
     )
     return group
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("Distributed", "torchrun and srun need none of these, and take the last two")
+    group = parser.add_argument_group(
+        "Distributed", "torchrun and srun need none of these; the last two work with them too."
+    )
     group.add_argument(
         "--multiprocessing-distributed",
         action="store_true",
-        help="start one process per GPU of this machine (two processes where there is none)",
+        help="Start one process per GPU of this machine, or two processes if it has no GPU.",
     )
-    group.add_argument("--world-size", type=int, default=-1, help="machines in the job")
-    group.add_argument("--rank", type=int, default=-1, help="number of this machine, from 0")
-    group.add_argument("--dist-url", default="tcp://localhost:10000", help="address and free port of machine 0")
-    group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="(default: nccl with GPUs, gloo without)")
+    group.add_argument("--world-size", type=int, default=-1, metavar="N", help="Number of machines (default: 1).")
+    group.add_argument("--rank", type=int, default=-1, metavar="N", help="Index of this machine (default: 0).")
+    group.add_argument(
+        "--dist-url", default="tcp://localhost:10000", metavar="URL", help="Address and free port of machine 0."
+    )
+    group.add_argument(
+        "--dist-backend",
+        choices=["nccl", "gloo"],
+        metavar="NAME",
+        help="Communication backend (default: nccl with GPUs, gloo without).",
+    )
     group.add_argument(
         "--dist-timeout",
         type=seconds,
         default=1800,
-        metavar="SECONDS",
-        help="how long a process waits for the others, at the start and in every step, before it gives up with one "
-        "line. One that has died is mostly seen at once; this is for one that is silent, as where the network has "
-        "failed. It must be longer than what one process does while the rest wait: loads weights or a large cache, "
-        "draws targets for thousands of classes, writes a checkpoint to a slow disk. 60 to 600 is enough for most runs",
+        metavar="S",
+        help="Seconds that a process waits for the others before it fails. It must exceed the longest work of a single "
+        "process, such as creating targets or writing a checkpoint; 60 to 600 fits most runs.",
     )

@@ -29,15 +29,15 @@ def add_evaluation_arguments(group: Group) -> None:
         type=positive_int,
         default=1,
         metavar="E",
-        help="validate and test after every E-th epoch and after the last; 'selected' and 'best_on_test' choose "
-        "among those. 1: the release; more where measuring takes as long as training",
+        help="Validate and test every E epochs and after the last one; the best epoch is selected among these. "
+        "Increase it if evaluation takes as long as training.",
     )
     group.add_argument(
         "--eval-batch-size",
         type=positive_int,
         metavar="N",
-        help="images a process measures at a time; it changes no result (default: 256, or a process's share of "
-        "--batch-size if that is more)",
+        help="Evaluation batch size per process; results do not depend on it (default: 256, or the process's share of "
+        "--batch-size if larger).",
     )
 
 
