@@ -95,11 +95,11 @@ def _time(seconds: float) -> str:
 
 
 def real_sizes(plan: Plan, facts: dict) -> Iterator[str]:
-    """The tables of benchmarks/real_sizes.py: both stages from the command line, on stand-in images."""
+    """The tables of benchmarks/many_classes/real_sizes.py: both stages from the command line, on stand-in images."""
     for data in ("imagenet", "inat"):
         if plan.rehearsal:
-            yield f"`benchmarks/real_sizes.py --dataset {data}`: {NEEDS_CUDA} (on a CPU it takes minutes)"
+            yield f"`benchmarks/many_classes/real_sizes.py --dataset {data}`: {NEEDS_CUDA} (on a CPU it takes minutes)"
             continue
-        command = [sys.executable, "-m", "benchmarks.real_sizes", "--dataset", data, *REAL_SIZES]
+        command = [sys.executable, "-m", "benchmarks.many_classes.real_sizes", "--dataset", data, *REAL_SIZES]
         yield from lines_of(command)
         yield ""

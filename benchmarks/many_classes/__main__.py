@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from benchmarks.real_sizes import REPOSITORY, link_images, watch
+from benchmarks.many_classes.real_sizes import REPOSITORY, link_images, watch
 from moco.targets.point_sets import random_points
 from utils.parser import Parser, positive_int
 

@@ -9,10 +9,10 @@ import pytest
 import main_lincls_imba
 import main_moco_supcon_imba
 import target_generation
-from benchmarks import bench_targets, real_sizes
+from benchmarks import bench_targets
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.many_classes import __main__ as many_classes
-from benchmarks.many_classes import assignment
+from benchmarks.many_classes import assignment, real_sizes
 from examples import cross_entropy, demo, figure1, pixels
 from examples.results import __main__ as results
 from imagenet_inat.splits import __main__ as splits
@@ -37,7 +37,7 @@ MODULES = {
     "benchmarks.gpu": gpu,
     "benchmarks.many_classes": many_classes,
     "benchmarks.many_classes.assignment": assignment,
-    "benchmarks.real_sizes": real_sizes,
+    "benchmarks.many_classes.real_sizes": real_sizes,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {name: module.get_args_parser for name, module in MODULES.items()}

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.many_classes import real_sizes
 from benchmarks.many_classes.__main__ import build as build_classes
-from benchmarks.real_sizes import build, spaced, stand_in_lines
+from benchmarks.many_classes.real_sizes import build, spaced, stand_in_lines
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.known import PUBLISHED
@@ -27,7 +28,7 @@ def test_a_stand_in_list_has_the_real_number_of_lines(name):
 
 
 def test_every_listed_image_is_built(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.real_sizes.stand_in_lines", lambda dataset: stand_in_lines(dataset)[:90])
+    monkeypatch.setattr(real_sizes, "stand_in_lines", lambda dataset: stand_in_lines(dataset)[:90])
     root, folder = build(tmp_path, "imagenet", str(tmp_path), sample=8)
     for kind, size in (("full", 90), ("sample", 8)):
         data = LongTailDataset(root, folder / kind / "ImageNet_LT_train.txt", 1000, lambda image: image.size)

@@ -1,7 +1,7 @@
 """Measure both stages at the sizes of ImageNet-LT or iNaturalist 2018, on synthetic images.
 
-    python -m benchmarks.real_sizes --dataset imagenet --targeted
-    python -m benchmarks.real_sizes --dataset inat
+    python -m benchmarks.many_classes.real_sizes --dataset imagenet --targeted
+    python -m benchmarks.many_classes.real_sizes --dataset inat
 
 The benchmark creates lists and image paths of the real number and length (hard links to a
 few 500×375 JPEGs) in a temporary folder. It measures how long it takes to read a list, to
@@ -29,7 +29,7 @@ from imagenet_inat.datasets import LISTS_ROOT, REGISTRY
 from imagenet_inat.lists.format import read_split
 from utils.parser import Parser, natural, positive_int
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 LINKS_A_FILE = 30_000  # ext4 allows 65,000
 
 
