@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,21 @@ def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.
             of this size to one vector each.
     """
     build = constructor(arch, image_size)
+    _try(build, arch, image_size, batch)
+    return build
+
+
+@lru_cache(maxsize=32)  # a script asks in its checks, and again when it builds the model
+def _try(build: Callable[..., nn.Module], arch: str, image_size: int, batch: int) -> None:
+    """Raise InputError if a network does not map a batch of images to one vector each."""
     try:
         out = _weightless(build)(torch.empty(batch, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
-            f"--arch {arch}: cannot train on {batch} {image_size}-px images a process ({first_line(error)})"
+            f"--arch {arch}: cannot train on {batch} {image_size}-px images per process ({first_line(error)})"
         ) from None
     if not isinstance(out, Tensor) or out.shape != (batch, 2):
-        raise InputError(f"--arch {arch}: gives more than one vector an image; expected a network with fc alone")
-    return build
+        raise InputError(f"--arch {arch}: does not return one vector per image; choose a network with a single classifier")
 
 
 def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
@@ -39,7 +46,7 @@ def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
         return (from_timm if arch.startswith(TIMM) else from_torchvision)(arch, image_size)
     known = names if arch.startswith(TIMM) else [*OWN, *names]
     near = ", ".join(difflib.get_close_matches(arch, known, 3, cutoff=0.3)) or "resnet18, resnet32, resnet50"
-    raise InputError(f"--arch {arch}: unknown; did you mean {near}? Expected a network of torchvision, or timm:NAME")
+    raise InputError(f"--arch {arch}: unknown network; did you mean {near}? Expected a torchvision network, or timm:NAME")
 
 
 def _weightless(build: Callable[..., nn.Module]) -> nn.Module:
