@@ -9,7 +9,7 @@ Train the authors' linear probe on ImageNet-LT:
         --pretrained RUN/last.pth.tar --epochs 40 --schedule 20 30 -b 2048
 """
 
-import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 
@@ -82,16 +82,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(args) -> None:
-    """Check everything that can be checked before a process group or a file is made."""
+    """Check the arguments and the data before any process group or file is created."""
     options.fill_in(args)
     processes = launch.check(args)
     settle(args, processes)
     if args.evaluate and args.pretrained:
-        raise errors.InputError("--evaluate measures the checkpoint given with --resume: leave --pretrained out")
+        raise errors.InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
     if args.evaluate:
         if not Path(args.resume or "").is_file():
             raise errors.InputError(
-                f'--evaluate: --resume "{args.resume or ""}" is no file, expected a stage-2 checkpoint'
+                f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a stage-2 checkpoint'
             )
     elif not args.pretrained or not Path(args.pretrained).is_file():
         raise errors.InputError(
@@ -112,7 +112,7 @@ def prepare(args) -> None:
 
 
 def run_name(args) -> str:
-    """The release's name of a probe, a folder beside the pre-trained file."""
+    """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
     if args.compare_heads:
         return f"heads{args.name and '_'}{args.name}"
     if is_fitted(args):
@@ -125,24 +125,24 @@ def run_name(args) -> str:
 
 
 def network_of(args, processes: int, counts: np.ndarray | None, head: str | None = None) -> nn.Module:
-    """The frozen encoder with a new `fc`; with --evaluate, which has no --pretrained, a checkpoint brings all weights.
+    """Return the frozen encoder with a new classifier `fc`. (With --evaluate, the checkpoint is loaded later.)
 
     Args:
-        counts: (C,) training images of each class, None where nothing will be trained. head: None: that of --head.
+        counts: (C,) training images per class, or None if nothing will be trained. head: default: --head.
     """
     batch, head = args.batch_size // processes, head or args.head
     return build_classifier(args.arch, args.image_size, args.num_classes, batch, args.pretrained, head, counts)
 
 
 def main_worker(args, place: launch.Place) -> None:
-    """Stage 2, in one of its processes."""
+    """Run stage 2 in one process of the job."""
     data, speed = options.data_of(args), Speed.asked(args, place.device)
     work = evaluate if args.evaluate else fit if is_fitted(args) else probe
     work(args, data, speed, place)
 
 
 def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
-    """Train a head on random views, on the frozen encoder, or with --finetune the encoder too."""
+    """Train a classifier on random views. The encoder is frozen, unless --finetune trains it too."""
     state = load_run(args, place, before=BEFORE | options.before(args))
     torch.manual_seed(state.seed)
 
@@ -155,7 +155,7 @@ def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
         state.load_into(model)
         speed.load(state.scaler, state.source)
         if moved(model, encoder):
-            raise errors.InputError(f"checkpoint {state.source}: is a probe of another encoder than {args.pretrained}")
+            raise errors.InputError(f"checkpoint {state.source}: its encoder differs from {args.pretrained}")
         say(f"resumed {state.source} after {state}")
     check_epochs_left(state, args.epochs, ended=evaluation.has_ended(state))
     state.check_step(len(loader))
@@ -173,27 +173,27 @@ def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
 
 
 def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
-    """Train from where the keeper's state stands; returns the results."""
+    """Train the classifier, starting or resuming at the keeper's state, and return the results."""
     model, counts = keeper.model, loader.dataset.class_counts
     loss_of = HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, speed.device)
-    # No weight decay and no momentum reaches a frozen encoder: only what trains is given.
+    # Only the trained parameters, so that weight decay and momentum cannot change a frozen encoder.
     optimizer = optimizer_of(args, (p for p in model.parameters() if p.requires_grad))
     frozen = {} if args.finetune else frozen_weights(model, args.bn_mode)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with speed.autocast():
-            logits = model(images)  # (N, C); of a frozen encoder nothing is kept for the backward pass
+            logits = model(images)  # (N, C); a frozen encoder stores nothing for the backward pass
         loss = loss_of(logits, labels, keeper.state.epoch)
         if args.finetune:
             speed.step(loss, optimizer)
         else:
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # through fc alone, in float32: float16 needs no scaled loss here
+            loss.backward()  # fc alone, in float32, so float16 needs no loss scaling here
             optimizer.step()
         return logits, loss
 
     def check() -> None:
-        assert not (names := moved(model, frozen)), f"training the classifier has moved {names[:3]}"
+        assert not (names := moved(model, frozen)), f"training the classifier changed the frozen weights {names[:3]}"
 
     training = args.finetune or args.bn_mode == "train"
     return evaluation.train_classifier(
@@ -202,7 +202,7 @@ def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
 
 
 def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
-    """Fit a head to the encoder's features, or with --compare-heads all that the checkpoint can have."""
+    """Fit a classifier to the encoder's features, or with --compare-heads all that the checkpoint supports."""
     state = load_run(args, place, before=BEFORE | options.before(args))
     pretrained, run_dir, counts = Path(args.pretrained), Path(args.run_dir), data.open("train").class_counts
     network = without_classifier(network_of(args, 1, None)).to(place.device)
@@ -214,7 +214,7 @@ def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
     with hold(run_dir), speed.arithmetic():
         RunLog(run_dir, state.args, (), 0)
         if args.compare_heads:
-            from moco.heads import comparison  # Matplotlib's second of start-up
+            from moco.heads import comparison  # imports Matplotlib, which takes a second
 
             comparison.run(run_dir, state.args, task)
             return
@@ -228,7 +228,7 @@ def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
 
 
 def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
-    """Show the accuracies of the checkpoint given with --resume; write nothing."""
+    """Print the accuracies of the --resume checkpoint. Write no files."""
     state = RunState.from_dict(checkpoint.load(args.resume, needs=("state_dict", "epoch")), Path(args.resume))
     weights, its = state.weights, state.args.get("head")
     head = its if its in list(HEADS) else args.head

@@ -14,7 +14,7 @@ Use a recipe, which is a file of flags (here the paper's TSC on CIFAR-10-LT):
     python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
-import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(args) -> None:
-    """Check everything that can be checked before a process group, a model or a file is made."""
+    """Check the arguments and the data before any process group, model or file is created."""
     options.fill_in(args)
     processes, method = launch.check(args), method_of(args)
     method.check()
@@ -90,18 +90,21 @@ def prepare(args) -> None:
     check_resume(args.resume, Path(args.run_dir))
     train_set = data.open("train")
     options.settle_loading(args, train_set, processes)
-    args.train_list = train_set.digest  # a run goes on with the list it began with
+    args.train_list = train_set.digest  # a resumed run must use the list that it started with
     measured = args.monitor_freq or args.online_probe != "off"
     if measured and (images := len(data.open("val"))) < processes:
         raise errors.InputError(
-            f"--monitor-freq: {images} validation images for {processes} processes, expected one each or more; start "
-            "fewer, or leave it and --online-probe out"
+            f"--monitor-freq: {images} validation images for {processes} processes, expected at least one per process; "
+            "start fewer processes, or omit --monitor-freq and --online-probe"
         )
     SAMPLERS[args.sampling](train_set.labels, data.spec.repeat, method.images_a_step, 0, args.keep_last)
 
 
 def run_name(args) -> str:
-    """The release's name of a run; in the batch it says so where the release has the queue's length."""
+    """Return the run's name, in the format of the authors' code (released with TSC).
+
+    With in-batch contrast, the value of --contrast takes the place of the queue length.
+    """
     queue = args.moco_k if args.contrast == "queue" else args.contrast
     return (
         f"{options.data_name(args)}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
@@ -111,7 +114,7 @@ def run_name(args) -> str:
 
 
 def main_worker(args, place: launch.Place) -> None:
-    """The run, in one of its processes."""
+    """Run pre-training in one process of the job."""
     run_dir, speed = Path(args.run_dir), Speed.asked(args, place.device)
     method, data = method_of(args), options.data_of(args)
     state = load_run(args, place, method.read_state, BEFORE | options.before(args))
@@ -128,7 +131,7 @@ def main_worker(args, place: launch.Place) -> None:
     online, counts = None, loader.dataset.class_counts
     if args.online_probe != "off":
         adjusted = args.online_probe == "adjusted"
-        # The probe corrects for what its batches show: where they are balanced, nothing is left to correct.
+        # The probe adjusts for the class balance of its batches, so balanced batches need uniform counts.
         shown = torch.from_numpy(counts) if args.sampling == "instance" else torch.ones(len(counts))
         online = OnlineProbe(model.encoder_q, shown, adjusted).to(place.device)
         online.restore(state.extra.get("online_probe"), state.source)
@@ -151,17 +154,17 @@ def main_worker(args, place: launch.Place) -> None:
 
 
 def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Keeper, monitor: Monitor) -> None:
-    """All phases, from where the keeper's state stands."""
+    """Train all phases, starting or resuming at the keeper's state."""
     model, state, device, schedule = method.model, keeper.state, speed.device, Schedule.asked(args)
     ddp, optimizer = distributed.wrap(model, device), optimizer_of(args, method.parameters())
     first = next(epochs(method.phases(), state, len(loader)), None)
-    if state.source and first and not first.fresh:  # before a file is written: its checkpoint may be refused
+    if state.source and first and not first.fresh:  # load before any file is written: the checkpoint may be rejected
         state.load_optimizer(optimizer)
     log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
     for epoch in epochs(method.phases(), state, len(loader)):
         if epoch.enters:
             method.begin_phase(epoch.phase.name, epoch.fresh)
-        if epoch.fresh:  # the momentum of the last phase is not carried over
+        if epoch.fresh:  # each phase starts without the momentum of the previous phase
             optimizer = optimizer_of(args, method.parameters())
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)
         means = Means(epoch.title, device, state.means if epoch.first_step else None)
@@ -170,8 +173,8 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         train_one_epoch(loader, ddp, method, speed, epoch, schedule, progress, keeper, monitor)
         keeper.before_measuring(monitor.due(epoch.number + 1))
         measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned)
-        rate = rate_of(optimizer)  # of the epoch's last step
-        # Logged before it is saved: a run killed in between does the epoch, and its line, again.
+        rate = rate_of(optimizer)  # learning rate of the epoch's last step
+        # Log before saving: a run killed in between repeats both the epoch and its log line.
         log_epoch(log, means, epoch, rate, progress, method.facts(), measured)
         keeper.end_epoch(also=kept_name(epoch.number + 1, args.save_freq))
         loader.report_bad_images(keeper.run_dir)
@@ -190,7 +193,7 @@ def train_one_epoch(
     keeper: Keeper,
     monitor: Monitor,
 ) -> None:
-    """One pass over what is left of the epoch; adds to the keeper's means."""
+    """Train on the remaining batches of the epoch and add their metrics to the keeper's means."""
     optimizer, means = keeper.optimizer, keeper.means
     model.train()
     for (im_q, im_k), labels in progress.epoch(loader, epoch.title, epoch.first_step):
@@ -209,14 +212,18 @@ def train_one_epoch(
 
 
 def kept_name(epochs_done: int, save_freq: int) -> tuple[str, ...]:
-    """The name of the checkpoint that stays, every --save_freq epochs."""
+    """Return the name of the checkpoint to keep, as a 1-tuple every `save_freq` epochs, otherwise empty."""
     return () if epochs_done % save_freq else (f"checkpoint_{epochs_done:04d}.pth.tar",)
 
 
 def log_epoch(
     log: RunLog, means_of_epoch: Means, epoch: Epoch, rate: float, progress: Progress, facts: tuple, val: dict
 ) -> None:
-    """facts: of `Method.facts`. val: of `Monitor.measure`, empty without one."""
+    """Log one finished epoch: to TensorBoard, log.jsonl and the console.
+
+    Args:
+        facts: the result of `Method.facts`. val: the result of `Monitor.measure`, empty if nothing was measured.
+    """
     means, rates, done = means_of_epoch.read(over_ranks=True), progress.rates(), epoch.number + 1
     values, words = facts
     log.scalars("train", means | values | {"lr": rate} | rates, done)
@@ -234,7 +241,7 @@ def finish(args, run_dir: Path) -> None:
     features = f", {feature_file.NAME}" if args.monitor_freq else ""
     say(f"wrote {run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}{features}")
     probe = options.command_line("main_lincls_imba.py", args, pretrained=run_dir / checkpoint.LAST)
-    say(f"next, the linear probe, or with --compare-heads all heads that are fitted, in one table: {probe}")
+    say(f"next: train the linear probe (add --compare-heads to compare all classifiers in one table): {probe}")
 
 
 if __name__ == "__main__":

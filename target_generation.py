@@ -11,7 +11,7 @@ Report how evenly the targets of a file are spread, and plot their cosines:
     python target_generation.py --check optimal_1000_128.npy --plot targets.png
 """
 
-import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 
@@ -30,7 +30,7 @@ from utils.files import check_regular, json_text
 from utils.openmp import SpinGuard
 from utils.parser import Parser, number, positive_int, seed_number
 
-# exp(1/τ) is a number from here on.
+# Keeps exp(1/τ) finite.
 temperature = number("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")
 
 
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         targets, file = checked(args.check, num_classes, dim), Path(args.check)
     else:
         num_classes, dim = num_classes or 1000, dim or DIM
-        kept = 2 * spread.HISTORY * 4 * num_classes * dim  # bytes of what L-BFGS remembers, float32
-        check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", kept, "give smaller ones")
+        kept = 2 * spread.HISTORY * 4 * num_classes * dim  # bytes of L-BFGS's float32 history
+        check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", kept, "use smaller values")
         file = Path(args.output or target_file_name(num_classes, dim))
         check_place("--output", file, args.overwrite)
         search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}
@@ -115,29 +115,33 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def size(args) -> tuple[int | None, int | None]:
-    """C and D, as far as the command line says them."""
+    """Return C and D, each None if the command line does not give it.
+
+    Raises:
+        InputError: two flags contradict each other, or there is only one class.
+    """
     if args.dataset and args.num_classes:
-        raise errors.InputError("--dataset and --num-classes: both say the number of classes, give one of them")
+        raise errors.InputError("--dataset and --num-classes: both set the number of classes; use only one of them")
     if args.check and args.output:
-        raise errors.InputError("--check and --output: a check writes no targets, leave one of the two out")
+        raise errors.InputError("--check and --output: --check creates no targets; omit one of the two flags")
     if args.optimizer == "adam" and args.restarts > 1:
-        raise errors.InputError("--restarts: the release's recipe, --optimizer adam, has one start")
+        raise errors.InputError("--restarts: not supported with --optimizer adam (one start); omit --restarts")
     if args.num_classes == 1 and not args.check:
-        raise errors.InputError("--num-classes 1: one class has none to keep apart from, expected 2 or more")
+        raise errors.InputError("--num-classes 1: expected 2 or more")
     return REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes, args.dim
 
 
 def check_place(flag: str, file: Path, overwrite: bool) -> None:
-    """Refuse a file that could not be written before anything is computed."""
+    """Raise InputError if the file cannot be written, before anything is computed."""
     if file.is_dir() or not file.parent.is_dir():
-        raise errors.InputError(f"{flag} {file}: expected the name of a file in a folder that is there")
+        raise errors.InputError(f"{flag} {file}: expected a file name in an existing folder")
     check_regular(file)
     if file.exists() and not overwrite:
-        raise errors.InputError(f"{flag} {file}: is there already; --overwrite replaces it")
+        raise errors.InputError(f"{flag} {file}: already exists; --overwrite replaces it")
 
 
 def checked(file: str, num_classes: int | None, dim: int | None) -> Tensor:
-    """The targets of a file, of the size that is asked for, if any is."""
+    """Read the targets of a file, and check their values and the requested size, if any."""
     targets = read_targets(file)
     shape = tuple(targets.shape) if targets.ndim == 2 else (num_classes or 1000, dim or DIM)
     check_targets(targets, num_classes or shape[0], dim or shape[1], source=f"targets {file}")
@@ -145,9 +149,9 @@ def checked(file: str, num_classes: int | None, dim: int | None) -> Tensor:
 
 
 def report(targets: Tensor, file: Path, args) -> None:
-    """Print the certificate and draw the picture."""
+    """Print the quality report, and with --plot draw it."""
     if len(targets) < 2:
-        raise errors.InputError(f"{file}: one target alone has no cosines to report")
+        raise errors.InputError(f"{file}: holds one target, expected 2 or more to report cosines")
     facts = {"file": str(file)} | certificate(targets.numpy(), args.temperature)
     print(json_text(facts, indent=2) if args.json else errors.printable(as_text(facts)), flush=True)
     if args.plot:
@@ -155,7 +159,7 @@ def report(targets: Tensor, file: Path, args) -> None:
 
         plot_targets(targets.numpy(), facts, Path(args.plot))
         errors.tell(f"wrote {args.plot}")
-    errors.tell(f"next: a TSC run with --targeted --moco-dim {targets.shape[1]} --targets {file}")
+    errors.tell(f"next: train TSC with --targeted --moco-dim {targets.shape[1]} --targets {file}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What each part costs beside its floor, measured in the same run. `make bench` writes RESULTS.md."""
+"""Benchmarks: the time of each part compared with a lower bound (floor) from the same run. `make bench` runs them."""

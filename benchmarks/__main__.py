@@ -1,6 +1,7 @@
-"""Run every benchmark and write benchmarks/RESULTS.md: `make bench`, or `python -m benchmarks [bench_head ...]`.
+"""Run all benchmarks and write benchmarks/RESULTS.md: `make bench`, or `python -m benchmarks [bench_head ...]`.
 
-On the CPU, and again on the CUDA device if there is one. Named ones alone are printed, not written.
+Each benchmark runs on the CPU, and on the CUDA device if one exists. Results of named benchmarks are printed, but
+not written.
 """
 
 import subprocess
@@ -14,11 +15,11 @@ from benchmarks import common
 from utils.files import write_text
 
 HERE = Path(__file__).parent
-NO_DEVICE = "No CUDA device was at hand: nothing was measured on one.\n"
+NO_DEVICE = "Not measured, because no CUDA device was available.\n"
 
 
 def run(name: str, device: str) -> str:
-    """What a benchmark prints; it is shown while it runs."""
+    """Run a benchmark, print its output and return it."""
     print(f"\n{name} on {device}", flush=True)
     lines = []
     command = [sys.executable, "-m", f"benchmarks.{name}", device]
@@ -27,7 +28,7 @@ def run(name: str, device: str) -> str:
             print(line, end="", flush=True)
             lines.append(line)
     if process.returncode:
-        sys.exit(f"error: {name} on {device} ended with {process.returncode}; RESULTS.md stays as it was")
+        sys.exit(f"error: {name} on {device} ended with exit code {process.returncode}; RESULTS.md was not changed")
     return "".join(lines)
 
 
@@ -39,8 +40,8 @@ def main() -> None:
     everything = sorted(path.stem for path in HERE.glob("bench_*.py"))
     names = sys.argv[1:] or everything
     if strangers := sorted(set(names) - set(everything)):
-        sys.exit(f"error: no benchmark {', '.join(strangers)}; there are {', '.join(everything)}")
-    head = f"# Benchmarks\n\n`make bench`, {date.today()}. What each script measures stands at its top.\n\n"
+        sys.exit(f"error: no such benchmark: {', '.join(strangers)}; expected {', '.join(everything)}")
+    head = f"# Benchmarks\n\n`make bench`, {date.today()}. The docstring of each script explains what it measures.\n\n"
     text = head + common.machine() + "\n\n" + section("CPU", names, "cpu")
     text += "\n" + (section("CUDA", names, "cuda") if torch.cuda.is_available() else f"## CUDA\n\n{NO_DEVICE}")
     if names == everything:

@@ -1,11 +1,11 @@
-"""The assignment of targets to classes along a walk of centroids, exact at every step.
+"""Measure the assignment of targets to classes while the centroids move. It is exact at every step.
 
-Each step moves the centroids of a long-tailed batch of 256, c <- normalise(0.9 c + 0.1 feature).
-Settled: features keep near their class's target; contested: classes lie so far from targets that
-the best permutation changes at every step. The floor is the matrix product of the moved centroids
-and the targets in float64; the textbook version is SciPy's full solve. Targets are random
-unit vectors in R^128. Times are means over the walk, for a repair is rare and must be paid for.
-How time and memory grow with the number of classes: `python -m benchmarks.many_classes.assignment`.
+Each step moves the centroids of a long-tailed batch of 256: c <- normalise(0.9 c + 0.1 feature).
+In the walk "settled", features stay near their class's target. In "contested", classes are so far
+from the targets that the best permutation changes at every step. The floor is the matrix product
+of the moved centroids and the targets in float64. The textbook version is SciPy's full solve.
+Targets are random unit vectors in R^128. Times are means over the walk, so that rare expensive
+steps are included. `python -m benchmarks.many_classes.assignment` measures more classes.
 """
 
 import time
@@ -20,7 +20,7 @@ from benchmarks import common
 from moco.targets.assignment import Assignment
 
 D, BATCH, CHECKS = 128, 256, 3
-WALKS = {"settled": 0.5, "contested": 0.3}  # how much of a class's mean feature is its target
+WALKS = {"settled": 0.5, "contested": 0.3}  # weight of the target in a class's mean feature
 
 
 def unit(rows: int) -> Tensor:
@@ -28,7 +28,7 @@ def unit(rows: int) -> Tensor:
 
 
 class Walk:
-    """Class means and centroids (C, D), and the batches that move them."""
+    """Class means and centroids, (C, D), moved by random batches."""
 
     def __init__(self, targets: Tensor, nearness: float):
         self.mean = normalize(nearness * targets + (1 - nearness) * unit(len(targets)), dim=1)
@@ -48,7 +48,7 @@ class Walk:
 
 
 def full_solve(centroids: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Seconds of SciPy's solve without the product, and the sum it reaches."""
+    """Return the seconds of SciPy's solver, without the matrix product, and its optimal sum."""
     similarity = (centroids.double() @ targets.double().T).numpy()
     start = time.perf_counter()
     row, column = linear_sum_assignment(similarity, maximize=True)
@@ -73,7 +73,7 @@ def measure(num_classes: int, name: str, steps: int) -> str:
             full.append(spent)
             short = max(short, best - (walk.centroids.double() * targets[column].double()).sum().item())
     if short > 1e-9:
-        raise SystemExit(f"not the best assignment: {short:g} below SciPy's sum")
+        raise SystemExit(f"not the optimal assignment: {short:g} below SciPy's sum")
     notes = (
         f"{steps} steps, median {1000 * np.median(ours):.1f} ms, worst {1000 * max(ours):.0f} ms; "
         f"first solve {first:.1f} s; sum within {max(short, 0):.0e} of SciPy's"

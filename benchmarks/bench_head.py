@@ -1,8 +1,8 @@
-"""The contrastive head: one step of KCL and of TSC on an encoder that costs nothing, forward and backward.
+"""Measure the contrastive head: a step of KCL and of TSC, forward and backward, with a trivial encoder.
 
-N = 256 anchors, Q = 65536, D = 128, C = 1000 long-tailed classes, k = 6, float32. The floor is the
-two matrix products no head can do without: logits, and their gradient. The textbook version
-builds the (N, Q) mask of positives and the whole log-softmax.
+N = 256 anchors, Q = 65536, D = 128, C = 1000 long-tailed classes, k = 6, float32. The floor is
+the two matrix products that every implementation needs: the logits and their gradient. The
+textbook version builds the (N, Q) mask of positives and the whole log-softmax.
 """
 
 import torch
@@ -17,7 +17,7 @@ ROUNDS = 15
 
 
 class Features(nn.Module):
-    """An encoder whose images are the features: one small Linear, `fc`."""
+    """A trivial encoder, whose input images are the features: one small Linear, `fc`."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -29,7 +29,7 @@ class Features(nn.Module):
 
 
 def textbook_loss(model: KCL, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
-    """The loss with a mask over all logits; TSC with --sep_t if the model is targeted."""
+    """Compute the loss with a mask over all logits; TSC with --sep_t if the model is targeted."""
     columns = [(q * k).sum(1, keepdim=True), q @ model.queue]  # (N, 1), (N, Q)
     same = labels[:, None] == model.queue_labels  # (N, Q)
     lots = torch.rand(same.shape, device=q.device).masked_fill(~same, -1).topk(K, dim=1)
@@ -49,7 +49,7 @@ def long_tailed_labels(size: int, classes: int = C) -> Tensor:
 
 
 def settled_model(where: torch.device, targeted: bool) -> KCL:
-    """A model with a full queue, its centroids near the targets."""
+    """Return a model with a full queue and centroids near the targets."""
     targets = normalize(torch.randn(C, D), dim=1)
     model = KCL(
         Features, D, Q, T=T, num_positive=K, targeted=targeted, sep_t=True, tw=0.2, num_classes=C, targets=targets

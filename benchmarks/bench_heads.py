@@ -1,10 +1,10 @@
-"""Heads fitted to features of ImageNet-LT's size: 115,846 training images, d = 2048, C = 1000, long-tailed.
+"""Measure classifiers fitted to features of ImageNet-LT's size: 115,846 training images, d = 2048, C = 1000.
 
-Stand-in features: ReLU of class centres and noise whose directions have falling variance, 20,000 validation and 50,000
-test images, balanced. First one pass over the features, loss and gradient, beside its two matrix products; then the
-logistic head as --head logistic fits, chooses and tests it, with the number of passes, the minutes, and the process's
-memory at its peak, features among it. That takes a quarter of an hour on two cores, and is done with --whole; else a
-tenth of the training images.
+The features are synthetic: ReLU of class centres plus noise with decreasing variance per direction; 20,000 validation
+and 50,000 test images, balanced. First row: one pass over the features (loss and gradient), compared with its two
+matrix products. Second row: fit, selection and test of --head logistic, with the number of passes, the minutes and the
+peak memory of the process, including the features. With --whole this takes a quarter of an hour on two cores; without
+it, a tenth of the training images is used.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from moco.heads.fitted import Problem
 from utils.measure.kept_features import Features
 from utils.run.speed import Speed
 
-D, VAL, TEST = 2048, 20, 50  # images a class
-NOISE = 4.5  # beside the centres: about as many are wrong as of ImageNet-LT
+D, VAL, TEST = 2048, 20, 50  # images per class
+NOISE = 4.5  # relative to the centres; gives about the error rate of ImageNet-LT
 COUNTS = LISTS_ROOT / "ImageNet_LT" / "train_counts.json"
 ROUNDS = 3
 
@@ -47,7 +47,7 @@ def task(where: torch.device, counts: torch.Tensor) -> Task:
 
 
 def measure_pass(problem: Problem, where: torch.device) -> str:
-    """Loss and gradient of all images, and the two products of (n, d) and (C, d) that no implementation can spare."""
+    """Measure loss and gradient of all images. The floor is their two matrix products, of (n, d) and (C, d)."""
     classes, z = problem.num_classes, problem.features
     weight, bias, y = torch.randn(classes, D).double() / D, torch.zeros(classes).double(), problem.labels
     w = weight.float().to(where)
@@ -72,7 +72,7 @@ def main() -> None:
     passes, cross_entropy = [], fits._cross_entropy
     fits._cross_entropy = lambda *args: passes.append(1) or cross_entropy(*args)
     started = time.monotonic()
-    with contextlib.redirect_stdout(sys.stderr):  # its progress is no part of the table
+    with contextlib.redirect_stdout(sys.stderr):  # keeps progress lines out of the table
         chosen = choose("logistic", "instance", "post", of)
     minutes = (time.monotonic() - started) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

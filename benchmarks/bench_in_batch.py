@@ -1,9 +1,10 @@
-"""The losses in the batch, forward and backward, on features that are there.
+"""Measure the in-batch losses, forward and backward, on given features.
 
-N = 1024 images, 2048 rows, D = 128, C = 100 long-tailed classes, k = 6, float32; of TSC in the release's form 25
-copies of each target in each view, 7048 rows in all. The floor is the two matrix products that no version can do
-without: the logits of the different rows, and their gradient. The textbook version has every row, a mask of positives
-over all pairs, and the whole log-softmax, as SupContrast's published loss.
+N = 1024 images, 2048 rows, D = 128, C = 100 long-tailed classes, k = 6, float32. TSC as in the authors' code
+("release", the code released by the TSC authors) has 25 copies of each target in each view, 7048 rows in all. The
+floor is the two matrix products that every implementation needs: the logits of the distinct rows and their gradient.
+The textbook version has every row, a mask of positives over all pairs and the whole log-softmax, like the published
+SupContrast loss.
 """
 
 import torch
@@ -20,7 +21,7 @@ FORMS = ("KCL", "TSC, paper", "TSC, release")
 
 
 def textbook_loss(rows: Tensor, labels: Tensor, views: int) -> Tensor:
-    """KCL over all rows; the other view of row i is row i + views."""
+    """Compute KCL over all rows. The other view of row i is row i + views."""
     logits = rows @ rows.T / T
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     other = itself.roll(views, dims=1)

@@ -1,9 +1,11 @@
-"""What a loader worker spends on an image, and what the device then does: `python -m benchmarks.bench_loader`.
+"""Measure the time that a loader worker, and then the device, spend on an image.
 
-500 × 375 JPEG files to two augmented views of 224 px. A worker's own CPU time, in a process of its own
-with one thread, so that neighbours on the machine count less; the pipelines take turns, medians over the turns.
-Beside ours: the floors, and the textbook pipeline of torchvision, whose views leave the worker normalised.
-"Collated" adds what a worker does next, the batch: floats are four times the bytes.
+    python -m benchmarks.bench_loader
+
+The input is 500 × 375 JPEG files, the output two augmented views of 224 px. The benchmark measures the CPU time of a
+process with one thread, which other programs on the machine affect less. The pipelines take turns; results are medians
+over the turns. Our pipelines are compared with floors and with torchvision's usual pipeline (textbook), which
+normalises in the worker. "Collated" includes building the batch: float views have four times the bytes of uint8 views.
 """
 
 import multiprocessing
@@ -29,7 +31,7 @@ SIZE, IMAGES, TURNS = 224, 32, 25
 
 
 def write_photographs(folder: Path) -> None:
-    """JPEG files with what costs a decoder time: smooth gradients, edges of shapes and grain."""
+    """Write JPEG files that take a realistic time to decode: smooth gradients, edges and grain."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:375, :500]
     for number in range(IMAGES):
@@ -47,7 +49,7 @@ def write_photographs(folder: Path) -> None:
 
 
 def twice(folder: Path, view: Callable | None) -> Callable[[int], tuple]:
-    """Image and label the usual way: decode, then each view from the image."""
+    """Return a function that loads an image the usual way: decode it, then compute each view."""
 
     def get(number: int) -> tuple:
         image = Image.open(folder / f"{number}.jpg").convert("RGB")
@@ -57,7 +59,7 @@ def twice(folder: Path, view: Callable | None) -> Callable[[int], tuple]:
 
 
 def pipelines(folder: Path) -> dict[str, Callable[[int], tuple]]:
-    """Functions from an image's number to what a worker's dataset returns."""
+    """Return the pipelines: functions from an image number to the sample of a dataset."""
 
     def ours(device_aug: bool) -> Callable[[int], tuple]:
         transform = TwoCropsTransform(train_transform(SPEC.view, SIZE, device_aug))
@@ -76,7 +78,7 @@ def pipelines(folder: Path) -> dict[str, Callable[[int], tuple]]:
 
 
 def in_worker(folder: Path) -> dict[str, list[float]]:
-    """CPU milliseconds an image of each pipeline, without and with collation into a batch."""
+    """Return CPU milliseconds per image of each pipeline, without and with collation into a batch."""
     torch.set_num_threads(1)
     times = {name: [] for name in pipelines(folder)}
     for turn in range(TURNS + 1):
@@ -86,13 +88,13 @@ def in_worker(folder: Path) -> dict[str, list[float]]:
             made = time.process_time()
             default_collate(samples)
             collated = time.process_time()
-            if turn:  # the first warms up
+            if turn:  # the first turn is a warm-up
                 times[name].append((made - start, collated - start))
     return {name: [1000 * median(part) / IMAGES for part in zip(*rows, strict=True)] for name, rows in times.items()}
 
 
 def on_device(folder: Path, device: torch.device) -> dict[str, float]:
-    """Milliseconds an image (both views) from the worker's batch to the model's input; on the CPU of one thread."""
+    """Return milliseconds per image (both views) from the worker's batch to the model's input (CPU: one thread)."""
     torch.set_num_threads(1)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     normalise, times = Normalise(SPEC.mean, SPEC.std, device), {}
@@ -122,7 +124,7 @@ def main() -> None:
 
 
 def show(times: dict[str, list[float]], after: dict[str, float], where: str) -> None:
-    """A Markdown row for each pipeline."""
+    """Print a Markdown table with one row per pipeline."""
     floor, textbook = times["floor: decode, crop, flip, uint8"], times["textbook torchvision"]
     print("| loader worker, 500 × 375 JPEG to two 224 px views | ms/image | ÷ crop floor | ÷ textbook ", end="")
     print(f"| collated, ms/image | ÷ textbook | then on {where}, ms/image |")

@@ -1,10 +1,10 @@
-"""Stage 2 beside the bare frozen encoder, resnet18, 32 px, C = 1000 classes.
+"""Measure stage 2 compared with the bare frozen encoder: resnet18, 32 px, C = 1000 classes.
 
-The step of the linear probe, batch 64: forward with batch statistics, classifier, loss, backward through the
-classifier, optimiser, measures. Its floor is the encoder's forward pass alone; the notes give the peak memory of
-both, for no activation is kept. Then 256 images measured as after an epoch, in batches of 64 and of 256 (what
---eval-batch-size is by default), and the floor of both is the encoder's forward pass in batches of 64. The same at
-the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
+The first row is a step of the linear probe at batch 64: forward with batch statistics, classifier, loss, backward
+through the classifier, optimiser and metrics. Its floor is the encoder's forward pass. The notes give the peak memory
+of both, which shows that no activations are stored. The next rows evaluate 256 images as after an epoch, in batches of
+64 and of 256 (the default of --eval-batch-size); their floor is the encoder's forward pass in batches of 64.
+benchmarks/gpu measures the real size, resnet50 at 224 px, on a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ from utils.run.evaluation import validate
 from utils.run.speed import Speed
 
 C = 1000
-IMAGES = 256  # measured in an evaluation
+IMAGES = 256  # images per evaluation
 ROUNDS = 9
 
 
 class Batches:
-    """Images on the device in batches: what `validate` takes from a loader."""
+    """Batches of images on the device, in the form that `validate` expects from a loader."""
 
     on_every_rank = 0
 
@@ -43,7 +43,7 @@ class Batches:
 
 
 class Probe:
-    """A frozen network with a new classifier, and the work of a step."""
+    """A frozen network with a new classifier, and one training step of it."""
 
     def __init__(self, where: torch.device, size: tuple, how: dict):
         arch, pixels, batch = size
@@ -58,7 +58,7 @@ class Probe:
         return images, torch.randint(C, (number,), device=self.where)
 
     def forward(self, images: torch.Tensor, train: bool) -> None:
-        """The floor: the network alone."""
+        """Run the network only, which is the floor."""
         self.model.train(train)
         with torch.no_grad(), self.speed.autocast():
             self.model(images)

@@ -1,8 +1,8 @@
-"""Stage 1 on small images: the whole loop, views and all, beside the bare encoders on tensors that are there.
+"""Measure stage 1 on small images: the whole training loop, compared with the bare encoders on existing tensors.
 
-resnet20, 28 px images, batch 256, by the loop that the script runs. The floor is forward and backward of the same
-encoders with the optimiser's step, no loss, no loader: of the batch one encoder with both views, of the queue the
-queries' encoder, and the keys' without gradient. Loop and floor take turns; medians of the ratio of each turn.
+resnet20, 28 px images, batch 256, with the training loop of the script. The floor is forward, backward and optimiser
+step of the same encoders, without loss and loader. In-batch contrast has one encoder for both views; with a queue, the
+query encoder has a gradient and the key encoder has none. Loop and floor take turns; ratios are medians over the turns.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ LOADING = {
 
 
 def write_images(folder: Path) -> None:
-    """PNG files of noise and their lists."""
+    """Write PNG files of noise, and their lists."""
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
         pixels = rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
@@ -49,7 +49,7 @@ def write_images(folder: Path) -> None:
 
 
 def works(folder: Path, flags: str, where: torch.device) -> dict[str, Callable[[], None]]:
-    """floor and loop, an epoch each."""
+    """Return the two functions to measure, `floor` and `loop`; each runs one epoch."""
     words = f"--dataset custom --data-root {folder} --splits {folder} --views cifar -a resnet20 --image-size {PIXELS}"
     words += f" --mlp -b {BATCH} --seed 0 --device {where} --run-dir {folder / 'run'} {flags}"
     args = stage1.get_args_parser().parse_args(words.split())
@@ -57,7 +57,7 @@ def works(folder: Path, flags: str, where: torch.device) -> dict[str, Callable[[
     cores = torch.get_num_threads()
     workers = cores // 2 if args.workers is None else args.workers
     place = Place(where, workers)
-    with contextlib.redirect_stdout(io.StringIO()):  # which says how views are made
+    with contextlib.redirect_stdout(io.StringIO()):  # hides the log line about views
         loader = open_pairs(options.data_of(args), "instance", BATCH, 0, place)
     method, speed = method_of(args), Speed(place.device)
     method.read_state(RunState())
@@ -76,7 +76,7 @@ def works(folder: Path, flags: str, where: torch.device) -> dict[str, Callable[[
 
 
 def bare(method: Method, optimizer: torch.optim.Optimizer, where: torch.device) -> None:
-    """The encoders of an epoch."""
+    """Run only the encoders, for one epoch."""
     query, *key = method.encoders()
     views = torch.randn(2, BATCH, 3, PIXELS, PIXELS, device=where)
     for _ in range(IMAGES // BATCH):

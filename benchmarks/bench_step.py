@@ -1,12 +1,13 @@
-"""The whole step of stage 1 beside the bare encoders.
+"""Measure the whole step of stage 1, compared with the bare encoders.
 
 resnet18, 32 px, batch 64, D = 128, Q = 65536, k = 6, --mlp: KCL, and TSC with C = 1000 long-tailed classes,
---sep_t --tw 0.2. The step is all that happens between two batches: both encoders, momentum update, centroids
-and assignment, loss, queue, backward, optimiser, measures. The floor is the encoders alone: forward q, forward k
-without gradient, backward; no optimiser and no momentum update in it. The textbook version is the step with the
-mask over all logits. The same at the real size, resnet50 at 224 px, is benchmarks/gpu's: it takes a GPU.
+--sep_t --tw 0.2. The step is everything between two batches: both encoders, momentum update, centroids and
+assignment, loss, queue, backward, optimiser, metrics. The floor is the encoders only: forward q, forward k
+without gradient, backward, without optimiser and momentum update. The textbook version is the step with a mask
+over all logits. benchmarks/gpu measures the real size, resnet50 at 224 px, on a GPU.
 
-The last two rows are of what saves memory, forward and backward at 64 px; their floor is the same without the flag.
+The last two rows measure flags that save memory, forward and backward at 64 px. Their floor is the step without the
+flag.
 """
 
 from collections.abc import Callable
@@ -27,13 +28,13 @@ from utils.run.speed import Speed
 SMALL = ("resnet18", 32, 64)  # arch, pixels, batch
 LARGER, PARTS = ("resnet18", 64, 64), 4
 ROUNDS = 15
-SETTLING = 3  # steps before the first that counts: the optimiser's buffers, the first assignment
-PLAIN: dict = {}  # of Speed: all flags off
+SETTLING = 3  # untimed first steps, which allocate the optimiser's buffers and solve the first assignment
+PLAIN: dict = {}  # arguments of Speed: all flags off
 RECIPE = (0.03, 0.9, 1e-4)  # learning rate, momentum, weight decay
 
 
 def settled_model(arch: str, pixels: int, targeted: bool, classes: int = C, queue: int = Q) -> KCL:
-    """A model whose queue is full and whose centroids are near targets, as after some epochs."""
+    """Return a model with a full queue and centroids near the targets, as after some epochs."""
     targets = normalize(torch.randn(classes, D), dim=1)
     options = {"targeted": targeted, "sep_t": True, "tw": 0.2, "num_classes": classes, "targets": targets}
     model = KCL(get_encoder(arch, pixels), D, queue, T=T, mlp=True, num_positive=K, **options)
@@ -44,7 +45,7 @@ def settled_model(arch: str, pixels: int, targeted: bool, classes: int = C, queu
 
 
 def images_of(batch: int, pixels: int, where: torch.device, classes: int = C) -> tuple[Tensor, Tensor, Tensor]:
-    """Two views and labels, on the device."""
+    """Return two views and their labels, on the device."""
     views = torch.randn(2, batch, 3, pixels, pixels, device=where)
     return views[0], views[1], long_tailed_labels(batch, classes).to(where)
 
@@ -52,7 +53,7 @@ def images_of(batch: int, pixels: int, where: torch.device, classes: int = C) ->
 def works(
     where: torch.device, size: tuple, how: dict, targeted: bool, classes: int = C, queue: int = Q
 ) -> dict[str, Callable[[], None]]:
-    """floor, step and textbook, on one model and one batch."""
+    """Return the functions to measure, `floor`, `step` and `textbook`, for one model and one batch."""
     arch, pixels, batch = size
     speed, model = Speed(where, **how), settled_model(arch, pixels, targeted, classes, queue).to(where)
     speed.apply_to(model.encoder_q, model.encoder_k)
@@ -94,7 +95,7 @@ def works(
 
 
 def measure(where: torch.device, size: tuple, how: dict, targeted: bool) -> str:
-    """A row, with the images a second of the step."""
+    """Return a table row, with the images per second of the step."""
     times = common.interleaved(works(where, size, how, targeted), where, ROUNDS)
     arch, pixels, batch = size
     what = f"step, {'TSC' if targeted else 'KCL'}, {arch}, {pixels} px, batch {batch}"
@@ -103,7 +104,7 @@ def measure(where: torch.device, size: tuple, how: dict, targeted: bool) -> str:
 
 
 def measure_memory(where: torch.device, flag: str) -> str:
-    """A row of a flag that saves memory, with the peak beside that of the step without it."""
+    """Return a table row for a flag that saves memory, with the peak memory with and without the flag."""
     arch, pixels, batch = LARGER
     plain, lean = (settled_model(arch, pixels, targeted=False, queue=4096).to(where) for _ in range(2))
     images = images_of(batch, pixels, where)

@@ -22,8 +22,8 @@ from moco.targets.point_sets import random_points
 from utils.parser import Parser, positive_int
 
 NUM_CLASSES, DIM = 1000, 128
-LEVELS = (1.563, 1.521)  # energy ratios: where the release's recipe ends, and the aim
-EVALUATIONS = 400  # of ours; the random start passes the second level after some 350
+LEVELS = (1.563, 1.521)  # energy ratios: the result of the authors' recipe, and the goal
+EVALUATIONS = 400  # for L-BFGS; the random start passes the second level after about 350
 
 
 def get_args_parser() -> Parser:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     bound = energy_bound(NUM_CLASSES, DIM, TEMPERATURE)
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     print(f"{NUM_CLASSES} × {DIM}, {torch.get_num_threads()} threads{load}; lower bound {bound:.4f}\n")
-    textbook(10, args.device)  # the first calls start threads and fill caches
+    textbook(10, args.device)  # warm-up: starts threads and fills caches
     steps, random, symmetric = [], [], []
     for seed in range(args.repeats):
         steps.append(textbook(args.steps, args.device))
@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def first_start(rng: torch.Generator) -> torch.Tensor:
-    """Where the program starts from."""
+    """Return the starting point that target_generation.py uses."""
     return next(starts(NUM_CLASSES, DIM, 1, "lbfgs", rng))
 
 
 def textbook(steps: int, device: str) -> float:
-    """Seconds a step of Adam on L_u with its self term."""
+    """Return the seconds per step of Adam on L_u, including its self term (the authors' recipe)."""
     start = next(starts(NUM_CLASSES, DIM, 1, "adam", torch.Generator().manual_seed(0)))
     raw = torch.nn.Parameter(start.to(device))
     optimizer = torch.optim.Adam([raw], lr=spread.RELEASE_LR)
@@ -82,7 +82,7 @@ def textbook(steps: int, device: str) -> float:
 
 
 def search(make_start, seed: int, device: str) -> dict:
-    """Seconds of the whole L-BFGS, its start included, and until each level; the energy ratio at its end."""
+    """Return the seconds of an L-BFGS search, in total and until each level, and its final energy ratio."""
     best, reached = spread.Best(), dict.fromkeys(LEVELS, float("nan"))
     begin = time.perf_counter()
 

@@ -1,6 +1,6 @@
-"""What the benchmarks share: timing beside a floor, peak memory, Markdown rows, the machine in words.
+"""Helpers of the benchmarks: timing, peak memory, Markdown rows and a description of the machine.
 
-A script bench_<name>.py prints one Markdown table. Its first argument, if any, is the
+A script bench_<name>.py prints one Markdown table. Its optional first argument is the
 device: `python -m benchmarks.bench_head cuda`.
 """
 
@@ -23,12 +23,12 @@ HEADER = "| what | time | floor | time ÷ floor | textbook ÷ time | notes |\n|-
 
 
 def device() -> torch.device:
-    """The device named on the command line; the CPU without one."""
+    """Return the device given on the command line, or the CPU."""
     return torch.device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
 
 
 def seconds(work: Callable[[], object], where: torch.device) -> float:
-    """One timed call: by device events on a GPU, by the clock on the CPU."""
+    """Return the seconds of one call, measured by events on a GPU and by the clock on the CPU."""
     if where.type != "cuda":
         start = time.perf_counter()
         work()
@@ -42,7 +42,7 @@ def seconds(work: Callable[[], object], where: torch.device) -> float:
 
 
 def interleaved(works: dict[str, Callable[[], object]], where: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in each round; every round runs all of them, so noise meets all alike."""
+    """Return the seconds of each call in each round. Every round runs all calls, so that noise affects all equally."""
     for work in works.values():  # warm-up
         work()
     times = {name: [] for name in works}
@@ -53,19 +53,19 @@ def interleaved(works: dict[str, Callable[[], object]], where: torch.device, rou
 
 
 def ratio(times: list[float], base: list[float]) -> float:
-    """The median over rounds of the ratio within a round."""
+    """Return the median over the rounds of the ratio within a round."""
     return median(a / b for a, b in zip(times, base, strict=True))
 
 
 def row(what: str, times: list[float], floor: list[float], textbook: list[float] | None = None, notes: str = "") -> str:
-    """A row under HEADER, from the seconds of each round."""
+    """Return a table row for HEADER from the seconds of each round."""
     gain = f"{ratio(textbook, times):.2f}" if textbook else "–"
     spent, least = 1000 * median(times), 1000 * median(floor)
     return f"| {what} | {spent:.1f} ms | {least:.1f} ms | {ratio(times, floor):.2f} | {gain} | {notes} |"
 
 
 def peak_memory(work: Callable[[], object], where: torch.device) -> int:
-    """Bytes of tensors at the peak of a call, beyond those there before it."""
+    """Return the peak bytes of tensors during a call, in addition to those allocated before it."""
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
         before = torch.cuda.memory_allocated(where)
@@ -82,13 +82,13 @@ def peak_memory(work: Callable[[], object], where: torch.device) -> int:
 
 
 def machine() -> str:
-    """Processor, cores, load and versions, one line a fact."""
+    """Describe the processor, cores, load and library versions, one per line."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
     cores = len(os.sched_getaffinity(0))
     lines = [
         f"- {names[0] if names else platform.processor()}, {cores} cores, {torch.get_num_threads()} threads",
-        f"- load average of the last minute at the start: {os.getloadavg()[0]:.1f} (well above 0: others ran beside)",
+        f"- load average over the last minute at the start: {os.getloadavg()[0]:.1f} (0 if nothing else was running)",
         f"- Python {platform.python_version()}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"NumPy {np.__version__}, SciPy {scipy.__version__}",
     ]

@@ -1,1 +1,1 @@
-"""Runs to try and to read."""
+"""Example programs: the demo, baselines, figures and the comparison of methods."""

@@ -33,7 +33,7 @@ from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
 from utils.run.speed import Speed
 
-BALANCE = {  # --balance: what it is, the batches (a name of SAMPLERS), whether the prior is added to the logits
+BALANCE = {  # value of --balance: (help, sampler, whether the log prior is added to the logits)
     "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
     "softmax": (
         "balanced softmax: every image once per epoch, with the log class prior added to the logits",
@@ -60,7 +60,7 @@ def get_args_parser() -> Parser:
     evaluation.add_evaluation_arguments(arguments.add_running_arguments(parser))
     arguments.add_speed_arguments(parser)
     arguments.add_distributed_arguments(parser)
-    parser.set_defaults(pretrained=None)  # the probe's entry in args.json and results.json: nothing went before
+    parser.set_defaults(pretrained=None)  # required by args.json and results.json; there was no pre-training
     return parser
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(args) -> None:
-    """Check everything that can be checked before a process group or a file is made."""
+    """Check the arguments and the data before any process group or file is created."""
     options.fill_in(args)
     get_encoder(args.arch, args.image_size, args.batch_size // launch.check(args))
     Schedule.asked(args).check([Phase(None, 0, args.epochs)])
@@ -87,7 +87,7 @@ def prepare(args) -> None:
 
 
 def main_worker(args, place: launch.Place) -> None:
-    """The run, in one of its processes."""
+    """Train in one process of the run."""
     data, speed = options.data_of(args), Speed.asked(args, place.device)
     _, sampling, adjusted = BALANCE[args.balance]
     state = load_run(args, place, before=options.before(args) | {"balance": "sampling"})
@@ -124,4 +124,4 @@ def main_worker(args, place: launch.Place) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, "the last checkpoint stays; --resume auto continues from it")
+    errors.run(main, "--resume auto continues from the last checkpoint")

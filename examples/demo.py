@@ -56,28 +56,28 @@ def main(argv: list[str] | None = None) -> None:
     run(REPORT, folder=folder)
     show(results, folder)
     print(f"\nwrote {folder}/results.md, per_class.png and report.html in {time.monotonic() - started:.0f} s")
-    print(f"all heads on it: python {HEADS.format(folder=folder)}")
-    print(f"curves: tensorboard --logdir {folder}; to start over, delete {folder}")
+    print(f"to compare all classifiers, run: python {HEADS.format(folder=folder)}")
+    print(f"to see the training curves, run: tensorboard --logdir {folder}\nto start again, delete {folder}")
 
 
 def run(command: str, **values) -> None:
-    """Fill in a command of this repository, show it and run it; leave with its exit code if it fails."""
+    """Format a command of this repository, print it and run it. Exit with its exit code if it fails."""
     words = [word.format(**values) for word in shlex.split(command)]
     print(f"\n$ python {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, *words]).returncode
-    if code == 130:  # Ctrl-C reached the command as well, and it has said what stays
+    if code == 130:  # Ctrl-C also reached the command, which has printed how to continue
         raise KeyboardInterrupt
     if code:
         sys.exit(code)
 
 
 def show(results: dict[str, dict], folder: Path) -> None:
-    """Print and write the table; draw the picture."""
+    """Print and write the table, and draw the figure."""
     counts = next(iter(results.values()))["train_counts"]
     text = (
-        f"Top-1 test accuracy in percent, digits, {counts[0]} to {counts[-1]} training images a class.\n"
+        f"Top-1 test accuracy in percent, digits, {counts[0]} to {counts[-1]} training images per class.\n"
         f"{SHOT_NOTE}.\n"
-        "selected: the epoch of the probe with the best validation accuracy.\n\n"
+        "selected: the epoch of the linear probe with the best validation accuracy.\n\n"
         f"{results_table(results)}\n"
     )
     print("\n" + text)
@@ -86,4 +86,4 @@ def show(results: dict[str, dict], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, "the same command goes on from here")
+    errors.run(main, "run the same command again to continue")

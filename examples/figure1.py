@@ -42,7 +42,7 @@ from utils.run.launch import Place
 
 SET = "three_digits"
 CLASSES = (0, 1, 2)
-COUNTS = {"1:1:1": (35, 35, 35), "50:1:1": (100, 2, 2)}  # as many images and steps in both
+COUNTS = {"1:1:1": (35, 35, 35), "50:1:1": (100, 2, 2)}  # nearly equal numbers of images, equal numbers of steps
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {targets}"}
 STAGE_1 = (
     "--dataset {set} --data-root {root} --splits {splits} --moco-dim 2 --mlp --cos --epochs {epochs} -b 64 --lr 0.003 "
@@ -51,7 +51,13 @@ STAGE_1 = (
 
 
 class Panel(NamedTuple):
-    """(n, 2) unit features of the test images, their labels (n,), and (3, 2) targets, row y of class y, or None."""
+    """Features of the test images, for one circle of the figure.
+
+    Attributes:
+        features: (n, 2), unit length.
+        labels: (n,).
+        targets: (3, 2), row y for class y, or None.
+    """
 
     features: Tensor
     labels: Tensor
@@ -74,7 +80,7 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     folder, output, started = Path(args.folder), Path(args.output), time.monotonic()
-    lists_alone = {"imbalance": None, "write": None}  # they are written here, from those of all ten digits
+    lists_alone = {"imbalance": None, "write": None}  # the lists are written here, from those of all ten digits
     row = {"name": SET, "set_name": SET, "num_classes": len(CLASSES), **lists_alone}
     REGISTRY[SET] = dataclasses.replace(REGISTRY["digits"], **row)
     root, whole = digits.prepare(folder / "data", 1)
@@ -97,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_lists(folder: Path, whole: Path, counts: tuple[int, ...]) -> Path:
-    """Split lists of the three classes out of those of all ten, with so many training images each."""
+    """Write split lists of the three classes, from those of all ten. counts: training images per class."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val", "test"):
         lines = (whole / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True)
@@ -110,7 +116,7 @@ def write_lists(folder: Path, whole: Path, counts: tuple[int, ...]) -> Path:
 
 
 def read_panel(run_dir: Path) -> Panel:
-    """The test images as the run's last checkpoint sees them."""
+    """Compute the features of the test images with the run's last checkpoint."""
     place = Place(torch.device("cpu"), workers=0)
     method = trained(run_dir / checkpoint.LAST, place.device)
     test = open_splits(options.data_of(method.args), ("test",), method.args.batch_size, place)["test"]
@@ -128,11 +134,11 @@ def draw(panels: dict[tuple[str, str], Panel], path: Path) -> None:
 
 
 def circle(axes: Axes, panel: Panel, counts: tuple[int, ...]) -> None:
-    """Test images as dots inside the circle, class centres as spokes with their angles, targets outside."""
+    """Draw test images as dots inside the circle, class centres as spokes, and targets outside."""
     axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.6"))
     for y, (centre, colour) in enumerate(zip(panel.centres.numpy(), COLOURS, strict=False)):
         points = panel.features[panel.labels == y].numpy()
-        depth = np.linspace(0.86, 0.99, len(points))[:, None]  # side by side where many share a place
+        depth = np.linspace(0.86, 0.99, len(points))[:, None]  # different radii, so that dots do not hide each other
         axes.scatter(*(points * depth).T, s=14, color=colour, alpha=0.5, linewidth=0)
         axes.plot([0, centre[0]], [0, centre[1]], color=colour, linewidth=2)
         label = f"digit {CLASSES[y]}: {counts[y]} training images"
@@ -145,13 +151,13 @@ def circle(axes: Axes, panel: Panel, counts: tuple[int, ...]) -> None:
 
 
 def angles(centres: Tensor) -> list[float]:
-    """Degrees between the centres of classes 0 and 1, 0 and 2, 1 and 2."""
+    """Return the angles in degrees between the centres of classes 0 and 1, 0 and 2, 1 and 2."""
     cosines = (centres @ centres.T).clamp(-1, 1)
     return [float(cosines[a, b].acos().rad2deg()) for a, b in itertools.combinations(range(len(centres)), 2)]
 
 
 def angles_table(panels: dict[tuple[str, str], Panel], args: Namespace) -> str:
-    """The angles in Markdown, with how tight each class is: the mean angle of its images to their centre."""
+    """Return the angles as Markdown, with the mean angle between the images of each class and its centre."""
     pairs = [f"{CLASSES[a]}–{CLASSES[b]}" for a, b in itertools.combinations(range(len(CLASSES)), 2)]
     rows = []
     for (method, ratio), panel in panels.items():
@@ -187,4 +193,4 @@ def angles_at_imbalance(panels: dict[tuple[str, str], Panel]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main, "the same command goes on from here")
+    errors.run(main, "run the same command again to continue")

@@ -25,7 +25,7 @@ from utils.run.folder import check_fit, hold
 from utils.run.logger import RunLog
 from utils.run.speed import Speed
 
-ARCH = "pixels"  # in the place of a network's name
+ARCH = "pixels"  # takes the place of the architecture's name
 LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
 
 
@@ -38,7 +38,7 @@ def get_args_parser() -> Parser:
     running.add_argument(
         "--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available."
     )
-    parser.set_defaults(pretrained=None, arch=None, seed=0)  # of results.json; nothing is random
+    parser.set_defaults(pretrained=None, arch=None, seed=0)  # required by results.json; nothing is random
     return parser
 
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def pixels_of(data: Data, split: str) -> Features:
-    """The evaluation views of a split: (n, 3·S·S) of 0 to 1, of grey images (n, S·S)."""
+    """Return the evaluation views of a split as features in [0, 1]: (n, 3·S·S), or (n, S·S) for grey images."""
     images = data.open_decoded(split, data.eval_view())
     views = torch.stack([images[i][0] for i in range(len(images))]).float() / 255  # (n, 3, S, S)
     grey = bool((views[:, :1] == views).all())
@@ -70,4 +70,4 @@ def pixels_of(data: Data, split: str) -> Features:
 
 
 if __name__ == "__main__":
-    errors.run(main, "nothing is half written")
+    errors.run(main, "no file was written in part")

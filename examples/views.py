@@ -19,10 +19,10 @@ from moco.loader import VIEWS, train_transform
 from utils import errors
 from utils.distributed import say
 from utils.parser import Parser, positive_int, seed_number
-from utils.report import style  # noqa: F401, files only, no screen needed
+from utils.report import style  # noqa: F401, selects a backend that needs no display
 
 PHOTOGRAPH, SMALL, DIGIT = 224, 32, 16
-SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # of the others: small
+SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # other views: SMALL
 
 
 def get_args_parser() -> Parser:
@@ -34,7 +34,7 @@ def get_args_parser() -> Parser:
 
 
 def original(size: int) -> Image.Image:
-    """A photograph, or for the smallest size a digit."""
+    """Return a photograph, or a digit for the smallest size."""
     if size == DIGIT:
         return Image.fromarray(np.round(load_digits().images[3] * 255 / 16).astype(np.uint8)).convert("RGB")
     if size == PHOTOGRAPH:

@@ -1,3 +1,3 @@
-"""The long-tailed data sets: registry, split files, samplers."""
+"""Long-tailed data sets: registry, split lists, samplers and loaders."""
 
-import utils  # noqa: F401, first: see there
+import utils  # noqa: F401, must be imported first (see utils/__init__.py)

@@ -1,7 +1,7 @@
-"""Data sets: one registry row each.
+"""Registry of the data sets, with one row each.
 
-A new data set is a new row in REGISTRY and its lists in imagenet_inat/data/<set_name>; all scripts then take it.
-A set that is used once needs no row: --dataset custom.
+To add a data set, add a row to REGISTRY and put its lists into imagenet_inat/data/<set_name>. All scripts then accept
+it. A data set that is used only once needs no row; use --dataset custom.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from imagenet_inat.sets import digits, fashion
 
 LISTS_ROOT = Path(__file__).parent / "data"
 CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance": 100.0}
-# Of CIFAR-100's classes in their order, as its `coarse_labels`: 20 groups of 5.
+# The superclass (`coarse_labels`) of each CIFAR-100 class, in label order: 20 groups of 5.
 # fmt: off
 CIFAR100_SUPERCLASSES = (
     4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
@@ -26,22 +26,23 @@ IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.22
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What the project knows of one data set.
+    """Registry row: the properties of one data set.
 
-    set_name: split lists are called <set_name>_{train,val,test}.txt.
-    val_split, test_split: the lists' names of these splits, the same where one list serves as both.
-    published: whether the lists can be downloaded; get_lists: the command that makes or fetches
-        them, to be filled in (see `whereabouts.find_lists`).
-    view: a row of VIEWS in moco/loader.py; jitter: with its colour or contrast jitter.
-    repeat: how often an epoch passes over the training list (tiny sets).
-    source: where the images come from, shown when they are missing.
-    flat_folder: a folder below the root that may lack the class folders of the lists' paths.
-    superclasses: the group of each class, of classes that are near in meaning, where the set has such.
-    imbalance, largest: of a set that is made, images and lists below --data-root (see `made_folders`): its
-        default imbalance and its largest class.
-    most: the largest class that --largest may ask for; 0: it is fixed.
-    write: writes these for (--data-root, imbalance, --largest), unless they are there.
-    place: where images that are not made are, for --data-root.
+    Attributes:
+        set_name: prefix of the split lists, <set_name>_{train,val,test}.txt.
+        val_split, test_split: split in the list names; equal if one list serves as both.
+        published: whether the lists can be downloaded. get_lists: template of the command that creates or
+            downloads them (see `whereabouts.find_lists`).
+        view: a row of VIEWS in moco/loader.py. jitter: whether its colour or contrast jitter is used.
+        repeat: passes over the training list per epoch (more than one for tiny data sets).
+        source: where the images come from, shown if they are missing.
+        flat_folder: folder below the root that may lack the class folders in the lists' paths.
+        superclasses: group of each class, where classes of similar meaning share a group, or None.
+        imbalance, largest: default imbalance and largest class of a generated data set, whose images and lists
+            lie below --data-root (see `made_folders`).
+        most: maximum of --largest; 0 if the largest class is fixed.
+        write: writes generated files for (--data-root, imbalance, --largest), unless they exist.
+        place: returns the folder of images that are not generated, given --data-root.
     """
 
     name: str
@@ -68,13 +69,13 @@ class DatasetSpec:
     place: Callable[[Path], Path] | None = None
 
     def list_name(self, split: str) -> str:
-        """The file name of the list that serves as train, val or test."""
+        """Return the file name of the list for a split: train, val or test."""
         serves = {"val": self.val_split, "test": self.test_split}.get(split, split)
         return f"{self.set_name}_{serves}.txt"
 
     @property
     def list_names(self) -> list[str]:
-        """The file names of all lists of the set, each once."""
+        """File names of all lists of the data set, without repetition."""
         return list(dict.fromkeys(self.list_name(split) for split in ("train", "val", "test")))
 
 
@@ -115,8 +116,8 @@ REGISTRY = {
             get_lists=f"{DOWNLOAD} places --output {{folder}}",
             published=True,
         ),
-        # CIFAR: each set's own statistics (the release's imbalanced runs have CIFAR-10's for both: --statistics
-        # cifar10). The official 10,000 test images are the only balanced ones, so they serve as validation too.
+        # CIFAR: each data set's own statistics. (The TSC authors' code uses CIFAR-10's for both: --statistics cifar10.)
+        # The official 10,000 test images are the only balanced ones, so they also serve as validation.
         DatasetSpec(
             name="cifar10",
             set_name="CIFAR10_LT",
@@ -174,7 +175,7 @@ REGISTRY = {
     )
 }
 
-# Any folder of images with its own lists. The class count, 0 here, is read from the training list.
+# Any folder of images with its own lists. num_classes, 0 here, is read from the training list.
 CUSTOM = DatasetSpec(
     name="custom",
     set_name="custom",
@@ -186,20 +187,20 @@ CUSTOM = DatasetSpec(
 
 
 def names() -> list[str]:
-    """What --dataset takes."""
+    """Return the names that --dataset accepts."""
     return [*sorted(REGISTRY), CUSTOM.name]
 
 
 def imbalances() -> dict[str, float]:
-    """The sets that are made, and at which imbalance by default."""
+    """Return the default imbalance of each generated data set."""
     return {name: spec.imbalance for name, spec in REGISTRY.items() if spec.imbalance}
 
 
 def largest() -> dict[str, int]:
-    """The sets whose largest class can be chosen, and what it is by default."""
+    """Return the default largest class of each data set that supports --largest."""
     return {name: spec.largest for name, spec in REGISTRY.items() if spec.most}
 
 
 def row(name: str) -> DatasetSpec:
-    """The row of a data set's name; `custom` has one outside REGISTRY, for it has no class count yet."""
+    """Return the row of a data set. `custom` is not in REGISTRY, because its class count is not known in advance."""
     return CUSTOM if name == CUSTOM.name else REGISTRY[name]

@@ -1,4 +1,4 @@
-"""The features of a data set's splits by a frozen encoder, for heads that are fitted to them."""
+"""Features of a data set's splits, computed with a frozen encoder, to which classifiers are fitted."""
 
 from pathlib import Path
 
@@ -16,22 +16,22 @@ from utils.measure.kept_features import Features, digest, kept_features
 from utils.run.launch import Place
 from utils.run.speed import Speed
 
-BATCH = 256  # images at a time
-MANY = 5000  # images from which on a bar is shown
+BATCH = 256  # images per batch
+MANY = 5000  # lists with more images show a progress bar
 
 
 def features_of(
     data: Data, encoder: nn.Module, checkpoint: Path, views: int, seed: int, place: Place, speed: Speed
 ) -> dict[str, Features]:
-    """Train, val and test, computed once and kept in features_<checkpoint>/ beside the checkpoint.
+    """Return the features of train, val and test, cached in features_<checkpoint>/ beside the checkpoint.
 
     Args:
-        encoder: (N, 3, S, S) -> (N, d), on the device. checkpoint: whose it is.
-        views: random views of each training image, one after the other; 0: its evaluation view, as of val and test.
-        seed: of the random views.
+        encoder: maps (N, 3, S, S) to (N, d), on the device. checkpoint: the file that holds the encoder.
+        views: number of random views per training image; 0: the evaluation view, as for val and test.
+        seed: random seed of the views.
 
     Raises:
-        InputError: a list or an image that cannot be used, or features that are not finite.
+        InputError: a list or an image cannot be used, or features are not finite.
     """
     folder = checkpoint.parent / f"features_{checkpoint.name.split('.')[0]}"
     about = {"checkpoint": digest(checkpoint), "device": place.device.type, "amp": str(speed.dtype)}
@@ -44,7 +44,7 @@ def features_of(
         random_views = views if split == "train" else 0
         images = data.open_decoded(split, data.train_view() if random_views else data.eval_view(), seed)
         spec, how = data.spec, [data.crop_scale, data.spec.jitter, data.device_aug] if random_views else []
-        # A list of the same names under another root may be of other images.
+        # The root is part of the key: the same list may refer to different images below another root.
         its = about | {
             "list": images.digest,
             "root": str(images.root.resolve()),
@@ -56,14 +56,14 @@ def features_of(
             path, its, lambda images=images, n=random_views: _extract(data, images, encoder, n, place, speed)
         )
         if empty := int((torch.linalg.vector_norm(found[split].features, dim=1) == 0).sum()):
-            say(f"note: {split}: {empty} images have features of length 0, which no head can tell apart")
+            say(f"note: {split}: {empty} images have features of length 0; no classifier can separate them")
     if missing := data.spec.num_classes - len(found["val"].labels.unique()):
-        say(f"note: {missing} of {data.spec.num_classes} classes have no validation image: the others choose")
+        say(f"note: {missing} of {data.spec.num_classes} classes have no validation image; selection uses the others")
     return found
 
 
 class InAutocast(nn.Module):
-    """A network in the half precision of --amp, without gradients."""
+    """A network that runs in the precision of --amp, without gradients."""
 
     def __init__(self, network: nn.Module, speed: Speed):
         super().__init__()
@@ -75,11 +75,11 @@ class InAutocast(nn.Module):
 
 
 def _extract(data: Data, images, encoder: nn.Module, views: int, place: Place, speed: Speed) -> Features:
-    """One pass in the evaluation view, or one for each random view."""
+    """Compute the features of one list, in the evaluation view or in each of the random views."""
     network, normalise, name = InAutocast(encoder, speed), data.normalise(place.device), images.list_file.name
     parts = []
     for view in range(max(views, 1)):
-        if views:  # the draws are numbered: a view is the same in any order and by any number of workers
+        if views:  # draws are numbered, so that views do not depend on the order or the number of workers
             order = [(index, view * len(images) + index) for index in range(len(images))]
             loader = DeviceBatches(images, normalise, place.workers, batch_size=BATCH, sampler=order)
         else:

@@ -1,4 +1,4 @@
-"""The flags that say which data a run has, and how it is read."""
+"""Command-line flags that select the data of a run and how it is loaded."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from utils.parser import Group, Parser, number, positive_float, positive_int
 
 
 def add_list_arguments(group: Parser | Group) -> None:
-    """Which lists of a data set."""
+    """Add the flags that select the lists of a data set."""
     group.add_argument(
         "--splits",
         metavar="DIR",

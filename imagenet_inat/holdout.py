@@ -1,4 +1,4 @@
-"""A part of the training list held out for choosing, where a data set has no validation list of its own."""
+"""Hold out part of the training list for validation, for data sets without a validation list."""
 
 import numpy as np
 
@@ -6,9 +6,11 @@ from utils.randomness import Stream, numpy_rng
 
 
 def held_out(labels: np.ndarray, share: float) -> np.ndarray:
-    """(n,) bool: of each class that share of its images, rounded down, at least one, and none of a class of one.
+    """Return the mask of the held-out images, (n,) bool, for labels (n,).
 
-    The same for all seeds, so that both stages hold out the same. labels: (n,).
+    Each class holds out the share of its images, rounded down, but at least one. Classes
+    with a single image hold out none. The mask does not depend on the run's seed, so that
+    both stages hold out the same images.
     """
     mask = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

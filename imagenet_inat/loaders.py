@@ -1,4 +1,4 @@
-"""Loaders: the training batches of a sampler, and every image of a split once, on the device."""
+"""Data loaders: training batches from a sampler, and evaluation loaders that yield every image of a split once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +20,17 @@ from utils.randomness import Stream, numpy_rng, sent
 from utils.run.launch import Place
 from utils.run.signals import ignore_in_worker
 
-EVAL_BATCH = 256  # images a process measures at least at a time
+EVAL_BATCH = 256  # smallest evaluation batch of a process
 
 
 class DeviceBatches:
-    """The batches of a DataLoader as the model takes them: normalised views and labels, on the device.
+    """A DataLoader whose batches are normalised views and labels on the device.
 
-    Yields (images, labels), images (N, 3, S, S) float32, or a list of two where the
-    data set's transform gives two crops; labels (N,) int64.
-    order: which images make up which batch, as DataLoader takes it.
+    It yields (images, labels): images (N, 3, S, S) float32, or a list of two such tensors
+    if the data set's transform returns two crops; labels (N,) int64.
+
+    Args:
+        order: DataLoader's arguments that select the images of each batch (sampler, batch_size, …).
     """
 
     def __init__(self, images: Dataset, normalise: Normalise, workers: int, **order):
@@ -41,15 +43,15 @@ class DeviceBatches:
 
     @property
     def on_every_rank(self) -> int:
-        """How many batches each rank has for sure: in evaluation some have one more, or a fuller last one."""
+        """Number of full batches that every rank has. In evaluation, some ranks have more images."""
         return len(self.dataset) // distributed.world_size() // self.loader.batch_size
 
     def start_at(self, epoch: int, first_step: int) -> None:
-        """Of training: which batches come next."""
+        """Set the epoch and the step at which the next iteration starts (training loaders only)."""
         self.loader.batch_sampler.set_epoch(epoch, first_step)
 
     def report_bad_images(self, run_dir: Path) -> None:
-        """Of training, after an epoch: see `images.report_bad_images`."""
+        """Report skipped images after a training epoch; see `images.report_bad_images`."""
         report_bad_images(self.dataset, run_dir, self.normalise.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor | list[Tensor], Tensor]]:
@@ -59,10 +61,13 @@ class DeviceBatches:
 
 
 class DeviceViews(DeviceBatches):
-    """The same, of decoded images of one size: a batch's views are made at once on the device, in this process.
+    """DeviceBatches for decoded images of one size: whole batches are augmented on the device, without workers.
 
-    batches: of the sampler. view: of the training. count: views of an image.
-    Raises InputError: the images are not of one size.
+    Args:
+        batches: the sampler's batches. view: the training view. count: views per image.
+
+    Raises:
+        InputError: the images differ in size.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class DeviceViews(DeviceBatches):
 
     def __iter__(self) -> Iterator[tuple[Tensor | list[Tensor], Tensor]]:
         device, size = self.normalise.device, self.batches.size
-        # A row for each view of the epoch: whatever batch and process it falls to, it is the same view.
+        # One row of random numbers per view of the epoch, so that a view does not depend on its batch or process.
         rng = numpy_rng(self.dataset.seed, Stream.BATCH_VIEWS, self.batches.epoch)
         uniform = torch.from_numpy(rng.random((size, self.count, NUMBERS), dtype=np.float32))
         for pairs in self.batches:
@@ -91,23 +96,23 @@ class DeviceViews(DeviceBatches):
 
 
 def train_loader(images: Dataset, batches: CountedBatches, normalise: Normalise, workers: int) -> DeviceBatches:
-    """This rank's share of the sampler's batches."""
+    """Return a loader for this rank's share of the sampler's batches."""
     return DeviceBatches(images, normalise, workers, batch_sampler=batches, persistent_workers=workers > 0)
 
 
 def _open(data: Data, images: LongTailDataset, batches: CountedBatches, place: Place, views: int) -> DeviceBatches:
-    """The training loader of a run; views: of each image."""
+    """Return the training loader of a run, with `views` views per image."""
     normalise = data.normalise(place.device)
     if not data.batch_views:
         return train_loader(images, batches, normalise, place.workers)
-    say(f"views: made on {place.device} for a whole batch, of {len(images)} decoded images")
+    say(f"views: whole batches are augmented on {place.device}, from {len(images)} decoded images")
     return DeviceViews(images, normalise, batches, data.batch_view(place.device), views)
 
 
 def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers: int) -> DeviceBatches:
-    """This rank's share of the images, in order; over all ranks every image exactly once.
+    """Return a loader for this rank's share of the images, in order. Over all ranks, every image appears once.
 
-    Its workers end with each pass: kept, they would hold memory while the next epoch trains.
+    The workers end after each pass, so that they hold no memory during the next training epoch.
     """
     share = range(distributed.rank(), len(images), distributed.world_size())
     return DeviceBatches(images, normalise, workers, batch_size=batch_size, sampler=share)
@@ -116,27 +121,27 @@ def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers:
 def open_pairs(
     data: Data, sampling: str, batch_size: int, seed: int, place: Place, keep_last: bool = False
 ) -> DeviceBatches:
-    """Stage 1's training batches: two views of each image; sampling: a name of SAMPLERS."""
+    """Return the training loader of stage 1, with two views per image. sampling: a key of SAMPLERS."""
     images = data.open_decoded("train", TwoCropsTransform(data.train_view()), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed, keep_last)
     return _open(data, images, batches, place, views=2)
 
 
 def open_images(data: Data, sampling: str, batch_size: int, seed: int, place: Place) -> DeviceBatches:
-    """Stage 2's training batches: one view of each image; sampling: a name of SAMPLERS."""
+    """Return the training loader of stage 2, with one view per image. sampling: a key of SAMPLERS."""
     images = data.open_decoded("train", data.train_view(), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed)
     return _open(data, images, batches, place, views=1)
 
 
 def check_lists(data: Data, sampling: str, batch_size: int) -> dict[str, str]:
-    """Open the three lists once, before anything of stage 2 is made.
+    """Open the three lists once to check them, before stage 2 creates anything.
 
     Returns:
-        Their digests, for the arguments: a run goes on with the lists it began with.
+        The lists' digests, which are stored with the arguments: a resumed run must use the same lists.
 
     Raises:
-        InputError: one cannot be used, or has too few images for a batch.
+        InputError: a list cannot be used, or has too few images for a batch.
     """
     opened = {split: data.open(split) for split in SPLITS}
     SAMPLERS[sampling](opened["train"].labels, data.spec.repeat, batch_size, 0)
@@ -144,17 +149,17 @@ def check_lists(data: Data, sampling: str, batch_size: int) -> dict[str, str]:
 
 
 def open_splits(data: Data, splits: tuple[str, ...], batch_size: int, place: Place) -> dict[str, DeviceBatches]:
-    """Splits in their evaluation view; batch_size: images a process takes at a time."""
+    """Return evaluation loaders for the splits. batch_size: images per batch in each process."""
     normalise = data.normalise(place.device)
     opened = {split: data.open_decoded(split, data.eval_view()) for split in splits}
     return {split: eval_loader(images, batch_size, normalise, place.workers) for split, images in opened.items()}
 
 
 def open_evaluation(data: Data, batch_size: int, given: int | None, place: Place) -> dict[str, DeviceBatches]:
-    """Validation and test; one loader where one list serves as both.
+    """Return the loaders of validation and test, or only one if the same list serves as both.
 
     Args:
-        batch_size: the global one of training. given: --eval-batch-size.
+        batch_size: global batch size of training. given: --eval-batch-size.
     """
     size = given or max(EVAL_BATCH, batch_size // distributed.world_size())
     opened = open_splits(data, ("val",) if data.val_is_test else ("val", "test"), size, place)

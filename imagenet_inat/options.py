@@ -1,4 +1,4 @@
-"""The data of a run: what its flags mean."""
+"""The data of a run, as its flags define it."""
 
 import argparse
 import dataclasses
@@ -24,11 +24,12 @@ from utils.errors import InputError
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: its row of the registry, with the class count of these lists, and its flags.
+    """The data of a run: its registry row, with the class count of the lists, and its flags.
 
-    skip_bad: whether a training image that cannot be read is passed over. crop_scale: of --crop-scale. keep:
-    whether images that fit are kept decoded. holdout: the share of the training list that is the validation split.
-    batch_views: see `settle_loading`.
+    Attributes:
+        skip_bad: whether unreadable training images are skipped. crop_scale: --crop-scale. keep: whether decoded
+            images that fit are kept in memory. holdout: share of the training list that is used for validation.
+            batch_views: see `settle_loading`.
     """
 
     spec: DatasetSpec
@@ -42,13 +43,13 @@ class Data:
     batch_views: bool = False
 
     def open(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
-        """The images of a split, train, val or test.
+        """Open the images of a split: train, val or test.
 
         Raises:
-            InputError: root or list is missing (what belongs where), or see LongTailDataset.
+            InputError: the data root or the list is missing; see also LongTailDataset.
         """
         spec, root = self.spec, self.lists.root
-        if spec.imbalance:  # images and lists are made together
+        if spec.imbalance:  # generated together with the images, so a missing list explains a missing root
             self.lists.need(split)
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
@@ -65,11 +66,11 @@ class Data:
 
     @property
     def chosen_on(self) -> str:
-        """What a choice is made by, for results.json and tables."""
+        """The split that selection uses, for results.json and tables: "val", "test" or "held out"."""
         return "held out" if self.holdout else "test" if self.val_is_test else "val"
 
     def open_decoded(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
-        """The same to be read many times: decoded now, if that is wanted and they fit."""
+        """Open a split that is read many times. With --cache, decode its images now if they fit in memory."""
         images = self.open(split, transform, seed)
         if self.keep:
             images.keep_decoded()
@@ -80,7 +81,7 @@ class Data:
         return train_transform(spec.view, self.image_size, self.device_aug, spec.jitter, self.crop_scale, spec.mean)
 
     def batch_view(self, device: torch.device) -> BatchViews:
-        """The training view, for batches on the device."""
+        """Return the training view for whole batches on the device."""
         view, spec = view_named(self.spec.view, self.crop_scale), self.spec
         colour = view.colour if spec.jitter else None
         return BatchViews(view.geometry, colour, view.cutout, self.image_size, spec.mean, device)
@@ -93,18 +94,18 @@ class Data:
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Give the arguments that were left to the data set their values; nothing is read or written.
+    """Set the arguments whose defaults depend on the data set. No file is read or written.
 
     Raises:
-        InputError: a row with a view that is none, or an imbalance that the set cannot have.
+        InputError: the view is unknown, or the imbalance or largest class is not possible.
     """
     spec = row(args.dataset)
     args.views = args.views or spec.view
     view_named(args.views, args.crop_scale)
-    if names_all_lists(args):  # no refusal: a recipe may say it
+    if names_all_lists(args):  # a note, not an error, because a recipe may contain the flag
         for name in ("imbalance", "largest"):
             if getattr(args, name) is not None:
-                say(f"note: --{name} without effect on lists that are named")
+                say(f"note: --{name}: ignored, because the flags name all lists")
     args.arch = args.arch or spec.arch
     args.image_size = args.image_size or spec.image_size
     args.largest = resolve_largest(spec, args.largest)
@@ -112,7 +113,7 @@ def fill_in(args: argparse.Namespace) -> None:
 
 
 def before(args: argparse.Namespace) -> dict:
-    """The data's arguments in checkpoints that do not say them, as they were: see `load_run`."""
+    """Return the values of data arguments that older checkpoints do not store; see `load_run`."""
     views = "thumbnail" if args.dataset in ("cifar10", "cifar100") else row(args.dataset).view
     return {
         "views": views,
@@ -125,14 +126,15 @@ def before(args: argparse.Namespace) -> dict:
 
 
 def data_of(args: argparse.Namespace) -> Data:
-    """The data of arguments that were filled in.
+    """Return the data of arguments that `fill_in` has completed.
 
     Raises:
-        InputError: the training list, which says how many classes there are, is not there, or is none.
+        InputError: the training list, which gives the number of classes, is missing or invalid; or --holdout is
+            given although a validation list exists.
     """
     spec = row(args.dataset)
     lists = find_lists(spec, args, args.imbalance, args.largest)
-    num_classes = spec.num_classes or getattr(args, "num_classes", None)  # the latter: counted before the run began
+    num_classes = spec.num_classes or getattr(args, "num_classes", None)  # custom data: counted by an earlier call
     if not num_classes:
         lists.need("train")
         train = lists.files["train"]
@@ -141,7 +143,9 @@ def data_of(args: argparse.Namespace) -> Data:
     statistics = {"mean": normalised.mean, "std": normalised.std}
     spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
     if args.holdout and lists.files["val"] != lists.files["test"]:
-        raise InputError(f"--holdout {args.holdout:g}: {lists.files['val'].name} is there to choose by; leave it out")
+        raise InputError(
+            f"--holdout {args.holdout:g}: validation list {lists.files['val'].name} exists; omit --holdout"
+        )
     skip_bad, keep, batch_views = args.on_bad_image == "skip", args.cache == "auto", getattr(args, "batch_views", False)
     return Data(
         spec, lists, args.image_size, args.device_aug, skip_bad, args.crop_scale, keep, args.holdout, batch_views
@@ -149,37 +153,37 @@ def data_of(args: argparse.Namespace) -> Data:
 
 
 def settle_loading(args: argparse.Namespace, images: LongTailDataset, processes: int) -> None:
-    """Settle, from a look at some training images, how they are loaded: `batch_views`, and --workers' default.
+    """Choose from a sample of the training images how to load them: `args.batch_views` and the default of --workers.
 
-    batch_views: whether views are made for a whole batch, on the device.
+    `batch_views` says whether whole batches are augmented on the device.
 
     Raises:
-        InputError: --device-aug with a view that it cannot do, of these images.
+        InputError: --device-aug does not support this view for these images, or a batch exceeds the memory.
     """
     size, share = args.image_size, args.batch_size // processes
     views = 4 * 3 * size**2 * share  # bytes of one view of a process's images, as float32
-    check_memory(f"--image-size {size}", f"a batch of {share} images", views, "give a smaller one, or a smaller -b")
+    check_memory(f"--image-size {size}", f"a batch of {share} images", views, "use a smaller one, or a smaller -b")
     view, sample = view_named(args.views, args.crop_scale), images.sample()
     colour = view.colour if row(args.dataset).jitter else None
     small = args.cache == "auto" and sample.fits(processes)
     args.batch_views = args.device_aug and small and sample.one_size and BatchViews.can(view.geometry, colour)
     if args.device_aug and not args.batch_views and not (colour is None or getattr(colour, "plain", False)):
-        what = "AutoAugment is not done there" if args.views == "autoaugment" else "its hue is done there with images "
-        what += "" if args.views == "autoaugment" else "of one size that --cache keeps, and these are none"
-        raise InputError(f"--device-aug with --views {args.views}: {what}; leave --device-aug out")
+        what = "AutoAugment is not supported" if args.views == "autoaugment" else "hue is supported only for images "
+        what += "" if args.views == "autoaugment" else "of one size that --cache keeps in memory"
+        raise InputError(f"--device-aug with --views {args.views}: {what}; omit --device-aug")
     if args.workers is None and small and args.gpu is None and device_named(args.device).type == "cpu":
-        args.workers = 0  # a small image costs less than a process that competes for the cores
+        args.workers = 0  # loader processes would compete with training for the cores
 
 
 def data_name(args: argparse.Namespace) -> str:
-    """The data set in the names of run folders: two folders of own images do not share one."""
+    """Return the data set's name for run folders. Custom data includes the image folder, to keep runs apart."""
     if args.dataset != CUSTOM.name:
         return args.dataset
     return f"{args.dataset}-{Path(args.data_root).resolve().name}"
 
 
 def command_line(script: str, args: argparse.Namespace, **flags) -> str:
-    """A command to type next on the same data as these arguments."""
+    """Return a command that uses the same data as these arguments."""
     names = ["dataset", "arch", "data_root", "image_size"]
     names += [name for name in ("splits", "train_txt", "val_txt", "test_txt") if getattr(args, name)]
     names += [name for name in ("imbalance", "largest") if getattr(args, name) and not names_all_lists(args)]

@@ -1,6 +1,6 @@
-"""Which images make up which batch: functions of (seed, epoch), the same for any number of ranks.
+"""Samplers: the images of each batch, as a function of (seed, epoch) that does not depend on the number of ranks.
 
-A sampler yields a rank's share of each global batch as (index, draw) pairs, for `LongTailDataset`.
+A sampler yields a rank's share of each global batch as (index, draw) pairs for `LongTailDataset`.
 """
 
 import functools
@@ -15,12 +15,14 @@ from utils.randomness import Stream, numpy_rng
 
 
 class CountedBatches(Sampler):
-    """Batches of the epoch set by `set_epoch`, from a step on; subclasses say what `draw(epoch)` returns.
+    """Base class of the samplers. It yields batches from the epoch and step given to `set_epoch`.
+
+    Subclasses implement `draw(epoch)`.
 
     Args:
-        epoch_size: images in an epoch. batch_size: of the global batch, split evenly over the ranks. seed: the run's.
-        keep_last: an epoch's last, incomplete batch too, but for what does not divide over the ranks; else it is
-            dropped.
+        epoch_size: images in an epoch. batch_size: global batch size, split evenly over the ranks. seed: run's seed.
+        keep_last: keep the last, incomplete batch of an epoch, except images that do not divide over the ranks;
+            otherwise the batch is dropped.
 
     Raises:
         InputError: the batch is larger than an epoch.
@@ -30,11 +32,11 @@ class CountedBatches(Sampler):
         rest = epoch_size % batch_size // distributed.world_size() * distributed.world_size() if keep_last else 0
         self.size = epoch_size // batch_size * batch_size + rest
         self.steps = -(-self.size // batch_size)
-        # By which draws are numbered, from epoch to epoch: no number may depend on how many processes there are.
+        # Offset of the draw numbers from epoch to epoch; it must not depend on the number of processes.
         self.numbers = epoch_size if keep_last else self.size
         if not self.steps:
             raise InputError(
-                f"--batch-size: {batch_size} images a step, an epoch has {epoch_size} for training, expected less"
+                f"--batch-size: {batch_size} images per step, expected at most {epoch_size}, the images in an epoch"
             )
         self.batch_size, self.seed = batch_size, seed
         self.set_epoch(0)
@@ -43,7 +45,7 @@ class CountedBatches(Sampler):
         self.epoch, self.first_step = epoch, first_step
 
     def draw(self, epoch: int) -> np.ndarray:
-        """(size,) indices of the epoch, in order."""
+        """Return the image indices of the epoch in order, (size,)."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ class CountedBatches(Sampler):
 
 
 class ShuffledBatches(CountedBatches):
-    """Every image `repeat` times an epoch, in random order."""
+    """Every image `repeat` times per epoch, in random order."""
 
     def __init__(self, num_images: int, repeat: int, batch_size: int, seed: int, keep_last: bool = False):
         super().__init__(num_images * repeat, batch_size, seed, keep_last)
@@ -70,14 +72,14 @@ class ShuffledBatches(CountedBatches):
 
 
 class ClassAwareBatches(CountedBatches):
-    """Balanced over classes (classifier-balancing's sampler).
+    """Class-balanced batches (the sampler of the classifier-balancing code, Kang et al. 2020).
 
-    Cycles over the classes in random order, reshuffled each cycle; a visit to a class
-    draws 4 images from that class's own shuffled cycle. Both cycles go on from epoch to
-    epoch. Any draw t can be named without the ones before it: t is part of class visit
-    t // 4; each cycle visits every class once, so that is the class's visit number
-    (t // 4) // C, and the image has place 4·visit + t % 4 in the class's own sequence.
-    Classes without an image are left out.
+    The sampler cycles over the classes in random order, reshuffled each cycle. A visit to
+    a class draws 4 images from the class's own shuffled cycle. Both cycles continue from
+    epoch to epoch. Draw t is computed without the draws before it: it belongs to class
+    visit t // 4. Each cycle visits every class once, so this is visit (t // 4) // C of the
+    class, and the image is number 4·visit + t % 4 in the class's own sequence.
+    Classes without images are omitted.
     """
 
     PER_VISIT = 4
@@ -88,7 +90,7 @@ class ClassAwareBatches(CountedBatches):
         present, first = np.unique(labels[by_class], return_index=True)
         self.images = dict(zip(present.tolist(), np.split(by_class, first[1:]), strict=True))
         self._class_cycle = functools.lru_cache(maxsize=2)(self._shuffle_classes)
-        # A class's cycle is asked for again at the next visit, so all classes' current ones are kept.
+        # The current cycle of every class is cached, because the next visit to the class uses it again.
         self._image_cycle = functools.lru_cache(maxsize=2 * len(present))(self._shuffle_images)
 
     def _shuffle_classes(self, cycle: int) -> np.ndarray:

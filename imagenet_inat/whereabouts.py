@@ -1,4 +1,4 @@
-"""Where the lists and images of a run are, from its flags."""
+"""Find the lists and images of a run from its flags."""
 
 import argparse
 from pathlib import Path
@@ -13,31 +13,38 @@ SPLITS = ("train", "val", "test")
 
 
 class Lists(NamedTuple):
-    """Where the lists' paths start from, the list of each split, and what to type where it is not there."""
+    """The lists of a run.
+
+    Attributes:
+        root: folder that the lists' paths start from. files: the list of each split.
+        get: what to do if the list of a split is missing, for the error message.
+    """
 
     root: Path
     files: dict[str, Path]
     get: dict[str, str]
 
     def need(self, split: str) -> None:
-        """Raises InputError unless the list of a split is there."""
+        """Raise InputError if the list of a split is missing."""
         if not self.files[split].is_file():
             raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
 
 
 def names_all_lists(args: argparse.Namespace) -> bool:
-    """Whether the flags say where every list is, so that none is made."""
+    """Return whether the flags name every list, so that none is generated."""
     return bool(args.splits) or all(getattr(args, f"{split}_txt") for split in SPLITS)
 
 
 def find_lists(
     spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None, largest: int | None = None
 ) -> Lists:
-    """The lists as --data-root, --splits and --<split>-txt name them, else by their names; those of digits and fashion
-    are written at first use. A list that serves as two splits may be given under either name."""
+    """Find the lists from --data-root, --splits and --<split>-txt, otherwise by their default names.
+
+    The lists of digits and fashion are written at first use. A list that serves as two splits may be given as either.
+    """
     data_root = args.data_root or "data"
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
-    if spec.write and not (names_all_lists(args) and spec.place):  # whose images are not written: its lists alone are
+    if spec.write and not (names_all_lists(args) and spec.place):  # if only lists are written, named lists suffice
         spec.write(root, imbalance, largest)
     if spec.imbalance:
         root, folder = made_folders(spec.set_name, root, imbalance, largest)
@@ -52,30 +59,38 @@ def find_lists(
     get = {}
     for split, file in files.items():
         command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
-        get[split] = f"get it: {command}; or name the folder of the lists with --splits"
+        get[split] = f"get it: {command}; or set --splits to the folder of the lists"
     return Lists(root, files, get)
 
 
 def resolve_largest(spec: DatasetSpec, given: int | None) -> int | None:
-    """The images of the largest class, None where fixed; raises InputError: out of range, or given where fixed."""
+    """Return the size of the largest class, or None if it is fixed.
+
+    Raises:
+        InputError: the given size is out of range, or the size is fixed.
+    """
     if not spec.most:
         if given is not None:
             chosen = ", ".join(datasets.largest())
-            raise InputError(f"--largest {given}: the largest class of {spec.name} is fixed; it is for {chosen}")
+            raise InputError(f"--largest {given}: the largest class of {spec.name} is fixed; use it only with {chosen}")
         return None
     if given and given > spec.most:
-        raise InputError(f"--largest {given}: expected at most {spec.most}, the others are for validation")
+        raise InputError(f"--largest {given}: expected at most {spec.most} (the other images are for validation)")
     return given or spec.largest
 
 
 def resolve_imbalance(spec: DatasetSpec, given: float | None, largest: int | None = None) -> float | None:
-    """The imbalance of the lists, None where fixed; raises InputError: out of range, or given where fixed.
+    """Return the imbalance of the lists, or None if the lists are fixed.
 
-    largest: images of the largest class, where that can be chosen.
+    Args:
+        largest: images of the largest class, if it can be chosen.
+
+    Raises:
+        InputError: the given imbalance is out of range, or the lists are fixed.
     """
     if spec.imbalance is None and given is not None:
         made = ", ".join(datasets.imbalances())
-        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; it is for {made}")
+        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; use it only with {made}")
     imbalance = given or spec.imbalance
     if imbalance and not 1 <= imbalance <= (most := largest or spec.largest):
         raise InputError(f"--imbalance {imbalance:g}: expected 1 to {most}")

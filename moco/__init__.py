@@ -1,3 +1,3 @@
-"""KCL and TSC: the model, its losses, its targets, its views."""
+"""KCL and TSC: models, losses, class targets and image views."""
 
-import utils  # noqa: F401, first: see there
+import utils  # noqa: F401, must come first; see utils/__init__.py

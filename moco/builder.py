@@ -1,4 +1,7 @@
-"""KCL and TSC on a momentum queue: `KCL.forward` is one training step of the paper."""
+"""KCL and TSC with a momentum queue. `KCL.forward` is one training step of the paper.
+
+"The authors' code" is the code released by the authors of TSC.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,11 +21,13 @@ from utils.randomness import Stream, sent, torch_rng
 
 
 class StepOutput(NamedTuple):
-    """What one step gives back.
+    """The result of one training step.
 
-    loss, loss_class, loss_target: scalars; loss carries the gradient.
-    q: (N, D) unit queries of this rank. key_rank: (N,) int64, how many other
-    logits exceed the own key's (0 = top-1); None in the batch.
+    Attributes:
+        loss, loss_class, loss_target: scalars; only loss carries a gradient.
+        q: (N, D) unit queries of this rank.
+        key_rank: (N,) int64, the number of other logits larger than that of the own key
+            (0 = top-1). None for in-batch contrast.
     """
 
     loss: Tensor
@@ -33,39 +38,39 @@ class StepOutput(NamedTuple):
 
 
 def unit(features: Tensor) -> Tensor:
-    """(N, D) features to unit vectors, in float32 if an autocast encoder gave half precision."""
+    """Normalise (N, D) features to unit length. Half precision, from an encoder under autocast, becomes float32."""
     return normalize(at_least_float32(features), dim=1)
 
 
 def deepened(fc: nn.Linear) -> nn.Sequential:
-    """The projection head of --mlp: Linear(d, d) and ReLU before the last layer."""
+    """Return the projection head of --mlp: Linear(d, d) and ReLU, followed by the last layer."""
     return nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
 
 
 class KCL(Targeted):
-    """Query and key encoder, queue, centroids and targets.
+    """Query and key encoder, queue, class centroids and class targets.
 
-    Args (the release's names and order):
-        base_encoder: `base_encoder(num_classes=dim)` returns a network called with
-            images alone, whose last layer is a Linear named `fc`.
-        dim: D, feature dimension. K: Q, queue length, a multiple of the global batch.
+    The random draws of a step depend only on `seed`, `step` and the rank.
+
+    Args (names and order of the authors' code):
+        base_encoder: `base_encoder(num_classes=dim)` returns a network that is called with
+            images only, and whose last layer is a Linear named `fc`.
+        dim: feature dimension D. K: queue length Q, a multiple of the global batch.
         m: momentum of the key encoder. T: temperature.
-        mlp: put Linear(d, d) and ReLU before `fc`.
-        num_positive: k positives drawn from the queue; 0 takes the whole class.
-        targeted: start in the TSC phase. `model.targeted` may be set at any time.
-        tr: r, copies of each target. sep_t: the target is always a positive, the k
-            are drawn from the queue alone. tw: lambda, weight of the target term.
+        mlp: insert Linear(d, d) and ReLU before `fc`.
+        num_positive: number k of positives sampled from the queue; 0 uses the whole class.
+        targeted: start in the TSC phase. `model.targeted` can be set at any time.
+        tr: number r of copies of each target. sep_t: always use the target as a positive, and
+            sample the k positives from the queue only. tw: weight lambda of the target term.
         num_classes: C. targets: (C, D) unit vectors, needed for TSC only.
-        supervised: False makes the own key the only positive (MoCo).
+        supervised: if False, the own key is the only positive (MoCo).
         loss_form: "release" or "paper", see `contrastive_loss`.
-        assignment_interval: steps from one assignment of targets to the next.
-        parts: in which the encoders see a batch, one after the other, see `moco.encoders.memory`.
-
-    The random draws of a step are a function of `seed`, `step` and the rank.
+        assignment_interval: number of steps between target assignments.
+        parts: number of parts in which the encoders process a batch, see `moco.encoders.memory`.
 
     Raises:
-        InputError: targets that do not fit, or are not unit vectors.
-        ValueError: a loss form that is none.
+        InputError: If the targets have the wrong shape or are not unit vectors.
+        ValueError: If the loss form is unknown.
     """
 
     def __init__(
@@ -101,7 +106,7 @@ class KCL(Targeted):
         if mlp:
             self.encoder_q.fc, self.encoder_k.fc = deepened(self.encoder_q.fc), deepened(self.encoder_k.fc)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
-        self.encoder_k.requires_grad_(False)  # moved by momentum, never by gradient
+        self.encoder_k.requires_grad_(False)  # updated by momentum, never by a gradient
         self.shuffles = has_batch_norm(self.encoder_k)
 
         self.register_buffer("queue", normalize(torch.randn(dim, K), dim=0))  # (D, Q)
@@ -110,25 +115,25 @@ class KCL(Targeted):
         self._add_targets(num_classes, dim, targets)
 
     def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:
-        """One step: loss of this rank's N images, then the queue takes all ranks' keys.
+        """Compute the loss of this rank's N images, then add the keys of all ranks to the queue.
 
         Args:
-            im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
+            im_q, im_k: (N, 3, H, W), the two views. labels: (N,) int64.
         """
         q = unit(in_parts(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
         all_labels = distributed.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
             if self.targeted:
-                # centroids c_y: (C, D); the assignment σ is solved beside the keys
+                # centroids c_y: (C, D); the assignment σ is solved while the keys are encoded
                 self._start_assignment(distributed.gather(q.detach()), all_labels)
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
             all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
-            drawn, assigned = self._choose_positives(labels)  # sums over each anchor's positives: (N, D), (N,)
+            drawn, assigned = self._choose_positives(labels)  # sums over the positives of each anchor: (N, D), (N,)
         targets = self.optimal_target if self.targeted else None  # t: (C·r, D)
-        # The queue as it was (equation 2), in TSC with the targets (equation 4): scalars.
+        # Uses the queue before this step's keys (equation 2), plus the targets in TSC (equation 4). Scalars.
         loss = contrastive_loss(q, k, self.queue, drawn, self.T, targets, assigned, self.tw, self.loss_form)
-        self._enqueue(all_k, all_labels)  # the oldest B keys make room: (D, Q)
+        self._enqueue(all_k, all_labels)  # replaces the oldest B keys: (D, Q)
         self.step += 1
         return StepOutput(loss.loss, loss.loss_class, loss.loss_target, q, loss.key_rank)
 
@@ -137,18 +142,17 @@ class KCL(Targeted):
         torch._foreach_lerp_(keys, [p.detach() for p in queries], 1 - self.m)
 
     def _encode_keys(self, im_k: Tensor) -> Tensor:
-        """Unit keys of the global batch, (B, D), in the ranks' order.
+        """Return the unit keys of the global batch, (B, D), in the order of the ranks.
 
-        Shuffle-BN: each rank encodes a random share of the global batch, so that a
-        query and its key meet different batch-norm statistics. With one process the
-        share is the whole batch, and shuffling would change nothing but the order;
-        nor would it without batch norm.
+        Shuffle-BN (MoCo): each rank encodes a random share of the global batch, so that a query
+        and its key see different batch-norm statistics. With one process, or without batch norm,
+        shuffling would change only the order and is skipped.
         """
         world, rank = distributed.world_size(), distributed.rank()
         if world == 1 or not self.shuffles:
             return distributed.gather(unit(in_parts(self.encoder_k, im_k, self.parts)))
         images = distributed.gather(im_k)  # (B, 3, H, W)
-        rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # the same on all ranks
+        rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # same on all ranks
         order = sent(torch.randperm(len(images), generator=rng), images.device)  # (B,)
         share = images[order.chunk(world)[rank]]  # (N, 3, H, W)
         shuffled = distributed.gather(unit(in_parts(self.encoder_k, share, self.parts)))  # (B, D)
@@ -156,11 +160,11 @@ class KCL(Targeted):
 
     @torch.no_grad()
     def centroids_from_queue(self) -> None:
-        """Start the centroids at the classes' means in the queue, instead of at random (before TSC)."""
+        """Set the centroids to the class means of the queue, instead of random vectors. Call it before TSC starts."""
         self.class_centroid.copy_(queue_centroids(self.class_centroid, self.queue, self.queue_labels[0]))
 
     def _choose_positives(self, labels: Tensor) -> Chosen:
-        """The anchors' positives from the queue, and from the targets in TSC."""
+        """Choose the positives of the anchors: from the queue, and in TSC also from the targets."""
 
         def draw(k: int) -> Tensor:
             rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
@@ -174,9 +178,9 @@ class KCL(Targeted):
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Replace the oldest B keys. The pointer stays on the device: no synchronisation."""
+        """Replace the oldest B keys. The pointer stays on the device, which avoids a synchronisation."""
         if self.K % len(keys):
-            raise ValueError(f"queue length {self.K} is not a multiple of the global batch {len(keys)}")
+            raise ValueError(f"queue length K={self.K}, expected a multiple of the global batch ({len(keys)})")
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K  # (B,)
         self.queue[:, columns] = keys.T.to(self.queue.dtype)
         self.queue_labels[0, columns] = labels

@@ -1,4 +1,4 @@
-"""KCL and TSC inside the batch, without a queue: `InBatch.forward` is one training step of the paper on CIFAR."""
+"""KCL and TSC with in-batch contrast (no queue). `InBatch.forward` is one training step of the paper on CIFAR."""
 
 from collections.abc import Callable
 
@@ -14,25 +14,26 @@ from utils.randomness import Stream, torch_rng
 
 
 class InBatch(Targeted):
-    """One encoder: each of a batch's 2N views is an anchor, contrasted with all the others.
+    """A single encoder; each of the 2N views of a batch is an anchor, contrasted with all other views.
 
-    Args (names as `moco.builder.KCL`'s, where they mean the same):
-        base_encoder, dim, T, mlp, targeted, num_classes, targets, assignment_interval, parts: as there.
-        num_positive: k positives drawn from the batch, besides the other view; 0 takes the whole class.
+    With several processes, the loss is that of the global batch. Each process computes the whole loss with the same
+    random draws, which depend only on `seed` and `step`. The encoder is named `encoder_q`, which stage 2 looks for.
+
+    Args (same names as in `moco.builder.KCL`):
+        base_encoder, dim, T, mlp, targeted, num_classes, targets, assignment_interval, parts: see `KCL`.
+        num_positive: number k of positives sampled from the batch, in addition to the other view; 0 uses the class.
         tr, tw: r and lambda, see loss_form.
-        supervised: False makes the other view the only positive (SimCLR).
-        loss_form: of TSC. "paper": each class's target is a positive of its images, its term weighted with tw.
-            "release": tr copies of each target stand in each view as images of the class do, drawn and anchors
-            themselves; their number is their weight.
-        only_targets: the mean over the anchors that are targets alone (TSC, "release").
-        unbiased: images of the anchor's class leave the denominator, but for the positive in the numerator.
-
-    Under several processes the batch is that of all: each computes the whole loss, from the same draws, which are a
-    function of `seed` and `step`. The encoder is `encoder_q`, the name by which stage 2 finds it.
+        supervised: if False, the other view is the only positive (SimCLR).
+        loss_form: form of the TSC loss. "paper": the target of a class is a positive of its images, in a term of
+            weight tw. "release" (the code released by the TSC authors): each view contains tr copies of each target
+            as additional images of the class. The copies are sampled as positives and are anchors themselves; tr is
+            their weight.
+        only_targets: average over the target anchors only (TSC with "release").
+        unbiased: remove images of the anchor's class from the denominator, except the positive in the numerator.
 
     Raises:
-        InputError: targets that do not fit, or are not unit vectors.
-        ValueError: a loss form that is none.
+        InputError: If the targets have the wrong shape or are not unit vectors.
+        ValueError: If the loss form is unknown.
     """
 
     def __init__(
@@ -66,10 +67,10 @@ class InBatch(Targeted):
         self._add_targets(num_classes, dim, targets)
 
     def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:
-        """One step: the loss of the global batch of B images, of which N are this rank's.
+        """Compute the loss of the global batch of B images; this rank passes N of them.
 
         Args:
-            im_q, im_k: (N, 3, H, W) the two views. labels: (N,) int64.
+            im_q, im_k: (N, 3, H, W), the two views. labels: (N,) int64.
         """
         both = torch.cat([im_q, im_k])  # (2N, 3, H, W)
         v = unit(in_parts(self.encoder_q, both, self.parts))  # v = f(x) / |f(x)|: (2N, D)
@@ -84,7 +85,7 @@ class InBatch(Targeted):
         return StepOutput(*loss, v[: len(im_q)], None)
 
     def _loss(self, views: Tensor, y: Tensor, target: Tensor | None) -> InBatchTerms:
-        """KCL's loss, and TSC's where the classes have targets."""
+        """Return the KCL loss, or the TSC loss if `target` (C, D) is given. Views: (B, 2, D), labels y: (B,)."""
         rng = torch_rng(self.seed, Stream.POSITIVES, self.step)
         options = {"num_positive": self.num_positive, "temperature": self.T, "unbiased": self.unbiased}
         if target is not None:

@@ -1,4 +1,4 @@
-"""Views of an image, a row of VIEWS each: bytes in the loader's workers, the model's input on the device."""
+"""Image views, one per row of VIEWS: uint8 in the loader processes, normalised float32 on the device."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,14 +18,16 @@ from utils.errors import InputError
 
 @dataclass(frozen=True)
 class View:
-    """How an RGB image becomes the network's input, of any size.
+    """Transforms from an RGB image of any size to the network's input.
 
-    geometry: of training, made from (size, device_aug): its `prepare` is done once for both views of an
-        image, its `draw` on what that gives, for each: (3, size, size) uint8.
-    colour: what training does to such pixels, given device_aug: the same again, or Jittered; None: nothing.
-    frame: of evaluation, made from the size: the square of an image that is looked at.
-    cutout: the side of the square that training cuts out, as a share of the view's; 0: none.
-    help: for --help.
+    Attributes:
+        geometry: training crop, called with (size, device_aug). `prepare` of the result runs once per image;
+            `draw` then runs for each of the two views and returns (3, size, size) uint8.
+        colour: colour transform of training, called with (pixels, device_aug); returns pixels or Jittered. None:
+            no colour transform.
+        frame: evaluation crop, called with the size; returns the square part of the image to use.
+        cutout: side of the square cut out in training, as a share of the view's side; 0: no cutout.
+        help: text for --help.
     """
 
     geometry: Callable
@@ -36,12 +38,12 @@ class View:
 
 
 def _centre(size: int) -> T.Compose:
-    """Resize(256) and CenterCrop(224), or in that proportion."""
+    """Return Resize(256) and CenterCrop(224), scaled to this size."""
     return T.Compose([T.Resize(round(size * 256 / 224)), T.CenterCrop(size)])
 
 
 def _whole(size: int) -> T.Resize:
-    """All of the image as a square: what is not square is squeezed, so that a batch has one shape."""
+    """Resize the whole image to a square, without keeping its aspect ratio, so that all images have one shape."""
     return T.Resize((size, size))
 
 
@@ -71,34 +73,34 @@ VIEWS = {
 
 
 def view_named(name: str, crop_scale: Sequence[float] | None = None) -> View:
-    """The row of VIEWS, with crops of another scale if one is given.
+    """Return a row of VIEWS, with the range of crop areas replaced if crop_scale is given.
 
     Raises:
-        InputError: no such row; a scale that is none, or a view that crops otherwise.
+        InputError: If the view is unknown, the range is invalid, or the view does not use random crops of this kind.
     """
     if name not in VIEWS:
-        raise InputError(f'view "{name}": expected one of {", ".join(VIEWS)}, the rows of VIEWS in moco/loader.py')
+        raise InputError(f'view "{name}": expected one of {", ".join(VIEWS)} (defined in moco/loader.py)')
     view = VIEWS[name]
     if crop_scale is None:
         return view
     low, high = crop_scale
     if not 0 < low <= high <= 1:
-        raise InputError(f"--crop-scale {low:g} {high:g}: expected 0 < LO <= HI <= 1, shares of the image")
+        raise InputError(f"--crop-scale {low:g} {high:g}: expected 0 < LO <= HI <= 1 (shares of the image area)")
     if not isinstance(view.geometry, Crop):
         named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, Crop))
-        raise InputError(f"--crop-scale: --views {name} does not crop by a share of the image, {named} do")
+        raise InputError(f"--crop-scale: not supported with --views {name}; use one of {named}")
     return dataclasses.replace(view, geometry=dataclasses.replace(view.geometry, scale=(low, high)))
 
 
 class RandomView:
-    """One random view of a decoded image, by the geometry, colour and cutout of a View. fill: see `cut_out`."""
+    """Transform that returns one random view of a decoded image, as defined by a View. fill: see `cut_out`."""
 
     def __init__(self, view: View, size: int, device_aug: bool, fill: Sequence[float]):
         self.view, self.device_aug, self.fill = view, device_aug, fill
         self.geometry, self.colour = view.geometry(size, device_aug), view.colour
 
     def __call__(self, image: Image.Image) -> Tensor | Jittered:
-        """(3, S, S) uint8, or with the factors beside it."""
+        """Return (3, S, S) uint8, or a Jittered with the jitter factors in addition."""
         return self.draw(self.geometry.prepare(image))
 
     def draw(self, prepared: Image.Image | Tensor) -> Tensor | Jittered:
@@ -108,7 +110,7 @@ class RandomView:
 
 
 class TwoCropsTransform:
-    """Two random views of one decoded image: [query view, key view]."""
+    """Transform that returns two random views of a decoded image: [query view, key view]."""
 
     def __init__(self, view: RandomView):
         self.view = view
@@ -126,27 +128,29 @@ def train_transform(
     crop_scale: Sequence[float] | None = None,
     fill: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> RandomView:
-    """One random view: RGB image to (3, image_size, image_size) uint8, which `Normalise` takes on.
+    """Return the training transform: RGB image to (3, image_size, image_size) uint8, the input of `Normalise`.
 
-    colour: with the view's. device_aug: the same draws, resized faster and jittered on the device; see --help.
-    crop_scale: see `view_named`. fill: the mean colour, for a view with cutout.
+    Args:
+        colour: apply the colour transform of the view.
+        device_aug: use the same random draws, but a faster resize, and colour jitter on the device; see --help.
+        crop_scale: see `view_named`. fill: mean colour, used by views with cutout.
     """
     row = view_named(view, crop_scale)
     return RandomView(row if colour else dataclasses.replace(row, colour=None), image_size, device_aug, fill)
 
 
 def eval_transform(view: str, image_size: int) -> T.Compose:
-    """The one view of evaluation, uint8 as in training."""
+    """Return the evaluation transform (deterministic), with uint8 output as in training."""
     return T.Compose([view_named(view).frame(image_size), to_pixels])
 
 
 class Normalise:
-    """The loader's batches to the model's input: bytes cross to the device, floats are made there.
+    """Conversion of loader batches to the model's input: uint8 is sent to the device and normalised there.
 
-    Jitter left to the device is done in one matrix product; only its result is clipped, not
-    each of the three steps, and nothing is rounded. On photographs at 224 px that is 1.6 of 255
-    from `jitter.on_host` on average, 1.4 of it because bytes are rounded down after each step,
-    and 50 at most, where a colour clips on the way.
+    Colour jitter on the device is one matrix product. Only its result is clipped, not each of the
+    three steps, and nothing is rounded. On photographs at 224 px, the result differs from
+    `jitter.on_host` by 1.6 of 255 on average and by at most 50, where a colour is clipped between
+    the steps. Rounding down after each step on the host causes 1.4 of the 1.6.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
@@ -154,12 +158,12 @@ class Normalise:
         self.mean, self.std = torch.tensor([mean, std], device=device)[:, :, None, None]  # (3, 1, 1) each
 
     def __call__(self, view: Tensor | Jittered) -> Tensor:
-        """(N, 3, S, S) uint8, with or without jitter to be done, to float32 on the device, normalised."""
+        """Convert (N, 3, S, S) uint8, with pending jitter if Jittered, to normalised float32 on the device."""
         tensors = view if isinstance(view, Jittered) else (view,)
         pixels, *drawn = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         x = pixels.float().div_(255)
         return self.finish(jitter.apply_affine(x, *drawn) if drawn else x)
 
     def finish(self, x: Tensor) -> Tensor:
-        """(N, 3, S, S) of 0 to 1, on the device, normalised in place."""
+        """Normalise (N, 3, S, S) values from 0 to 1, on the device, in place."""
         return x.sub_(self.mean).div_(self.std)

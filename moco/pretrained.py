@@ -1,4 +1,7 @@
-"""An encoder's weights out of the files the field exchanges: ours, the release's, MoCo's, torchvision's."""
+"""Load encoder weights from checkpoints of this project, of the TSC authors' code, MoCo, DINO or torchvision.
+
+"The authors' code" is the code released by the TSC authors.
+"""
 
 from pathlib import Path
 
@@ -17,19 +20,21 @@ LIBRARIES = ("torchvision", "timm")
 
 
 def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
-    """The encoder in a file, without its head, and the file's own word for the architecture, if it says one:
+    """Load the encoder from a file, without its head, and the architecture name stored in the file (or None).
 
-    - a stage-1 checkpoint of this project, of the release, or of MoCo v1 and v2: the
-      query encoder, `encoder_q.*`, with or without the `module.` prefix; of MoCo v3: `base_encoder.*`;
-    - of DINO: the teacher's `backbone.*`;
-    - a plain state dict (torchvision's, `moco.export`'s), bare, under `state_dict`,
-      or as .safetensors; a stage-2 checkpoint is one too.
+    Supported files:
 
-    Its keys are the library's: without the `backbone.` of a `Backbone`, and of DINO's files. The head, `fc.*`, is the
-    projection, or another data set's classifier.
+    - stage-1 checkpoints of this project, of the authors' code, and of MoCo v1 and v2: the query
+      encoder `encoder_q.*`, with or without the prefix `module.`; MoCo v3: `base_encoder.*`;
+    - DINO: `backbone.*` of the teacher;
+    - a plain state dict (from torchvision or `moco.export`), at the top level, under `state_dict`,
+      or as .safetensors. Stage-2 checkpoints have this form.
+
+    The keys are those of the library, without the prefix `backbone.` of a `Backbone` or of DINO. The head `fc.*` is
+    dropped: it is a projection, or a classifier for another data set.
 
     Raises:
-        InputError: as `checkpoint.read`; no encoder inside.
+        InputError: As `checkpoint.read`, or if the file contains no encoder.
     """
     weights, arch = read_weights(Path(path))
     for prefix in (QUERY, MOCO_V3):
@@ -37,24 +42,25 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
             weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     weights = {key.removeprefix(BACKBONE): value for key, value in weights.items() if not key.startswith("fc.")}
     if not weights:
-        raise InputError(f"checkpoint {path}: has no encoder, expected encoder_q.* or a network's plain state dict")
+        raise InputError(f"checkpoint {path}: contains no encoder, expected encoder_q.* or a plain state dict")
     return weights, arch
 
 
 def check_start(given: str, arch: str) -> None:
-    """Raises InputError: --init-from names neither a file nor the library of the architecture."""
+    """Raise InputError if --init-from is neither a file nor the library of the architecture."""
     own = "timm" if arch.startswith(TIMM) else "torchvision"
     if given in LIBRARIES and given != own:
-        raise InputError(f"--init-from {given}: --arch {arch} is {own}'s; expected {own}, or a file")
+        raise InputError(f"--init-from {given}: --arch {arch} is a network of {own}; use {own} or a file")
     if given not in LIBRARIES and not Path(given).is_file():
-        raise InputError(f"--init-from {given}: no such file, expected an encoder's weights, or {own}")
+        raise InputError(f"--init-from {given}: no such file; expected a file of encoder weights, or {own}")
 
 
 def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (C, d) and bias (C,) of the classifier that a file's network was trained with.
+    """Load the weight (C, d) and bias (C,) of the classifier that a network was trained with.
 
     Raises:
-        InputError: as `checkpoint.read`; its `fc` is a projection head, of another number of classes, or not linear.
+        InputError: As `checkpoint.read`, or if `fc` is a projection head, has another number of classes, or is not
+            linear.
     """
     weights, _ = read_weights(Path(path))
     fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
@@ -68,12 +74,12 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
         raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
     for name, value in fc.items():
         if wrong := checkpoint.what_is_wrong(value, torch.zeros(())):
-            raise InputError(f"checkpoint {path}: fc.{name} {wrong}; it is damaged: take another")
+            raise InputError(f"checkpoint {path}: fc.{name} {wrong}; the file is damaged, use another checkpoint")
     return fc["weight"].float(), fc["bias"].float()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """All of a file's tensors by their keys, without `module.`, and its own word for the architecture."""
+    """Load all tensors of a file by key, without the prefix `module.`, and the architecture name in it (or None)."""
     state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read(path)
     if "state_dict" not in state:
         state = {"state_dict": state.get("teacher", state)}
@@ -86,7 +92,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _read_safetensors(path: Path) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
             return {"state_dict": weights, **(file.metadata() or {})}
     except OSError as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
@@ -95,42 +101,43 @@ def _read_safetensors(path: Path) -> dict:
 
 
 def start_from(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
-    """Give encoders, all but their heads, the weights in a file, key by key; returns what was taken and what not.
+    """Load the weights of a file into encoders, except their heads. Return a summary of loaded and missing tensors.
 
-    path: or one of LIBRARIES, for the weights that it publishes.
+    path: a file, or a name in LIBRARIES to use the weights published by that library. Only tensors with equal key
+    and shape are loaded.
 
     Raises:
-        InputError: as `read_encoder`; another architecture; nothing in it fits, or a number that is no weight.
+        InputError: As `read_encoder`, or if the architecture differs, no tensor fits, or a value is not finite.
     """
     if path in LIBRARIES:
-        with distributed.main_process_first():  # which downloads
+        with distributed.main_process_first():  # the main process downloads the file
             weights, found = published(arch), None
     else:
         weights, found = read_encoder(path)
     if found not in (None, arch):
-        raise InputError(f"--init-from {path}: trained with --arch {found}, found --arch {arch}")
+        raise InputError(f"--init-from {path}: trained with --arch {found}, but this run uses --arch {arch}")
     weights = own_names(encoders[0], weights)
     own = {key: value for key, value in encoders[0].state_dict().items() if not key.startswith("fc.")}
     taken = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
     if not any(value.is_floating_point() for value in taken.values()):
         raise InputError(
-            f"--init-from {path}: nothing in it fits --arch {arch}: it has {checkpoint.some(weights)}, expected "
+            f"--init-from {path}: no tensor fits --arch {arch}; the file has {checkpoint.some(weights)}, expected "
             f"{checkpoint.some(own)}"
         )
     for encoder in encoders:
         rest = {key: value for key, value in encoder.state_dict().items() if key not in taken}
         checkpoint.load_into(encoder, rest | taken, path)
     left, missing = checkpoint.some(weights.keys() - taken.keys()), checkpoint.some(own.keys() - taken.keys())
-    return f"{path}: {len(taken)} of the encoder's {len(own)} tensors; left in it: {left}; random still: {missing}"
+    return f"{path}: loaded {len(taken)} of {len(own)} encoder tensors; not used: {left}; still random: {missing}"
 
 
 def load_encoder(model: nn.Module, path: str | Path, arch: str) -> None:
-    """Load the encoder in a file, all but its head, into a network with a new `fc`.
+    """Load the encoder from a file, except its head, into a network with a new `fc`.
 
     Raises:
-        InputError: as `read_encoder` and `checkpoint.load_into`; another architecture.
+        InputError: As `read_encoder` and `checkpoint.load_into`, or if the architecture differs.
     """
     weights, found = read_encoder(path)
     if found not in (None, arch):
-        raise InputError(f"checkpoint {path}: trained with --arch {found}, found --arch {arch}")
+        raise InputError(f"checkpoint {path}: trained with --arch {found}, but this run uses --arch {arch}")
     checkpoint.load_into(model, own_names(model, weights), path, missing={"fc.weight", "fc.bias"})

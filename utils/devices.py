@@ -1,4 +1,4 @@
-"""Devices: what --device names, whether it is there, how many share it; and what a machine's memory holds."""
+"""Choose and check devices (--device, --gpu), count usable CPU cores, and check memory sizes."""
 
 import os
 
@@ -8,26 +8,23 @@ from utils.errors import InputError, first_line
 
 
 def device_named(name: str) -> torch.device:
-    """What --device says; auto: a GPU if there is one."""
+    """Return the device of --device; auto is a GPU if one is available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def check_device(device: str, world: int) -> None:
-    """Refuse a --device that this machine does not have, or that `world` processes cannot share.
+    """Raise InputError if this machine lacks the device, or if `world` processes cannot share it.
 
-    Nothing is put on a GPU: each process that did so, before it knows its own, would hold memory of the first.
-
-    Raises:
-        InputError: says which.
+    Nothing is allocated on a GPU: a process that does not know its own GPU yet would occupy memory of the first one.
     """
     if device == "auto":
         return
     try:
         parsed = torch.device(device)
         if parsed.type == "meta":
-            raise RuntimeError("computes nothing")
+            raise RuntimeError("cannot compute")
         if parsed.type == "cuda":
             _check_cuda(parsed.index)
         else:
@@ -35,50 +32,44 @@ def check_device(device: str, world: int) -> None:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device {device}: {first_line(error).split('. ')[0]}") from None
     if parsed.index is not None and world > 1:
-        raise InputError(f"device {device}: {world} processes cannot share it; leave --device and --gpu out")
+        raise InputError(f"device {device}: {world} processes cannot share it; omit --device and --gpu")
 
 
 def _check_cuda(index: int | None) -> None:
     if not torch.cuda.is_available():
-        raise RuntimeError(f"PyTorch {torch.__version__} finds no GPU that it can use here")
+        raise RuntimeError(f"PyTorch {torch.__version__} finds no usable GPU")
     if index is not None and index >= torch.cuda.device_count():
-        raise RuntimeError(f"there are {torch.cuda.device_count()}, counted from 0")
+        raise RuntimeError(f"this machine has {torch.cuda.device_count()} GPUs, counted from 0")
 
 
 def check_memory(flag: str, what: str, size: int, advice: str) -> None:
-    """Refuse what this machine cannot hold, before it is tried: the system would kill the process without a word.
+    """Raise InputError if `size` bytes exceed the machine's memory; without it the system kills the process silently.
 
-    size: bytes. Raises InputError.
+    Args:
+        flag: the flag that the message names. what: the data. size: in bytes. advice: what the user can do.
     """
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > there:
         raise InputError(
-            f"{flag}: {what} takes {size / 2**30:,.0f} GiB, this machine has {there / 2**30:,.0f}; {advice}"
+            f"{flag}: {what} needs {size / 2**30:,.0f} GiB, this machine has {there / 2**30:,.0f}; {advice}"
         )
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of --device, for a program of one process.
-
-    Raises:
-        InputError: it is not there.
-    """
+    """Return the device of --device, for a single process. Raise InputError if it is not available."""
     check_device(name, 1)
     return device_named(name)
 
 
 def check_gpus(device: torch.device, processes: int) -> None:
-    """Refuse more processes on this machine than it has GPUs, where each would take the one of its number.
-
-    Raises:
-        InputError: there are more.
-    """
+    """Raise InputError if this machine has fewer GPUs than processes; process i uses GPU i."""
     gpus = torch.cuda.device_count()
-    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # if not, they say so when they have met
+    # A launcher may show each process only its own GPU; `check_one_gpu_each` checks that when they have joined.
+    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
     if device == torch.device("cuda") and 0 < gpus < processes and not each_its_own:
-        raise InputError(f"{processes} processes on a machine with {gpus} GPUs: start {gpus}, or --device cpu")
+        raise InputError(f"{processes} processes on a machine with {gpus} GPUs; start {gpus}, or use --device cpu")
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which on a cluster can be fewer than the machine has."""
+    """Return the number of cores this process may use, which a cluster may limit to fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

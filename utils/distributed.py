@@ -1,7 +1,7 @@
-"""Processes: who they are, what they gather, which one speaks.
+"""Collective operations over the processes of a job, and printing from the main process only.
 
-With one process there is no group: every function here is then the identity, so that
-the rest of the project reads the same for one process and for many.
+A single process has no process group. Every function here is then the identity, so that the rest of the project needs
+no special case for it.
 """
 
 import sys
@@ -20,7 +20,7 @@ from utils.errors import flush, printable
 
 
 def active() -> bool:
-    """Whether there is a process group."""
+    """Whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -29,31 +29,31 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """The global rank."""
+    """Return the global rank; 0 without a process group."""
     return dist.get_rank() if active() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the one process that writes files and prints."""
-    return rank() == 0 if active() else launchers.first_of_job()  # before it has joined the others
+    """Whether this is the main process, the only one that writes files and prints."""
+    return rank() == 0 if active() else launchers.first_of_job()  # before the process has joined the group
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model under DistributedDataParallel, or itself when there is one process.
+    """Wrap the model in DistributedDataParallel; a single process returns the model itself.
 
-    Buffers are not broadcast: all ranks compute the same queue and centroids, and the
-    queue is 33 MB a step at the release's size. The graph is static: the same parameters
-    have a gradient in KCL and in TSC. Gradients are views of what is sent, not copied into it.
-
-    More than two ranks add up a gradient in an order that depends on where in its bucket it lies, and buckets are
-    others after a start's first step. Where a run goes on to the same bits, on the CPU and with --deterministic, the
-    order is that of the ranks; each then receives the gradients of all.
+    - Buffers are not broadcast: all ranks compute the same queue and centroids, and the queue would cost 33 MB per step
+      at the size used in the authors' code (the code released by the TSC authors).
+    - The graph is static: the same parameters have a gradient in KCL and in TSC.
+    - Gradients are views of the communication buffers, which saves a copy.
+    - With more than two ranks, the order in which a gradient is summed depends on its place in its bucket, and buckets
+      change after the first step of each start. On the CPU and with --deterministic, resumed runs are bit-identical,
+      so there each rank receives all gradients and adds them in rank order.
     """
     if not active():
         return model
     ids = [device.index] if device.type == "cuda" else None
     ddp = nn.parallel.DistributedDataParallel
-    # torch 2.15 has given the argument a new name and warns of the old one.
+    # torch 2.15 renamed the argument and warns about the old name.
     name = "forward_sync_buffers" if "forward_sync_buffers" in signature(ddp).parameters else "broadcast_buffers"
     wrapped = ddp(model, device_ids=ids, static_graph=True, gradient_as_bucket_view=True, **{name: False})
     if world_size() > 2 and (device.type == "cpu" or torch.are_deterministic_algorithms_enabled()):
@@ -62,7 +62,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _mean_in_rank_order(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """The mean over ranks of a bucket of gradients."""
+    """Return the mean over ranks of a bucket of gradients, summed in rank order."""
     parts = [torch.empty_like(bucket.buffer()) for _ in range(world_size())]
     received = dist.all_gather(parts, bucket.buffer(), async_op=True).get_future()
     return received.then(lambda _: reduce(torch.add, parts) / world_size())
@@ -79,10 +79,11 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 class GatherWithGradient(torch.autograd.Function):
-    """Concatenate the ranks' tensors along the first axis, in rank order; every rank computes one loss, of them all.
+    """Concatenate the ranks' tensors along the first axis, in rank order, with gradient for this rank's part.
 
-    The gradient reaches this rank's part alone, times the number of ranks, as DistributedDataParallel takes the mean
-    over them: what it then has is the gradient of the one loss, and nothing is sent backwards.
+    Every rank computes the same loss of the whole batch. The backward pass returns this rank's part of the gradient,
+    multiplied by the number of ranks, because DistributedDataParallel averages over ranks. The averaged gradient is
+    then that of the loss, and the backward pass needs no communication.
     """
 
     @staticmethod
@@ -97,7 +98,7 @@ class GatherWithGradient(torch.autograd.Function):
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of the ranks' tensors, on every rank."""
+    """Return the sum of the ranks' tensors, on every rank."""
     if not active():
         return tensor
     tensor = tensor.clone()
@@ -106,7 +107,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def max_over_ranks(number: int) -> int:
-    """The largest of the ranks' numbers, on every rank; it does not wait for the device."""
+    """Return the largest of the ranks' numbers, on every rank, without waiting for the device."""
     if not active():
         return number
     box = torch.tensor(int(number))
@@ -121,7 +122,7 @@ def barrier() -> None:
 
 
 def same_on_all_ranks(value):
-    """Rank 0's value, on every rank."""
+    """Return rank 0's value on every rank."""
     if not active():
         return value
     box = [value]
@@ -130,7 +131,7 @@ def same_on_all_ranks(value):
 
 
 def from_all_ranks(value) -> list:
-    """The ranks' values, in rank order, on every rank."""
+    """Return the list of the ranks' values, in rank order, on every rank."""
     everyone = [value] * world_size()
     if active():
         dist.all_gather_object(everyone, value)
@@ -138,20 +139,20 @@ def from_all_ranks(value) -> list:
 
 
 def same_tensor(tensor: Tensor) -> None:
-    """Give every rank rank 0's values, in place; nothing waits for the device."""
+    """Copy rank 0's values to every rank, in place, without waiting for the device."""
     if active():
         dist.broadcast(tensor, src=0)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's buffers: batch-norm statistics differ between ranks."""
+    """Copy rank 0's buffers to every rank, because batch-norm statistics differ between ranks."""
     for buffer in model.buffers():
         same_tensor(buffer)
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Rank 0 does the block before the others: it makes a file, they find it."""
+    """Run the block on rank 0 first: it creates a file that the others then find."""
     if not is_main():
         barrier()
     yield
@@ -160,11 +161,11 @@ def main_process_first() -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """Print a line once in the whole job, above the bar if there is one; names in it cannot act on the terminal.
+    """Print a line on the main process, above any progress bar; control characters in it are escaped.
 
-    Where nobody reads on it prints nothing, and the run goes on.
+    If the reader of stdout has gone, nothing is printed and the run continues.
     """
     if is_main():
-        with suppress(BrokenPipeError):  # `flush` will meet it, and see to it
+        with suppress(BrokenPipeError):  # `flush` handles it
             tqdm.write(printable(text), file=sys.stdout)
         flush()

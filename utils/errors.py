@@ -1,4 +1,4 @@
-"""One line for a user's mistake, exit code 2; a traceback only for a fault of ours."""
+"""Errors: one line and exit code 2 for a user's mistake, a traceback only for a bug of this project."""
 
 import errno
 import multiprocessing
@@ -13,40 +13,41 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-# Signals that ask a run to stop, and the exit codes they get. SIGUSR1 is a scheduler's warning: a planned end.
+# Signals that ask a run to stop, and their exit codes. SIGUSR1 is a scheduler's warning of a planned end: no failure.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
-# What a terminal or a page acts on and does not show: control characters, directions of writing, halves of letters.
+# Characters that a terminal or a page interprets instead of showing: control and bidirectional characters, surrogates.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: of a file that does not say which it is
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk, which often carry no file name
 
 
 def printable(text: str) -> str:
-    r"""Text of a file or of a name as it can be shown: what would act on a terminal is spelled, as `\x1b` is.
+    r"""Return text that is safe to print: characters that a terminal interprets are escaped, such as `\x1b`.
 
-    Line breaks and tabs stay.
+    Line breaks and tabs are kept.
     """
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def brief(value: object) -> str:
-    """What was found, for a message: 60 letters at most, however large or deep the value is."""
+    """Return a value as text of at most 60 characters for a message, however large or deeply nested it is."""
     try:
         return reprlib.repr(value)[:60]
-    except Exception as error:  # of a value from elsewhere, as a number of too many digits
-        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    except Exception as error:  # untrusted values can fail here, such as an integer with too many digits
+        return f"a {type(value).__name__} that cannot be printed ({type(error).__name__})"
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used.
+    """An input of the user that cannot be used.
 
-    The message is one line: what was found, where, what was expected, what to do.
+    The message is one line: what was found, where, what was expected, what to type.
     """
 
 
-class Stopped(Exception):  # noqa: N818, it is no error
-    """The run has saved itself and ends because a signal has asked it to.
+class Stopped(Exception):  # noqa: N818, it is not an error
+    """The planned end of a run: it has saved its checkpoint and stops, because of a signal or after --dry-run.
 
-    exit_code: one of EXIT_CODES.
+    Attributes:
+        exit_code: one of EXIT_CODES.
     """
 
     def __init__(self, message: str, exit_code: int):
@@ -55,53 +56,56 @@ class Stopped(Exception):  # noqa: N818, it is no error
 
 
 class CannotMeet(InputError):  # noqa: N818
-    """The processes of a job do not come together."""
+    """The processes of a job could not form a process group."""
 
 
-class PeerLost(Exception):  # noqa: N818, whose fault it is nobody knows
-    """Another process of the job has ended, or does not answer. The message is one line; empty: another says it."""
+class PeerLost(Exception):  # noqa: N818, the cause lies in another process
+    """Another process of the job exited or stopped responding.
+
+    The message is one line. It is empty if another process prints it.
+    """
 
 
-OF_THE_JOB = (CannotMeet, PeerLost)  # all processes of a machine end so: the one that launched them says it, once
+OF_THE_JOB = (CannotMeet, PeerLost)  # all processes of a machine raise these: their parent prints the message once
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what a library says of a failure, with the next one if it ends in a colon; else its class."""
+    """Return the first line of a library's error, with the next line if it ends in a colon; without text, its class."""
     first, *others = str(error).splitlines() or [type(error).__name__]
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def one_line(error: Exception) -> str:
-    """The message without the traceback that a loader worker, or a launched process, wraps around it."""
+    """Return the message without the traceback that a loader worker or a launched process wraps around it."""
     return re.split("(?:InputError|CannotMeet|PeerLost): ", str(error))[-1].strip()
 
 
 def of_the_job(error: Exception) -> Exception:
-    """The one of OF_THE_JOB that is told in the traceback which a launched process has left, or else the error."""
+    """Return the error of OF_THE_JOB that is named in the traceback of a launched process; without one, `error`."""
     told = (kind(one_line(error)) for kind in OF_THE_JOB if f"{kind.__name__}: " in str(error))
     return next(told, error)
 
 
 def tell(text: str) -> None:
-    """Say something on stderr, where a bar may still stand: stdout may be read by a program."""
+    """Print a line on stderr, below any progress bar; stdout may be read by a program."""
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def _complain(text: str) -> None:
-    """A line, whatever the names in it."""
+    """Print an error as a single line, even if a file name in it contains a line break."""
     tell("error: " + text.replace("\n", "\\n"))
 
 
-def run(main: Callable[[], None], interrupted: str = "nothing is half written") -> None:
-    """Run a command line's main and turn its ends into exit codes: 2 bad input, 130 Ctrl-C, or `Stopped`'s.
+def run(main: Callable[[], None], interrupted: str = "no file is half written") -> None:
+    """Run a command line's main function and exit with a code: 2 for bad input, 130 for Ctrl-C, or `Stopped`'s.
 
-    And 1 where memory has run out, a loader process or another one of the job has died, or nobody reads what is printed
-    (`| head`).
+    The exit code is 1 if memory runs out, if a loader process or another process of the job dies, or if the reader of
+    stdout has gone (`| head`).
 
     Args:
-        interrupted: what to say after Ctrl-C about what is there and how to go on.
+        interrupted: message after Ctrl-C: what has been written and how to continue.
     """
     _print_anywhere()
     try:
@@ -109,7 +113,7 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
     except (InputError, PeerLost) as error:
         if isinstance(error, OF_THE_JOB) and multiprocessing.parent_process():
             raise
-        if line := one_line(error):  # not every process has one
+        if line := one_line(error):  # one process prints for all
             _complain(line)
         sys.exit(1 if isinstance(error, PeerLost) else 2)
     except OSError as error:
@@ -117,11 +121,11 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
             sys.exit(1)
         if error.filename is None and error.errno not in FULL:
             raise
-        sys.unraisablehook = lambda _: None  # PyTorch's loader, half made for want of room, fails once more as it ends
+        sys.unraisablehook = lambda _: None  # a half-made PyTorch loader fails once more at exit: do not print that
         _complain(f"{error.filename or 'a log file, or shared memory (/dev/shm)'}: {error.strerror}")
         sys.exit(2)
     except Stopped as stop:
-        if message := str(stop):  # not every process has one
+        if message := str(stop):  # one process prints for all
             tell(message)
         sys.exit(stop.exit_code)
     except (RuntimeError, MemoryError) as error:
@@ -138,41 +142,41 @@ def run(main: Callable[[], None], interrupted: str = "nothing is half written") 
 
 
 def _of_library(error: Exception) -> tuple[str, int]:
-    """What a library's error means to the user, and the exit code; "" for a fault of ours."""
+    """Return the message for a library's error, and the exit code; the message is "" for a bug of this project."""
     first = first_line(error).rstrip(".")
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-        return f"{first}. Training needs less with a smaller -b or --amp bf16", 1
+    if type(error).__name__ == "OutOfMemoryError":  # torch's class, compared by name to avoid importing torch
+        return f"{first}. Reduce -b, or use --amp bf16", 1
     asked = re.search(r"you tried to allocate (\d+) bytes", first)
     if asked or isinstance(error, MemoryError) or first.startswith("Storage size calculation overflowed"):
         size = f"{int(asked[1]) / 2**30:,.1f} GiB" if asked else first
-        return f"this machine has not the memory ({size}); smaller numbers need less, in training -b first of all", 1
+        return f"not enough memory ({size}); reduce -b (--batch-size)", 1
     operation, nondeterministic, _ = first.partition(" does not have a deterministic implementation")
     if nondeterministic:
-        advice = "leave --deterministic out, or choose another --arch"
-        return f"--deterministic: {operation} has no deterministic form on a GPU; {advice}", 2
+        advice = "omit --deterministic, or choose another --arch"
+        return f"--deterministic: {operation} has no deterministic implementation on a GPU; {advice}", 2
     if "unable to allocate shared memory" in str(error):
         return (
-            "no shared memory (/dev/shm) is left for loader processes; give more, or -j for fewer or none",
+            "loader processes: no shared memory (/dev/shm) left; increase it, or reduce -j (0: no loader processes)",
             1,
         )
     if str(error).startswith("DataLoader worker"):
-        return f"a loader process died: {first}. Too little memory? -j asks for fewer, or for none", 1
+        return f"a loader process died: {first}. If memory ran out, reduce -j (0: no loader processes)", 1
     return "", 0
 
 
 def _print_anywhere() -> None:
-    """Where the console has no ÷ or ≤, or is closed, printing is no error."""
+    """Make printing safe on a console that is closed or lacks characters such as ÷ or ≤."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed: a file that is opened later would else take its number
+        if stream is None:  # closed: without this, a file that is opened later would get the stream's descriptor
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
         elif hasattr(stream, "reconfigure"):
-            with suppress(OSError):  # one that now leads elsewhere than when it was opened
+            with suppress(OSError):  # a redirected stream may refuse
                 stream.reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:
-    """Bring out what was printed; where nobody reads on, as behind `| head`, what follows goes nowhere."""
+    """Flush stdout; if its reader has gone, as after `| head`, discard further output."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -180,7 +184,7 @@ def flush() -> None:
 
 
 def unread() -> bool:
-    """Whether the one who read what is printed has gone."""
+    """Whether the reader of stdout has gone."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(state & select.POLLERR for _, state in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Files and folders that are never half: written beside their place, flushed to disk, then renamed."""
+"""Write files and folders atomically: write a draft beside the target, flush it to disk, then rename it."""
 
 import csv
 import io
@@ -16,19 +16,19 @@ from utils.errors import InputError, printable
 
 
 def draft_pattern(name: str) -> str:
-    """Glob pattern of the drafts of files of that name: what a kill can leave behind."""
+    """Return the glob pattern of the drafts of a file, which a killed process can leave behind."""
     return f".{name}.draft-*"
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_old: Path | None = None) -> None:
-    """Call write(file) on a draft and rename it to `path`; a failed write leaves the old file alone.
+    """Call write(file) on a draft and rename it to `path`; if the write fails, the old file is unchanged.
 
     Args:
-        keep_old: where the old file goes, if there is one.
+        keep_old: new name of the old file, if one exists.
 
     Raises:
-        InputError: as `check_regular`.
-        OSError: the write failed, as on a full disk; it names `path`.
+        InputError: see `check_regular`.
+        OSError: the write failed, for example on a full disk; its filename is `path`.
     """
     check_regular(path)
     if keep_old:
@@ -54,22 +54,18 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_old: Path 
 
 
 def check_regular(path: Path) -> None:
-    """Refuse to replace what is no regular file.
-
-    Raises:
-        InputError: a folder, a device or a pipe is there.
-    """
+    """Raise InputError if `path` is a folder, a device or a pipe, which must not be replaced."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is there and no regular file; nothing else is replaced, choose another name")
+        raise InputError(f"{path}: exists but is not a regular file; choose another path")
 
 
 def first_free(name: Callable[[int], Path]) -> Path:
-    """The first of name(1), name(2), ... that is not there."""
+    """Return the first of name(1), name(2), ... that does not exist."""
     return next(path for path in map(name, count(1)) if not path.exists())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring a rename to disk: a file's own fsync does not."""
+    """Flush a rename to disk, which the fsync of the file does not do."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -78,12 +74,12 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:
-    """A table as CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Return a table as CSV; an apostrophe is put before text that a spreadsheet would run as a formula."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([*map(_harmless, row)] for row in rows)
     return text.getvalue()
@@ -94,14 +90,14 @@ def _harmless(cell):
         return cell
     text = printable(cell)
     try:
-        float(text)  # a number that was written out stays one
+        float(text)  # a number stays a number, even if it begins with a minus
     except ValueError:
         return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
     return text
 
 
 def json_text(value, indent: int | None = None) -> str:
-    """JSON that every reader takes: a number that is not finite is null in it."""
+    """Return standard JSON: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -114,9 +110,9 @@ def _finite(value):
 
 
 def write_folder(place: Path, write: Callable[[Path], None]) -> None:
-    """Call write(folder) on a draft and rename it to `place`, unless `place` is there.
+    """Call write(folder) on a draft and rename it to `place`, unless `place` exists.
 
-    Of two processes that start at once one wins and the other's copy is dropped.
+    If two processes do this at once, one copy is kept and the other is deleted.
     """
     if place.is_dir():
         return
@@ -127,7 +123,7 @@ def write_folder(place: Path, write: Callable[[Path], None]) -> None:
         draft.chmod(0o755)  # mkdtemp's folders are private
         os.rename(draft, place)
     except OSError:
-        if not place.is_dir():  # not lost to another process: a real failure
+        if not place.is_dir():  # if it exists, another process was faster, which is not a failure
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

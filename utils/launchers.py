@@ -1,4 +1,4 @@
-"""What a launcher says in the environment of the processes it starts: torchrun's variables and Slurm's."""
+"""Read the environment variables that torchrun or Slurm set for the processes they start."""
 
 import os
 import re
@@ -18,11 +18,11 @@ SRUN = (
     "SLURM_JOB_ID",
     "SLURM_STEP_ID",
 )
-PORTS = 12_000, 20_000  # of Slurm's jobs: the first, and how many; below those that the system gives to clients
+PORTS = 12_000, 20_000  # first port and number of ports for Slurm jobs, below the system's range of client ports
 
 
 class Numbers(NamedTuple):
-    """Which of a job's processes this one is; the local ones count those of its machine. From 0."""
+    """Global and local rank of this process, from 0, and the number of processes of the job and of its machine."""
 
     rank: int
     world_size: int
@@ -31,15 +31,17 @@ class Numbers(NamedTuple):
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun has started this process, once for each of the job; also where srun has started torchrun."""
+    """Whether torchrun has started this process, possibly itself started by srun."""
     return "LOCAL_RANK" in os.environ
 
 
 def under_srun() -> bool:
     """Whether srun has started this process as one of several tasks.
 
-    Not so, though the job has several: the script of sbatch, which has a rank but no step, or one it has inherited, of
-    another size, from where it was sent; a shell of salloc, without a rank; and one of `srun --pty`, where people type.
+    In a job of several tasks, these processes are not such tasks:
+    - the sbatch script, which has a rank but no step, or an inherited step of another size;
+    - a salloc shell, which has no rank;
+    - an interactive shell of `srun --pty`.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     of_this_step = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", tasks) == tasks
@@ -48,22 +50,22 @@ def under_srun() -> bool:
 
 
 def is_one_of_many() -> bool:
-    """Whether a launcher has started this process, and maybe others of its job."""
+    """Whether a launcher (torchrun or srun) has started this process."""
     return under_torchrun() or under_srun()
 
 
 def first_of_job() -> bool:
-    """Whether this is the first process of those that a launcher has started, or no launcher has."""
+    """Whether this is the first process of the job; always true without a launcher."""
     if under_torchrun():
         return os.environ.get("RANK", "0") == "0"
     return os.environ["SLURM_PROCID"] == "0" if under_srun() else True
 
 
 def numbers() -> Numbers:
-    """This process's, under torchrun or srun.
+    """Return this process's numbers under torchrun or srun.
 
     Raises:
-        InputError: a variable is missing, is no number, or does not go with the others.
+        InputError: a variable is missing, is not a number, or contradicts the others.
     """
     if under_torchrun():
         return _torchruns()
@@ -73,11 +75,11 @@ def numbers() -> Numbers:
 def _torchruns() -> Numbers:
     end = "start with torchrun, or unset LOCAL_RANK"
     if missing := [name for name in TORCHRUN if name not in os.environ]:
-        raise InputError(f"LOCAL_RANK is set and {', '.join(missing)} not, expected all that torchrun sets; {end}")
+        raise InputError(f"LOCAL_RANK is set but {', '.join(missing)} is not, expected all of torchrun's; {end}")
     world = _whole("WORLD_SIZE", 1, None, end)
-    local = _whole("LOCAL_WORLD_SIZE", 1, world, f"as WORLD_SIZE is {world}; {end}")
-    rank = _whole("RANK", 0, world - 1, f"as WORLD_SIZE is {world}; {end}")
-    local_rank = _whole("LOCAL_RANK", 0, local - 1, f"as LOCAL_WORLD_SIZE is {local}; {end}")
+    local = _whole("LOCAL_WORLD_SIZE", 1, world, f"because WORLD_SIZE is {world}; {end}")
+    rank = _whole("RANK", 0, world - 1, f"because WORLD_SIZE is {world}; {end}")
+    local_rank = _whole("LOCAL_RANK", 0, local - 1, f"because LOCAL_WORLD_SIZE is {local}; {end}")
     _whole("MASTER_PORT", 1, 65535, end)
     return Numbers(rank, world, local_rank, local)
 
@@ -85,11 +87,9 @@ def _torchruns() -> Numbers:
 def _sruns() -> Numbers:
     end = "start with srun, or unset SLURM_STEP_NUM_TASKS"
     if missing := [name for name in SRUN if name not in os.environ]:
-        raise InputError(
-            f"SLURM_STEP_NUM_TASKS is set and {', '.join(missing)} not, expected all that srun sets; {end}"
-        )
+        raise InputError(f"SLURM_STEP_NUM_TASKS is set but {', '.join(missing)} is not, expected all of srun's; {end}")
     world = _whole("SLURM_STEP_NUM_TASKS", 1, None, end)
-    rank = _whole("SLURM_PROCID", 0, world - 1, f"as SLURM_STEP_NUM_TASKS is {world}; {end}")
+    rank = _whole("SLURM_PROCID", 0, world - 1, f"because SLURM_STEP_NUM_TASKS is {world}; {end}")
     per_node = _tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"], end)
     local = per_node[_whole("SLURM_NODEID", 0, len(per_node) - 1, end)]
     return Numbers(rank, world, _whole("SLURM_LOCALID", 0, local - 1, end), local)
@@ -104,35 +104,37 @@ def _whole(name: str, least: int, most: int | None, end: str) -> int:
 
 
 def _tasks_per_node(text: str, end: str) -> list[int]:
-    """`8(x2),4` -> 8, 8, 4."""
+    """Return the number of tasks of each node: `8(x2),4` -> [8, 8, 4]."""
     parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
     if not all(parts):
-        raise InputError(f"SLURM_STEP_TASKS_PER_NODE={text}: expected numbers as 8(x2),4; {end}")
+        raise InputError(f"SLURM_STEP_TASKS_PER_NODE={text}: expected numbers such as 8(x2),4; {end}")
     return [int(part[1]) for part in parts for _ in range(int(part[2] or 1))]
 
 
 def slurm_address() -> str:
-    """Where the processes of a step meet: tcp://NODE:PORT, on its first node; MASTER_ADDR and MASTER_PORT go before.
+    """Return the address at which the processes of a step connect, tcp://NODE:PORT on its first node.
+
+    MASTER_ADDR and MASTER_PORT override the node and the port.
 
     Raises:
-        InputError: the node's name has no address here, or MASTER_PORT is no port.
+        InputError: the node's name does not resolve, or MASTER_PORT is not a port.
     """
     host = os.environ.get("MASTER_ADDR") or _reachable(first_node(os.environ["SLURM_STEP_NODELIST"]))
     if "MASTER_PORT" in os.environ:
         return f"tcp://{host}:{_whole('MASTER_PORT', 1, 65535, 'or unset it')}"
-    # Jobs that share a node have other ports, and so have the steps of one job; a job that is queued again has its own.
-    job, step = (_whole(name, 0, None, "as srun sets it") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    # Each job and each step gets its own port, because they may share a node.
+    job, step = (_whole(name, 0, None, "as set by srun") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return f"tcp://{host}:{PORTS[0] + (97 * job + step) % PORTS[1]}"
 
 
 def first_node(nodes: str) -> str:
-    """Of Slurm's list: `gpu[03-05,09],big1` -> `gpu03`."""
+    """Return the first node of Slurm's node list: `gpu[03-05,09],big1` -> `gpu03`."""
     first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)[0]
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
 def _reachable(node: str) -> str:
-    """The name of a node if it resolves here, else the address that Slurm has of it."""
+    """Return the name of a node if it resolves, otherwise its address according to Slurm."""
     try:
         socket.getaddrinfo(node, None)
         return node
@@ -144,42 +146,38 @@ def _reachable(node: str) -> str:
         said = ""
     if found := re.search(r"\bNodeAddr=(\S+)", said):
         return found[1]
-    raise InputError(f"node {node}: its name has no address here, and scontrol says none; set MASTER_ADDR to one")
+    raise InputError(f"node {node}: its name does not resolve, and scontrol reports no address; set MASTER_ADDR")
 
 
 def check_tasks(machines: int) -> None:
-    """Refuse --multiprocessing-distributed in other than one task of a step for each of --world-size machines.
+    """Check that with --multiprocessing-distributed srun has started one task for each of --world-size machines.
 
     Raises:
-        InputError: each task would start a whole job.
+        InputError: srun has started another number of tasks, each of which would start a whole job.
     """
     tasks = numbers().world_size if under_srun() else machines
     if tasks != machines:
         raise InputError(
-            f"--multiprocessing-distributed: srun has started {tasks} tasks, of --world-size {machines} machines; "
-            "leave it out, for each task to be one process, or start one task a machine"
+            f"--multiprocessing-distributed: srun has started {tasks} tasks, expected {machines} (--world-size); "
+            "omit the flag (each task is one process), or start one task per machine"
         )
 
 
 def check_port(url: str, flag: str) -> None:
-    """Refuse a port of this machine that is taken, which the processes would say in forty lines.
-
-    Raises:
-        InputError: it is.
-    """
+    """Raise InputError if the URL's port is in use on this machine; the library's own error has forty lines."""
     found = re.fullmatch(r"tcp://.*:(\d+)", url)
     if not found or not 0 < int(found[1]) < 65536:
-        return  # the processes say what is wrong with it
+        return  # the process group reports a bad URL
     try:
         socket.create_server(("", int(found[1]))).close()
     except OSError as error:
-        raise InputError(f"{flag} {url}: port {found[1]} of this machine: {error.strerror}; give another") from None
+        raise InputError(f"{flag} {url}: port {found[1]} of this machine: {error.strerror}; choose another") from None
 
 
 def cores_of_process(usable: int, processes: int) -> int:
-    """A process's part of a machine's cores: of those that it may run on, or under srun of those that its step has.
+    """Return a process's share of the `usable` cores; under srun, of the cores of its step, at most `usable`.
 
-    Slurm may have bound a task to its own cores: what it may run on is then no longer to be divided.
+    Slurm may have bound each task to its own cores, which must not be divided again.
     """
     if under_srun():
         of_step = os.environ.get("SLURM_CPUS_ON_NODE", "")

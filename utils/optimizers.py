@@ -1,4 +1,4 @@
-"""What --optimizer takes, and --clip-grad."""
+"""The optimisers of --optimizer, and --clip-grad."""
 
 import argparse
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-FACTOR = "factor"  # of a group of parameters: its learning rate is this times the schedule's
-TRUST = 0.001  # of LARS: the largest share of a weight's length that a step may be, at a learning rate of 1
+FACTOR = "factor"  # entry of a parameter group: its learning rate is the schedule's times this
+TRUST = 0.001  # trust coefficient of LARS: norm of a step relative to the weight's norm, at a learning rate of 1
 
 
 class Lars(torch.optim.Optimizer):
-    """Layer-wise adaptive rates (You et al. 2017) as MoCo v3 has them: vectors, of batch norm and biases, are left out.
+    """Layer-wise adaptive rate scaling (You et al. 2017) as in MoCo v3, which excludes biases and batch norm.
 
-    A matrix's gradient, weight decay included, is brought to TRUST · |w| before momentum. Vectors move as by SGD
-    without weight decay.
+    The gradient of a matrix, including weight decay, is scaled to the norm TRUST · |w| before momentum. Vectors are
+    updated by SGD without weight decay.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
@@ -30,7 +30,7 @@ class Lars(torch.optim.Optimizer):
                 if weight.ndim > 1:
                     step = step.add(weight, alpha=group["weight_decay"])
                     length, of_step = weight.norm(), step.norm()
-                    known = (length > 0) & (of_step > 0)  # on the device: the host does not wait
+                    known = (length > 0) & (of_step > 0)  # stays on the device, so that the host does not wait
                     step = step * torch.where(known, TRUST * length / of_step, 1.0)
                 state = self.state[weight]
                 if "momentum_buffer" not in state:
@@ -40,32 +40,33 @@ class Lars(torch.optim.Optimizer):
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """torch's, but not its fused one.
+    """Return torch's SGD, not fused.
 
-    That one's momentum is garbage if the first step of --amp fp16 overflows, and on the CPU it rounds otherwise.
+    The fused version has a corrupt momentum if the first step of --amp fp16 overflows, and rounds differently on CPUs.
     """
     return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.AdamW:
-    """torch's, with its own betas."""
+    """Return torch's AdamW with its default betas; `momentum` is ignored."""
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
-# Of what they hold of a weight: the entries that are one number, whatever its shape.
+# Entries of an optimiser's state that are a single number for any shape of weight.
 SCALARS = {"step"}
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": Lars}
 
 
 def optimizer_of(args: argparse.Namespace, parameters: Iterable) -> torch.optim.Optimizer:
-    """The optimiser of the flags; before each of its steps the gradients are cut to --clip-grad, if that is asked.
+    """Return the optimiser of the flags; with --clip-grad, it clips the gradients before each step.
 
     Args:
-        parameters: or groups of them, as torch's optimisers take; a group's FACTOR is its share of the learning rate.
+        parameters: parameters or parameter groups, as for torch's optimisers; a group's entry FACTOR multiplies its
+            learning rate.
     """
     parameters = [*parameters]
     optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, args.momentum, args.weight_decay)
-    if args.clip_grad:  # behind the scale of --amp fp16, which is taken off before the optimiser's step
+    if args.clip_grad:  # in a pre-step hook, because --amp fp16 unscales the gradients just before the step
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         optimizer.register_step_pre_hook(lambda *_: _clip(weights, args.clip_grad))
     return optimizer

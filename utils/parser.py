@@ -1,4 +1,4 @@
-"""The command line: a parser that answers a wrong flag in one line, and kinds of numbers."""
+"""The command-line parser, which reports a wrong flag in one line, and types of numbers for its arguments."""
 
 import argparse
 import sys
@@ -13,14 +13,14 @@ Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
 its last value is used. Write a value that begins with @ as --name=@value."""
 MOST_USED = "Most used"  # the title of the first group in --help
-MACHINES = ("world_size", "rank", "dist_url")  # of --multiprocessing-distributed
+MACHINES = ("world_size", "rank", "dist_url")  # arguments that only --multiprocessing-distributed uses
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults in --help, takes in recipes (@FILE), and answers a wrong flag in one line.
+    """A parser that shows defaults in --help, reads recipes (@FILE), and reports a wrong flag in one line.
 
-    An empty value, as of a shell variable that is not set, is wrong for every argument but --name, whose default it is:
-    a path that is empty would stand for the default, or for the folder one is in.
+    An empty value, such as that of an unset shell variable, is an error unless it is the default (--name); an empty
+    path would mean the default or the current folder.
 
     Args:
         most_used: names of arguments (`dest`) that --help lists first, in this order and in a group of their own.
@@ -28,11 +28,11 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, most_used: Iterable[str] = (), **kwargs):
-        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`: its name says more than its file
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m MODULE`
         program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
         super().__init__(formatter_class=HelpFormatter, epilog=RECIPES, allow_abbrev=False, **(program | kwargs))
         self.most_used = tuple(most_used)
-        for action in self._actions:  # none but -h yet
+        for action in self._actions:  # only -h exists yet
             action.help = "Show this message and exit."
 
     def format_help(self) -> str:
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)
-        if not self._subparsers:  # else it is for the command's own parser to do
+        if not self._subparsers:  # otherwise the subcommand's parser expands recipes
             words = recipes.expand(words, self._check_line)
         namespace, rest = super().parse_known_args(words, namespace)
         self._refuse_empty(namespace)
@@ -70,19 +70,19 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {name}: found an empty value, expected a path or a name")
 
     def _check_line(self, words: list[str]) -> None:
-        """Raises ValueError unless these are flags of this parser with values that they take."""
+        """Raise ValueError unless `words` are flags of this parser with valid values."""
 
         def refuse(message: str):
-            if not message.startswith("the following arguments are required"):  # they may stand in another line
+            if not message.startswith("the following arguments are required"):  # other lines may contain them
                 raise ValueError(message)
 
         outer = vars(self).get("error")
-        self.error = refuse  # of this parser alone, instead of the method of its class
+        self.error = refuse  # on this instance only
         try:
             namespace, rest = super().parse_known_args(words)
             self._refuse_empty(namespace)
             if rest:
-                raise ValueError(f"found {' '.join(rest)}, expected flags that --help lists, and their values")
+                raise ValueError(f"found {' '.join(rest)}, expected flags of --help with their values")
         finally:
             del self.error
             vars(self).update({"error": outer} if outer else {})
@@ -92,9 +92,9 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Print the usage in one line, the description as it is typed, and defaults after the first line of a help text.
+    """A formatter that prints the usage in one line, the description unchanged, and defaults in a help's first line.
 
-    A line break in a help text is kept: each value of a flag can have a line of its own.
+    Line breaks in a help text are kept, so that each value of a flag can have its own line.
     """
 
     def _format_usage(self, usage, actions, groups, prefix):
@@ -129,16 +129,17 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return "\n".join([f"{first.removesuffix('.')} (default: {shown}).", *rest])
 
 
-Cases = list[tuple[str, Iterable[str]]]  # when, as "without --targeted", and which arguments, by their names
+Cases = list[tuple[str, Iterable[str]]]  # a condition such as "without --targeted", and names of arguments
 
 
 def parse(
     parser: Parser, argv: list[str] | None, idle: Callable = lambda args: [], refused: Callable = lambda args: []
 ) -> argparse.Namespace:
-    """Parse a command line; say which of its flags the others leave without effect, and refuse those that clash.
+    """Parse a command line, print a note about ignored flags, and exit with an error for unsupported combinations.
 
     Args:
-        idle, refused: give Cases, of the arguments. Only a flag that is typed counts, whatever its value.
+        idle: maps the arguments to the Cases of ignored flags. refused: the same for unsupported flags. Both consider
+            only flags that were typed, whatever their value.
     """
     args = parser.parse_args(argv)
     spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
@@ -151,7 +152,7 @@ def parse(
     alone = hasattr(args, "dist_url") and not (args.multiprocessing_distributed or launchers.is_one_of_many())
     no_use = [("without --multiprocessing-distributed", ("dist_url",))] if alone else []
     for when, flags in among([*refused(args), *no_use]):
-        parser.error(f"{', '.join(flags)}: of no use {when}, leave it out")
+        parser.error(f"{', '.join(flags)}: not supported {when}; omit it")
     cases = [*idle(args)]
     if hasattr(args, "cos"):
         cases += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
@@ -161,19 +162,24 @@ def parse(
     cases += [("under torchrun", ("multiprocessing_distributed", *MACHINES))] if launchers.under_torchrun() else []
     cases += [("under srun", MACHINES)] if launchers.under_srun() and not args.multiprocessing_distributed else []
     for when, flags in among(cases):
-        say(f"note: {', '.join(flags)} without effect {when}")
+        say(f"note: {', '.join(flags)} ignored {when}")
     return args
 
 
 def _typed(parser: Parser, argv: list[str] | None) -> set[str]:
-    """The names of the arguments that a command line gives, be it their defaults."""
+    """Return the names of the arguments that were typed, even if the value is the default."""
     unset = object()
     found = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
     return {name for name, value in vars(found).items() if value is not unset}
 
 
 def number(name: str, kind: type, allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    """A type for `add_argument`: a number that is allowed; expected: what is, for the message."""
+    """Return a type for `add_argument` that accepts allowed numbers only.
+
+    Args:
+        name: what argparse calls the type in its messages. kind: int or float. allowed: whether a value is accepted.
+        expected: description of the accepted values, for the message.
+    """
 
     def convert(text: str) -> float:
         value = kind(text)
@@ -181,17 +187,17 @@ def number(name: str, kind: type, allowed: Callable[[float], bool], expected: st
             raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
         return value
 
-    convert.__name__ = name  # what argparse calls it where the text is no number
+    convert.__name__ = name  # argparse prints it if the text is not a number
     return convert
 
 
 def count(name: str, least: int) -> Callable[[str], int]:
-    """The same for what is counted: `least` or more, within what the libraries' loops and indices take."""
+    """Return a type for `add_argument` that accepts integers from `least` to MOST - 1, the range of library indices."""
     at_least = number(name, int, lambda value: value >= least, f"{least} or more")
 
     def convert(text: str) -> int:
         if (value := at_least(text)) >= MOST:
-            raise argparse.ArgumentTypeError(f"found {text}, expected {MOST - 1} at most")
+            raise argparse.ArgumentTypeError(f"found {text}, expected at most {MOST - 1}")
         return value
 
     convert.__name__ = name
@@ -200,7 +206,7 @@ def count(name: str, least: int) -> Callable[[str], int]:
 
 positive_int, natural = count("positive_int", 1), count("natural", 0)
 seconds = number("seconds", int, lambda value: 1 <= value <= 10**6, "1 to 1000000")
-seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "less than 2**63, and 0 or more")
+seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "0 to 2**63 - 1")
 positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
-unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number, 0 or above")
+unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 fraction = number("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")

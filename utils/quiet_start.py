@@ -1,6 +1,6 @@
-"""Imported first by a script: Ctrl-C while its modules load, for some seconds, ends in one line and not in a traceback.
+"""Import this module first in a script: Ctrl-C during the seconds of imports then prints one line, not a traceback.
 
-From then on `utils.errors.run` sees to it.
+After the imports, `utils.errors.run` handles Ctrl-C.
 """
 
 import os
@@ -11,8 +11,8 @@ def _interrupted(kind: type, error: BaseException, trace) -> None:
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
-    print("\ninterrupted before it began", file=sys.stderr, flush=True)
-    os._exit(130)  # Python itself would end by the signal
+    print("\ninterrupted before the start", file=sys.stderr, flush=True)
+    os._exit(130)  # without this, Python ends by the signal, without an exit code
 
 
 sys.excepthook = _interrupted

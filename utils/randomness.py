@@ -1,7 +1,7 @@
-"""Counted randomness: every draw is a function of the seed and of where it is used.
+"""Counter-based randomness: every random number is a function of the seed and of the place where it is used.
 
-No random state is carried from step to step, so none has to be saved: a run goes
-on from any epoch as if it had never stopped, with any number of loader workers.
+No random state is carried from step to step, so none has to be saved. A run resumed at any epoch, with any number of
+loader workers, therefore repeats the same draws.
 """
 
 from enum import IntEnum
@@ -12,34 +12,34 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What a random number is for; keeps the streams of one seed apart."""
+    """The purpose of a random number; each purpose has an independent stream."""
 
     ORDER = 0  # key: epoch
-    AUGMENT = 1  # key: number of the draw in the run
+    AUGMENT = 1  # key: index of the sampled image in the run
     POSITIVES = 2  # key: step, rank
-    SHUFFLE = 3  # key: step, the same on all ranks
+    SHUFFLE = 3  # key: step; equal on all ranks
     CLASS_ORDER = 4  # key: cycle over the classes
     CLASS_IMAGES = 5  # key: class, cycle over its images
-    BATCH_VIEWS = 6  # key: epoch; a row for each view of it
+    BATCH_VIEWS = 6  # key: epoch; one row for each view of the epoch
     HOLDOUT = 7  # key: class
-    LAYERS = 8  # key: epoch, step, rank; dropout and its like, inside a network
+    LAYERS = 8  # key: epoch, step, rank; dropout and other random layers
 
 
 def counted_seed(seed: int, stream: Stream, *key: int) -> int:
-    """A 64-bit seed mixed from the run's seed, the stream and the place of use."""
+    """Return a 64-bit seed derived from the run's seed, the stream and the key."""
     return int(np.random.SeedSequence((seed, int(stream), *key)).generate_state(1, np.uint64)[0])
 
 
 def numpy_rng(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """A NumPy generator for that place of use."""
+    """Return a NumPy generator for this stream and key."""
     return np.random.default_rng(np.random.SeedSequence((seed, int(stream), *key)))
 
 
 def torch_rng(seed: int, stream: Stream, *key: int) -> torch.Generator:
-    """A torch generator on the CPU, so that draws do not depend on the device."""
+    """Return a torch generator on the CPU, so that random numbers do not depend on the device."""
     return torch.Generator().manual_seed(counted_seed(seed, stream, *key))
 
 
 def sent(draws: Tensor, device: torch.device) -> Tensor:
-    """CPU numbers on the device; the host does not wait, as it would from pageable memory for all that is queued."""
+    """Copy CPU numbers to the device without waiting; from pageable memory, the copy would wait for queued work."""
     return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)

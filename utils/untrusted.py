@@ -1,4 +1,4 @@
-"""What anybody may have written: looked at before it is read, and before it is believed."""
+"""Checks for files from untrusted sources, before they are loaded and before their values are used."""
 
 import json
 import pickletools
@@ -11,10 +11,10 @@ import torch
 
 from utils.errors import InputError
 
-MOST = 2**31  # of what is counted: epochs, steps, images of a class
-LARGE = 1e100  # of a number that can still be drawn
-DEPTH = 20  # of plain data within plain data
-PICKLES = 5  # one after the other, in old files of torch.save
+MOST = 2**31  # upper bound of counts: epochs, steps, images of a class
+LARGE = 1e100  # upper bound of numbers, which can still be plotted
+DEPTH = 20  # maximum nesting of plain data
+PICKLES = 5  # consecutive pickles in old files of torch.save
 
 
 def is_count(value: object) -> bool:
@@ -22,12 +22,12 @@ def is_count(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """An int or float that is finite, and can be computed with."""
+    """Whether a value is a finite int or float of moderate size."""
     return type(value) in (int, float) and -LARGE < value < LARGE
 
 
 def is_plain(value: object) -> bool:
-    """Whether it is what arguments are: a flag, a number, a word or nothing, or a list of those."""
+    """Whether a value can be an argument: None, a bool, a number, a string, or a list of these."""
     if isinstance(value, list):
         return all(not isinstance(entry, list) and is_plain(entry) for entry in value)
     return (
@@ -36,7 +36,7 @@ def is_plain(value: object) -> bool:
 
 
 def parse_json(text: str | bytes) -> object:
-    """JSON, in which a number that is none, as NaN, is null. Raises ValueError: it is none."""
+    """Parse JSON; NaN and infinities become None. Raise ValueError if the text is not JSON."""
     try:
         return json.loads(text, parse_constant=lambda name: None)
     except RecursionError:
@@ -44,8 +44,14 @@ def parse_json(text: str | bytes) -> object:
 
 
 def read_json(path: Path, otherwise: str = "not readable") -> dict:
-    """The object in a JSON file. Raises InputError: no such file, or no object; otherwise: what it means if it is not
-    there."""
+    """Return the object in a JSON file.
+
+    Args:
+        otherwise: beginning of the message if the file does not exist.
+
+    Raises:
+        InputError: the file cannot be read, or does not contain a JSON object.
+    """
     try:
         content = parse_json(path.read_bytes())
     except OSError as error:
@@ -53,28 +59,28 @@ def read_json(path: Path, otherwise: str = "not readable") -> dict:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected an object")
+        raise InputError(f"{path}: contains a {type(content).__name__}, expected a JSON object")
     return content
 
 
 def swollen(path: str | Path) -> str | None:
-    """Why an archive (.npz, a file of torch.save) would fill more memory than it has bytes; None: it would not.
+    """Return why an archive (.npz or torch.save) would need more memory than its size; None if it would not.
 
-    Both are written without compression, so that what an archive holds is never more than the file.
+    Both formats are written without compression, so the contents cannot be larger than the file.
     """
-    with suppress(zipfile.BadZipFile, OSError):  # to be said by who reads it
+    with suppress(zipfile.BadZipFile, OSError):  # the caller reports these when it reads the file
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 claimed, size = sum(entry.file_size for entry in archive.infolist()), Path(path).stat().st_size
             if claimed > size:
-                return f"claims to hold {claimed} bytes and has {size}; it was not written by this project"
+                return f"claims to contain {claimed} bytes but has {size}; it was not written by this project"
     return None
 
 
 def overgrown(state: object, size: int) -> str | None:
-    """Why a table that was read from a file of `size` bytes cannot be from there; None: it can.
+    """Return why data cannot come from a file of `size` bytes; None if it can.
 
-    A tensor may claim to have more numbers than it holds, and lists may hold each other.
+    A tensor may claim more elements than it stores, and lists may contain each other.
     """
     level, seen = [state], set()
     for _ in range(DEPTH):
@@ -97,11 +103,11 @@ def _held_by(value: object) -> Iterable[object]:
 
 
 def code_in(path: str | Path) -> str | None:
-    """The first object that a pickle, or a file of torch.save, asks for and that is not PyTorch's; None: none.
+    """Return the first name in a pickle or a file of torch.save that is not PyTorch's, and could run code, or None.
 
-    The file is looked through, nothing of it is loaded.
+    The file is only scanned; nothing is loaded.
     """
-    with suppress(Exception):  # what is damaged ends the search
+    with suppress(Exception):  # damage ends the search
         if not zipfile.is_zipfile(path):
             with Path(path).open("rb") as file:
                 return next((name for _ in range(PICKLES) for name in _foreign_names(file)), None)

@@ -1,1 +1,1 @@
-"""What only a GPU can show, in one command: `make gpu` writes benchmarks/RESULTS-gpu.md."""
+"""Tests and benchmarks that need a GPU: `make gpu` writes benchmarks/RESULTS-gpu.md."""

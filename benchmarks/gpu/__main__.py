@@ -31,11 +31,16 @@ from utils.run.speed import Speed
 
 PAGE = Path(__file__).parent.parent / "RESULTS-gpu.md"
 FOLDER = Path("runs") / "gpu"
-REHEARSAL = "Rehearsal on the CPU at tiny sizes: it shows that the parts run, and no number below is a result."
+REHEARSAL = "Rehearsal on the CPU at tiny sizes. It shows that all parts run; the numbers below are not results."
 
 
 class Part(NamedTuple):
-    """title: of its section. minutes: about, on a modern card. measure(plan, facts): its lines; it adds facts."""
+    """One part of the benchmark.
+
+    Attributes:
+        title: title of its section. minutes: approximate time on a modern GPU.
+        measure: called with (plan, facts); yields the lines of the section and adds to the facts.
+    """
 
     name: str
     title: str
@@ -45,10 +50,10 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("tests", "Tests", 8, suite.tests),
-    Part("encoders", "Stage 1: the step beside the bare encoders", 6, steps.beside_encoders),
+    Part("encoders", "Stage 1: the step compared with the bare encoders", 6, steps.beside_encoders),
     Part("ways", "Stage 1: the same step in three ways", 8, steps.ways),
     Part("waits", "Where the host waits for the GPU", 1, syncs.synchronisations),
-    Part("probe", "Stage 2 beside the bare encoder", 3, probe.probe),
+    Part("probe", "Stage 2 compared with the bare encoder", 3, probe.probe),
     Part("agreement", "The same step on CPU and GPU", 1, agreement.agreement),
     Part("loader", "The loader", 1.5, data.loader),
     Part("epochs", "An epoch", 0.1, data.epochs),
@@ -75,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         say(page(measure_all(plan, None), plan, REHEARSAL))
         return
     need_cuda()
-    # As Ctrl-C: through the parts, which take their processes along.
+    # Handle SIGTERM like Ctrl-C, so that the parts terminate their processes.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     kept = Kept(FOLDER / machine_key())
     if args.fresh:
@@ -83,20 +88,20 @@ def main(argv: list[str] | None = None) -> None:
     plan = full()
     records = measure_all(plan, kept)
     if missing := [part.name for part in PARTS if part.name not in records]:
-        say(f"{', '.join(missing)} failed, see above; the page is not written. The same command does them again")
+        say(f"failed: {', '.join(missing)} (see above). The page was not written; run the same command to retry")
         sys.exit(1)
     write_text(PAGE, page(records, plan, f"Code {code_version()}."))
-    say(f"wrote {PAGE.relative_to(PAGE.parent.parent)}; the parts are kept in {kept.folder}")
+    say(f"wrote {PAGE.relative_to(PAGE.parent.parent)}; finished parts are stored in {kept.folder}")
 
 
 def measure_all(plan: Plan, kept: Kept | None) -> dict[str, dict]:
-    """The records of all parts that succeed: lines, facts, seconds. Kept ones are read, not measured."""
+    """Measure all parts, except stored ones. Return the records (lines, facts, seconds) of the parts that succeed."""
     records = {part.name: kept.load(part.name) for part in PARTS} if kept else {}
     records = {name: record for name, record in records.items() if record}
     spent = planned = 0.0
     for number, part in enumerate(PARTS, start=1):
         if part.name in records:
-            say(f"[{number}/{len(PARTS)}] {part.title}: kept from an earlier start")
+            say(f"[{number}/{len(PARTS)}] {part.title}: finished in an earlier run, not measured again")
             continue
         left = 60 * sum(other.minutes for other in PARTS[number - 1 :] if other.name not in records)
         eta = timedelta(seconds=round(left * (spent / planned if planned else 1)))
@@ -105,7 +110,7 @@ def measure_all(plan: Plan, kept: Kept | None) -> dict[str, dict]:
         started = time.monotonic()
         try:
             lines = measure(part, plan, facts)
-        except Exception as error:  # the other parts are worth having
+        except Exception as error:  # continue with the other parts
             if kept is None:
                 raise
             say(f"error: {part.title}: {type(error).__name__}: {errors.first_line(error)}")
@@ -119,24 +124,24 @@ def measure_all(plan: Plan, kept: Kept | None) -> dict[str, dict]:
 
 
 def measure(part: Part, plan: Plan, facts: ChainMap) -> list[str]:
-    """A part's lines, shown as they come; models of the part before are gone."""
+    """Measure one part, after freeing the models of the previous part. Print its lines and return them."""
     forget_models()
     torch.manual_seed(0)
     lines = []
     with Speed(plan.where).arithmetic():
         for line in part.measure(plan, facts):
-            if not plan.rehearsal:  # whose page is shown at the end
+            if not plan.rehearsal:  # a rehearsal prints the whole page at the end
                 say(line)
             lines.append(line)
     return lines
 
 
 def page(records: dict[str, dict], plan: Plan, about: str) -> str:
-    """The whole page: what was aimed at, then each part."""
+    """Return the whole page: first the goals, then each part."""
     arch, pixels, batch = plan.size
     size = f"Steps: {arch}, {pixels} px, batch {batch}, queue {plan.queue}, {plan.classes} classes."
     head = f"# Benchmarks on a GPU\n\n`make gpu`, {date.today()}. {about}\n{size}\n\n{common.machine()}\n"
-    sections = [] if plan.rehearsal else [f"\n{aims(records)}\n"]  # a rehearsal meets no aim
+    sections = [] if plan.rehearsal else [f"\n{aims(records)}\n"]  # a rehearsal has no goals
     for part in PARTS:
         lines, spent = records[part.name]["lines"], timedelta(seconds=round(records[part.name]["seconds"]))
         sections.append(f"\n## {part.title}\n\n" + "\n".join(lines) + f"\n\n{spent} in all.\n")
@@ -144,7 +149,7 @@ def page(records: dict[str, dict], plan: Plan, about: str) -> str:
 
 
 def aims(records: dict[str, dict]) -> str:
-    """A row for each aim: what was measured, and whether it was met."""
+    """Return a table of the goals: measured value, goal, and whether it was met."""
     facts = ChainMap(*(record["facts"] for record in records.values()))
     rows = [(f"step ÷ bare encoders, {name}", v, "≤ 1.05", v <= 1.05) for name, v in facts["beside"].items()]
     rows += [(f"images/s, {FAST_NAME} ÷ all off, {name}", v, "≥ 3", v >= 3) for name, v in facts["gains"].items()]
@@ -155,4 +160,4 @@ def aims(records: dict[str, dict]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main, "finished parts are kept; the same command goes on")
+    errors.run(main, "finished parts are stored; run the same command again to continue")

@@ -1,4 +1,4 @@
-"""One step on the CPU and on the GPU side by side: how far losses, gradients and buffers lie from the CPU's float64."""
+"""Compare one step on the CPU and on the GPU: distance of loss, gradients and buffers from the CPU's float64 values."""
 
 import copy
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ TF32 = {"tf32": True}
 
 @contextmanager
 def convolutions(tf32: bool | None) -> Iterator[None]:
-    """Whether cuDNN's convolutions may use TF32 in the block; None: as it is."""
+    """Allow or forbid TF32 in cuDNN's convolutions inside the block; None: no change."""
     before = torch.backends.cudnn.allow_tf32
     if tf32 is not None:
         torch.backends.cudnn.allow_tf32 = tf32
@@ -29,7 +29,7 @@ def convolutions(tf32: bool | None) -> Iterator[None]:
 
 
 def one_step(model: KCL, images: tuple[Tensor, ...], where: torch.device, dtype: torch.dtype) -> dict[str, list]:
-    """What a step leaves, as float64 on the CPU: loss, gradients, queue and centroids; and the assignment."""
+    """Return loss, gradients, queue, centroids and assignment after a step, as float64 on the CPU."""
     model = copy.deepcopy(model).to(where, dtype)
     im_q, im_k, labels = images
     out = model(im_q.to(where, dtype), im_k.to(where, dtype), labels.to(where))
@@ -45,12 +45,12 @@ def one_step(model: KCL, images: tuple[Tensor, ...], where: torch.device, dtype:
 
 
 def farthest(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest of ‖ours − theirs‖ ÷ ‖theirs‖ over tensors."""
+    """Return the largest ‖ours − theirs‖ ÷ ‖theirs‖ over the tensors."""
     return max(float((a - b).norm() / b.norm().clamp(min=1e-300)) for a, b in zip(ours, theirs, strict=True))
 
 
 def cases(plan: Plan) -> list[tuple[str, torch.device, torch.dtype, bool | None, dict]]:
-    """Name, device, type, TF32 in convolutions, flags."""
+    """Return the cases to compare: name, device, dtype, TF32 in convolutions, flags."""
     here, single, double = plan.where, torch.float32, torch.float64
     return [
         ("CPU, float32", CPU, single, None, PLAIN),
@@ -62,12 +62,12 @@ def cases(plan: Plan) -> list[tuple[str, torch.device, torch.dtype, bool | None,
 
 
 def agreement(plan: Plan, facts: dict) -> Iterator[str]:
-    """A row a case; facts: `differences` of the gradients."""
+    """Yield a table with one row per case. Set the fact `differences`, of the gradients."""
     facts["differences"] = {}
     arch, pixels, batch = plan.agree
     yield (
-        f"{arch}, {pixels} px, batch {batch}, from one seed, beside the CPU in float64: the largest over tensors of "
-        "‖a − b‖ ÷ ‖b‖."
+        f"{arch}, {pixels} px, batch {batch}, the same seed. Each value is the largest ‖a − b‖ ÷ ‖b‖ over the tensors, "
+        "where b is the CPU's float64 value."
     )
     yield ""
     yield "| | loss | gradients | queue | centroids | assignment |"

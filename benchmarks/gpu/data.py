@@ -1,4 +1,4 @@
-"""What the loader gives on this machine, what an epoch of the real sets takes, and both stages at their real sizes."""
+"""Measure the loader, the time of an epoch of the real data sets, and both stages at their real sizes."""
 
 import sys
 import tempfile
@@ -21,13 +21,13 @@ from imagenet_inat.samplers import ShuffledBatches
 from moco.loader import Normalise, TwoCropsTransform, train_transform
 
 TURNS = 3
-KCL_EPOCHS = 200  # of the recipe; TSC's 400 are as many of KCL and as many of TSC
+KCL_EPOCHS = 200  # of the recipe; TSC's 400 epochs are 200 of KCL and 200 of TSC
 REAL_SIZES = ["--targeted", "--steps", "3", "-b", "64"]
 AUGMENTED = {False: "default", True: "--device-aug"}
 
 
 def open_loader(plan: Plan, folder: Path, device_aug: bool) -> DeviceBatches:
-    """Batches of stage 1 from the photographs in a folder: one a worker to begin with, then four a worker."""
+    """Return a stage-1 loader of the photographs in a folder, with five batches per worker; the first is not timed."""
     _, pixels, batch = plan.size
     transform = TwoCropsTransform(train_transform(SPEC.view, pixels, device_aug))
     dataset = LongTailDataset(folder, folder / "list.txt", 1, transform)
@@ -37,7 +37,7 @@ def open_loader(plan: Plan, folder: Path, device_aug: bool) -> DeviceBatches:
 
 
 def images_a_second(loader: DeviceBatches, workers: int) -> float:
-    """Of an epoch after its first `workers` batches, which find idle processes, views on the device."""
+    """Return the images per second of an epoch, without its first `workers` batches, which find idle processes."""
     counted, started = 0, 0.0
     for number, (_, labels) in enumerate(loader):
         if number + 1 == workers:
@@ -50,7 +50,7 @@ def images_a_second(loader: DeviceBatches, workers: int) -> float:
 
 
 def loader(plan: Plan, facts: dict) -> Iterator[str]:
-    """Images/s (two views each) of the default loader and of --device-aug, in turns; facts: both, as `loader`."""
+    """Yield a table of images/s (two views each), by default and with --device-aug. Set the fact `loader`."""
     facts["loader"] = {}
     with tempfile.TemporaryDirectory() as name:
         write_photographs(Path(name))
@@ -60,8 +60,8 @@ def loader(plan: Plan, facts: dict) -> Iterator[str]:
             for device_aug, batches in loaders.items():
                 batches.loader.batch_sampler.set_epoch(turn)
                 rates[device_aug].append(images_a_second(batches, plan.workers))
-        del loaders, batches  # and with them their processes
-    yield f"500 × 375 JPEG files, {plan.workers} workers, batches of {plan.size[-1]}; median of {TURNS} turns."
+        del loaders, batches  # ends the loader processes
+    yield f"500 × 375 JPEG files, {plan.workers} workers, batches of {plan.size[-1]}. Median of {TURNS} turns."
     yield ""
     yield "| loader | images/s | ÷ what the fastest step takes |"
     yield "|---|--:|--:|"
@@ -72,7 +72,7 @@ def loader(plan: Plan, facts: dict) -> Iterator[str]:
 
 
 def epochs(plan: Plan, facts: dict) -> Iterator[str]:
-    """From the rates of step and loader: the slower of the two decides."""
+    """Yield a table of the time of an epoch, from the slower of step and loader."""
     rates, loaders = facts["rates"], facts["loader"]
     yield "| one GPU | step, images/s | loader, images/s | an epoch | the recipe of stage 1 |"
     yield "|---|--:|--:|--:|--:|"
@@ -85,7 +85,7 @@ def epochs(plan: Plan, facts: dict) -> Iterator[str]:
             for method in ("KCL", "TSC"):
                 rate = rates["TSC fast, many classes" if many and method == "TSC" else f"{method} {flags}"]
                 seconds[method] = images / min(rate, loaders[aug])
-                recipe = KCL_EPOCHS * sum(seconds.values())  # TSC's begins with KCL's
+                recipe = KCL_EPOCHS * sum(seconds.values())  # TSC starts with the KCL epochs
                 name = f"{data} ({images:,} images), {method}, {flags}, loader {aug}"
                 yield f"| {name} | {rate:.0f} | {loaders[aug]:.0f} | {_time(seconds[method])} | {_time(recipe)} |"
 
@@ -95,7 +95,7 @@ def _time(seconds: float) -> str:
 
 
 def real_sizes(plan: Plan, facts: dict) -> Iterator[str]:
-    """The tables of benchmarks/many_classes/real_sizes.py: both stages from the command line, on stand-in images."""
+    """Yield the tables of benchmarks/many_classes/real_sizes.py: both stages on synthetic images."""
     for data in ("imagenet", "inat"):
         if plan.rehearsal:
             yield f"`benchmarks/many_classes/real_sizes.py --dataset {data}`: {NEEDS_CUDA} (on a CPU it takes minutes)"

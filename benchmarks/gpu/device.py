@@ -1,4 +1,4 @@
-"""Whether there is a CUDA device: what `make test-gpu` and `make gpu` ask before they do anything.
+"""Check for a CUDA device, before `make test-gpu` and `make gpu` start.
 
 python -m benchmarks.gpu.device
 """
@@ -9,16 +9,12 @@ from utils import errors
 
 
 def need_cuda() -> None:
-    """Return if there is a CUDA device.
-
-    Raises:
-        InputError: there is none; why PyTorch sees none.
-    """
+    """Raise InputError, with PyTorch's CUDA version, if there is no CUDA device."""
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
         raise errors.InputError(
-            f"no CUDA device: PyTorch {torch.__version__} {built} and finds no GPU here; expected an NVIDIA GPU "
-            "with its driver (nvidia-smi lists it)"
+            f"no CUDA device: PyTorch {torch.__version__} {built} and finds no GPU; expected an NVIDIA GPU with its "
+            "driver; check nvidia-smi"
         )
 
 

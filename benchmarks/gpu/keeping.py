@@ -1,4 +1,4 @@
-"""Finished parts on disk, for one commit, one GPU and one PyTorch: what a second start does not do again."""
+"""Store finished parts on disk, per code version, GPU and PyTorch version, so that a second start skips them."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ CODE = ("*.py", "moco/**/*.py", "imagenet_inat/**/*.py", "utils/**/*.py", "bench
 
 
 def code_version(root: Path = ROOT) -> str:
-    """The commit, if it is a checkout, and a hash of the code as it is: uncommitted changes are another version."""
+    """Return the commit, if any, and a hash of the code, so that uncommitted changes are a different version."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in CODE for path in root.glob(pattern)}):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -30,13 +30,13 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def machine_key() -> str:
-    """Code, GPU and PyTorch in one folder name."""
+    """Return a folder name made of the code version, GPU and PyTorch version."""
     words = f"{code_version()} {torch.cuda.get_device_name()} torch {torch.__version__}"
     return re.sub(r"[^\w.+-]+", "_", words)
 
 
 class Kept:
-    """One JSON file a finished part: its lines, its facts, its seconds. No folder is made before the first."""
+    """Finished parts, one JSON file each, with lines, facts and seconds. The folder is created with the first part."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -45,7 +45,7 @@ class Kept:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def load(self, name: str) -> dict | None:
-        """What `save` got, or None.
+        """Return the saved record of a part, or None.
 
         Raises:
             InputError: the file is damaged.
@@ -57,7 +57,7 @@ class Kept:
             record = json.loads(file.read_text())
             return {"lines": record["lines"], "facts": record["facts"], "seconds": record["seconds"]}
         except (ValueError, TypeError, KeyError) as error:
-            raise errors.InputError(f"{file}: no finished part ({error}); delete it, or start with --fresh") from None
+            raise errors.InputError(f"{file}: damaged ({error}); delete it, or add --fresh") from None
 
     def save(self, name: str, record: dict) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

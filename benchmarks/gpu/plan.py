@@ -1,4 +1,4 @@
-"""At which sizes the parts measure: the real ones on a GPU, tiny ones in a rehearsal on the CPU."""
+"""The sizes at which the parts measure: real sizes on a GPU, tiny sizes in a rehearsal on the CPU."""
 
 import gc
 from typing import NamedTuple
@@ -10,14 +10,19 @@ from utils.run.launch import MAX_WORKERS, usable_cores
 
 FAST = {"amp": "bf16", "channels_last": True, "compile": True}
 INATURALIST = 8142  # classes
-# A float32 step of resnet50 at 224 px holds about 0.1 GiB an image; beside it weights, queue and workspace.
+# A float32 step of resnet50 at 224 px needs about 0.1 GiB per image, plus weights, queue and workspace.
 GIB_AN_IMAGE, GIB_BESIDE = 0.11, 4
 FAST_NAME, NEEDS_CUDA = "bf16 + channels-last + compile", "needs CUDA"
 
 
 class Plan(NamedTuple):
-    """where: the device. size: arch, pixels, batch of a step. fast: the flags that the plain step is compared with.
-    classes, many_classes: ImageNet-LT's and iNaturalist's. agree: arch, pixels, batch of the step done on CPU and GPU.
+    """The sizes and flags of all measurements.
+
+    Attributes:
+        where: the device. size: arch, pixels and batch of a step. fast: flags of the fast step, compared with none.
+        classes, many_classes: numbers of classes, as in ImageNet-LT and iNaturalist. queue: queue length.
+        rounds: timed rounds. agree: arch, pixels and batch of the step compared between CPU and GPU.
+        workers: loader processes.
     """
 
     where: torch.device
@@ -40,7 +45,7 @@ class Plan(NamedTuple):
 
 
 def full() -> Plan:
-    """resnet50 at 224 px, at the largest batch up to 256 that the GPU's memory holds in float32."""
+    """Return the real sizes: resnet50 at 224 px, with the largest batch up to 256 that fits the GPU in float32."""
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     batch = next((b for b in (256, 128, 64) if b * GIB_AN_IMAGE + GIB_BESIDE <= memory), 32)
     workers = min(usable_cores(), MAX_WORKERS)
@@ -49,18 +54,18 @@ def full() -> Plan:
 
 
 def rehearsal() -> Plan:
-    """resnet20 at 8 px on the CPU, uncompiled: seconds, and no number that means anything."""
+    """Return tiny sizes for the CPU: resnet20 at 8 px, uncompiled. It takes seconds; the numbers are meaningless."""
     fast, tiny = FAST | {"compile": False}, ("resnet20", 8, 32)
     return Plan(torch.device("cpu"), tiny, fast, 20, 40, 256, 2, tiny, workers=1)
 
 
 def methods() -> tuple[tuple[str, bool], ...]:
-    """Names, and whether the model is targeted."""
+    """Return the methods' names, and whether each is targeted."""
     return ("KCL", False), ("TSC", True)
 
 
 def forget_models() -> None:
-    """Free what the last measurement held, compiled code too: a process may hold eight versions of a function."""
+    """Free the last measurement's memory and compiled code, as torch.compile keeps at most eight versions."""
     gc.collect()
     if torch.cuda.is_available():
         torch.compiler.reset()

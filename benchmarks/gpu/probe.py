@@ -1,4 +1,4 @@
-"""The step of stage 2 and its evaluation, beside the bare frozen encoder: bench_probe at the GPU's size."""
+"""Measure the step and the evaluation of stage 2, compared with the bare frozen encoder (bench_probe on a GPU)."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from benchmarks.gpu.plan import Plan, forget_models
 
 
 def probe(plan: Plan, facts: dict) -> Iterator[str]:
-    """Rows of training and evaluation, all off and with the flags for speed."""
+    """Yield a table of training and evaluation, with all flags off and with the flags for speed."""
     yield from common.HEADER.splitlines()
     for flags, how in (("all off", PLAIN), (plan.fast_name, plan.fast)):
         work = Probe(plan.where, plan.size, how)

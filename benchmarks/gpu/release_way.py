@@ -1,10 +1,11 @@
-"""A step computed the way the release does it, as a baseline: the same loss, other work.
+"""A baseline step that works like the code released by the TSC authors: the same loss with a different computation.
 
-Written from a description of it, for one process and `--sep_t`. Its loss builds masks over all logits, (N, 1 + Q + C),
-and reads them with `nonzero` or by boolean indices: four passes in KCL, six in TSC. Its centroids come from a Python
-loop over all classes that asks on the device whether each is in the batch, and its assignment from the (C, C)
-similarities, copied to the host and solved from nothing each step. The pointer of its queue lives on the host, and
-the key encoder moves weight by weight. Left out, in its favour: the shuffle of the keys, and measures that wait.
+It was written from a description of the authors' code, for one process and `--sep_t`. The loss builds masks over all
+logits, (N, 1 + Q + C), and reads them with `nonzero` or boolean indices: four passes in KCL, six in TSC. A Python loop
+over all classes updates the centroids and checks on the device whether each class is in the batch. The assignment is
+solved from scratch at each step, from the (C, C) similarities, which are copied to the host. The queue pointer is read
+on the host, and the key encoder is updated weight by weight. The shuffle of the keys and metrics that wait for the
+device are omitted, which favours the baseline.
 """
 
 import torch
@@ -16,9 +17,9 @@ from moco.builder import KCL, unit
 
 
 def forward(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a step, with gradient; queue, centroids and assignment move as in `KCL.forward`.
+    """Return the loss of a step, with gradient, and update queue, centroids and assignment as `KCL.forward` does.
 
-    Args: as of `KCL.forward`. A targeted model must have sep_t and one copy of each target.
+    The arguments are those of `KCL.forward`. A targeted model must have sep_t and one copy of each target.
     """
     q = unit(model.encoder_q(im_q))  # (N, D)
     with torch.no_grad():
@@ -38,7 +39,7 @@ def forward(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> Tensor:
 
 
 def move_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> None:
-    """In place, class by class; `in` waits for the device, once a class."""
+    """Update the centroids in place, class by class. `in` waits for the device once per class."""
     for label in range(len(centroids)):
         if label in labels:
             mean = normalize(q[labels == label].mean(0), dim=0)
@@ -46,14 +47,14 @@ def move_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> None:
 
 
 def assign(centroids: Tensor, targets: Tensor) -> Tensor:
-    """(C,) the row of each class's target, of all similarities on the host."""
+    """Return the target row of each class, (C,), solved on the host from all similarities."""
     similarity = (centroids @ targets.T).cpu().numpy()  # (C, C)
     return torch.from_numpy(linear_sum_assignment(similarity, maximize=True)[1]).to(centroids.device)
 
 
 def masked_loss(model: KCL, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
-    """loss_class + loss_target, from masks over all logits."""
-    queue = model.queue.clone()  # the backward pass needs it as it was
+    """Return loss_class + loss_target, computed with masks over all logits."""
+    queue = model.queue.clone()  # the backward pass needs the queue before its update
     columns = [(q * k).sum(1, keepdim=True), q @ queue]  # (N, 1), (N, Q)
     drawn = draw(labels[:, None] == model.queue_labels, model.num_positive)  # (N, Q)
     by_class = [torch.ones_like(drawn[:, :1]), drawn]
@@ -67,21 +68,21 @@ def masked_loss(model: KCL, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
         by_target[torch.arange(len(q)), 1 + model.K + model.assignment[labels]] = True
         masks.append(by_target)
         weights.append(model.tw)
-    positives = torch.stack(masks).any(0).nonzero()[:, 0].bincount()  # (N,) of each anchor
+    positives = torch.stack(masks).any(0).nonzero()[:, 0].bincount()  # (N,) positives of each anchor
     terms = []
     for mask, weight in zip(masks, weights, strict=True):
-        anchors = mask.nonzero()[:, 0]  # (P,) whose the positives are
+        anchors = mask.nonzero()[:, 0]  # (P,) the anchor of each positive
         terms.append(-weight * (log_p[mask] / positives[anchors]).sum() / len(q))
     return sum(terms)
 
 
 def draw(same: Tensor, number: int) -> Tensor:
-    """(N, Q) bool: that many of the True entries of each row, or all where there are fewer."""
-    pairs = same.nonzero()  # (P, 2) anchor and column
+    """Return a mask, (N, Q) bool, of at most `number` random True entries of each row of `same`."""
+    pairs = same.nonzero()  # (P, 2): anchor, column
     pairs = pairs[torch.randperm(len(pairs), device=same.device)]
-    pairs = pairs[pairs[:, 0].argsort(stable=True)]  # each anchor's side by side, in random order
+    pairs = pairs[pairs[:, 0].argsort(stable=True)]  # group by anchor, in random order
     found = pairs[:, 0].bincount(minlength=len(same))  # (N,)
-    place = torch.arange(len(pairs), device=same.device) - (found.cumsum(0) - found)[pairs[:, 0]]  # in its anchor's
+    place = torch.arange(len(pairs), device=same.device) - (found.cumsum(0) - found)[pairs[:, 0]]  # rank per anchor
     rows, columns = pairs[place < number].T
     drawn = torch.zeros_like(same)
     drawn[rows, columns] = True

@@ -1,4 +1,7 @@
-"""The step of stage 1 beside the bare encoders, and computed in three ways: all flags off, fast, the release's."""
+"""Measure the step of stage 1, compared with the bare encoders, and computed in three ways.
+
+The ways are: all flags off, fast, and "release", as in the code released by the TSC authors (see release_way.py).
+"""
 
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -11,7 +14,7 @@ from utils.optimizers import sgd
 
 
 def beside_encoders(plan: Plan, facts: dict) -> Iterator[str]:
-    """Step ÷ forward q, forward k, backward, in the same precision; facts: these ratios, as `beside`."""
+    """Yield a table of the step. The floor is forward q, forward k and backward. Set the fact `beside` (ratios)."""
     facts["beside"] = ratios = {}
     yield from common.HEADER.splitlines()
     for flags, how in (("all off", PLAIN), (plan.fast_name, plan.fast)):
@@ -28,7 +31,7 @@ def beside_encoders(plan: Plan, facts: dict) -> Iterator[str]:
 
 
 def release_step(plan: Plan, targeted: bool) -> Callable[[], None]:
-    """The step in the release's way, float32, settled."""
+    """Return the step of the authors' code, in float32, after warm-up steps."""
     arch, pixels, batch = plan.size
     model = settled_model(arch, pixels, targeted, plan.classes, plan.queue).to(plan.where)
     optimizer = sgd(model.parameters(), *RECIPE)
@@ -46,7 +49,7 @@ def release_step(plan: Plan, targeted: bool) -> Callable[[], None]:
 
 
 def ways(plan: Plan, facts: dict) -> Iterator[str]:
-    """Images a second of three ways to the same step; facts: `rates` of them, and `gains`."""
+    """Yield a table of images per second for three ways to compute the step. Set the facts `rates` and `gains`."""
     facts["rates"], facts["gains"] = rates, gains = {}, {}
     yield f"| step | all off | {plan.fast_name} | the release's way | fast ÷ off | off ÷ release | fast ÷ release |"
     yield "|---|--:|--:|--:|--:|--:|--:|"

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, before anything is measured on it."""
+"""Run the tests that need a GPU, before the measurements."""
 
 import subprocess
 import sys
@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def lines_of(command: list[str]) -> Iterator[str]:
-    """What a command prints, line by line; it ends with whoever reads it.
+    """Run a command and yield its output lines. If the generator is closed, the command is terminated.
 
     Raises:
-        RuntimeError: its exit code is not 0.
+        RuntimeError: the exit code is not 0.
     """
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -23,14 +23,14 @@ def lines_of(command: list[str]) -> Iterator[str]:
             process.terminate()
             raise
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {process.returncode}")
 
 
 def tests(plan: Plan, facts: dict) -> Iterator[str]:
-    """pytest -m gpu, shown as it runs; the page gets its last line.
+    """Run pytest -m gpu and print its output. Yield the last line, for the page.
 
     Raises:
-        RuntimeError: a test has failed.
+        RuntimeError: a test failed.
     """
     if plan.rehearsal:
         yield f"`pytest -m gpu`: {NEEDS_CUDA}"

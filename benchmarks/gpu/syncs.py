@@ -1,4 +1,4 @@
-"""Where the host waits for the device in a step: PyTorch's synchronisation debug mode, counted line by line."""
+"""Count where the host waits for the device in a step, per line of code, with PyTorch's synchronisation debug mode."""
 
 import traceback
 import warnings
@@ -14,13 +14,13 @@ from benchmarks.gpu.steps import release_step
 
 ROOT = Path(__file__).parent.parent.parent
 ASSIGNMENT = "moco/targets/assignment.py"
-LISTED = 6  # places named in a row
+LISTED = 6  # lines of code named per table row
 
 
 def waits(work: Callable[[], object]) -> Counter[str]:
-    """How often a call waits for the device, by the line of this project that makes it wait.
+    """Count how often a call waits for the device, per line of this project.
 
-    A wait within the assignment counts as one of moco/targets/assignment.py, whatever line it is.
+    All waits inside the assignment are counted together, under moco/targets/assignment.py.
     """
     found: Counter[str] = Counter()
 
@@ -49,7 +49,7 @@ def _place(stack: traceback.StackSummary) -> str:
 
 
 def synchronisations(plan: Plan, facts: dict) -> Iterator[str]:
-    """A row a step; facts: `waits` outside the assignment."""
+    """Yield a table with one row per step. Set the fact `waits`, outside the assignment."""
     facts["waits"] = {}
     yield "| one step | waits outside the assignment | in the assignment | where, outside |"
     yield "|---|--:|--:|---|"
@@ -73,6 +73,6 @@ def synchronisations(plan: Plan, facts: dict) -> Iterator[str]:
             forget_models()
     yield ""
     yield (
-        "PyTorch's debug mode sees copies that wait, `.item()`, `nonzero` and their like; it does not see the wait for "
-        "an event, which is how the assignment's thread waits."
+        "PyTorch's debug mode detects blocking copies, `.item()`, `nonzero` and similar calls. It does not detect a "
+        "wait for an event, which the assignment's thread uses."
     )

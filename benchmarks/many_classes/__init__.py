@@ -1,1 +1,1 @@
-"""How start, memory, steps and checkpoints grow with the number of classes: `python -m benchmarks.many_classes`."""
+"""Measure start, memory, steps and checkpoints with many classes: `python -m benchmarks.many_classes --help`."""

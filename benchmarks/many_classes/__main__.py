@@ -21,7 +21,7 @@ from benchmarks.many_classes.real_sizes import REPOSITORY, link_images, watch
 from moco.targets.point_sets import random_points
 from utils.parser import Parser, positive_int
 
-LEAST = 2000  # images, so that few classes have steps enough in an epoch
+LEAST = 2000  # minimum number of images, so that an epoch has enough steps
 HEADER = (
     "| classes | phase | ready after | step | step ÷ floor | process at its peak | checkpoint |\n"
     "|--:|---|--:|--:|--:|--:|--:|"
@@ -45,18 +45,18 @@ def get_args_parser() -> Parser:
 
 
 def build(folder: Path, num_classes: int) -> str:
-    """Images, lists and targets; the flags that name them."""
+    """Write images, lists and targets. Return the flags that name them."""
     images = max(LEAST, 2 * num_classes)
     lines = [f"{i // 1000}/{i}.jpg {i % num_classes}" for i in range(images)]
     link_images(folder / "images", {line.split()[0] for line in lines}, size=(64, 64))
-    for name in ("train", "val"):  # stage 1 reads no other
+    for name in ("train", "val"):  # the only lists that stage 1 reads
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     np.save(folder / "targets.npy", random_points(num_classes, 128, torch.Generator().manual_seed(0)).numpy())
     return f"--dataset custom --data-root {folder}/images --train-txt {folder}/train.txt --val-txt {folder}/val.txt"
 
 
 def measure(args, num_classes: int, folder: Path) -> dict[str, tuple[float, str]]:
-    """Of each phase, the seconds of a step, and the rest of its row with a place for step and floor."""
+    """Return for each phase the seconds per step, and its table row with a placeholder for step and floor."""
     data, rows = build(folder, num_classes), {}
     for phase, flags in PHASES.items():
         run = folder / phase
@@ -78,7 +78,7 @@ def measure(args, num_classes: int, folder: Path) -> dict[str, tuple[float, str]
 
 def main() -> None:
     args, floor = get_args_parser().parse_args(), None
-    print(f"{common.machine()}\n\n{args.arch}, {args.image_size} px, {args.batch_size} images a step\n\n{HEADER}")
+    print(f"{common.machine()}\n\n{args.arch}, {args.image_size} px, {args.batch_size} images per step\n\n{HEADER}")
     for num_classes in args.classes:
         folder = Path(tempfile.mkdtemp())
         try:

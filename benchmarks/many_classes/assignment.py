@@ -33,10 +33,13 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def short_of_proof(solver: Assignment, centroids: Tensor, targets: Tensor) -> float:
-    """By how much a class's target is dearer than its cheapest at the solver's prices, at most; 0: the best."""
+    """Return how far the assignment is from proved optimal: 0 if every class has its cheapest target.
+
+    This is the largest difference, at the solver's prices, between the cost of a class's target and its lowest cost.
+    """
     sigma, price, short = torch.from_numpy(solver.solve(centroids)), torch.from_numpy(solver._price), 0.0
     if len(sigma.unique()) < len(sigma):
-        raise SystemExit("not a permutation")
+        raise SystemExit("the assignment is not a permutation")
     for rows in torch.arange(len(targets)).split(512):
         offer = price - centroids[rows].double() @ targets.double().T  # (rows, C)
         own = offer.gather(1, sigma[rows, None])[:, 0]
@@ -45,7 +48,7 @@ def short_of_proof(solver: Assignment, centroids: Tensor, targets: Tensor) -> fl
 
 
 def measure(num_classes: int, name: str, steps: int = 5) -> str:
-    """A row of what one number of classes takes."""
+    """Return a table row with the time and memory for one number of classes."""
     targets = unit(num_classes)
     walk, solver = Walk(targets, WALKS[name]), Assignment(targets)
     first = cpu_seconds(lambda: solver.solve(walk.centroids))
@@ -56,7 +59,7 @@ def measure(num_classes: int, name: str, steps: int = 5) -> str:
         ours.append(cpu_seconds(lambda: solver.solve(walk.centroids)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if (short := short_of_proof(solver, walk.centroids, targets)) > 1e-10:
-        raise SystemExit(f"not the best assignment: a class's target is {short:g} dearer than its cheapest")
+        raise SystemExit(f"not the optimal assignment: a class's target costs {short:g} more than its cheapest")
     saved = io.BytesIO()
     torch.save({"class_centroid": walk.centroids, "optimal_target": targets, "assignment": solver._target}, saved)
     spent, least = 1000 * np.mean(ours), 1000 * np.mean(floor)
@@ -84,7 +87,7 @@ def main() -> None:
     args = get_args_parser().parse_args()
     torch.manual_seed(0)
     print(HEADER)
-    for num_classes in sorted(args.classes):  # the least first: the peak is the process's
+    for num_classes in sorted(args.classes):  # ascending, because the peak memory is that of the whole process
         for name in args.walks:
             print(measure(num_classes, name), flush=True)
 

@@ -30,7 +30,7 @@ from imagenet_inat.lists.format import read_split
 from utils.parser import Parser, natural, positive_int
 
 REPOSITORY = Path(__file__).parent.parent.parent
-LINKS_A_FILE = 30_000  # ext4 allows 65,000
+LINKS_A_FILE = 30_000  # hard links per file; ext4 allows 65,000
 
 
 def get_args_parser() -> Parser:
@@ -50,7 +50,7 @@ def get_args_parser() -> Parser:
 
 
 def stand_in_lines(dataset: str) -> list[str]:
-    """A training list with the real number of lines and names of the real form."""
+    """Return a synthetic training list with the real number of lines and realistic file names."""
     if dataset == "imagenet":
         counts = json.loads((LISTS_ROOT / "ImageNet_LT" / "train_counts.json").read_text())
         return [f"train/n{c:08d}/n{c:08d}_{100 + 17 * i}.JPEG {c}" for c, n in enumerate(counts) for i in range(n)]
@@ -62,7 +62,10 @@ def stand_in_lines(dataset: str) -> list[str]:
 
 
 def build(folder: Path, dataset: str, splits: str | None, sample: int) -> tuple[Path, Path]:
-    """Images below folder/images, the full lists in folder/full and a sample of each in folder/sample."""
+    """Write images to folder/images, the full lists to folder/full and samples of them to folder/sample.
+
+    Return the root of the images and the parent of the two list folders.
+    """
     spec, lists = REGISTRY[dataset], {}
     for name in spec.list_names:
         real = Path(splits or LISTS_ROOT / spec.set_name) / name
@@ -70,7 +73,7 @@ def build(folder: Path, dataset: str, splits: str | None, sample: int) -> tuple[
             lists[name] = real.read_text().splitlines()
     train_name, *others = spec.list_names
     lists.setdefault(train_name, stand_in_lines(dataset))
-    for name in others:  # evaluation takes a sample always: all of it would take hours on a CPU
+    for name in others:  # evaluation always uses a sample, because a full evaluation takes hours on a CPU
         lists[name] = spaced(lists.get(name) or lists[train_name], sample)
     for kind, train in (("full", lists[train_name]), ("sample", spaced(lists[train_name], sample))):
         (folder / kind).mkdir()
@@ -81,13 +84,13 @@ def build(folder: Path, dataset: str, splits: str | None, sample: int) -> tuple[
 
 
 def spaced(lines: list[str], number: int) -> list[str]:
-    """That many of the lines, spread over all."""
+    """Return `number` lines at equal distances."""
     return [lines[i] for i in np.linspace(0, len(lines) - 1, number, dtype=int)]
 
 
 def link_images(root: Path, paths: set[str], size: tuple[int, int] = (500, 375)) -> None:
     rng, original = np.random.default_rng(1), root / "original.jpg"
-    for folder in {os.path.dirname(path) for path in paths}:  # noqa: PTH120 half a million of them
+    for folder in {os.path.dirname(path) for path in paths}:  # noqa: PTH120 pathlib is too slow for half a million paths
         (root / folder).mkdir(parents=True, exist_ok=True)
     for i, path in enumerate(paths):
         if i % LINKS_A_FILE == 0:
@@ -98,17 +101,18 @@ def link_images(root: Path, paths: set[str], size: tuple[int, int] = (500, 375))
 
 
 def watch(command: list[str], steps: int, folder: Path) -> dict:
-    """Run a script until it has done some steps, look at its processes, and interrupt it.
+    """Run a script for some steps, measure the memory of its processes, and interrupt it.
 
     Returns:
-        set_up, first_step: seconds from the command on; steps: when each was done, the same; peak: MiB that the
-        process had at most; workers: MiB of each loader process, private to it and with its share of what is shared.
+        set_up, first_step: seconds since the start of the command. steps: the same for the end of each step.
+        peak: peak memory of the process in MiB. workers: MiB of each loader process, private and proportional
+        (private plus its share of the shared memory).
     """
     started, seen = time.perf_counter(), {"steps": []}
     process = subprocess.Popen([*command, "-p", "1"], cwd=folder, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         now = time.perf_counter() - started
-        if " steps an epoch, " in line:
+        if " steps per epoch, " in line:
             seen["set_up"] = now
         if line.startswith("Epoch: ") and "Time" in line:
             seen.setdefault("first_step", now)
@@ -124,13 +128,13 @@ def watch(command: list[str], steps: int, folder: Path) -> dict:
 
 
 def peak_memory(pid: int) -> float:
-    """MiB that a process has had at most."""
+    """Return the peak memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def worker_memory(pid: int) -> list[tuple[float, float]]:
-    """Private and proportional MiB of each child process, without the batches it hands over in shared memory."""
+    """Return the private and proportional MiB of each child process, without the batches in shared memory."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     memory = []
     for child in children:
@@ -138,7 +142,7 @@ def worker_memory(pid: int) -> list[tuple[float, float]]:
         batch = False
         for line in Path(f"/proc/{child}/smaps").read_text().splitlines():
             field, *values = line.split()
-            if not field.endswith(":"):  # a mapping's first line; its name, if any, comes last
+            if not field.endswith(":"):  # the first line of a mapping, which ends in its name
                 batch = "/torch_" in line
             elif not batch:
                 private += int(values[0]) if field in ("Private_Clean:", "Private_Dirty:") else 0
@@ -164,7 +168,7 @@ def main() -> None:
 
 
 def measure(args, spec, root: Path, lists: Path) -> None:
-    """Run everything; print the table's rows as they come."""
+    """Run all measurements and print each table row when it is ready."""
     train_list = lists / "full" / spec.list_name("train")
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, PyTorch {torch.__version__}, "
@@ -202,7 +206,7 @@ def measure(args, spec, root: Path, lists: Path) -> None:
     report(f"stage 2 to its end on a sample, {len(results['train_counts'])} classes", f"{seconds:.0f} s")
 
 
-# `verify` at the size of the training list alone: the other lists of this rehearsal are samples.
+# Like `verify`, but only for the training list, because the other lists are samples here.
 VERIFY_IMAGES = """
 import sys
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""This project's own results: a study, as its plan says, and the page that it ends in."""
+"""Comparison of methods: runs the study of a plan and writes its page of results."""

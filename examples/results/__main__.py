@@ -29,7 +29,7 @@ from utils.run.folder import hold
 from utils.run.launch import usable_cores
 
 DEFAULT = "fashion"
-ON_A_GPU = 4  # runs at a time: small networks leave most of it idle
+ON_A_GPU = 4  # runs at a time, because one small network leaves most of a GPU idle
 
 
 def get_args_parser() -> Parser:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     plan = read_plan(args.plan)
     if args.seeds == 1:
-        raise errors.InputError("--seeds 1: expected 2 or more, for there to be a spread")
+        raise errors.InputError("--seeds 1: expected 2 or more (one seed has no standard deviation)")
     plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds) if args.seeds else plan
     if args.block:
         say(f"wrote {', '.join(map(str, page.write_block(plan, Path(args.output))))}")
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not args.page:
         run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else ON_A_GPU))
-    # What the page is of; where it was put, and how many ran at a time, is nothing to its reader.
+    # The page shows only the flags that affect its numbers, not --output or --jobs.
     asked = [args.plan] if args.plan != DEFAULT else []
     asked += ["--seeds", str(args.seeds)] if args.seeds else []
     command = shlex.join(["python", "-m", "examples.results", *asked])
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(study: Study, jobs: int) -> None:
-    """All stages of the study; each knows what to run from what the one before found."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: through run_all, which takes its runs along
+    """Run all stages of the study. Each stage depends on the results of the previous ones."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as for Ctrl-C, run_all then stops its runs
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     with hold(study.folder):
         study.prepare()
@@ -95,11 +95,13 @@ def run(study: Study, jobs: int) -> None:
                 say(f"{what}: {len(waiting)} of {len(trials)} trials to run, {jobs} at a time")
                 run_all(waiting, jobs)
             if what == TUNING:
-                say(f"chosen on validation: {', '.join(f'{key} {rate}' for key, rate in study.rates().items())}")
+                say(
+                    f"rates selected on validation: {', '.join(f'{key} {rate}' for key, rate in study.rates().items())}"
+                )
 
 
 def described(plan: Plan, study: Study) -> str:
-    """The stages of a study, and how much of each is left; seeds that may be wanted in the end are not among them."""
+    """Describe the stages of a study and the remaining trials of each, without seeds that may be added at the end."""
     rows, seen, hours, assumed = [], set(), 0.0, False
     for what, trials in study.stages():
         new = [trial for trial in trials if trial.run_dir not in seen]  # a sweep shares runs with the methods
@@ -114,9 +116,9 @@ def described(plan: Plan, study: Study) -> str:
     lines = [f"{plan.title}: {study.folder}, on {study.device}", ""]
     lines.append(markdown(["stage", "trials", "to run", "hours of training, one at a time"], rows))
     lines += ["", "methods: " + "; ".join(method.title for method in plan.methods.values())]
-    lines.append("hours: by what has been trained in the folder, 0.0 where nothing has; heads take some seconds more")
+    lines.append("hours: estimated from the training in the folder (0.0 without any); classifiers take seconds more")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    errors.run(main, "the same command goes on from here")
+    errors.run(main, "run the same command again to continue")

@@ -1,4 +1,4 @@
-"""Pictures of a study's page."""
+"""Figures of a study's page."""
 
 from pathlib import Path
 
@@ -18,20 +18,20 @@ MARKS = "osD^v"
 
 
 def colour_of(results: Results, key: str) -> str:
-    """The same in all pictures; grey of what is not trained."""
+    """Return the colour of a method, the same in all figures. Methods that are not trained are grey."""
     trained = [method.key for method in results.plan.methods.values() if method.way in VIEWS]
     return LIGHT[trained.index(key) % len(LIGHT)] if key in trained else "0.6"
 
 
 def save(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a `$` in a plan's titles is one
+        text.set_parse_math(False)  # show a `$` in a title as it is
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def panels(count: int, height: float = 3.4, width: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """Axes side by side."""
+    """Return a figure with axes side by side."""
     figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False)
     for panel in axes[0]:
         panel.spines[["top", "right"]].set_visible(False)
@@ -39,7 +39,7 @@ def panels(count: int, height: float = 3.4, width: float = 3.6) -> tuple[Figure,
 
 
 def accuracy(results: Results) -> Figure:
-    """Over all and over few, at each imbalance: a dot a seed, a line at the mean."""
+    """Plot accuracy over all and over few-shot classes at each imbalance: one dot per seed, a line at the mean."""
     figure, axes = panels(2, 3.8, 5.2)
     methods, rhos = results.plan.methods.values(), results.plan.imbalances
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
@@ -60,7 +60,7 @@ def accuracy(results: Results) -> Figure:
 
 
 def differences(results: Results) -> Figure:
-    """Each pair's difference with its 95 % interval, over all and over few."""
+    """Plot the difference of each pair with its 95 % interval, over all and over few-shot classes."""
     figure, axes = panels(2, 1.2 + 0.32 * len(results.plan.pairs) * len(results.plan.imbalances), 5.2)
     titles = {method.key: method.title for method in results.plan.methods.values()}
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
@@ -71,7 +71,7 @@ def differences(results: Results) -> Figure:
                 if len(values) < 2 or np.isnan(values).any():
                     continue
                 mean, low, high = paired_difference(values)
-                colour = LIGHT[number % len(LIGHT)]  # a pair has its own
+                colour = LIGHT[number % len(LIGHT)]  # one colour per pair
                 panel.plot([low, high], [len(names)] * 2, color=colour, lw=2)
                 panel.plot(mean, len(names), "o", color=colour)
                 names.append(f"{titles[pair[0]]} − {titles[pair[1]]}, ρ = {rho:g}")
@@ -83,7 +83,7 @@ def differences(results: Results) -> Figure:
 
 
 def heads(results: Results, imbalance: float) -> Figure:
-    """The mean accuracy by each head, a line a method."""
+    """Plot the mean accuracy of each head, one marker per method."""
     figure, (panel,) = panels(1, 4, 8)
     methods = results.plan.methods.values()
     titles = list(dict.fromkeys(t for m in methods for t in results.groups[imbalance, m.key][0].heads["heads"]))
@@ -102,7 +102,7 @@ def heads(results: Results, imbalance: float) -> Figure:
 
 
 def mechanism(results: Results, imbalance: float) -> Figure:
-    """For each class, largest first: is its target reached, and is it told apart."""
+    """Plot for each class, largest first: cosine to its target, share nearest to its target, and accuracy."""
     figure, axes = panels(3)
     for number, method in enumerate(tables.of_way(results, "contrast")):
         runs, colour = tables.common(results, imbalance, method), colour_of(results, method.key)
@@ -121,7 +121,7 @@ def mechanism(results: Results, imbalance: float) -> Figure:
 
 
 def sweeps(results: Results, shown: list[Sweep]) -> Figure:
-    """A column a sweep; accuracy over all and over few, then U: means over seeds, a dot a seed."""
+    """Plot one column per sweep: accuracy over all and few-shot classes, and U; means over seeds, one dot per seed."""
     figure, axes = plt.subplots(3, len(shown), figsize=(3 * len(shown), 7), layout="constrained", squeeze=False)
     for column, sweep in zip(axes.T, shown, strict=True):
         for key in sweep.methods:

@@ -1,4 +1,4 @@
-"""The page of a study, its table of trials (CSV) and its pictures, and the part of README that says the same."""
+"""Write the page of a study, its table of trials (CSV), its figures, and the same summary in README."""
 
 from pathlib import Path
 
@@ -18,24 +18,37 @@ SWEEPS_A_FIGURE = 4
 
 
 def write(results: Results, output: Path, command: str) -> list[Path]:
-    """Write NAME.md, NAME.csv and pictures, and README's part in the folder above where it has one for this page.
+    """Write NAME.md, NAME.csv and the figures. If README in the parent folder has the page's block, replace it.
 
-    command: what makes them again. Raises InputError: not two seeds of all methods have ended.
+    Args:
+        command: Command that reproduces the page, printed on it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: Some method has fewer than two finished seeds.
     """
     plan = results.plan
     ways = {key: method.way for key, method in plan.methods.items()}
     if min(len(runs) + (ways[key] not in VIEWS) for (_, key), runs in results.groups.items()) < 2:
-        raise InputError(f"{plan.title}: not two seeds of all methods have ended, there is nothing to compare yet")
+        raise InputError(f"{plan.title}: expected 2 finished seeds of each method. Run the plan without --page first")
     output.mkdir(parents=True, exist_ok=True)
     most = max(plan.imbalances)
     drawn = {
-        "accuracy": (figures.accuracy(results), "Test accuracy with the head that validation chose; a dot a seed."),
-        "differences": (figures.differences(results), f"Paired differences with their {CONFIDENCE:.0%} intervals."),
+        "accuracy": (
+            figures.accuracy(results),
+            "Test accuracy with the classifier selected on validation, one dot per seed.",
+        ),
+        "differences": (
+            figures.differences(results),
+            f"Paired differences with {CONFIDENCE:.0%} confidence intervals.",
+        ),
     }
     if any(run.reached for runs in results.groups.values() for run in runs):
-        caption = f"ρ = {most:g}, by class: whether TSC's targets are reached, and what that gives."
+        caption = f"Classes at ρ = {most:g}: how closely TSC's targets are reached, and test accuracy."
         drawn["mechanism"] = figures.mechanism(results, most), caption
-    drawn["heads"] = figures.heads(results, most), "The same features by each head, means over seeds."
+    drawn["heads"] = figures.heads(results, most), "Accuracy of each classifier on the same features, mean over seeds."
     swept = swept_of(results)
     for number, first in enumerate(range(0, len(swept), SWEEPS_A_FIGURE), start=1):
         part = swept[first : first + SWEEPS_A_FIGURE]
@@ -64,7 +77,7 @@ def write_block(plan: Plan, output: Path) -> list[Path]:
 
 
 def swept_of(results: Results) -> list[Sweep]:
-    """The sweeps of which some method has two values that have ended."""
+    """Return the sweeps in which at least one method has finished runs for two values."""
 
     def ended(sweep: Sweep, key: str) -> int:
         return sum(bool(runs) for (method, _), runs in results.sweeps[sweep.key].items() if method == key)
@@ -76,34 +89,34 @@ def text(results: Results, pictures: list[tuple[Path, str]], command: str) -> st
     plan = results.plan
     parts = [f"# {plan.title}", about(results, command), block(results)]
     parts += [f"![{caption}]({path.name})\n\n{caption}" for path, caption in pictures]
-    parts += [folded("Differences of each pair", tables.differences(results))]
+    parts += [folded("Paired differences", tables.differences(results))]
     parts += [folded("Features", FEATURES + "\n\n" + tables.feature_table(results))]
-    parts += [folded(f"Every head, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
+    parts += [folded(f"All classifiers, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
     parts += [
         folded(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep))
         for sweep in swept_of(results)
     ]
-    parts += [folded("Each seed", tables.seed_table(results))]
+    parts += [folded("Accuracy of each seed", tables.seed_table(results))]
     return "\n\n".join(parts) + "\n"
 
 
 FEATURES = (
-    "Of the validation split, by the last epoch of stage 1: alignment A (lower is tighter), uniformity U and U_k "
-    "(higher is more even), neural collapse NC1 and NC2 (0 is full). Of TSC: the cosine of a class's centre and its "
-    "target, mean over the classes and over the few-shot ones, and how many images have their own target as the "
-    "nearest."
+    "Measures of the validation features in the last epoch of stage 1: alignment A (lower is tighter), uniformity U "
+    "and U_k (higher is more even), neural collapse NC1 and NC2 (0 is complete). For TSC: the cosine of each class "
+    "centre and its target, averaged over all and over few-shot classes, and the share of images whose nearest target "
+    "is their own."
 )
 
 
 def block(results: Results) -> str:
-    """What README shows too: the table and the sentences."""
+    """Return the part of the page that README also shows: the table and the sentences."""
     lines = "\n".join(f"- {sentence}" for sentence in tables.verdict(results))
     name = results.plan.page
     return f"{BEGIN.format(name)}\n\n{tables.summary(results)}\n\n{lines}\n\n{END.format(name)}"
 
 
 def about(results: Results, command: str) -> str:
-    """What was run, on what, and how to read the table."""
+    """Describe what was run, on which machines, and how to read the table."""
     runs = [run for runs in results.groups.values() for run in runs]
     runs += [run for cells in results.sweeps.values() for runs in cells.values() for run in runs]
     stages = {run.stage.folder: run.stage for run in runs if run.stage}.values()
@@ -118,30 +131,31 @@ def about(results: Results, command: str) -> str:
     counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
     sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
     plan = results.plan
-    tuned = f"one run of seed {plan.tune_seed} at ρ = {plan.tune_imbalance:g}"
-    tuned += ", the mean of a rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
-    rates = f", the learning rate of each method by {tuned}," if len(plan.rates) > 1 else ""
+    tuned = f"one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
+    tuned += ", averaged over each rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
+    rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [
-            f"`{command}`: {len(stages)} trainings, {hours:.1f} hours of training in all, {how_many_seeds(results)}; "
-            f"{'; '.join(machines)}; commit {' and '.join(commits)}. {results.plan.same}",
-            f"Test accuracy in percent ± standard deviation over seeds, in brackets few. {SHOT_NOTE}. Of each run its "
-            f"head and the head's values are chosen on the validation split{rates}, for all methods by one rule from "
-            "one grid. An interval is of the paired difference, by Student's t; one that holds 0 does not say which is "
-            f"better. Training images, by class: {sizes}.",
+            f"`{command}` ran {len(stages)} trainings, {hours:.1f} hours in total, with {how_many_seeds(results)}. "
+            f"Machines: {'; '.join(machines)}. Commits: {' and '.join(commits)}. {results.plan.same}",
+            "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
+            f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are selected on the "
+            f"validation split, by the same rule and from the same grid for all methods.{rates} Intervals are those of "
+            "paired differences, by Student's t. An interval that contains 0 does not show which method is better. "
+            f"Training images per class: {sizes}.",
         ]
     )
 
 
 def how_many_seeds(results: Results) -> str:
-    """`5 seeds`, or `seeds: 5 at ρ = 100, 3 at ρ = 10`; and where the first pair has more than the plan's."""
+    """Return `5 seeds` or `seeds: 5 at ρ = 100, 3 at ρ = 10`, and where the first pair has additional seeds."""
     plan, trained = results.plan, [key for key, method in results.plan.methods.items() if method.way in VIEWS]
     of = {rho: min(len(results.groups[rho, key]) for key in trained) for rho in plan.imbalances}
     parts = [f"{number} at ρ = {rho:g}" for rho, number in of.items()]
     text = f"{of[plan.imbalances[0]]} seeds" if len({*of.values()}) == 1 else "seeds: " + ", ".join(parts)
     pairs = {rho: [results.groups[rho, key] for key in plan.pairs[0]] for rho in of} if plan.pairs else {}
     more = [f"{most} at ρ = {rho:g}" for rho, pair in pairs.items() if (most := min(map(len, pair))) > plan.seeds]
-    note = f" (of the first pair {', '.join(more)}, where fewer did not resolve it: its interval covers less than 95 %)"
+    note = f" (first pair: {', '.join(more)}, as fewer did not resolve it; its interval covers less than 95 %)"
     return text + (note if more else "")
 
 
@@ -150,7 +164,7 @@ def folded(title: str, table: str) -> str:
 
 
 def trials(results: Results) -> str:
-    """A row a trial."""
+    """Return the CSV table with one row per trial."""
     rows = [["imbalance", "method", "sweep", "seed", "head", *SHOTS, "all", "val", *tables.MEASURES, "seconds"]]
     cells = [((rho, key, ""), runs) for (rho, key), runs in results.groups.items()]
     for sweep in results.plan.sweeps:
@@ -167,7 +181,7 @@ def trials(results: Results) -> str:
 
 
 def _replace_block(results: Results, file: Path) -> list[Path]:
-    """Replace the block between its marks; returns the file if it has them."""
+    """Replace the block between its marks. Return the file, or nothing if it has no such marks."""
     begin, end = (mark.format(results.plan.page) for mark in (BEGIN, END))
     content = file.read_text(encoding="utf-8") if file.is_file() else ""
     if begin not in content or end not in content:

@@ -1,4 +1,4 @@
-"""A study's plan: which data, methods, seeds and sweeps, and by which flags."""
+"""The plan of a study: data, methods, seeds, sweeps and their flags."""
 
 from functools import cache
 from importlib import import_module
@@ -8,17 +8,24 @@ from typing import NamedTuple
 from utils.parser import Parser
 
 FOLDER = Path(__file__).parent
-SCRIPTS = {  # how a method makes its features -> the script that does
+SCRIPTS = {  # way (how a method computes features) -> its script
     "contrast": "main_moco_supcon_imba.py",
     "cross-entropy": "-m examples.cross_entropy",
     "pixels": "-m examples.pixels",
 }
 HEADS = "main_lincls_imba.py"
-VIEWS = {"contrast": 2, "cross-entropy": 1}  # of an image, an epoch; the ways that are trained, with a learning rate
+VIEWS = {"contrast": 2, "cross-entropy": 1}  # views per image and epoch, for the ways that are trained
 
 
 class Method(NamedTuple):
-    """key: in the names of run folders. title: in tables. way: a key of SCRIPTS. flags: its own."""
+    """A method of a study.
+
+    Attributes:
+        key: Name in run folders.
+        title: Name in tables.
+        way: Key of SCRIPTS.
+        flags: Flags of this method only.
+    """
 
     key: str
     title: str
@@ -27,7 +34,12 @@ class Method(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """One flag of some methods, at one imbalance. values: as they are typed. axis, labels, caption: of its figure."""
+    """Runs that vary one flag of some methods, at one imbalance.
+
+    Attributes:
+        values: Values of the flag, as typed.
+        axis, labels, caption: Axis label, tick labels and caption of its figure.
+    """
 
     key: str
     methods: tuple[str, ...]
@@ -41,13 +53,18 @@ class Sweep(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a plan file says.
+    """The content of a plan file.
 
-    page: the name of its file. same: what all methods have in common, in words. epochs: of contrast at each imbalance,
-    which sees two views of an image in one; cross-entropy has twice as many; empty: the flags say it. flags: of all
-    commands on the data, and of each way to train. rates: learning rates to choose from, at tune_imbalance by a run of
-    tune_seed. pairs: keys of two methods, the first minus the second. more_seeds: of the first pair, where its
-    difference is not resolved to within `resolved` points.
+    Attributes:
+        page: Name of the page, without .md.
+        same: What all methods have in common, as text for the page.
+        epochs: Imbalance -> epochs of contrastive training, or empty if the flags set them. Cross-entropy trains twice
+            as many epochs, because it sees one view of an image per epoch instead of two.
+        data: Flags of all commands.
+        flags: Way (or "heads") -> its flags.
+        rates: Learning rates to select from, with one run of tune_seed each at tune_imbalance.
+        pairs: Keys of two methods to compare, the first minus the second.
+        more_seeds: Number of seeds of the first pair, if its difference is not resolved to within `resolved` points.
     """
 
     name: str
@@ -70,7 +87,7 @@ class Plan(NamedTuple):
 
 
 def parser_of(way: str) -> Parser:
-    """Of the script of a way to make features."""
+    """Return the parser of the script of a way."""
     return parser_named(SCRIPTS[way].removeprefix("-m "))
 
 

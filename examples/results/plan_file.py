@@ -1,4 +1,4 @@
-"""Plan files: read, and checked before anything runs. fashion.ini is one, and explains itself."""
+"""Read plan files and check them before anything runs. fashion.ini is a commented example."""
 
 import argparse
 import configparser
@@ -14,10 +14,10 @@ from utils.parser import Parser
 
 
 def read_plan(named: str) -> Plan:
-    """A plan by the name of a file in this folder, or by its path.
+    """Read a plan by the name of a file in this folder, or by its path.
 
     Raises:
-        InputError: no such file; a section or an entry that is missing, strange, or wrong, all named.
+        InputError: The file does not exist, or a section or an entry is missing, unknown or invalid.
     """
     path = FOLDER / f"{named}.ini" if "/" not in named and not named.endswith(".ini") else Path(named)
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",), strict=True)
@@ -26,7 +26,9 @@ def read_plan(named: str) -> Plan:
             parser.read_file(file)
     except OSError as error:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.ini")))
-        raise InputError(f"plan {path}: cannot be read ({error.strerror}), expected {known}, or a file") from None
+        raise InputError(
+            f"plan {path}: cannot be read ({error.strerror}), expected {known}, or the path of an .ini file"
+        ) from None
     except (configparser.Error, UnicodeDecodeError) as error:
         raise InputError(f"plan {path}: {first_line(error)}") from None
     sections = {name: Entries(path, name, dict(parser[name])) for name in parser.sections()}
@@ -38,7 +40,7 @@ def read_plan(named: str) -> Plan:
 
 
 class Entries:
-    """The entries of a section, each read once; what is left in the end is strange."""
+    """The entries of a section. Each is removed when it is read, so that the remaining ones are unknown."""
 
     def __init__(self, path: Path, section: str, values: dict[str, str]):
         self.path, self.section, self.values = path, section, values
@@ -49,7 +51,7 @@ class Entries:
     def text(self, name: str, default: str | None = None) -> str:
         value = self.values.pop(name, default)
         if value is None:
-            raise self.wrong(f"lacks {name}")
+            raise self.wrong(f"{name} is missing")
         return value
 
     def words(self, name: str, default: str | None = None) -> tuple[str, ...]:
@@ -65,9 +67,9 @@ class Entries:
         try:
             values = tuple(map(kind, words))
         except ValueError:
-            raise self.wrong(f"{name}: expected numbers") from None
+            raise self.wrong(f"{name}: found {' '.join(words)}, expected numbers") from None
         if not all(value > 0 for value in values):
-            raise self.wrong(f"{name}: expected numbers above 0")
+            raise self.wrong(f"{name}: found {' '.join(words)}, expected numbers above 0")
         return values
 
     def number(self, name: str, kind: type, default: str | None = None):
@@ -78,12 +80,12 @@ class Entries:
 
     def refuse_rest(self) -> None:
         if self.values:
-            raise self.wrong(f"{', '.join(self.values)}: unknown")
+            raise self.wrong(f"unknown entry {', '.join(self.values)}")
 
 
 def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
     if "study" not in sections:
-        raise InputError(f"plan {path}: has no section [study]")
+        raise InputError(f"plan {path}: no section [study]")
     study, methods, sweeps = sections["study"], {}, []
     for name, entries in sections.items():
         kind, _, key = name.partition(" ")
@@ -92,7 +94,7 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
         elif kind == "sweep" and key:
             sweeps.append(_sweep(key, entries))
         elif name != "study":
-            raise InputError(f"plan {path}: section [{name}], expected [study], [method KEY] or [sweep KEY]")
+            raise InputError(f"plan {path}: unknown section [{name}], expected [study], [method KEY] or [sweep KEY]")
     seeds, imbalances = study.number("seeds", int), study.numbers("imbalances", float)
     pairs = [pair for line in study.text("pairs", "").splitlines() if (pair := line.strip())]
     plan = Plan(
@@ -115,11 +117,11 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
         sweeps=tuple(sweeps),
     )
     if seeds < 2:
-        raise study.wrong(f"seeds {seeds}: expected 2 or more, for there to be a spread")
+        raise study.wrong(f"seeds {seeds}: expected 2 or more (one seed has no standard deviation)")
     if plan.more_seeds < seeds:
-        raise study.wrong(f"more_seeds {plan.more_seeds}: expected as many as seeds, {seeds}, or more")
+        raise study.wrong(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
     if len({*imbalances}) < len(imbalances):
-        raise study.wrong("imbalances: one is there twice")
+        raise study.wrong("imbalances: found a value twice, expected different values")
     study.as_numbers("rates", plan.rates, float)
     return plan
 
@@ -149,9 +151,9 @@ def _sweep(key: str, entries: Entries) -> Sweep:
 
 
 def _check(path: Path, plan: Plan) -> None:
-    """Raises InputError: a method or way that is not there, or flags that their script does not take."""
+    """Raise InputError if a method or way is unknown, or if a script does not accept its flags."""
     if not plan.methods:
-        raise InputError(f"plan {path}: has no section [method KEY]")
+        raise InputError(f"plan {path}: no section [method KEY]")
     for method in plan.methods.values():
         if method.way not in SCRIPTS:
             raise InputError(f"plan {path}, [method {method.key}]: way {method.way}, expected {', '.join(SCRIPTS)}")
@@ -182,7 +184,7 @@ def _check(path: Path, plan: Plan) -> None:
 
 
 def _check_data(path: Path, plan: Plan) -> None:
-    """Raises InputError unless the data set is one that is cut here, at the plan's imbalances."""
+    """Raise InputError unless long-tailed lists of the data set can be created at the plan's imbalances."""
     asked = parsed(path, "study", parser_of("contrast"), plan.data)
     spec = row(asked.dataset)
     if not spec.imbalance:
@@ -204,7 +206,7 @@ def _words(path: Path, sweep: Sweep, value: str) -> list[str]:
 
 
 def _check_measured(path: Path, section: str, epochs: int, args: argparse.Namespace) -> None:
-    """Raises InputError unless the features of the last epoch are measured."""
+    """Raise InputError unless the features of the last epoch are measured."""
     if (every := getattr(args, "monitor_freq", 0)) and epochs % every:
         raise InputError(f"plan {path}, [{section}]: epochs {epochs}: expected a multiple of --monitor-freq {every}")
 
@@ -212,11 +214,11 @@ def _check_measured(path: Path, section: str, epochs: int, args: argparse.Namesp
 def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> None:
     if plan.epochs and imbalance not in plan.epochs:
         known = ", ".join(f"{other:g}" for other in plan.epochs)
-        raise InputError(f"plan {path}, [{section}]: imbalance {imbalance:g} has no epochs, expected one of {known}")
+        raise InputError(f"plan {path}, [{section}]: no epochs for imbalance {imbalance:g}, expected one of {known}")
 
 
 def parsed(path: Path, section: str, parser: Parser, words: tuple[str, ...]) -> argparse.Namespace:
-    """The arguments; raises InputError unless the script takes these flags."""
+    """Parse flags with the parser of a script. Raise InputError if the script does not accept them."""
 
     def refuse(message: str):
         raise InputError(f"plan {path}, [{section}]: {message}")
@@ -225,4 +227,4 @@ def parsed(path: Path, section: str, parser: Parser, words: tuple[str, ...]) -> 
     try:
         return parser.parse_args(list(words))
     finally:
-        del parser.error  # the method of its class again
+        del parser.error  # restore the method of the class

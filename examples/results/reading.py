@@ -1,4 +1,4 @@
-"""What a study has found, read from its run folders: nothing here runs."""
+"""Read the results of a study from its run folders. Nothing is run."""
 
 import csv
 from pathlib import Path
@@ -19,10 +19,12 @@ from utils.report.runs import Stage, read_results, read_stage
 
 
 class Found(NamedTuple):
-    """One trial that has ended.
+    """The results of one finished trial.
 
-    heads: the results.json of its comparison of heads. stage: what made its features, None of pixels. reached: of TSC,
-    how far the targets were.
+    Attributes:
+        heads: Content of results.json of its comparison of heads.
+        stage: The run that trained the features; None for pixels.
+        reached: How closely the targets were reached; None without targets.
     """
 
     seed: int
@@ -32,19 +34,20 @@ class Found(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of its training, the epochs alone."""
+        """Return the duration of the training epochs."""
         return sum(record["seconds"] for record in self.stage.epochs) if self.stage else 0.0
 
     def measure(self, name: str) -> float | None:
-        """A measure of the validation features in the last epoch of stage 1: see utils/measure/monitor.py."""
+        """Return a measure of the validation features in the last epoch of stage 1: see utils/measure/monitor.py."""
         return (self.stage.epochs[-1].get("val") or {}).get(name) if self.stage else None
 
 
 class Reached(NamedTuple):
-    """How far TSC's validation features have come.
+    """How closely TSC's validation features reached their targets.
 
-    cosines: (C,) of class centres to their targets. nearest: (C,) percent of a class's images whose nearest target is
-    their own.
+    Attributes:
+        cosines: (C,) cosine of each class centre and its target.
+        nearest: (C,) share of each class's images whose nearest target is their own, in percent.
     """
 
     cosines: np.ndarray
@@ -52,9 +55,11 @@ class Reached(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that has ended.
+    """The results of all finished trials.
 
-    groups: (imbalance, method key) -> a run of each seed. sweeps: sweep key -> (method key, value) -> the same.
+    Attributes:
+        groups: (imbalance, method key) -> one result per seed.
+        sweeps: Sweep key -> (method key, value) -> one result per seed.
     """
 
     plan: Plan
@@ -63,9 +68,9 @@ class Results(NamedTuple):
 
 
 def found(trial: Trial, seed: int) -> Found:
-    """Of a trial that has ended."""
+    """Read the results of a finished trial."""
     folder = trial.run_dir
-    if not (folder / "heads").is_dir():  # of pixels
+    if not (folder / "heads").is_dir():  # pixels
         return Found(seed, read_results(folder / "results.json"), None, None)
     heads, stage = read_results(folder / "heads" / "results.json"), read_stage(folder)
     targeted = stage.args.get("targeted") and (folder / "features.npz").exists()
@@ -112,13 +117,16 @@ def _found_in(row: dict[str, str]) -> Found:
 
 
 def accuracy(runs: list[Found], head: str | None = None) -> np.ndarray:
-    """(trials, 4) many, medium, few, all, by the head that validation chose, or by that of a title; nan: none."""
+    """Return accuracies (trials, 4) over many, medium, few and all classes; nan if there are no such classes.
+
+    head: Title of a head; None for the one selected on validation.
+    """
     entries = [run.heads["selected"] if head is None else run.heads["heads"][head] for run in runs]
     return np.array([accuracies(entry) for entry in entries], dtype=float)
 
 
 def pair(results: Results, imbalance: float, keys: tuple[str, str]) -> np.ndarray:
-    """(trials, 4) differences of the two methods, of the seeds that both have."""
+    """Return the paired differences (trials, 4) of two methods, over the seeds that both have."""
     one, other = (results.groups[imbalance, key] for key in keys)
     most = max(len(one), len(other))
     one, other = (runs * most if runs[0].stage is None else runs for runs in (one, other))  # pixels: one run for all

@@ -1,4 +1,4 @@
-"""Running the trials of a study: as many at a time as there are cores, each on one, until all have ended."""
+"""Run the trials of a study in parallel, each on one core."""
 
 import ctypes
 import os
@@ -20,7 +20,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def run_all(trials: list[Trial], jobs: int) -> None:
-    """Run them, so many at a time; whatever ends this, as an InputError of one, ends all, which save themselves."""
+    """Run the trials, `jobs` at a time. If one fails or this process stops, stop all; they save a checkpoint.
+
+    Raises:
+        InputError: A trial failed, or stopped before its last epoch.
+    """
     waiting, running, clock = deque(trials), {}, Clock(trials)
     try:
         while waiting or running:
@@ -32,11 +36,11 @@ def run_all(trials: list[Trial], jobs: int) -> None:
                 trial = running.pop(process)
                 if process.returncode:
                     raise errors.InputError(
-                        f"{trial.run_dir}: {why(process, trial)}; its output is in {output_of(trial)}"
+                        f"{trial.run_dir}: {why(process, trial)}. Its output is in {output_of(trial)}"
                     )
-                if not ended(trial.commands[0]):  # one that was asked to stop ends well too
+                if not ended(trial.commands[0]):  # a run that was asked to stop also exits with code 0
                     raise errors.InputError(
-                        f"{trial.run_dir}: ended before its end, as by SIGUSR1; the same command goes on"
+                        f"{trial.run_dir}: stopped before its last epoch. Run the same command again to continue"
                     )
                 if rest := trial.commands[1:]:
                     waiting.appendleft(trial._replace(commands=rest))
@@ -51,7 +55,7 @@ def run_all(trials: list[Trial], jobs: int) -> None:
 
 
 class Clock:
-    """How long the rest will take, by the weights of what has ended since it began."""
+    """Estimate of the remaining time, from the weights of the trials that have finished since its creation."""
 
     def __init__(self, trials: list[Trial], now: Callable[[], float] = time.monotonic):
         self.now, self.started, self.done = now, now(), 0
@@ -62,33 +66,33 @@ class Clock:
 
     def left(self) -> str:
         seconds = (self.now() - self.started) / self.weight * (self.whole - self.weight)
-        return f"about {timedelta(seconds=round(seconds))} left of these"
+        return f"about {timedelta(seconds=round(seconds))} left in this stage"
 
 
 def wait_for_others(trials: list[Trial], seconds: float = 60) -> None:
-    """Wait for runs of a study that was killed: they save themselves, and end (see `_end_with_parent`).
+    """Wait until runs of an earlier, killed study have saved and ended (see `_end_with_parent`).
 
     Raises:
-        InputError: one is still there after so long.
+        InputError: A run has not ended after this many seconds.
     """
     for trial in trials:
         ends, said = time.monotonic() + seconds, False
         while who := holder(trial.run_dir) or holder(trial.run_dir / "heads"):
             if not said:
-                say(f"{trial.run_dir}: waiting for {who}, which still writes there")
+                say(f"{trial.run_dir}: waiting for {who} to finish writing")
                 said = True
             if time.monotonic() > ends:
-                raise errors.InputError(f"{trial.run_dir}: {who} still writes there; end it, the same command goes on")
+                raise errors.InputError(f"{trial.run_dir}: {who} is still writing. End it, and run the command again")
             time.sleep(0.2)
 
 
 def _end_with_parent() -> None:
-    """In a run's process: SIGTERM, by which it saves itself, when the study is killed (Linux's prctl)."""
+    """Make a run receive SIGTERM, on which it saves, when the study is killed (Linux prctl)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(trial: Trial) -> subprocess.Popen:
-    """The first of its commands, on one core, with its output in a file of the run folder."""
+    """Start the first command of a trial on one core. Its output goes to a file in the run folder."""
     trial.run_dir.mkdir(parents=True, exist_ok=True)
     with output_of(trial).open("a") as file:
         command = [sys.executable, *trial.commands[0]]
@@ -104,4 +108,4 @@ def output_of(trial: Trial) -> Path:
 def why(process: subprocess.Popen, trial: Trial) -> str:
     if process.returncode < 0:
         return f"killed by {signal.Signals(-process.returncode).name}"
-    return (output_of(trial).read_text().splitlines() or ["ended without a word"])[-1]
+    return (output_of(trial).read_text().splitlines() or ["ended without output"])[-1]

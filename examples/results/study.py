@@ -1,4 +1,4 @@
-"""A study under way: what its plan makes of trials, stage by stage."""
+"""A study: the trials of its plan, stage by stage, and their results."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,20 +17,22 @@ from utils.errors import InputError
 from utils.report.runs import read_stage
 from utils.report.trials import paired_difference
 
-PIXELS = 400_000  # what the heads on pixels cost, in images to train on
+PIXELS = 400_000  # cost of fitting classifiers to pixels, as a number of training images
 TUNING = "learning rates"
 
 
 class Study:
-    """Stages follow one another: learning rates, the seeds, the sweeps, and seeds that are still wanted.
+    """A study with its stages, in this order: learning rates, seeds, sweeps, and additional seeds.
 
     Args:
-        folder: of the runs. device: of all of them.
+        plan: The plan.
+        folder: Folder for the runs.
+        device: Device of all runs.
     """
 
     def __init__(self, plan: Plan, folder: Path, device: torch.device):
         self.plan, self.folder, self.device = plan, folder, device
-        # The images are small, and as many runs as cores are under way: no processes that load.
+        # The images are small and there is one run per core, so loader processes would not help.
         self.common = Common(folder, ("--device", str(device), "-j", "0"))
         asked = parser_of("contrast").parse_args([*plan.data])
         self.spec, self.data_root = row(asked.dataset), Path(asked.data_root)
@@ -38,7 +40,7 @@ class Study:
         self._rates: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Write what runs would each write at their start: the lists, the targets."""
+        """Write the lists and targets in advance, so that simultaneous runs do not write them."""
         cells = [*trials.main_cells(self.plan)]
         for sweep in self.plan.sweeps:
             cells += trials.sweep_cells(self.plan, sweep).values()
@@ -53,7 +55,7 @@ class Study:
         return self.folder / target_file_name(self.spec.num_classes, dim)
 
     def dim_of_targets(self, cell: Cell) -> int | None:
-        """D of a cell that has targets."""
+        """Return the feature dimension of a cell that uses targets, or None."""
         if cell.method.way != "contrast":
             return None
         asked = parser_of("contrast").parse_args(cell.words(self.plan))
@@ -67,7 +69,7 @@ class Study:
         return trial._replace(weight=self.weight(cell))
 
     def weight(self, cell: Cell) -> float:
-        """Images to train on, a view each."""
+        """Return the cost of a cell, as the number of views that it trains on."""
         if cell.method.way == "pixels":
             return PIXELS
         epochs = parser_of(cell.method.way).parse_args(cell.words(self.plan)).epochs
@@ -78,33 +80,38 @@ class Study:
         return epochs * VIEWS[way] * self.spec.repeat * sum(sizes)
 
     def rate(self, cell: Cell) -> str | None:
-        """The learning rate of a cell: chosen, or the plan's only one; none where the method's flags say it."""
+        """Return the learning rate of a cell: selected, or the plan's only one. None if the method's flags set it."""
         if cell.method.way not in VIEWS or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
             return None
         return self.rates()[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 
     def rates(self) -> dict[str, str]:
-        """Method key -> its learning rate, by the balanced accuracy of runs on validation: see `best_rate`.
+        """Return method key -> learning rate, selected by balanced validation accuracy: see `best_rate`.
 
-        With the head that validation chooses of all, as everywhere. Raises InputError: a run has not ended.
+        Each run is evaluated with the classifier that is selected on validation, as everywhere in the study.
+
+        Raises:
+            InputError: A run has not finished.
         """
         if not self._rates:
             found: dict[str, dict[str, float]] = {}
             for cell, rate in trials.tuning_cells(self.plan).items():
                 trial = self.trial(cell, self.plan.tune_seed)
                 if trials.left_of(trial).commands:
-                    raise InputError(f"{trial.run_dir}: has not ended, and the {TUNING} are chosen by it")
+                    raise InputError(
+                        f"{trial.run_dir}: not finished, but the {TUNING} are selected from it. Run the plan first"
+                    )
                 run = reading.found(trial, self.plan.tune_seed)
                 found.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
             self._rates = {key: best_rate(of_rates) for key, of_rates in found.items()}
         return self._rates
 
     def assume_rates(self) -> None:
-        """Before they are chosen: what there will be to run is the same with all of them."""
+        """Use the first rate for all methods, to count the runs before rates are selected."""
         self._rates = {key: self.plan.rates[0] for key in self.plan.methods}
 
     def stages(self) -> Iterator[tuple[str, list[Trial]]]:
-        """What to run, in this order; a stage may ask for what the ones before it have found."""
+        """Yield the name and trials of each stage in order. A stage may need the results of earlier ones."""
         plan = self.plan
         if tuning := trials.tuning_cells(plan):
             yield TUNING, [self.trial(cell, plan.tune_seed) for cell in tuning]
@@ -117,11 +124,11 @@ class Study:
             yield "more seeds", self.trials(wanted, range(plan.seeds, plan.more_seeds))
 
     def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:
-        """One seed of everything, then the next: a study that is cut short has whole seeds. Pixels have one run."""
+        """Return the trials seed by seed, so that an interrupted study has complete seeds. Pixels have a single run."""
         return [self.trial(cell, seed) for seed in seeds for cell in cells if cell.method.way != "pixels" or seed == 0]
 
     def hours(self, left: list[Trial]) -> float:
-        """About how long the trials would take on one core: by all that has been trained in this folder."""
+        """Estimate the hours that the trials take on one core, from the training in this folder; 0 without any."""
         weight = seconds = 0.0
         for file in self.folder.glob("rho*/*/args.json"):
             stage = read_stage(file.parent)
@@ -132,11 +139,11 @@ class Study:
         return sum(trial.weight for trial in left) * seconds / weight / 3600 if weight else 0.0
 
     def pair(self, imbalance: float) -> list[Cell]:
-        """The two methods of the plan's first pair."""
+        """Return the two methods of the plan's first pair."""
         return [Cell(imbalance, self.plan.methods[key]) for key in self.plan.pairs[0]]
 
     def unresolved(self) -> list[float]:
-        """The imbalances at which the interval of the first pair's difference holds 0 and is wide."""
+        """Return the imbalances at which the first pair's confidence interval contains 0 and is wide."""
         if not self.plan.pairs or self.plan.more_seeds <= self.plan.seeds:
             return []
         found = []
@@ -150,7 +157,7 @@ class Study:
         return found
 
     def found(self, cell: Cell, seeds: range) -> list[Found]:
-        """What has ended of a cell, as many seeds from the first on as there are without a gap."""
+        """Return the finished runs of a cell, up to the first seed that has not finished."""
         runs = []
         for seed in seeds if cell.method.way != "pixels" else seeds[:1]:
             trial = self.trial(cell, seed)
@@ -160,7 +167,7 @@ class Study:
         return runs
 
     def results(self) -> Results:
-        """All that has ended."""
+        """Return the results of all finished runs."""
         plan, most = self.plan, range(self.plan.more_seeds)
         groups = {(cell.imbalance, cell.method.key): self.found(cell, most) for cell in trials.main_cells(plan)}
         sweeps = {}
@@ -171,10 +178,10 @@ class Study:
 
 
 def best_rate(accuracies: dict[str, float]) -> str:
-    """The rate with the best mean of its run and those of its two neighbours in the grid; the first of those that tie.
+    """Return the rate with the best mean accuracy over itself and its two neighbours in the grid.
 
-    One run's noise is more than neighbours differ by, and a rate whose neighbours are worse was lucky. The ends of the
-    grid have but one neighbour, and are not chosen; of a grid of two the better one is.
+    The mean is used because the noise of one run exceeds the difference between neighbours. The ends of the grid have
+    only one neighbour and are never selected. In a grid of two, the better rate is selected. In a tie, the first wins.
     """
     rates, values = [*accuracies], [*accuracies.values()]
     if len(rates) < 3:

@@ -1,4 +1,4 @@
-"""Tables and sentences of a study's page; all numbers come from run folders."""
+"""Tables and sentences of a study's page. All numbers come from run folders."""
 
 from itertools import product
 
@@ -16,12 +16,12 @@ MEASURES = {name: label.split(" (")[0] for name, label in SPREAD.items()}
 
 
 def of_way(results: Results, way: str) -> list[Method]:
-    """The methods of one way, in the plan's order."""
+    """Return the methods of one way, in the plan's order."""
     return [method for method in results.plan.methods.values() if method.way == way]
 
 
 def summary(results: Results) -> str:
-    """A row a method: over all classes, over few in brackets, at each imbalance; then what a run costs, the median."""
+    """Return one row per method: accuracy over all (few) classes at each imbalance, U, and median minutes per run."""
     plan, rows, most = results.plan, [], max(results.plan.imbalances)
     for method in plan.methods.values():
         groups = {rho: common(results, rho, method) for rho in plan.imbalances}
@@ -35,14 +35,17 @@ def summary(results: Results) -> str:
 
 
 def common(results: Results, imbalance: float, method: Method) -> list[Found]:
-    """A method's runs of the seeds that all methods have at an imbalance; of pixels, which have no seed, the one."""
+    """Return a method's runs of the seeds that all methods have at an imbalance. Pixels have a single run."""
     trained = [key for key, other in results.plan.methods.items() if other.way in VIEWS]
     most = min(len(results.groups[imbalance, key]) for key in trained)
     return results.groups[imbalance, method.key][:most]
 
 
 def all_and_few(runs: list[Found], head: str | None = None) -> str:
-    """`84.21 ± 0.40 (88.1)`; of one run without a spread, and without few where no class has so few images."""
+    """Return `84.21 ± 0.40 (88.1)`: accuracy over all and few-shot classes.
+
+    A single run has no spread. The brackets are omitted if no class is few-shot.
+    """
     values = reading.accuracy(runs, head)
     over_all = mean_and_std(values[:, -1]) if len(runs) > 1 else f"{values[0, -1]:.2f}"
     few_shot = values[:, -2].mean()
@@ -50,12 +53,12 @@ def all_and_few(runs: list[Found], head: str | None = None) -> str:
 
 
 def measured(runs: list[Found], name: str) -> np.ndarray:
-    """(trials,), nan where a run has no such measure."""
+    """Return a measure of each run, (trials,), nan if a run does not have it."""
     return np.array([run.measure(name) for run in runs], dtype=float)
 
 
 def best(results: Results, imbalance: float, way: str) -> Method | None:
-    """The method of a way whose runs are best on validation, in the mean."""
+    """Return the method of a way with the best mean validation accuracy."""
     methods = of_way(results, way)
 
     def on_validation(method: Method) -> float:
@@ -111,7 +114,7 @@ def in_points(difference: np.ndarray) -> str:
 
 
 def differences(results: Results) -> str:
-    """A row a pair and imbalance: many, medium, few, all."""
+    """Return one row per pair and imbalance: paired differences over many, medium, few and all classes."""
     rows, titles = [], {method.key: method.title for method in results.plan.methods.values()}
     for one, other in results.plan.pairs:
         for rho in results.plan.imbalances:
@@ -123,7 +126,7 @@ def differences(results: Results) -> str:
 
 
 def head_table(results: Results, imbalance: float) -> str:
-    """Each head that some method has, on every method; the last row is what validation chose, a run at a time."""
+    """Return one row per head and one column per method. The last row uses the head selected in each run."""
     groups = {method.title: common(results, imbalance, method) for method in results.plan.methods.values()}
     titles = dict.fromkeys(title for runs in groups.values() for title in runs[0].heads["heads"])
     rows = []
@@ -135,12 +138,12 @@ def head_table(results: Results, imbalance: float) -> str:
 
 
 def has(runs: list[Found], title: str) -> bool:
-    """Whether all runs have a head: a fit that did not arrive is left out."""
+    """Return whether all runs have a head; fits that did not converge are missing."""
     return all(title in run.heads["heads"] for run in runs)
 
 
 def feature_table(results: Results) -> str:
-    """Measures of the validation features, by the last epoch of stage 1; and how far TSC's targets were reached."""
+    """Return measures of the validation features after stage 1, and how closely TSC's targets were reached."""
     rows = []
     for rho in results.plan.imbalances:
         for method in of_way(results, "contrast"):
@@ -157,13 +160,13 @@ def feature_table(results: Results) -> str:
 
 
 def has_few(results: Results, imbalance: float) -> bool:
-    """Whether some class has few training images there."""
+    """Return whether some class is few-shot at this imbalance."""
     runs = next(runs for (rho, _), runs in results.groups.items() if rho == imbalance)
     return bool(few(runs[0]).any())
 
 
 def few(run: Found) -> np.ndarray:
-    """(C,) bool."""
+    """Return which classes are few-shot, (C,) bool."""
     return shots(np.array(run.heads["train_counts"]))["few"]
 
 
@@ -179,7 +182,7 @@ def sweep_table(results: Results, sweep: Sweep) -> str:
 
 
 def seed_table(results: Results) -> str:
-    """Each trial, over all classes."""
+    """Return the accuracy over all classes of each seed."""
     rows = []
     for rho in results.plan.imbalances:
         for method in results.plan.methods.values():

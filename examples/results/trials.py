@@ -1,4 +1,4 @@
-"""The trials of a plan: their commands, and which of them have ended."""
+"""The trials of a plan: their commands, and which of them have finished."""
 
 import itertools
 import shlex
@@ -18,9 +18,11 @@ from utils.run.arguments import BEFORE, FREE, changed
 
 
 class Trial(NamedTuple):
-    """One run of a method and the comparison of heads on it.
+    """One run of a method, and the comparison of heads on it.
 
-    commands: what is to be run, in this order, each as words. weight: what it costs beside others, images to train on.
+    Attributes:
+        commands: Commands to run in this order, each as a list of words.
+        weight: Cost relative to other trials, as a number of views to train on.
     """
 
     run_dir: Path
@@ -29,7 +31,10 @@ class Trial(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What the seeds of a group have in common. extra: flags of a sweep, or of the choice of the learning rate."""
+    """A group of trials that differ only in the seed.
+
+    extra: Flags of a sweep, or of the selection of the learning rate.
+    """
 
     imbalance: float
     method: Method
@@ -37,11 +42,11 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the run folder, before the seed."""
+        """Return the name of the run folder, without the seed."""
         return "_".join([self.method.key, *(word.lstrip("-").replace("-", "_") for word in self.extra)])
 
     def words(self, plan: Plan) -> list[str]:
-        """The flags of its training that are the plan's."""
+        """Return the training flags that come from the plan."""
         way = self.method.way
         words = [*plan.flags[way]]
         if plan.epochs and way in VIEWS:
@@ -50,17 +55,17 @@ class Cell(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What all trials of a study have in common. flags: of all commands, as of the device."""
+    """Settings of all trials of a study: folder of the runs, and flags of all commands, such as --device."""
 
     folder: Path
     flags: tuple[str, ...]
 
 
 def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str, ...]) -> Trial:
-    """more: flags of the training that are not the plan's: its learning rate, where its targets are."""
+    """Build the trial of a cell and a seed. more: training flags that are not in the plan (learning rate, targets)."""
     run_dir, way = common.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.way
     data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags]
-    data += ["--seed", str(seed), "--deterministic"] if way in VIEWS else []  # in pixels nothing is random
+    data += ["--seed", str(seed), "--deterministic"] if way in VIEWS else []  # pixels involve no randomness
     train = [*shlex.split(SCRIPTS[way]), *cell.words(plan), *more, *data, "--run-dir", str(run_dir)]
     train += ["--resume", "auto"]
     if way == "pixels":
@@ -70,7 +75,7 @@ def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str,
 
 
 def tuning_cells(plan: Plan) -> dict[Cell, str]:
-    """Those that choose the learning rate -> the rate."""
+    """Return the cells for the selection of learning rates, each with its rate."""
     if len(plan.rates) < 2:
         return {}
     tuned = (method for method in plan.methods.values() if method.way in VIEWS)
@@ -84,7 +89,7 @@ def main_cells(plan: Plan) -> list[Cell]:
 
 
 def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
-    """(method key, value) -> its cell; where the value is the method's own, the method's cell."""
+    """Return (method key, value) -> cell. If the value is the method's own, this is the method's main cell."""
     found = {}
     for key, value in itertools.product(sweep.methods, sweep.values):
         method = plan.methods[key]
@@ -100,9 +105,10 @@ def _changes_nothing(plan: Plan, cell: Cell, words: tuple[str, ...]) -> bool:
 
 
 def left_of(trial: Trial) -> Trial:
-    """What is to be run: the first command that has not ended, and all behind it, which build on it.
+    """Return the trial with its remaining commands: the first unfinished one and all after it, which depend on it.
 
-    Raises InputError as `ended`.
+    Raises:
+        InputError: See `ended`.
     """
     done = [ended(command) for command in trial.commands]
     first = done.index(False) if False in done else len(done)
@@ -110,10 +116,10 @@ def left_of(trial: Trial) -> Trial:
 
 
 def ended(command: list[str]) -> bool:
-    """Whether the run of a command is there, with all its epochs.
+    """Return whether the run of a command has finished all its epochs.
 
     Raises:
-        InputError: its folder holds a run that another command has made.
+        InputError: The folder contains a run with other arguments.
     """
     script, *flags = command[1:] if command[0] == "-m" else command
     asked = resolved(script, parser_named(script).parse_args(flags))
@@ -122,11 +128,11 @@ def ended(command: list[str]) -> bool:
         return False
     stage = read_stage(folder)
     of_stage = heads.BEFORE if "pretrained" in stage.args else methods.BEFORE
-    its = BEFORE | of_stage | options.before(asked) | stage.args  # what an older run does not say is as it was
+    its = BEFORE | of_stage | options.before(asked) | stage.args  # older runs lack newer arguments
     if found := changed(its, vars(asked), FREE - {"seed"}):
         listed = ", ".join(f"{name} {change}" for name, change in found.items())
         raise errors.InputError(
-            f"{asked.run_dir}: made with other arguments ({listed}); name another --folder, or delete it"
+            f"{asked.run_dir}: made with other arguments ({listed}). Choose another --folder, or delete it"
         )
     written = stage.folder / ("features.npz" if getattr(asked, "monitor_freq", 0) else "results.json")
     trained = script in (SCRIPTS["contrast"], SCRIPTS["cross-entropy"].removeprefix("-m "))
@@ -134,12 +140,12 @@ def ended(command: list[str]) -> bool:
 
 
 def _epochs_done(path: Path) -> int:
-    """Of a checkpoint; the log may be an epoch ahead of it."""
+    """Return the epochs of a checkpoint. The log is not used, because it may be one epoch ahead."""
     return checkpoint.load(path, needs=("epoch", "state_dict"))["epoch"] if path.exists() else 0
 
 
 def resolved(script: str, asked: Namespace) -> Namespace:
-    """Arguments as a run keeps them: those that were left to others have their values."""
+    """Return the arguments as a run stores them, with all defaults resolved."""
     options.fill_in(asked)
     if script == SCRIPTS["contrast"]:
         methods.method_of(asked).check()

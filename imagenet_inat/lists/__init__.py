@@ -1,1 +1,1 @@
-"""Split lists: their format, the known ones, the shapes of a tail."""
+"""Split lists: file format, known lists, long-tailed class sizes."""

@@ -1,4 +1,4 @@
-"""Split lists, `<path relative to the data root> <label>` a line: read strictly, held as arrays."""
+"""Read and write split lists, which hold one `<path relative to the data root> <label>` per line."""
 
 import re
 from pathlib import Path
@@ -8,45 +8,44 @@ import numpy as np
 from utils.errors import InputError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-STRAY_BYTE = re.compile(rb"\r(?!\n)|\0")  # a carriage return that ends no line, or NUL: in no file name of a list
+STRAY_BYTE = re.compile(rb"\r(?!\n)|\0")  # NUL, or a carriage return inside a line
 
 
 def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Read a split list.
 
-    The label is what follows the last space or tab, so names may hold spaces. Windows
-    line ends, a byte-order mark and a last line without its end are read as if they
-    were not there. The data root is all that a list may reach.
+    The label follows the last space or tab, so paths may contain spaces. Windows line
+    ends, a byte-order mark and a missing end of the last line are accepted. Paths must
+    not lead out of the data root.
 
     Args:
-        num_classes: C, or None where the list itself says it (see `count_classes`).
+        num_classes: C, or None if the list defines it (see `count_classes`).
 
     Returns:
-        paths: (n,) array of UTF-8 bytes (one block of memory that loader workers
-        share, not n Python strings); labels: (n,) int64.
+        paths: (n,) array of UTF-8 bytes, one block of memory that loader workers share. labels: (n,) int64.
 
     Raises:
-        InputError: no file, not text, empty, or a line that is no path below the data root and a label of
-            num_classes; file and line are named.
+        InputError: the file is missing, empty or not text, or a line is not a path below
+            the data root and a label below num_classes. The message names file and line.
     """
     lines = _lines(path)
     limit = len(lines) if num_classes is None else num_classes  # n lines have at most n classes
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            image, label = line.rsplit(None, 1)  # at ASCII blanks only: a name may hold any other
-            if not label.isdigit() and not label.removeprefix(b"-").isdigit():  # int() also takes "1_0" and "+1"
+            image, label = line.rsplit(None, 1)  # splits at ASCII blanks only; names may contain others
+            if not label.isdigit() and not label.removeprefix(b"-").isdigit():  # int() also accepts "1_0" and "+1"
                 raise ValueError
             label = int(label)
         except ValueError:
             shown = line[:80].decode(errors="replace").rstrip("\r")
             raise InputError(f'{path}:{number}: found "{shown}", expected "<path> <label>"') from None
         if not 0 <= label < limit:
-            most = "" if num_classes else f" at most, for {limit} lines"
+            most = "" if num_classes else f" at most (the list has {limit} lines)"
             raise InputError(f"{path}:{number}: label {label}, expected 0 to {limit - 1}{most}")
         if image.startswith(b"/") or (b".." in image and b".." in image.split(b"/")):
             raise InputError(
-                f'{path}:{number}: "{image.decode()}" leaves the data root; expected a path below it, without ".."'
+                f'{path}:{number}: "{image.decode()}" is outside the data root; expected a relative path without ".."'
             )
         paths.append(image)
         labels.append(label)
@@ -54,46 +53,46 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a text file that is one, without their ends (but for a carriage return)."""
+    """Return the lines of a UTF-8 file without \\n. Raise InputError if it is not a text file."""
     try:
         data = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
         data.decode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
     if stray := STRAY_BYTE.search(data):
         number = data.count(b"\n", 0, stray.start()) + 1
-        raise InputError(f"{path}:{number}: holds the byte {stray.group()!r}, expected lines that end in \\n or \\r\\n")
+        raise InputError(f"{path}:{number}: found the byte {stray.group()!r}, expected lines that end in \\n or \\r\\n")
     if not data:
-        raise InputError(f"{path}: empty, expected one '<path> <label>' a line")
+        raise InputError(f"{path}: empty, expected '<path> <label>' on each line")
     return data.removesuffix(b"\n").split(b"\n")
 
 
 def count_classes(path: Path, labels: np.ndarray) -> int:
-    """C of a training list; raises InputError unless its labels are 0 ... C−1, each with an image."""
+    """Return the number of classes C of a training list. Raise InputError unless each of 0, …, C−1 has an image."""
     counts = np.bincount(labels)
     if not counts.all():
         gap = int(np.flatnonzero(counts == 0)[0])
         raise InputError(
-            f"{path}: no line has the label {gap}, but the largest is {len(counts) - 1}; "
-            "expected every label from 0 on, without a gap"
+            f"{path}: no line has the label {gap}, the largest label is {len(counts) - 1}; "
+            "expected every label from 0 to the largest"
         )
     return len(counts)
 
 
 def split_text(paths: list[str], labels: list[int]) -> str:
-    """The text of a split list; raises InputError for a path that it cannot hold."""
+    """Return the text of a split list. Raise InputError if a path cannot be written in a list."""
     for path in paths:
-        if re.search(r"[\r\n\0]|[ \t\f\v]$|[\ud800-\udfff]", path):  # the last: a name that is not UTF-8
-            raise InputError(f"{path!r}: a list cannot hold this name; rename the file")
+        if re.search(r"[\r\n\0]|[ \t\f\v]$|[\ud800-\udfff]", path):  # surrogates: the name is not UTF-8
+            raise InputError(f"{path!r}: lists cannot hold this file name; rename the file")
     return "".join(f"{path} {label}\n" for path, label in zip(paths, labels, strict=True))
 
 
 def made_folders(set_name: str, data_root: Path, imbalance: float, largest: int | None = None) -> tuple[Path, Path]:
-    """Of a set that is made: the folder that its lists' paths start from, and the folder of the lists.
+    """Return two folders of a generated data set: the root of the lists' paths, and the folder of the lists.
 
-    largest: images of the largest class, where --largest says so.
+    largest: images of the largest class, or None without --largest.
     """
     root = Path(data_root) / set_name
     return root, root / (f"imbalance_{imbalance:g}" + (f"_largest_{largest}" if largest else ""))

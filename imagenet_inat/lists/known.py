@@ -1,4 +1,4 @@
-"""What the bytes of a split list should be: the published ones by name, made ones by the record beside them."""
+"""Known split lists: published lists are recognised by name, generated lists by the made.json beside them."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from utils.files import write_text
 
 COMMIT = "f162adef63fdf592d0b8a0f6e52bc481fc08785f"
 SOURCE = f"https://raw.githubusercontent.com/facebookresearch/classifier-balancing/{COMMIT}/data"  # + /<Set>/<file>
-MADE = "made.json"  # how the lists beside it were made, and what their bytes are
+MADE = "made.json"  # how the lists beside it were generated, and their hashes
 
 
 class KnownFile(NamedTuple):
-    """What a list is: size in bytes, number of lines, SHA-256 in hexadecimal."""
+    """Size in bytes, number of lines and SHA-256 (hexadecimal) of a list."""
 
     bytes: int
     lines: int
@@ -44,16 +44,16 @@ PUBLISHED = {
 
 
 def describe(data: bytes) -> KnownFile:
-    """What is known of a list with these bytes."""
+    """Return the size, line count and SHA-256 of a list's bytes."""
     lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
     return KnownFile(len(data), lines, hashlib.sha256(data).hexdigest())
 
 
 def known_files(path: Path) -> list[KnownFile]:
-    """What the list at `path` may be: as published, as the made.json beside it says, or nothing if neither knows it.
+    """Return the known contents of the list at `path`: the published one and the one in made.json, if they exist.
 
     Raises:
-        InputError: a made.json that cannot be read.
+        InputError: made.json cannot be read.
     """
     known = [PUBLISHED[path.name]] if path.name in PUBLISHED else []
     record = path.parent / MADE
@@ -64,19 +64,19 @@ def known_files(path: Path) -> list[KnownFile]:
         return [*known, KnownFile(**files[path.name])] if path.name in files else known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{record}: not a record that `make` wrote ({error}); delete it or make the lists anew"
+            f"{record}: not a file written by `make` ({error}); delete it or create the lists again"
         ) from None
 
 
 def write_lists(folder: Path, texts: dict[str, str], made: dict) -> None:
-    """Write lists, file name -> text, and last how they were made; lists that are there already must be the same.
+    """Write lists (file name -> text), then made.json. Existing lists must have the same content.
 
     Raises:
-        InputError: the folder holds another list of one of the names; nothing is written.
+        InputError: the folder holds a different list of the same name. Nothing is written.
     """
     for name, text in texts.items():
         if (folder / name).exists() and (folder / name).read_bytes() != text.encode():
-            raise InputError(f"{folder / name}: there is another list already; delete it or choose another --output")
+            raise InputError(f"{folder / name}: a different list exists; delete it or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)

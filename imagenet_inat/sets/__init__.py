@@ -1,1 +1,1 @@
-"""Small data sets in their packages' own files, and the long tails cut out of them at first use."""
+"""Small data sets in their original files, from which long-tailed lists are generated at first use."""

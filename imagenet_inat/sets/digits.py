@@ -1,9 +1,9 @@
-"""The embedded data: a long-tailed split of scikit-learn's handwritten digits.
+"""The digits data set: a long-tailed split of scikit-learn's handwritten digits.
 
-1,797 real 8×8 images come inside the scikit-learn package. They are written once as
-PNG files beside split lists, and from then on they are read like any other data set.
-The split is fixed: balanced test of 40 a class, validation of 14 a class, and of the
-120 left in each class 120·imbalance^(-c/9) for training, digit 0 most, digit 9 least.
+The scikit-learn package contains 1,797 real images of 8×8 pixels. They are written once,
+as PNG files with split lists, and then read like any other data set. The split is fixed:
+40 test images and 14 validation images per class, and 120·imbalance^(-c/9) of the other
+120 images of class c for training, so that digit 0 is the most frequent and 9 the rarest.
 """
 
 from pathlib import Path
@@ -21,21 +21,21 @@ SPLIT_SEED = 0
 
 
 def load_digits():
-    """scikit-learn's digits, needed once: its import would take a second of every start."""
+    """Load scikit-learn's digits. The import is here because it takes a second and is needed only once."""
     from sklearn import datasets
 
     return datasets.load_digits()
 
 
 def train_counts(imbalance: float) -> list[int]:
-    """Training images of each class for a ratio of largest to smallest class (at most 120, so that each has one)."""
+    """Return the training images of each class. imbalance: largest / smallest class, at most 120."""
     return class_sizes("exp", NUM_CLASSES, imbalance, TRAIN_LARGEST)
 
 
 def prepare(data_root: Path, imbalance: float, largest: None = None) -> tuple[Path, Path]:
-    """Write images and lists under data_root unless they are there; returns their places, as `made_folders`.
+    """Write images and lists below data_root unless they exist. Return their folders, as `made_folders`.
 
-    largest: it is TRAIN_LARGEST.
+    largest: unused, because the largest class is always TRAIN_LARGEST.
     """
     root, splits = made_folders("digits_LT", data_root, imbalance)
     write_folder(root / "images", _write_images)
@@ -44,7 +44,7 @@ def prepare(data_root: Path, imbalance: float, largest: None = None) -> tuple[Pa
 
 
 def _image_name(label: int, number: int) -> str:
-    """number: in the package."""
+    """Return an image's path. number: its index in scikit-learn's data."""
     return f"images/{label}/{number:04d}.png"
 
 

@@ -1,8 +1,8 @@
-"""Fashion-MNIST with a long tail: its IDX files are read where they lie, only the lists are written.
+"""Long-tailed Fashion-MNIST. The IDX files are read directly; only the lists are written.
 
-60,000 training and 10,000 test images of 28 × 28 grey pixels, ten classes of clothes (Xiao et al. 2017). All test
-images are test, 100 training images of each class are validation, and of the others class c keeps largest · ρ^(−c/9),
-as the field cuts CIFAR. Which ones is fixed: seeds are of training, not of the split.
+Fashion-MNIST has 60,000 training and 10,000 test images of 28 × 28 grey pixels in ten classes of clothes (Xiao et al.
+2017). All test images are used for test, and 100 training images of each class for validation. Class c keeps
+largest · ρ^(−c/9) of its other images for training, as in long-tailed CIFAR. The split does not depend on the seed.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ TRAIN, TEST = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
-SHA256 = {  # of what is in the files: archives of the same content differ
+SHA256 = {  # of the uncompressed content, because archives of the same content differ
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # from the package dataset-fashion-mnist
 
 
 def place(data_root: Path) -> Path:
-    """The folder of the IDX files: --data-root, torchvision's below it, Debian's; else they are downloaded.
+    """Return the folder of the IDX files: --data-root, torchvision's folder below it, or Debian's. Otherwise download.
 
     Raises:
-        InputError: they are nowhere, and cannot be downloaded.
+        InputError: a folder holds only some of the files, or no folder holds them and the download fails.
     """
     downloaded = Path(data_root) / "FashionMNIST" / "raw"
     places = (Path(data_root), downloaded, DEBIAN)
@@ -47,29 +47,31 @@ def place(data_root: Path) -> Path:
         there = [name for name in SHA256 if idx.found(folder / name).is_file()]
         if len(there) == len(SHA256):
             return folder
-        if there:  # others of the same folder may be of another set, or a download that was cut off
+        if there:  # perhaps another data set or an incomplete download, so do not look further
             lacks = next(name for name in SHA256 if name not in there)
             raise InputError(
-                f"{folder / lacks}: no such file, with or without .gz, but {there[0]} is there; put all "
-                "four files there, or take those away"
+                f"{folder / lacks}: no such file, with or without .gz, although {there[0]} exists; add the missing "
+                "files (four in all), or remove those that exist"
             )
     try:
         FashionMNIST(str(data_root), download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"Fashion-MNIST is not in {', '.join(map(str, places))}, and cannot be downloaded ({error}); put its four "
-            f"files *-ubyte.gz into {data_root}, or on Debian and Ubuntu: apt-get install dataset-fashion-mnist"
+            f"Fashion-MNIST: not found in {', '.join(map(str, places))}, and the download failed ({error}); put its "
+            f"four files *-ubyte.gz into {data_root}, or on Debian and Ubuntu: apt-get install dataset-fashion-mnist"
         ) from None
     return downloaded
 
 
 def prepare(data_root: Path, imbalance: float, largest: int) -> None:
-    """Write the lists under data_root, unless they are there.
+    """Write the lists below data_root, unless they exist.
 
-    largest: training images of the largest class.
+    Args:
+        largest: training images of the largest class.
 
     Raises:
-        InputError: as `place`; a file that is none; too few images of a class; lists that were cut from other labels.
+        InputError: as `place`; a file is invalid; a class has too few images; or existing lists were generated from
+            other labels.
     """
     folder = place(data_root)
     lists = made_folders(SET_NAME, data_root, imbalance, largest)[1]
@@ -79,9 +81,9 @@ def prepare(data_root: Path, imbalance: float, largest: int) -> None:
     try:
         made = json.loads((lists / MADE).read_text(encoding="utf-8"))["labels"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{lists / MADE}: cannot be read ({error}); delete {lists}, it is made anew") from None
+        raise InputError(f"{lists / MADE}: cannot be read ({error}); delete {lists} to create it again") from None
     if made != digest:
-        raise InputError(f"{lists}: its lists were cut from other labels than those in {folder}; delete it to cut anew")
+        raise InputError(f"{lists}: generated from other labels than those in {folder}; delete it to create it again")
 
 
 def _write_lists(draft: Path, folder: Path, imbalance: float, largest: int, digest: str) -> None:
@@ -90,7 +92,7 @@ def _write_lists(draft: Path, folder: Path, imbalance: float, largest: int, dige
         files = [idx.found(folder / name) for name in part]
         images, labels[part] = idx.read(files[0], 3), idx.read(files[1], 1)
         if len(images) != len(labels[part]):
-            raise InputError(f"{files[0]}: {len(images)} images, but {len(labels[part])} labels in {files[1].name}")
+            raise InputError(f"{files[0]}: {len(images)} images, expected {len(labels[part])} as in {files[1].name}")
         _note_others(dict(zip(part, files, strict=True)))
     sizes = class_sizes("exp", NUM_CLASSES, imbalance, largest)
     _check(labels[TRAIN], sizes, idx.found(folder / TRAIN[1]))
@@ -110,17 +112,17 @@ def _note_others(files: dict[str, Path]) -> None:
     for name, file in files.items():
         found = hashlib.sha256(idx.content(file)).hexdigest()
         if found != SHA256[name]:
-            say(f"note: {file} is not Fashion-MNIST's (SHA-256 {found[:16]}…, not {SHA256[name][:16]}…); it is taken")
+            say(f"note: {file}: not Fashion-MNIST's (SHA-256 {found[:16]}…, not {SHA256[name][:16]}…), used anyway")
 
 
 def _check(labels: np.ndarray, sizes: list[int], file: Path) -> None:
-    """Raises InputError unless each class, 0 to 9, has its training images besides those of validation."""
+    """Raise InputError unless each class, 0 to 9, has enough images for training and validation."""
     counts = np.bincount(labels, minlength=NUM_CLASSES)
     if len(counts) != NUM_CLASSES:
-        raise InputError(f"{file}: has the label {len(counts) - 1}, expected 0 to {NUM_CLASSES - 1}")
+        raise InputError(f"{file}: found the label {len(counts) - 1}, expected 0 to {NUM_CLASSES - 1}")
     for label, (count, size) in enumerate(zip(counts, sizes, strict=True)):
         if size + VAL_PER_CLASS > count:
             raise InputError(
-                f"{file}: class {label} has {count} images, expected {size + VAL_PER_CLASS}: {size} to train on and "
-                f"{VAL_PER_CLASS} for validation; take a smaller --largest"
+                f"{file}: class {label} has {count} images, expected {size + VAL_PER_CLASS} ({size} for training and "
+                f"{VAL_PER_CLASS} for validation); use a smaller --largest"
             )

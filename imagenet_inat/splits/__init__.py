@@ -1,1 +1,1 @@
-"""Split lists: fetch the published ones, check a data set, cut a long tail: python -m imagenet_inat.splits."""
+"""Download, check or create split lists: python -m imagenet_inat.splits."""

@@ -7,7 +7,7 @@ python -m imagenet_inat.splits make cifar10 --imbalance 100
 python -m imagenet_inat.splits make inat --json train2018.json val2018.json
 """
 
-import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 
@@ -31,7 +31,7 @@ from utils.parser import Parser, number, positive_float, positive_int
 
 PUBLISHED = sorted(name for name, spec in REGISTRY.items() if spec.published)
 VERIFY = ["python", "-m", "imagenet_inat.splits", "verify"]
-# What `make` takes besides its source; a flag of another kind of source is refused, not ignored.
+# The flags that `make` accepts for each kind of source, with their defaults. Other flags are an error.
 MAKE_DEFAULTS = {
     "cifar": {"output": "data", "imbalance": 100.0, "seed": 0},
     "inat": {"output": str(LISTS_ROOT / "iNaturalist18"), "json": None},
@@ -41,7 +41,7 @@ MAKE_DEFAULTS = {
 }  # fmt: skip
 
 
-# All that NumPy's legacy generator takes.
+# The seeds that NumPy's legacy generator accepts.
 list_seed = number("list_seed", int, lambda value: 0 <= value < 2**32, "less than 2**32, and 0 or more")
 
 
@@ -50,7 +50,7 @@ def get_args_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_download(commands.add_parser("download", help="download the published lists"))
     add_verify(commands.add_parser("verify", help="check lists and images"))
-    # Only what is typed is in make's namespace: the defaults depend on the source.
+    # make's namespace holds only the flags that were typed, because the defaults depend on the source.
     add_make(commands.add_parser("make", help="create long-tailed lists", argument_default=argparse.SUPPRESS))
     return parser
 
@@ -122,17 +122,17 @@ def run_download(args: argparse.Namespace) -> None:
     output = Path(args.output or LISTS_ROOT / spec.set_name)
     download(spec, output, args.source)
     splits = ["--splits", args.output] if args.output else []
-    say(f"next, check the images: {shlex.join([*VERIFY, args.name, *splits, '--data-root', 'DIR'])}")
+    say(f"next: check the images: {shlex.join([*VERIFY, args.name, *splits, '--data-root', 'DIR'])}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
     spec = row(args.name)
     if args.decode and not args.data_root:
-        raise InputError("--decode opens images: say where they are with --data-root")
+        raise InputError("--decode: expected --data-root, the folder of the images")
     largest = resolve_largest(spec, args.largest)
     lists = find_lists(spec, args, resolve_imbalance(spec, args.imbalance, largest), largest)
     wrong = verify(spec, lists.files, lists.get, lists.root if args.data_root else None, args.decode)
-    say(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong" if wrong else "nothing is wrong")
+    say(f"{wrong} {'problem' if wrong == 1 else 'problems'} found" if wrong else "no problems found")
     if wrong:
         sys.exit(1)
 
@@ -143,7 +143,7 @@ def run_make(args: argparse.Namespace) -> None:
     defaults = MAKE_DEFAULTS[kind]
     if strange := sorted(given.keys() - defaults.keys()):
         takes = ", ".join(f"--{name}" for name in sorted(defaults))
-        raise InputError(f"--{strange[0]}: not for `make {args.source}`, which takes {takes}")
+        raise InputError(f"--{strange[0]}: not supported by `make {args.source}`, which accepts {takes}")
     {"cifar": make_cifar, "inat": make_inat_lists, "images": make_images}[kind](args.source, **(defaults | given))
 
 
@@ -156,7 +156,7 @@ def make_cifar(name: str, output: str, imbalance: float, seed: int) -> None:
 
 def make_inat_lists(name: str, output: str, json: list[str] | None) -> None:
     if json is None:
-        raise InputError("make inat: name the annotations with --json train2018.json val2018.json")
+        raise InputError("make inat: no annotations; add --json train2018.json val2018.json")
     make_inat(dict(zip(("train", "val"), map(Path, json), strict=True)), Path(output))
     say(f"wrote {output}: iNaturalist18_train.txt, iNaturalist18_val.txt, made.json")
     say_next(name, ["--splits", output, "--data-root", "DIR"])
@@ -164,22 +164,22 @@ def make_inat_lists(name: str, output: str, json: list[str] | None) -> None:
 
 def make_images(source: str, output: str | None, **plan) -> None:
     if output is None:
-        raise InputError("make: say where the lists go with --output DIR")
+        raise InputError("make: no folder for the lists; add --output DIR")
     if plan["imbalance"] < 1:
         raise InputError(f"--imbalance {plan['imbalance']:g}: expected 1 (balanced) or more")
     sizes = sorted(make_split(Path(source), Path(output), Plan(**plan)), reverse=True)
     say(
         f"wrote {output}: custom_{{train,val,test}}.txt and made.json; {len(sizes)} classes, {sum(sizes):,} training "
-        f"images, {sizes[0]} … {sizes[-1]} a class"
+        f"images, {sizes[0]} … {sizes[-1]} per class"
     )
     root = source if Path(source).is_dir() else "DIR"
     say_next("custom", ["--splits", output, "--data-root", root])
 
 
 def say_next(name: str, flags: list[str]) -> None:
-    say(f"next, check it: {shlex.join([*VERIFY, name, *flags])}")
+    say(f"next: check the data: {shlex.join([*VERIFY, name, *flags])}")
     say(f"then train: {shlex.join(['python', 'main_moco_supcon_imba.py', '--dataset', name, *flags])}")
 
 
 if __name__ == "__main__":
-    errors.run(main, "nothing is half written; the same command takes it up again")
+    errors.run(main, "no file is incomplete; run the same command again to continue")

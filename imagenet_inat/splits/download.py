@@ -1,4 +1,4 @@
-"""Fetch the published split lists: resumable, and a file gets its name only when its bytes are the right ones."""
+"""Download the published split lists. Downloads can be resumed; a file is renamed only after its hash is verified."""
 
 import os
 import shutil
@@ -20,14 +20,14 @@ CHUNK, TIMEOUT_S = 1 << 16, 30
 
 
 def download(spec: DatasetSpec, output: Path, source: str | None) -> None:
-    """Put the lists of a data set into `output`.
+    """Download or copy the lists of a data set into `output`.
 
     Args:
-        source: folder or http(s) address that holds the files themselves; None: the public repository.
+        source: folder or http(s) address of the files; None: the public repository.
 
     Raises:
-        InputError: the source cannot be read or stops early (what came is kept as .part
-            and continued by the next call), or the bytes are not the published ones.
+        InputError: the source cannot be read or ends early (the received bytes are kept as .part, and
+            the next call continues), or the content differs from the published lists.
     """
     output.mkdir(parents=True, exist_ok=True)
     for name in spec.list_names:
@@ -35,22 +35,20 @@ def download(spec: DatasetSpec, output: Path, source: str | None) -> None:
 
 
 def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
-    """One list; see `download`."""
+    """Download or copy one list; see `download`."""
     place, part = output / name, output / f"{name}.part"
     if place.exists():
-        say(f"{place}: there already, {_checked(place, name, num_classes, 'delete it to fetch it anew')}")
+        say(f"{place}: already exists, {_checked(place, name, num_classes, 'delete it to download it again')}")
         return
     if source.startswith(("http://", "https://")):
         _transfer(f"{source.rstrip('/')}/{name}", part)
     else:
         original = Path(source) / name
         if not original.is_file():
-            raise InputError(
-                f"{original}: no such file; --from names the folder or http(s) address that holds the lists"
-            )
+            raise InputError(f"{original}: no such file; set --from to the folder or http(s) address of the lists")
         shutil.copyfile(original, part)
     try:
-        verdict = _checked(part, name, num_classes, f"what came from {source} was dropped")
+        verdict = _checked(part, name, num_classes, f"the file from {source} was deleted")
     except InputError:
         part.unlink()
         raise
@@ -59,11 +57,11 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
 
 
 def _checked(path: Path, name: str, num_classes: int, otherwise: str) -> str:
-    """What is right about a file; if it is not, an InputError that ends in `otherwise`."""
+    """Describe a valid file. If the file is not valid, raise an InputError that ends in `otherwise`."""
     found, known = describe(path.read_bytes()), PUBLISHED.get(name)
     if known is None:
         read_split(path, num_classes)
-        return f"{found.lines:,} lines; no SHA-256 of it is known here, so only its form was checked ({found.sha256})"
+        return f"{found.lines:,} lines; the published SHA-256 is unknown, only the format was checked ({found.sha256})"
     if found != known:
         raise InputError(
             f"{path}: not the published {name}: {found.bytes:,} bytes with SHA-256 {found.sha256}, "
@@ -73,7 +71,7 @@ def _checked(path: Path, name: str, num_classes: int, otherwise: str) -> str:
 
 
 def _transfer(url: str, part: Path) -> None:
-    """Fetch `url` to `part`, going on behind what is there if the server can."""
+    """Download `url` to `part`, after the bytes that it already holds if the server supports this."""
     done = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -85,17 +83,15 @@ def _transfer(url: str, part: Path) -> None:
                 _receive(response, file, part.name.removesuffix(".part"), done, total)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # nothing is left behind what is there
+        if error.code == 416:  # the file is already complete
             return
         raise InputError(
-            f"{url}: {error.code} {error.reason}; name a folder or mirror that has the lists with --from"
+            f"{url}: {error.code} {error.reason}; set --from to a folder or mirror that has the lists"
         ) from None
-    except (OSError, HTTPException, ValueError) as error:  # the last: an address that is none
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: invalid address
         reason = getattr(error, "reason", None) or error
-        kept = "the same command goes on from there" if part.exists() else "check the connection"
-        raise InputError(
-            f"{url}: {reason}; {kept}, or name a folder or mirror that has the lists with --from"
-        ) from None
+        kept = "run the same command again to continue" if part.exists() else "check the connection"
+        raise InputError(f"{url}: {reason}; {kept}, or set --from to a folder or mirror that has the lists") from None
 
 
 def _receive(response: BinaryIO, file: BinaryIO, title: str, done: int, total: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a check finds, said line by line and counted."""
+"""Report the findings of a check, one line each, and count the problems."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ SHOWN = 5  # cases named before "and N more"
 
 
 class Findings:
-    """What was found, printed as it comes; `wrong` counts what is not as it should be."""
+    """Prints each finding as it is reported. `wrong` is the number of problems."""
 
     def __init__(self):
         self.wrong = 0
@@ -25,7 +25,7 @@ class Findings:
 
 
 def some(cases: Iterable, total: int | None = None) -> str:
-    """The first cases, and how many there are besides; `total` if not all are given."""
+    """Return the first cases and the number of others. total: number of all cases, if `cases` holds only some."""
     cases = [str(case) for case in cases]
     total = len(cases) if total is None else total
     more = f", and {total - SHOWN:,} more" if total > SHOWN else ""

@@ -1,4 +1,4 @@
-"""Long-tailed splits of any images: from a folder of class folders, from a list, from iNaturalist's annotations."""
+"""Create long-tailed splits from a folder of class folders or a list, and iNaturalist's lists from its annotations."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from utils.untrusted import parse_json
 
 
 class Plan(NamedTuple):
-    """How to cut a split: val and test in images a class; largest: of the largest class, None: all that fits."""
+    """Settings of a split. val, test: images per class. largest: size of the largest class; None: the maximum."""
 
     profile: str
     imbalance: float
@@ -27,10 +27,10 @@ class Plan(NamedTuple):
 
 
 def find_images(source: Path) -> tuple[list[str], list[list[str]]]:
-    """The classes of a folder of class folders, and the images of each, as paths below `source`.
+    """Return the classes of a folder of class folders, and the images of each as paths below `source`.
 
     Raises:
-        InputError: no such folder, fewer than two classes, or a class without an image.
+        InputError: the folder cannot be read, has fewer than two classes, or a class has no image.
     """
     try:
         classes = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
@@ -42,17 +42,17 @@ def find_images(source: Path) -> tuple[list[str], list[list[str]]]:
         files = (path for path in sorted((source / name).rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS)
         images.append([path.relative_to(source).as_posix() for path in files])
         if not images[-1]:
-            raise InputError(f"{source / name}: no image in it ({', '.join(IMG_EXTENSIONS)}); every folder is a class")
+            raise InputError(f"{source / name}: no images ({', '.join(IMG_EXTENSIONS)}), expected one or more")
     if len(classes) < 2:
-        raise InputError(f"{source}: {len(classes)} class folders, expected one for each of two classes or more")
+        raise InputError(f"{source}: {len(classes)} class folders, expected two or more")
     return classes, images
 
 
 def read_images(source: Path) -> tuple[list[str], list[list[str]]]:
-    """The classes of a list, named by their labels, and the images of each.
+    """Return the classes of a list, named by their labels, and the images of each.
 
     Raises:
-        InputError: see `read_split` and `count_classes`; fewer than two classes.
+        InputError: see `read_split` and `count_classes`; or the list has fewer than two classes.
     """
     paths, labels = read_split(source, None)
     num_classes = count_classes(source, labels)
@@ -63,26 +63,26 @@ def read_images(source: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def train_sizes(available: list[int], plan: Plan, names: list[str]) -> list[int]:
-    """Training images of each class; the class with most images at hand becomes the head, ties by label.
+    """Return the training images of each class. Classes are ranked by available images, ties by label.
 
     Raises:
-        InputError: there are not enough images for what is asked.
+        InputError: there are not enough images for the plan.
     """
     left = np.array(available) - plan.val - plan.test
     if left.min() < 1:
         name, count = names[int(left.argmin())], available[int(left.argmin())]
-        raise InputError(f"class {name}: {count} images, --val {plan.val} and --test {plan.test} leave none to train")
+        raise InputError(f"class {name}: {count} images, none left after --val {plan.val} and --test {plan.test}")
     order = np.argsort(-left, kind="stable")
     wanted = np.array(shares(plan.profile, len(left), plan.imbalance))
     possible = int((left[order] / wanted + EPSILON).min())
     largest = possible if plan.largest is None else plan.largest
     if largest > possible:
-        raise InputError(f"--largest {largest}: the images at hand allow {possible} with this profile and imbalance")
+        raise InputError(f"--largest {largest}: expected at most {possible} with these images, profile and imbalance")
     sizes = class_sizes(plan.profile, len(left), plan.imbalance, largest)
     if sizes[-1] < 1:
         raise InputError(
-            f"--imbalance {plan.imbalance:g}: the largest class has {largest} images, so the smallest none; "
-            f"expected at most {largest}"
+            f"--imbalance {plan.imbalance:g}: the smallest class would be empty; expected at most {largest}, the "
+            f"images of the largest class"
         )
     by_label = np.empty(len(left), dtype=int)
     by_label[order] = sizes
@@ -90,7 +90,7 @@ def train_sizes(available: list[int], plan: Plan, names: list[str]) -> list[int]
 
 
 def make_split(source: Path, output: Path, plan: Plan) -> list[int]:
-    """Write custom_{train,val,test}.txt and made.json of a folder or a list of images; returns `train_sizes`."""
+    """Write custom_{train,val,test}.txt and made.json from a folder or a list of images. Return `train_sizes`."""
     classes, images = read_images(source) if source.is_file() else find_images(source)
     sizes = train_sizes([len(paths) for paths in images], plan, classes)
     parts = cut(images, sizes, plan.val, plan.test, plan.seed)
@@ -100,10 +100,10 @@ def make_split(source: Path, output: Path, plan: Plan) -> list[int]:
 
 
 def make_inat(annotations: dict[str, Path], output: Path) -> None:
-    """Write iNaturalist18_{train,val}.txt, images in their order, from the competition's files of annotations.
+    """Write iNaturalist18_{train,val}.txt from the competition's annotation files, in their order.
 
     Raises:
-        InputError: a file that is none of these.
+        InputError: a file is not an annotation file of the competition.
     """
     texts = {f"iNaturalist18_{split}.txt": _inat_text(path) for split, path in annotations.items()}
     files = {split: str(path) for split, path in annotations.items()}
@@ -117,14 +117,14 @@ def _inat_text(path: Path) -> str:
         images = [image["file_name"] for image in record["images"]]
         labels = [category[image["id"]] for image in record["images"]]
         if not images:
-            raise ValueError("it lists no images")
+            raise ValueError("no images")
         for name, label in zip(images, labels, strict=True):
             if not isinstance(name, str) or type(label) is not int or label < 0:
-                raise ValueError(f"found image {name!r} of category {label!r}, a text and a number from 0 on are meant")
+                raise ValueError(f"image {name!r}, category {label!r}, expected text and an integer ≥ 0")
     except (ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__
         raise InputError(
-            f"{path}: not the competition's annotations ({kind}: {error}); expected train2018.json or val2018.json, "
+            f"{path}: not iNaturalist 2018 annotations ({kind}: {error}); expected train2018.json or val2018.json, "
             "with images (id, file_name) and annotations (image_id, category_id)"
         ) from None
     return split_text(images, labels)

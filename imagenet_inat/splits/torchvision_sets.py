@@ -1,6 +1,6 @@
-"""Long-tailed CIFAR as the field makes it: torchvision's CIFAR classes, written once as image files.
+"""The usual long-tailed CIFAR: torchvision's CIFAR images, written once as image files, and lists of them.
 
-Of the training images an exponential tail is kept, chosen at random; the 10,000 test images stay as they are.
+The training list keeps a random subset with exponential class sizes. The test list holds all 10,000 test images.
 """
 
 from pathlib import Path
@@ -20,13 +20,13 @@ SETS = {"cifar10": ("CIFAR10_LT", CIFAR10), "cifar100": ("CIFAR100_LT", CIFAR100
 
 
 def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Path]:
-    """Write the images, unless they are there, and the lists of an imbalance and a seed; returns their places.
+    """Write the images, unless they exist, and the lists for an imbalance and a seed. Return their folders.
 
     Args:
-        name: of SETS. output: the data root; CIFAR's archive is kept or downloaded there.
+        name: key of SETS. output: data root, which holds CIFAR's archive or to which it is downloaded.
 
     Raises:
-        InputError: CIFAR is neither there nor can be downloaded, or as `split_texts`.
+        InputError: CIFAR does not exist and cannot be downloaded, or as `split_texts`.
     """
     set_name, source = SETS[name]
     root, lists = made_folders(set_name, output, imbalance)
@@ -37,8 +37,8 @@ def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Pa
         train, test = (source(str(output), train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{output}: {name} is not there and cannot be downloaded ({error}); put {source.filename} there "
-            f"from {source.url}, the same command goes on"
+            f"{output}: {name} not found, and the download failed ({error}); put {source.filename} there "
+            f"from {source.url}, and run the same command again"
         ) from None
     write_folder(root / "images", lambda folder: _write_images(folder, {"train": train, "test": test}))
     texts = split_texts(np.array(train.targets), np.array(test.targets), imbalance, seed)
@@ -49,14 +49,14 @@ def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Pa
 
 
 def split_texts(train_labels: np.ndarray, test_labels: np.ndarray, imbalance: float, seed: int) -> dict[str, str]:
-    """The texts of the training and test lists.
+    """Return the texts of the training and test lists.
 
     Raises:
         InputError: the smallest class would have no image.
     """
     counts = np.bincount(train_labels)
     if not 1 <= imbalance <= counts.max():
-        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {counts.max()}, the images of a class")
+        raise InputError(f"--imbalance {imbalance:g}: expected 1 to {counts.max()} (the images per class)")
     images = [[_image_name("train", c, i) for i in np.flatnonzero(train_labels == c)] for c in range(len(counts))]
     train = cut(images, class_sizes("exp", len(counts), imbalance, counts.max()), 0, 0, seed)["train"]
     test = [_image_name("test", label, i) for i, label in enumerate(test_labels)]

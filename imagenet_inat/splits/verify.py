@@ -1,4 +1,4 @@
-"""Check a data set before anything trains: its lists against what is known of them, its images one by one."""
+"""Check a data set before training: its lists against known hashes and counts, and its images one by one."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ from utils.measure.metrics import shots
 
 
 class SplitList(NamedTuple):
-    """A list that could be read: paths (n,) bytes, labels (n,) int64."""
+    """A valid list: paths (n,) bytes, labels (n,) int64."""
 
     file: Path
     paths: np.ndarray
@@ -27,9 +27,10 @@ class SplitList(NamedTuple):
 
 
 def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root: Path | None, decode: bool) -> int:
-    """Check the lists of a data set, and below `root`, if given, every image; returns how many things are wrong.
+    """Check the lists of a data set and, if `root` is given, every image. Return the number of problems.
 
-    files, get: see `Lists`; a list may serve as two splits. decode: open every image.
+    Args:
+        files, get: see `Lists`; a list may serve as two splits. root: data root, or None. decode: open every image.
     """
     findings, lists = Findings(), {}
     num_classes = spec.num_classes or None
@@ -37,7 +38,7 @@ def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root:
         serves = [split for split in files if files[split] == file]
         say(f"{file} ({' and '.join(serves)})")
         if not file.is_file():
-            findings.bad(f"absent; {get[serves[0]]}")
+            findings.bad(f"no such list; {get[serves[0]]}")
             continue
         read = _check_list(file, num_classes, "train" in serves, findings)
         if read is not None:
@@ -47,7 +48,7 @@ def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root:
     _check_overlap(list(lists.values()), findings)
     if root is None:
         say("images")
-        findings.note("not looked for: name their folder with --data-root")
+        findings.note("not checked; add --data-root to check them")
     else:
         say(f"images below {root}")
         for split_list in lists.values():
@@ -74,22 +75,22 @@ def _check_list(file: Path, num_classes: int | None, is_train: bool, findings: F
 
 def _show_counts(counts: np.ndarray, is_train: bool, findings: Findings) -> None:
     span = f"{counts.max()}" if counts.max() == counts.min() else f"{counts.max()} … {counts.min()}"
-    text = f"{counts.sum():,} lines, {len(counts)} classes, {span} images a class"
+    text = f"{counts.sum():,} lines, {len(counts)} classes, {span} images per class"
     if is_train:
         text += ": " + ", ".join(f"{int(mask.sum())} {name}" for name, mask in shots(counts).items())
     findings.good(text)
 
 
 def _check_bytes(file: Path, findings: Findings) -> None:
-    """Against the SHA-256; a list that only differs in how its lines are written is the same list."""
+    """Compare the list with its known SHA-256. Lists that differ only in line ends or blanks count as equal."""
     data, known = file.read_bytes(), known_files(file)
     found, plain = describe(data), describe(_plainly_written(data))
     if not known:
-        findings.note(f"no SHA-256 of it is known here, so names and labels are taken as they are ({found.sha256})")
+        findings.note(f"no known SHA-256 for this list, so paths and labels were not compared ({found.sha256})")
     elif found in known:
         findings.good(f"the known list, byte for byte (SHA-256 {found.sha256[:16]}…)")
     elif plain in known:
-        findings.note(f"the known list, written otherwise ({_ways_of_writing(data)}); it is read the same")
+        findings.note(f"the known list, formatted differently ({_ways_of_writing(data)}); it reads the same")
     else:
         findings.bad(
             f"not the known list: {found.lines:,} lines, {found.bytes:,} bytes, SHA-256 {found.sha256[:16]}…; "
@@ -100,12 +101,12 @@ def _check_bytes(file: Path, findings: Findings) -> None:
 
 def _likely_change(found: KnownFile, known: KnownFile) -> str:
     if (found.bytes, found.lines) == (known.bytes, known.lines):
-        return "; as many bytes and lines, so lines were moved, or labels or names exchanged"
-    return "; as many lines, so labels or names were changed" if found.lines == known.lines else ""
+        return "; same size and number of lines: lines were moved, or labels or paths swapped"
+    return "; same number of lines: labels or paths were changed" if found.lines == known.lines else ""
 
 
 def _plainly_written(data: bytes) -> bytes:
-    """The bytes with one blank before the label, \\n behind every line, and no byte-order mark."""
+    """Return the list with one blank before each label, \\n after each line, and no byte-order mark."""
     lines = data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n")
     return b"".join(b" ".join(line.rsplit(None, 1)) + b"\n" for line in lines)
 
@@ -115,7 +116,7 @@ def _ways_of_writing(data: bytes) -> str:
         "a byte-order mark": data.startswith(BYTE_ORDER_MARK),
         "Windows line ends": b"\r\n" in data,
         "tabs": b"\t" in data,
-        "no end of the last line": not data.endswith(b"\n"),
+        "no newline at the end": not data.endswith(b"\n"),
     }
     return ", ".join(way for way, is_so in ways.items() if is_so) or "other blanks"
 
@@ -124,19 +125,19 @@ def _check_counts(name: str, counts: np.ndarray, is_train: bool, findings: Findi
     if (counts == 0).any():
         gaps = np.flatnonzero(counts == 0)
         tell = findings.bad if is_train else findings.note
-        tell(f"{len(gaps)} classes without an image: {some(gaps.tolist())}")
+        tell(f"{len(gaps)} classes without images: {some(gaps.tolist())}")
     known = LISTS_ROOT / name.removesuffix("_train.txt") / "train_counts.json"
     if is_train and known.is_file():
         expected = np.array(json.loads(known.read_text()))
         if len(expected) == len(counts) and (differ := np.flatnonzero(expected != counts)).size:
             cases = [f"class {c}: {counts[c]}, expected {expected[c]}" for c in differ]
-            findings.bad(f"images a class differ from the published: {some(cases)}")
+            findings.bad(f"images per class differ from the published list: {some(cases)}")
 
 
 def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
     unique, first, times = np.unique(paths, return_index=True, return_counts=True)
     if len(unique) == len(paths):
-        findings.good("no image twice")
+        findings.good("no repeated images")
         return
     repeated = np.flatnonzero(times > 1)
     cases = []
@@ -146,24 +147,24 @@ def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
         if len(classes := sorted(set(labels[lines].tolist()))) > 1:
             found += f" with labels {', '.join(map(str, classes))}"
         cases.append(f"{unique[i].decode()} ({found})")
-    findings.bad(f"{len(repeated)} images more than once: {some(cases, len(repeated))}")
+    findings.bad(f"{len(repeated)} repeated images: {some(cases, len(repeated))}")
 
 
 def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
-    """Where folders are classes, an image whose label is not its folder's was relabelled by mistake."""
+    """Report images whose label differs from their folder's usual label, which suggests a labelling mistake."""
     folders: dict[bytes, Counter] = {}
     for path, label in zip(paths.tolist(), labels.tolist(), strict=True):
         folders.setdefault(path.rpartition(b"/")[0], Counter())[label] += 1
     main = {folder: counter.most_common(1)[0] for folder, counter in folders.items()}
     odd = len(paths) - sum(count for _, count in main.values())
     if len(folders) < 2 or not 0 < odd <= len(paths) / 100:
-        return  # one label a folder, or folders are no classes
+        return  # every folder has one label, or folders are not classes
     cases = []
     for number, (path, label) in enumerate(zip(paths.tolist(), labels.tolist(), strict=True), start=1):
         usual = main[path.rpartition(b"/")[0]][0]
         if label != usual and len(cases) < SHOWN:
             cases.append(f"line {number}, {path.decode()} with label {label}, others in its folder {usual}")
-    findings.bad(f"{odd} images with another label than their folder: {some(cases, odd)}")
+    findings.bad(f"{odd} images whose label differs from their folder's: {some(cases, odd)}")
 
 
 def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
@@ -175,7 +176,7 @@ def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
         if len(common):
             names = [path.decode() for path in common[:SHOWN]]
             findings.bad(
-                f"{len(common)} images are in {one.file.name} and in {other.file.name}: {some(names, len(common))}"
+                f"{len(common)} images are in {one.file.name} and {other.file.name}: {some(names, len(common))}"
             )
         else:
             findings.good(f"no image of {one.file.name} is in {other.file.name}")

@@ -1,4 +1,4 @@
-"""Is every listed image there, and can it be opened? By many threads, for a disk mostly lets one wait."""
+"""Check that every listed image exists and can be opened, in many threads because most of the time is disk latency."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +14,13 @@ from imagenet_inat.sets import idx
 from imagenet_inat.splits.findings import Findings, some
 from utils.errors import InputError
 
-THREADS, CHUNK = 32, 256  # CHUNK: images a task
+THREADS, CHUNK = 32, 256  # CHUNK: images per task
 
 
 def check_images(
     spec: DatasetSpec, name: str, listed: np.ndarray, root: Path, decode: bool, findings: Findings
 ) -> None:
-    """Look for every image of a list, its paths `listed` (n,) bytes, and say in which layout."""
+    """Look for every image of a list and report the layout. listed: paths, (n,) bytes."""
     if not root.is_dir():
         findings.bad(f"{name}: no such folder, expected the root of {spec.source}")
         return
@@ -33,9 +33,9 @@ def check_images(
             wrong.setdefault(kind, []).append(path + fault.removeprefix(kind))
     layout = f", layout {layout}" if layout else ""
     if "missing" in wrong and not layout and spec.flat_folder and _has_class_folders(root / spec.flat_folder, names):
-        findings.note(f"{spec.flat_folder}/ has class folders and {name} has none: use the published list")
+        findings.note(f"{spec.flat_folder}/ has class folders, {name} has none; use the published list")
     if not wrong:
-        findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'there'}{layout}")
+        findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'found'}{layout}")
     for kind, cases in wrong.items():
         findings.bad(f"{name}: {len(cases):,} of {len(names):,} images {kind}{layout}: {some(cases)}")
 
@@ -46,7 +46,7 @@ def _has_class_folders(folder: Path, names: list[str]) -> bool:
 
 
 def _fault(root: Path, path: str, decode: bool) -> str:
-    """What is wrong with an image, "" if nothing."""
+    """Return the problem with an image, or ""."""
     try:
         if not is_there(root, path):
             return "missing"
@@ -60,7 +60,7 @@ def _fault(root: Path, path: str, decode: bool) -> str:
 
 
 def _in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
-    """check of each item, in order, by many threads; with a bar."""
+    """Yield check(item) of each item, in order, computed in many threads, with a progress bar."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     with (
         ThreadPoolExecutor(THREADS) as pool,
@@ -71,5 +71,5 @@ def _in_threads(check: Callable[[str], str], items: list[str], title: str) -> It
                 bar.update(len(results))
                 yield from results
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
+            pool.shutdown(cancel_futures=True)  # so that Ctrl-C ends at once
             raise

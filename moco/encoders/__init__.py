@@ -1,4 +1,4 @@
-"""Encoders by name: small ones of the field, torchvision's, timm's."""
+"""Encoders by name: small networks for small images, torchvision and timm."""
 
 import difflib
 from collections.abc import Callable
@@ -13,18 +13,20 @@ from utils.errors import InputError, first_line
 
 
 def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.Module]:
-    """The constructor of an architecture, called with num_classes; its last layer is a Linear named `fc`. Tried once.
+    """Return the constructor of an architecture, after testing the network on a batch without data.
+
+    The constructor is called with num_classes. The last layer of its network is a Linear named `fc`.
 
     Raises:
-        InputError: an unknown name, or a network that does not end in a linear layer, or does not map `batch` images
-            of this size to one vector each.
+        InputError: If the name is unknown, or if the network does not end in a linear layer or does not map `batch`
+            images of this size to one vector each.
     """
     build = constructor(arch, image_size)
     _try(build, arch, image_size, batch)
     return build
 
 
-@lru_cache(maxsize=32)  # a script asks in its checks, and again when it builds the model
+@lru_cache(maxsize=32)  # each script calls this in its checks, and again when it builds the model
 def _try(build: Callable[..., nn.Module], arch: str, image_size: int, batch: int) -> None:
     """Raise InputError if a network does not map a batch of images to one vector each."""
     try:
@@ -34,11 +36,13 @@ def _try(build: Callable[..., nn.Module], arch: str, image_size: int, batch: int
             f"--arch {arch}: cannot train on {batch} {image_size}-px images per process ({first_line(error)})"
         ) from None
     if not isinstance(out, Tensor) or out.shape != (batch, 2):
-        raise InputError(f"--arch {arch}: does not return one vector per image; choose a network with a single classifier")
+        raise InputError(
+            f"--arch {arch}: does not return one vector per image; choose a network with a single classifier"
+        )
 
 
 def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
-    """The same, not tried. Raises InputError: an unknown name; with the nearest ones."""
+    """Return the constructor as `get_encoder`, without a test. Raise InputError if the name is unknown."""
     if arch in OWN:
         return OWN[arch]
     names = timm_names() if arch.startswith(TIMM) else torchvision_names()
@@ -46,15 +50,17 @@ def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
         return (from_timm if arch.startswith(TIMM) else from_torchvision)(arch, image_size)
     known = names if arch.startswith(TIMM) else [*OWN, *names]
     near = ", ".join(difflib.get_close_matches(arch, known, 3, cutoff=0.3)) or "resnet18, resnet32, resnet50"
-    raise InputError(f"--arch {arch}: unknown network; did you mean {near}? Expected a torchvision network, or timm:NAME")
+    raise InputError(
+        f"--arch {arch}: unknown network; did you mean {near}? Expected a torchvision network, or timm:NAME"
+    )
 
 
 def _weightless(build: Callable[..., nn.Module]) -> nn.Module:
-    """A network for two classes, without memory for its weights."""
+    """Build a network for two classes on the meta device, without memory for its weights."""
     try:
         with torch.device("meta"):
             return build(num_classes=2)
-    except NotImplementedError:  # its start wants numbers, as regnets' does
+    except NotImplementedError:  # some initialisations, such as RegNet's, do not support the meta device
         return build(num_classes=2).to("meta")
 
 

@@ -1,4 +1,4 @@
-"""Parts of an encoder that stay as they are: --freeze."""
+"""Freeze modules of an encoder (--freeze)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,19 +10,21 @@ from utils.errors import InputError
 
 
 def freeze_parts(encoder: nn.Module, names: Sequence[str], arch: str) -> None:
-    """Give parts no gradient and hold them in evaluation mode: their batch norm uses the statistics that they have.
+    """Disable gradients of modules and keep them in evaluation mode, so that batch norm uses its stored statistics.
 
     Args:
-        names: of the library's network, as in its state dict: conv1, layer1.0, features.2.
+        names: module names of the library's network, as in its state dict: conv1, layer1.0, features.2.
 
     Raises:
-        InputError: a part that the network does not have; with those it has.
+        InputError: If the network has no module of that name; the message lists the existing ones.
     """
     network = encoder.backbone if isinstance(encoder, Backbone) else encoder
     parts = dict(network.named_modules())
     if unknown := [name for name in names if name not in parts or name in ("", "fc")]:
         there = ", ".join(name for name, part in network.named_children() if name != "fc" and [*part.parameters()])
-        raise InputError(f"--freeze {unknown[0]}: no part of {arch}; expected of {there}, or a part of them")
+        raise InputError(
+            f"--freeze {unknown[0]}: no such module in {arch}; expected one of {there}, or a module inside them"
+        )
     for name in names:
         parts[name].requires_grad_(False).eval()
         for module in parts[name].modules():
@@ -30,5 +32,5 @@ def freeze_parts(encoder: nn.Module, names: Sequence[str], arch: str) -> None:
 
 
 def _stays(module: nn.Module, mode: bool = True) -> nn.Module:
-    """In place of `module.train`, by which a whole network changes its mode."""
+    """Ignore the mode. Replaces `module.train`, which `network.train()` calls on all modules."""
     return module

@@ -1,7 +1,7 @@
-"""Networks of the libraries: all classification networks of torchvision, and timm's as `timm:NAME`.
+"""All classification networks of torchvision, and those of timm as `timm:NAME`.
 
-A network whose last layer is a Linear named `fc`, as a ResNet's, is taken as it is: its state dict is the one that the
-field exchanges. Of any other the classifier is taken away, and the rest is the `backbone` of a `Backbone`.
+A network whose last layer is a Linear named `fc`, such as a ResNet, is used unchanged, so that its state dict is the
+common one. The classifier of any other network is removed, and the rest becomes the `backbone` of a `Backbone`.
 """
 
 import importlib.util
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from utils.errors import InputError, first_line
 
 TIMM = "timm:"
-SMALL = "_small"  # the end of a name: of torchvision's ResNet, with a stem for small images
-# Networks that are built for one size of image, and the name of torchvision's argument that says which.
+SMALL = "_small"  # suffix: a torchvision ResNet with a stem for small images
+# Networks built for one image size, and torchvision's argument for that size.
 SIZED = {"vit_": lambda side: {"image_size": side}, "maxvit_": lambda side: {"input_size": (side, side)}}
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and `fc` in its place.
+    """A network whose classifier is replaced by `fc`.
 
     Args:
-        network: maps (N, 3, H, W) to (N, d). fc: to (N, num_classes). classifiers: what the library calls the layers
-            that `fc` stands for.
+        network: maps (N, 3, H, W) to (N, d). fc: maps (N, d) to (N, num_classes).
+        classifiers: the library's names of the layers that `fc` replaces.
     """
 
     def __init__(self, network: nn.Module, fc: nn.Linear, classifiers: tuple[str, ...]):
@@ -35,27 +35,29 @@ class Backbone(nn.Module):
 
 
 def published(arch: str) -> dict[str, Tensor]:
-    """The weights that a network's own library publishes, downloaded where its cache has none; by the library's names.
+    """Return the weights published by the network's library, under its names. Download them if they are not cached.
 
     Raises:
-        InputError: it publishes none, or they cannot be had from here.
+        InputError: If the library publishes no weights for this network, or the download fails.
     """
-    what = f"--init-from: {arch.removeprefix(TIMM)}'s weights"
+    what = f"--init-from: weights of {arch.removeprefix(TIMM)}"
     try:
         if arch.startswith(TIMM):
             import timm
 
             return timm.create_model(arch.removeprefix(TIMM), pretrained=True).state_dict()
-        weights = torchvision.models.get_model_weights(arch.removesuffix(SMALL)).DEFAULT  # a small stem stays random
+        weights = torchvision.models.get_model_weights(arch.removesuffix(SMALL)).DEFAULT  # the small stem stays random
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
-        raise InputError(f"{what}: cannot be downloaded here ({first_line(error)}); give a file's path") from None
+        raise InputError(f"{what}: download failed ({first_line(error)}); pass the path of a file instead") from None
     except (ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{what}: its library has none ({first_line(error)}); give a file's path") from None
+        raise InputError(
+            f"{what}: not published by the library ({first_line(error)}); pass the path of a file instead"
+        ) from None
 
 
 def own_names(encoder: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the library's names, by those of an encoder; a classifier of the library is left out."""
+    """Convert weights from the library's names to those of an encoder, without the library's classifier."""
     if not isinstance(encoder, Backbone):
         return weights
     left = tuple(f"{name}." for name in encoder.classifiers)
@@ -71,9 +73,9 @@ def torchvision_names() -> list[str]:
 
 
 def from_torchvision(arch: str, image_size: int) -> Callable[..., nn.Module]:
-    """The constructor of a network, for images of that size where it is built for one.
+    """Return the constructor of a torchvision network, for this image size if the network requires one.
 
-    It raises InputError: the last layer is not a Linear.
+    The constructor raises InputError if the last layer is not a Linear.
     """
 
     def build(num_classes: int = 1000) -> nn.Module:
@@ -83,8 +85,8 @@ def from_torchvision(arch: str, image_size: int) -> Callable[..., nn.Module]:
             return network
         last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
         if not last or network.get_submodule(*last).out_features != num_classes:
-            raise InputError(f"--arch {arch}: its last layer is not linear; expected a network that ends in a Linear")
-        # A new one, as timm's get too: a ViT's own begins at 0, and a projection of 0 has no direction.
+            raise InputError(f"--arch {arch}: the last layer is not linear; choose a network that ends in nn.Linear")
+        # A new Linear, as for timm: a ViT initialises its own with zeros, and a zero projection has no direction.
         fc, (parent, _, name) = (
             nn.Linear(network.get_submodule(*last).in_features, num_classes),
             last[0].rpartition("."),
@@ -96,20 +98,20 @@ def from_torchvision(arch: str, image_size: int) -> Callable[..., nn.Module]:
 
 
 def timm_names() -> list[str]:
-    """All of timm's networks, by the names they have here.
+    """Return the names of all timm networks, with the prefix `timm:`.
 
     Raises:
-        InputError: it is not installed.
+        InputError: If timm is not installed.
     """
     if importlib.util.find_spec("timm") is None:
-        raise InputError("--arch timm:...: needs timm, which is not installed; pip install -r requirements-extra.txt")
+        raise InputError("--arch timm:...: timm is not installed; run: pip install -r requirements-extra.txt")
     import timm
 
     return [TIMM + name for name in timm.list_models()]
 
 
 def from_timm(arch: str, image_size: int) -> Callable[..., nn.Module]:
-    """As `from_torchvision`, of timm's name behind the colon; timm says what its classifiers are."""
+    """Return the constructor of a timm network, as `from_torchvision`. timm reports the names of its classifiers."""
     import timm
 
     name = arch.removeprefix(TIMM)

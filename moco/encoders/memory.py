@@ -1,7 +1,8 @@
-"""Less memory for activations: what the backward pass needs is computed anew, for a part at a time.
+"""Save memory by recomputing activations in the backward pass.
 
-Of a batch (`in_parts`, --accum-steps) or of a network (`recompute_blocks`, --grad-checkpointing). Losses and gradients
-are those of the whole but for rounding: only batch norm, which sees a part of the batch at a time, makes a difference.
+`in_parts` (--accum-steps) recomputes one part of the batch at a time, `recompute_blocks` (--grad-checkpointing) one
+block of the network at a time. Losses and gradients are those of the whole batch up to rounding. The exception is
+batch norm with `in_parts`, because it uses the statistics of each part.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +19,10 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def in_parts(encoder: nn.Module, images: Tensor, parts: int) -> Tensor:
-    """`encoder(images)`, (N, 3, H, W) to (N, d), of N / parts images at a time.
+    """Return `encoder(images)`, (N, 3, H, W) to (N, d), computed for N / parts images at a time.
 
-    With a gradient a part's activations are dropped after its forward pass: at most those of one part are there at a
-    time, for a second forward pass in the backward one.
+    With gradients enabled, the activations of a part are freed after its forward pass and recomputed in the backward
+    pass. At any time, memory holds the activations of at most one part.
     """
     if parts == 1:
         return encoder(images)
@@ -30,21 +31,21 @@ def in_parts(encoder: nn.Module, images: Tensor, parts: int) -> Tensor:
 
 
 def recompute_blocks(network: nn.Module, arch: str) -> int:
-    """Have each block of a network keep its input alone for the backward pass; returns how many there are.
+    """Make each block of a network store only its input for the backward pass. Return the number of blocks.
 
     Raises:
-        InputError: it has no blocks.
+        InputError: If the network has no blocks.
     """
     found = list(_blocks(network))
     if not found:
-        raise InputError(f"--grad-checkpointing: {arch} has no blocks of layers to compute anew; leave it out")
+        raise InputError(f"--grad-checkpointing: {arch} has no blocks of layers to recompute; omit it")
     for block in found:
         block.forward = partial(_twice, block, block.forward)
     return len(found)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """What a row of modules is made of, where that has modules of its own: residual blocks, layers of a transformer."""
+    """Yield the children of each Sequential that have children themselves: residual blocks, transformer layers."""
     for child in network.children():
         if isinstance(network, nn.Sequential) and not isinstance(child, nn.Sequential) and any(child.children()):
             yield child
@@ -53,7 +54,7 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _twice(module: nn.Module, forward: Callable[..., Tensor], *args, **kwargs) -> Tensor:
-    """`forward` of a module, now and, where there is a gradient, again in the backward pass, with the same draws."""
+    """Call `forward` now and, if gradients are enabled, again in the backward pass, with the same random draws."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     contexts = partial(_contexts, module)
@@ -66,7 +67,7 @@ def _contexts(module: nn.Module) -> tuple:
 
 @contextmanager
 def _uncounted(module: nn.Module) -> Iterator[None]:
-    """Batch norm does not add a batch to its running statistics, which it has seen before."""
+    """Keep batch norm from updating its running statistics a second time with the same batch."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Networks for small images: the field's CIFAR ResNets, a LeNet, and torchvision's ResNets with a small stem."""
+"""Networks for small images: CIFAR ResNets, a LeNet, and torchvision ResNets with a small stem."""
 
 import functools
 
@@ -8,7 +8,7 @@ from torch.nn.functional import max_pool2d, pad, relu
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut without parameters (option A of ResNet's section 4.2)."""
+    """Two 3×3 convolutions and a shortcut without parameters (option A, section 4.2 of the ResNet paper)."""
 
     def __init__(self, width_in: int, width_out: int, stride: int):
         super().__init__()
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """He et al.'s ResNet for small images: stages of 16, 32 and 64 channels, pooling, `fc`."""
+    """The ResNet of He et al. for small images: stages of 16, 32 and 64 channels, pooling, `fc`."""
 
     def __init__(self, blocks: int, num_classes: int = 1000):
         super().__init__()
@@ -54,10 +54,10 @@ class CifarResNet(nn.Module):
 
 
 class LeNet(nn.Module):
-    """LeNet's plan with 3×3 convolutions, batch norm and a wider hidden layer, for small images on a CPU.
+    """A LeNet with 3×3 convolutions, batch norm and a wider hidden layer, for small images on a CPU.
 
-    What it sees keeps its place in the image, one of 3 × 3, which helps where images are aligned. Maps are pooled
-    before they are normalised: there is a quarter of them to do.
+    The hidden layer sees a 3 × 3 grid of positions, which helps with aligned images. Feature maps are pooled before
+    batch norm, which then processes a quarter of the values.
     """
 
     def __init__(self, num_classes: int = 1000):
@@ -83,7 +83,7 @@ class LeNet(nn.Module):
 
 
 def small_stem(arch: str, num_classes: int = 1000) -> nn.Module:
-    """torchvision's network for small images: a 3×3 first convolution of stride 1, and no pooling after it."""
+    """Return a torchvision ResNet for small images: first convolution 3×3 with stride 1, no pooling after it."""
     network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -91,7 +91,7 @@ def small_stem(arch: str, num_classes: int = 1000) -> nn.Module:
     return network
 
 
-CIFAR = {f"resnet{6 * blocks + 2}": blocks for blocks in (3, 5, 7, 9, 18)}  # He et al.'s, 20 to 110 layers
+CIFAR = {f"resnet{6 * blocks + 2}": blocks for blocks in (3, 5, 7, 9, 18)}  # He et al.: 20 to 110 layers
 STEMS = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2")
 OWN = {
     "lenet": LeNet,

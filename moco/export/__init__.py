@@ -1,1 +1,1 @@
-"""A run's network in the formats of others: python -m moco.export."""
+"""Export of trained networks to other formats: python -m moco.export."""

@@ -13,7 +13,7 @@ Write a program that maps images to features and, for a stage-2 checkpoint, to l
 Load it with onnxruntime.InferenceSession(FILE), or torch.export.load(FILE).module().
 """
 
-import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+import utils.quiet_start  # noqa: F401, before imports that take seconds
 
 # isort: split
 
@@ -67,28 +67,30 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output)
     endings = (*WEIGHTS, *PROGRAMS)
     if output.suffix not in endings:
-        raise errors.InputError(f"{output}: unknown ending, expected one of {', '.join(endings)}")
+        raise errors.InputError(f"{output}: unknown file extension, expected one of {', '.join(endings)}")
     if not output.parent.is_dir():
         raise errors.InputError(f"{output.parent}: no such folder")
     if output.exists() and not args.overwrite:
-        raise errors.InputError(f"{output}: is there already; --overwrite replaces it")
+        raise errors.InputError(f"{output}: already exists; --overwrite replaces it")
     weights, arch = read_encoder(source)
     arch = args.arch or arch
     if arch is None:
-        raise errors.InputError(f"{source}: does not name its architecture; give it with --arch")
+        raise errors.InputError(f"{source}: no architecture stored in the file. Name it with --arch")
     library = "timm" if arch.startswith(TIMM) else "torchvision"
     if args.to not in (None, library):
-        raise errors.InputError(f"--to {args.to}: {arch} is {library}'s, and has no other names; leave --to out")
+        raise errors.InputError(
+            f"--to {args.to}: {arch} is a {library} network, other names are not supported. Omit --to"
+        )
     image_size = args.image_size or trained_size(source) or 224
     if output.suffix in PROGRAMS:
         write_program(output, source, arch, image_size)
         return
-    # Only to see whether it fits: nothing may be left over, only `fc` be missing.
+    # Check that the weights fit: no unknown tensors, and only `fc` may be missing.
     load_encoder(get_encoder(arch, image_size)(num_classes=1000), source, arch)
     write_weights(output, weights, arch)
     home = "moco.encoders" if arch in OWN else {"torchvision": "torchvision.models", "timm": "timm"}[library]
-    say(f"wrote {output}: all {len(weights)} tensors of {home}' {arch.removeprefix(TIMM)} but its classifier's")
-    say(f"next, for example: python main_lincls_imba.py --arch {arch} --pretrained {output}")
+    say(f"wrote {output}: {len(weights)} tensors of {arch.removeprefix(TIMM)}, named as in {home}, no classifier")
+    say(f"next: python main_lincls_imba.py --arch {arch} --pretrained {output}")
 
 
 def write_weights(output: Path, weights: dict[str, Tensor], arch: str) -> None:
@@ -101,19 +103,19 @@ def write_weights(output: Path, weights: dict[str, Tensor], arch: str) -> None:
 
 
 def write_program(output: Path, source: Path, arch: str, image_size: int) -> None:
-    """Written once it has computed what the network computes, on the same images."""
+    """Export the network and write it, after a check that its outputs match the network's."""
     network = trained_network(source, arch, image_size)
     data = PROGRAMS[output.suffix](network, image_size)
     write_whole(output, lambda file: file.write(data))
     say(
-        f"wrote {output}: {arch} of images (N, 3, {image_size}, {image_size}) to {' and '.join(network.names)}, which "
-        "were those of the network on the same images"
+        f"wrote {output}: {arch}, maps images (N, 3, {image_size}, {image_size}) to {' and '.join(network.names)}. "
+        "Checked: the outputs match the network's on the same images"
     )
-    say("images are those that evaluation sees: resized, and normalised by the data set's mean and deviation")
+    say("images: prepared as for evaluation, resized and normalised with the data set's mean and standard deviation")
 
 
 def trained_size(source: Path) -> int | None:
-    """The --image-size of a run's checkpoint; None where it is none, or of before that was kept."""
+    """Return the --image-size stored in a checkpoint, or None if the file does not contain it."""
     state = {} if source.suffix == SAFETENSORS else checkpoint.read(source)
     about = state.get("args")
     return about.get("image_size") if isinstance(about, dict) else None

@@ -1,4 +1,4 @@
-"""A trained network as a program that runs without this project: ONNX, or PyTorch's own exported program."""
+"""Export of a trained network as a program that runs without this project: ONNX, or PyTorch's torch.export."""
 
 import importlib.util
 import warnings
@@ -18,15 +18,15 @@ from utils.errors import InputError, first_line
 from utils.run import checkpoint
 
 IMAGES, FEATURES, LOGITS, EMBEDDING = "images", "features", "logits", "embedding"
-ONNX_LIMIT = 2**31 - 2**20  # bytes of one file, less the program's own
-TOLERANCE = 1e-3  # between a program and its network, of outputs' largest value: the order of sums, no more
+ONNX_LIMIT = 2**31 - 2**20  # bytes of weights: the 2 GiB of an ONNX file, minus 1 MiB for the graph
+TOLERANCE = 1e-3  # largest allowed difference, relative to the largest output; sums may be in another order
 
 
 class Outputs(nn.Module):
-    """Images (N, 3, S, S) to the encoder's features (N, d), and what the head makes of them, if there is one.
+    """Network that maps images (N, 3, S, S) to the encoder's features (N, d) and to the output of its head, if any.
 
-    The head: of stage 1 the projection, whose `embedding` (N, D) has unit length; of stage 2 the classifier, whose
-    `logits` are (N, C).
+    For stage 1, the head is the projection and its output `embedding` (N, D) has unit length. For stage 2, the head is
+    the classifier and its output is `logits` (N, C).
     """
 
     def __init__(self, network: nn.Module, head: nn.Module | None, name: str):
@@ -47,10 +47,10 @@ class Outputs(nn.Module):
 
 
 def trained_network(source: Path, arch: str, image_size: int) -> Outputs:
-    """Of a checkpoint of either stage, or an encoder's file, on the CPU and in evaluation mode.
+    """Load the network of a checkpoint of either stage, or of an encoder file, on the CPU and in evaluation mode.
 
     Raises:
-        InputError: as `get_encoder` and `load_encoder`; a head that is none of this project's.
+        InputError: See `get_encoder` and `load_encoder`; or the head is not one of this project's.
     """
     weights, _ = read_weights(source)
     name = EMBEDDING if any(key.startswith(QUERY) for key in weights) else LOGITS
@@ -66,30 +66,36 @@ def trained_network(source: Path, arch: str, image_size: int) -> Outputs:
 
 
 def as_program(network: Outputs, image_size: int) -> torch.export.ExportedProgram:
-    """For any number of images of that size.
+    """Export the network for batches of any size, with images of this size.
 
     Raises:
-        InputError: PyTorch cannot follow what the network does.
+        InputError: PyTorch cannot trace the network.
     """
     sizes = {IMAGES: {0: torch.export.Dim("batch", min=1)}}
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # an operator of PyTorch's alone
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path is an operator that other runtimes lack
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how PyTorch goes about it; what comes out is checked
+            warnings.simplefilter("ignore")  # warnings of the tracing; the result is checked later
             return torch.export.export(network, (_images(2, image_size),), dynamic_shapes=sizes)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"this network cannot be exported as a program ({first_line(error)})") from None
+        raise InputError(
+            f"PyTorch cannot export this network ({first_line(error)}). Write weights instead, such as .pth"
+        ) from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def pt2_file(network: Outputs, image_size: int) -> bytes:
-    """`torch.export.load(FILE).module()(images)` gives its outputs."""
+    """Return the content of a .pt2 file. `torch.export.load(FILE).module()(images)` computes the outputs.
+
+    Raises:
+        InputError: See `as_program` and `_check`.
+    """
     file = BytesIO()
     program = as_program(network, image_size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch 2.4's own, of how it reads what is written here
+        warnings.simplefilter("ignore")  # torch 2.4 warns about its own file format
         torch.export.save(program, file)
         loaded = torch.export.load(BytesIO(file.getvalue())).module()
     _check(network, loaded, image_size, "the exported program")
@@ -97,19 +103,19 @@ def pt2_file(network: Outputs, image_size: int) -> bytes:
 
 
 def onnx_file(network: Outputs, image_size: int) -> bytes:
-    """ONNX, its input and outputs by the names above.
+    """Return the content of an ONNX file, with inputs and outputs named as IMAGES and `network.names`.
 
     Raises:
-        InputError: onnx, onnxscript or onnxruntime is missing, PyTorch is too old or the network too large; as
-            `as_program`.
+        InputError: onnx, onnxscript or onnxruntime is missing, PyTorch is too old, or the network is too large. See
+            also `as_program` and `_check`.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
-        raise InputError(f".onnx: needs {', '.join(missing)}, not installed; pip install -r requirements-extra.txt")
+        raise InputError(f".onnx: {', '.join(missing)} not installed. Run pip install -r requirements-extra.txt")
     if "dynamic_shapes" not in signature(torch.onnx.export).parameters:
-        raise InputError(f".onnx: needs PyTorch 2.5 or newer, found {torch.__version__}; .pt2 is written by this one")
+        raise InputError(f".onnx: found PyTorch {torch.__version__}, expected 2.5 or newer. Write .pt2 instead")
     if (size := sum(weight.nbytes for weight in network.state_dict().values())) > ONNX_LIMIT:
         raise InputError(
-            f".onnx: {size / 1e6:.1f} MB of weights, an ONNX file holds {ONNX_LIMIT / 1e6:.0f}; write .pt2 instead"
+            f".onnx: found {size / 1e6:.1f} MB of weights, expected at most {ONNX_LIMIT / 1e6:.0f}. Write .pt2 instead"
         )
     import onnxruntime
 
@@ -132,13 +138,15 @@ def _images(count: int, image_size: int) -> Tensor:
 
 @torch.no_grad()
 def _check(network: Outputs, run: Callable, image_size: int, who: str) -> None:
-    """Run both on the same images, more than the program was traced with.
+    """Compare the program with the network on the same images. The batch is larger than the traced one.
 
     Raises:
-        InputError: the program computes another thing.
+        InputError: The outputs differ by more than TOLERANCE.
     """
     images = _images(3, image_size)
     for name, ours, theirs in zip(network.names, network(images), run(images), strict=True):
         error = (ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12)
         if not error < TOLERANCE:
-            raise InputError(f"{who} computes other {name} than the network, by {error:.1e} of their largest value")
+            raise InputError(
+                f"{who}: its {name} differ from the network's by {error:.1e} of the largest value. Nothing was written"
+            )

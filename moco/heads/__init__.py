@@ -1,6 +1,6 @@
-"""Stage 2's network: a frozen encoder and a classifier `fc` on it, and the proof that nothing else moved.
+"""The network of stage 2: a frozen encoder with a classifier `fc`, and a check that the encoder did not change.
 
-Adding a classifier is one row of HEADS, and a function: one that makes it, or one in fitted.py that fits it.
+To add a classifier, add a row to HEADS and a function: one that builds the module, or one in fitted.py that fits it.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,19 +21,21 @@ from moco.heads.fitted import Candidate, Problem, Way
 from moco.losses.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
 from moco.pretrained import load_encoder
 
-Loss = Callable[[Tensor, Tensor, int], Tensor]  # loss(logits, labels, epoch) of (N, C) and (N,); epochs from 0
+Loss = Callable[[Tensor, Tensor, int], Tensor]  # loss(logits (N, C), labels (N,), epoch); epochs count from 0
 
 
 class Head(NamedTuple):
-    """A classifier on the d features of an encoder, for C classes: trained on random views, or fitted to features.
+    """A kind of classifier for d features and C classes, either trained on random views or fitted to stored features.
 
-    help: what it is, for --help.
-    make: make(d, counts) is the module that becomes `fc`, (N, d) -> (N, C). counts: (C,) training images of each class.
-    loss: loss(logits, labels, epoch) of (N, C) and (N,), a scalar; epochs are counted from 0.
-    loss_of: instead of loss, where it depends on more: loss_of(counts, epochs) is such a loss.
-    fit: instead of these, makes the candidates that the validation split chooses from.
-    samplings, adjustments: what --sampling and --logit-adjustment may be, the first by default.
-    needs: what a checkpoint must have, "targets" of TSC or a "classifier", where it needs more than an encoder.
+    Attributes:
+        help: Description for --help.
+        make: make(d, counts) returns the module that becomes `fc`, mapping (N, d) to (N, C). counts: (C,) training
+            images per class.
+        loss: loss(logits, labels, epoch) of (N, C) and (N,) returns a scalar. Epochs count from 0.
+        loss_of: loss_of(counts, epochs) returns the loss, if it depends on the class sizes or the number of epochs.
+        fit: Generator of the candidates for selection on validation. Replaces make and loss.
+        samplings, adjustments: Allowed values of --sampling and --logit-adjustment. The first is the default.
+        needs: What the checkpoint must contain besides an encoder: "targets" (TSC), "classifier" or "" (nothing).
     """
 
     help: str
@@ -46,7 +48,7 @@ class Head(NamedTuple):
     needs: str = ""
 
     def criterion(self, counts: np.ndarray, epochs: int, adjustment: str, device: torch.device) -> Loss:
-        """The loss of a run of so many epochs. adjustment: "train" adds the log of the prior to the logits."""
+        """Return the loss of a run with this many epochs. adjustment "train" adds the log class prior to the logits."""
         loss = self.loss_of(counts, epochs) if self.loss_of else self.loss
         if adjustment != "train":
             return loss
@@ -55,7 +57,7 @@ class Head(NamedTuple):
 
 
 def _linear(width: int, counts: np.ndarray) -> nn.Module:
-    """The release's probe: weight N(0, 0.01), bias 0."""
+    """Build the linear probe of the TSC authors' code: weights from N(0, 0.01²), bias 0."""
     fc = skip_init(Float32Linear, width, len(counts))
     nn.init.normal_(fc.weight, mean=0.0, std=0.01)
     nn.init.zeros_(fc.bias)
@@ -63,7 +65,7 @@ def _linear(width: int, counts: np.ndarray) -> nn.Module:
 
 
 def _ldam(width: int, counts: np.ndarray) -> nn.Module:
-    """Cosines times LDAM's scale, of which the directions train."""
+    """Build LDAM's cosine classifier: only the directions are trained, scale and bias are fixed."""
     fc = CosineClassifier(normalize(torch.empty(len(counts), width).uniform_(-1, 1), dim=1), SCALE)
     fc.scale.requires_grad_(False)
     fc.bias.requires_grad_(False)
@@ -147,15 +149,16 @@ def build_classifier(
     head: str = "linear",
     counts: np.ndarray | None = None,
 ) -> nn.Module:
-    """The network with the pre-trained encoder frozen and a new `fc`, on the CPU.
+    """Build the network with the frozen pre-trained encoder and a new `fc`, on the CPU.
 
     Args:
-        batch: images a process trains on at a time, (batch, 3, image_size, image_size).
-        pretrained: the encoder's file; None: its weights are random, for a checkpoint that brings all.
-        head: a name of HEADS. counts: as in `freeze`.
+        batch: Images per process and step; the input has the shape (batch, 3, image_size, image_size).
+        pretrained: File of the encoder. None keeps random weights, for a checkpoint that replaces all of them.
+        head: Name in HEADS.
+        counts: See `freeze`.
 
     Raises:
-        InputError: as `get_encoder` and `load_encoder`.
+        InputError: See `get_encoder` and `load_encoder`.
     """
     model = get_encoder(arch, image_size, batch)(num_classes=num_classes)
     if pretrained is not None:
@@ -164,32 +167,32 @@ def build_classifier(
 
 
 def freeze(model: nn.Module, head: str = "linear", counts: np.ndarray | None = None) -> nn.Module:
-    """The same network with a new `fc`, the only part that trains.
+    """Freeze the network and give it a new `fc`, the only trainable part. Return the network.
 
     Args:
-        counts: (C,) training images of each class; None, one each: nothing will be trained that depends on them.
+        counts: (C,) training images per class. None stands for one image each, if the head does not use them.
     """
     model.requires_grad_(False)
     counts = np.ones(model.fc.out_features, dtype=np.int64) if counts is None else counts
-    make = HEADS[head].make or _linear  # of a head that is fitted: to be replaced
+    make = HEADS[head].make or _linear  # a fitted head replaces the linear `fc` later
     model.fc = make(model.fc.in_features, counts)
     return model
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Let the encoder train too; of `fc` what trained before."""
+    """Make the encoder trainable. In `fc`, frozen parameters stay frozen."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad or not name.startswith("fc."))
 
 
 def without_classifier(model: nn.Module) -> nn.Module:
-    """The same network, which gives its features, (N, d)."""
+    """Replace `fc` by the identity, so that the network returns features, (N, d). Return the network."""
     model.fc = nn.Identity()
     return model
 
 
 def with_float32_logits(model: nn.Module) -> nn.Module:
-    """The same network, its `fc` replaced by a Float32Linear of the same weights, which train."""
+    """Replace `fc` by a trainable Float32Linear with the same weights. Return the network."""
     fc = skip_init(Float32Linear, model.fc.in_features, model.fc.out_features)
     fc.load_state_dict(model.fc.state_dict())
     model.fc = fc
@@ -197,13 +200,13 @@ def with_float32_logits(model: nn.Module) -> nn.Module:
 
 
 def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
-    """Copies of what must not change; with bn_mode train the batch-norm statistics may."""
+    """Return copies of the tensors that must not change. With bn_mode "train", batch-norm statistics are excluded."""
     assert all(name.startswith("fc.") for name, p in model.named_parameters() if p.requires_grad)
     tensors = model.state_dict() if bn_mode == "eval" else dict(model.named_parameters())
     return {name: tensor.detach().clone() for name, tensor in tensors.items() if not name.startswith("fc.")}
 
 
 def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
-    """The names of frozen weights that are not what they were, to the bit."""
+    """Return the names of frozen weights that are no longer bit-identical."""
     now = model.state_dict()
     return [name for name, before in frozen.items() if not torch.equal(now[name], before)]

@@ -1,4 +1,4 @@
-"""Which of a head's candidates the validation split chooses; all heads by one rule."""
+"""Selection of one candidate per head on the validation split, by the same rule for all heads."""
 
 import time
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from utils.measure.results import made_with
 from utils.run.evaluation import validate
 from utils.run.speed import Speed
 
-SMOOTH = 5000  # validation images from which on accuracy over the penalty has no second rise
-BLOCK = 8192  # images at a time
-SLOW = 20  # seconds after which a fit says how far it is
-AFTERWARDS = ("t", "tau")  # values of what is done with a fit
-UNCALIBRATED = ("ncm", "target")  # whose logits have no scale that was fitted
+SMOOTH = 5000  # validation images above which accuracy, as a function of the penalty, has a single maximum
+BLOCK = 8192  # images per batch
+SLOW = 20  # seconds after which progress is printed
+AFTERWARDS = ("t", "tau")  # names of values that are applied after the fit
+UNCALIBRATED = ("ncm", "target")  # heads whose logits have no fitted scale
 
 
 class Split:
-    """Features as `validate` takes a loader. features: (n, d), labels: (n,)."""
+    """Loader over stored features (n, d) and labels (n,), as `validate` expects."""
 
     on_every_rank = 0
 
@@ -40,7 +40,12 @@ class Split:
 
 
 class Task(NamedTuple):
-    """Where heads are fitted, chosen and tested. splits: val and test. chosen_on: see `Data.chosen_on`."""
+    """The data on which heads are fitted, selected and tested.
+
+    Attributes:
+        splits: "val" and "test".
+        chosen_on: See `Data.chosen_on`.
+    """
 
     problem: Problem
     splits: dict[str, Split]
@@ -49,16 +54,22 @@ class Task(NamedTuple):
 
     @property
     def counts(self) -> np.ndarray:
-        """(C,) training images a class."""
+        """(C,) training images per class."""
         return self.problem.counts.numpy()
 
     def measure(self, split: str, classifier: nn.Module, title: str) -> dict:
-        """As `validate`; title: of the head, for messages."""
+        """Evaluate a classifier on a split; returns the result of `validate`. title: the head's, for messages."""
         return validate(self.splits[split], classifier, self.speed, self.counts, where=f"{title}, {split}")
 
 
 class Chosen(NamedTuple):
-    """entry: of results.json. tried: each value -> those that there were to choose from. seconds: it took."""
+    """The selected candidate of a head.
+
+    Attributes:
+        entry: Entry of results.json.
+        tried: Name of each hyperparameter -> the values tried.
+        seconds: Duration of fitting and selection.
+    """
 
     classifier: nn.Module
     entry: dict
@@ -67,15 +78,14 @@ class Chosen(NamedTuple):
 
 
 def choose(name: str, sampling: str, adjustment: str, task: Task) -> Chosen:
-    """Fit a head, take the candidate with the best balanced accuracy on val, and test it.
+    """Fit a head, select the candidate with the best balanced accuracy on val, and test it.
 
-    Of those that tie the least loss on val is taken: strong penalties often have the accuracy of weaker ones, and are
-    unsure of all they say. Of a head without a scale it is the first. A fit that has not arrived at its optimum is
-    said, and not chosen. When two penalties in a row (of a large validation split one) are no better
-    than the best, no weaker one is tried.
+    Ties are broken by validation loss, because strong penalties can match the accuracy of weaker ones with less
+    confident predictions. For heads without a scale, the first candidate wins. Fits that did not converge are reported
+    and skipped. The search ends after two penalties in a row without improvement (one for a large validation split).
 
     Raises:
-        InputError: no fit has arrived; or logits that are not finite.
+        InputError: No fit converged, or the logits are not finite.
     """
     started, title = time.monotonic(), titled(name, sampling, adjustment)
     best, tried, failed, worse = None, {}, [], 0
@@ -86,7 +96,7 @@ def choose(name: str, sampling: str, adjustment: str, task: Task) -> Chosen:
             for value_name, value in candidate.values.items():
                 tried.setdefault(value_name, {})[value] = None
             if not candidate.converged:
-                what = ", ".join(f"{k} {v:g}" for k, v in candidate.values.items() if k not in AFTERWARDS) or "its fit"
+                what = ", ".join(f"{k} {v:g}" for k, v in candidate.values.items() if k not in AFTERWARDS) or "defaults"
                 failed += [what] if what not in failed else []
                 continue
             classifier = without_absent(candidate.classifier.to(task.speed.device), task.problem.counts)
@@ -95,14 +105,14 @@ def choose(name: str, sampling: str, adjustment: str, task: Task) -> Chosen:
             if best is None or key > best.key:
                 best = Best(key, found, classifier, candidate.values)
         said = made_with({"values": together[-1].values})
-        say_slow(f"{title}: up to {said} there is at best {best.key[0] if best else 0:.2f} on val", started)
+        say_slow(f"{title}: fitted up to {said}, best accuracy on val {best.key[0] if best else 0:.2f}", started)
         worse = worse + 1 if best is before else 0
         if best and worse == patience:
             break
     for what in failed:
-        say(f"note: {title}: {what} has not arrived at its optimum, it is not chosen from")
+        say(f"note: {title}: the fit with {what} did not converge and was skipped")
     if best is None:
-        raise InputError(f"{title}: no fit has arrived at its optimum; the features are damaged, or take another head")
+        raise InputError(f"{title}: no fit converged; the features may be damaged. Choose another --head")
     entry = {"values": best.values, **task.measure("test", best.classifier, title)}
     entry |= {"val_acc1": best.of_val["acc1"], "val_balanced": best.of_val["balanced"]}
     if name in UNCALIBRATED:
@@ -111,7 +121,7 @@ def choose(name: str, sampling: str, adjustment: str, task: Task) -> Chosen:
 
 
 class Best(NamedTuple):
-    """The best candidate so far, and what it is compared by. of_val: what `validate` says of it."""
+    """The best candidate so far. key: values to compare by. of_val: its result of `validate` on val."""
 
     key: tuple[float, float]
     of_val: dict
@@ -120,12 +130,12 @@ class Best(NamedTuple):
 
 
 def say_slow(line: str, started: float) -> None:
-    """Say how far a fit has come, if it takes long."""
+    """Log the progress of a fit that takes long. started: `time.monotonic()` at the start."""
     if (seconds := time.monotonic() - started) > SLOW:
         say(f"{line} ({seconds / 60:.1f} min)")
 
 
 def titled(name: str, sampling: str, adjustment: str) -> str:
-    """Of a head in tables: `logistic, class-balanced`, `logistic, post`."""
+    """Return the name of a head in tables: `logistic, class-balanced` or `logistic, post`."""
     words = [sampling] if sampling == "class-balanced" else [] if adjustment == "off" else [adjustment]
     return ", ".join([name, *words])

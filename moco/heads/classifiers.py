@@ -1,4 +1,4 @@
-"""What becomes a network's `fc`: features (N, d) to logits (N, C), in float32 whatever --amp says."""
+"""Modules for a network's `fc`: map features (N, d) to logits (N, C), in float32 whatever the value of --amp."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -11,17 +11,20 @@ from torch.nn.utils import skip_init
 from moco.losses import at_least_float32
 from utils.errors import InputError
 
-NEVER = -1e6  # the logit of a class without a training image
+NEVER = -1e6  # logit of a class without training images
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Turns --amp off where it is on; else nothing, which a program of the network could not hold."""
+    """Return a context that disables autocast if it is enabled, and a null context otherwise.
+
+    Exported programs cannot contain the autocast context, hence the null context.
+    """
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 class Float32Linear(nn.Linear):
-    """A Linear that --amp leaves alone: logits of eight bits would often tie."""
+    """A linear layer that ignores autocast, because bfloat16 logits (8 significant bits) often tie."""
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x.device):
@@ -29,7 +32,7 @@ class Float32Linear(nn.Linear):
 
 
 def linear_classifier(weight: Tensor, bias: Tensor) -> Float32Linear:
-    """Of weight (C, d) and bias (C,)."""
+    """Build a linear classifier from weight (C, d) and bias (C,)."""
     fc = skip_init(Float32Linear, weight.shape[1], weight.shape[0])
     with torch.no_grad():
         fc.weight.copy_(weight)
@@ -38,7 +41,13 @@ def linear_classifier(weight: Tensor, bias: Tensor) -> Float32Linear:
 
 
 class CosineClassifier(nn.Module):
-    """scale · cos(x, w_c) + b_c (Gidaris and Komodakis 2018). weight: (C, d). scale: a scalar. bias: (C,)."""
+    """Cosine classifier: scale · cos(x, w_c) + b_c (Gidaris and Komodakis 2018).
+
+    Args:
+        weight: (C, d).
+        scale: Scalar.
+        bias: (C,), or None for zeros.
+    """
 
     def __init__(self, weight: Tensor, scale: float | Tensor, bias: Tensor | None = None):
         super().__init__()
@@ -53,7 +62,7 @@ class CosineClassifier(nn.Module):
 
 
 class Projected(nn.Module):
-    """A classifier behind the projection head of stage 1, (N, d) -> (N, D)."""
+    """A classifier on the output (N, D) of the stage-1 projection head."""
 
     def __init__(self, projection: nn.Module, classifier: nn.Module):
         super().__init__()
@@ -70,22 +79,31 @@ class Projected(nn.Module):
 
 @torch.no_grad()
 def without_absent(classifier: nn.Module, counts: Tensor) -> nn.Module:
-    """The same, which answers no class without a training image: its prior would be as if it had one. counts: (C,)."""
+    """Exclude classes without training images from the predictions, by a very low bias. Return the classifier.
+
+    The log prior treats such a class as if it had one image. counts: (C,) training images per class.
+    """
     classifier.bias[counts == 0] = NEVER
     return classifier
 
 
 def fitted_classifier(weights: dict[str, Tensor], source: object) -> nn.Module:
-    """The classifier of a network whose head was fitted, without its numbers. weights: the network's.
+    """Build a classifier of the same kind and shape as a fitted `fc`. The weights are not copied.
+
+    Args:
+        weights: State dict of the network.
+        source: Its file, for messages.
 
     Raises:
-        InputError: it has none of those kinds.
+        InputError: The entries of `fc` match no known classifier.
     """
     fc = {name.removeprefix("fc."): weight for name, weight in weights.items() if name.startswith("fc.")}
     try:
         return _like(fc)
     except (KeyError, ValueError, IndexError, TypeError):
-        raise InputError(f"checkpoint {source}: its fc is {sorted(fc)}, expected a head that was fitted") from None
+        raise InputError(
+            f"checkpoint {source}: fc has {sorted(fc)}, expected the weights of a fitted classifier"
+        ) from None
 
 
 def _like(weights: dict[str, Tensor]) -> nn.Module:
@@ -99,6 +117,9 @@ def _like(weights: dict[str, Tensor]) -> nn.Module:
 
 
 def projection_like(weights: dict[str, Tensor]) -> nn.Module:
-    """A projection head of stage 1, without its numbers. weights: its own, by names that end as in it."""
+    """Build a stage-1 projection head of the same shape. The weights are not copied.
+
+    weights: the layers' tensors in order, with names that end in `weight` or `bias`.
+    """
     layers = [nn.Linear(*reversed(weight.shape)) for name, weight in weights.items() if name.endswith("weight")]
     return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), layers[1])

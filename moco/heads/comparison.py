@@ -1,4 +1,4 @@
-"""All heads that a checkpoint can have, side by side: a table, a picture, results.json."""
+"""Comparison of all classifiers that a checkpoint supports: a table, a figure and results.json."""
 
 from pathlib import Path
 
@@ -14,19 +14,29 @@ from utils.report.runs import probes_of
 from utils.run.evaluation import write_results
 
 TABLE, PICTURE = "heads.md", "heads.png"
-LISTS = ("train_list", "val_list", "test_list")  # digests, in args.json
-OF_COMPARISON = ("head", "sampling", "logit_adjustment", "from", "folder", "seconds")  # of `heads`, beside an entry
+LISTS = ("train_list", "val_list", "test_list")  # hashes of the lists, in args.json
+OF_COMPARISON = (
+    "head",
+    "sampling",
+    "logit_adjustment",
+    "from",
+    "folder",
+    "seconds",
+)  # keys in `heads` that a plain entry does not have
 
 
 def run(run_dir: Path, args: dict, task: Task) -> None:
-    """Fit all heads that the checkpoint can have; write and show the table, the picture and results.json.
+    """Fit all heads that the checkpoint supports; write the table, the figure and results.json.
 
     Args:
-        args: of the run, as args.json has them; pretrained: None, of features that no checkpoint made.
+        args: Arguments of the run, as in args.json. pretrained is None if the features are not from a checkpoint.
+
+    Raises:
+        InputError: No head could be fitted.
     """
     heads = compare(task)
     if not heads:
-        raise InputError(f"{args['pretrained'] or run_dir}: no head could be fitted to its features, as said above")
+        raise InputError(f"{args['pretrained'] or run_dir}: no classifier could be fitted; see the messages above")
     if args["pretrained"]:
         heads |= beside(Path(args["pretrained"]), {name: args[name] for name in LISTS})
     best = {name: value for name, value in heads[best_of(heads)].items() if name not in OF_COMPARISON}
@@ -41,20 +51,20 @@ def run(run_dir: Path, args: dict, task: Task) -> None:
 
 
 def compare(task: Task) -> dict[str, dict]:
-    """title -> the entry of each fitted head, in the order of HEADS, with what was tried."""
+    """Return title -> entry of each fitted head, in the order of HEADS, with the values tried."""
     found, lacks = {}, task.problem.lacks
     for name, head in HEADS.items():
         if head.fit is None:
             continue
         if head.needs in lacks:
-            say(f"left out: {name} ({lacks[head.needs]})")
+            say(f"skipped: {name} ({lacks[head.needs]})")
             continue
         for sampling, adjustment in ways(head):
             title = titled(name, sampling, adjustment)
             try:
                 chosen = choose(name, sampling, adjustment, task)
-            except InputError as error:  # of this head alone
-                say(f"left out: {error}")
+            except InputError as error:  # other heads can still be fitted
+                say(f"skipped: {error}")
                 continue
             about = {"head": name, "sampling": sampling, "logit_adjustment": adjustment, "from": chosen.tried}
             found[title] = {**about, **chosen.entry, "seconds": round(chosen.seconds, 2)}
@@ -63,14 +73,14 @@ def compare(task: Task) -> dict[str, dict]:
 
 
 def beside(checkpoint: Path, lists: dict[str, str]) -> dict[str, dict]:
-    """title -> the selected entry of each probe that was trained on this checkpoint, in folders beside it.
+    """Return title -> selected entry of each probe that was trained on this checkpoint, in folders next to it.
 
-    lists: the digests of the lists; a probe on others is not comparable.
+    lists: hashes of the lists. Probes that used other lists are not comparable and are omitted.
     """
     found = {}
     for folder, results in probes_of(checkpoint, lists).items():
         about = {"head": "trained", "folder": str(folder), "from": results.get("chosen", {}).get("from", {})}
         entry = results["selected"]
-        before = {"val_balanced": entry["val_acc1"]}  # of a run that did not say it, whose split was balanced anyway
+        before = {"val_balanced": entry["val_acc1"]}  # older runs lack it; their val split was balanced
         found[f"{folder.name} (trained)"] = {**about, **before, **entry, "seconds": None}
     return found

@@ -1,7 +1,7 @@
-"""Classifiers fitted to features that are there: pure functions, by SciPy's L-BFGS where they have no formula.
+"""Pure functions that fit classifiers to stored features, with SciPy's L-BFGS if there is no closed form.
 
-Letters: n training images, d features, C classes. Products with the features are in their type and on their device:
-float64 finds an optimum to more digits, float32 in half the time and memory. What is given back is on the CPU.
+Shapes: n training images, d features, C classes. Products with the features use their dtype and device. float64 is more
+accurate; float32 takes half the time and memory. Results are on the CPU.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BLOCK = 8192  # images whose logits are there at a time
-MOST_STEPS = 500  # of L-BFGS, where it gives up
-# Where a fit ends: at a slope of that share of the one where it begins (without a start, where all is 0), or where a
-# step lowers the loss by less than that share of it; then the slope may be REST times as much. In float32 the loss is
-# within 1e-5 of its optimum, for half the passes of the last digits.
+BLOCK = 8192  # images per block of logits
+MOST_STEPS = 500  # limit of L-BFGS iterations
+# A fit ends when the gradient is FLAT times the initial gradient (at 0 for logistic regression), or when a step lowers
+# the loss by less than STILL times its value. In the second case, the gradient may be REST times larger. In float32 the
+# loss is within 1e-5 of its optimum; reaching more digits would double the number of passes.
 FLAT = {torch.float64: 1e-6, torch.float32: 1e-4}
 STILL = {torch.float64: 1e-14, torch.float32: 1e-6}
 REST = {torch.float64: 10, torch.float32: 1000}
 
 
 class Fit(NamedTuple):
-    """weight: (C, d). bias: (C,). converged: whether it is the optimum. scale: of a cosine classifier, else 1."""
+    """A fitted classifier.
+
+    Attributes:
+        weight: (C, d).
+        bias: (C,).
+        converged: Whether the fit reached the optimum.
+        scale: Scale of a cosine classifier, 1 otherwise.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -32,7 +39,10 @@ class Fit(NamedTuple):
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int, unit: bool = False) -> Tensor:
-    """(C, d) float64 mean of each class's (n, d) features, or of their directions (unit); of no image 0."""
+    """Return the mean of the features (n, d) of each class, (C, d) float64; zeros for a class without images.
+
+    unit: average the features scaled to unit length.
+    """
     total = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for z, y in zip(features.split(BLOCK), labels.split(BLOCK), strict=True):
         total.index_add_(0, y, normalize(z.double(), dim=1) if unit else z.double())
@@ -40,13 +50,13 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int, unit: bool =
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """(n,) weights of mean 1 with which every class that has an image counts alike."""
+    """Return image weights (n,) with mean 1, with which all classes that have images count equally."""
     counts = torch.bincount(labels, minlength=num_classes)
     return (len(labels) / ((counts > 0).sum() * counts[labels].double())).cpu()
 
 
 def log_prior(counts: Tensor) -> Tensor:
-    """(C,) log(n_c / n), Menon et al. 2021; of a class without an image as if it had one."""
+    """Return log(n_c / n), (C,), as in Menon et al. 2021. A class without images counts as one with one image."""
     counts = counts.clamp(min=1).double()
     return (counts / counts.sum()).log()
 
@@ -62,19 +72,20 @@ def logistic(
     unit: float = 1.0,
     intercept: bool = True,
 ) -> Fit:
-    """Multinomial logistic regression to its optimum; scikit-learn's objective divided by n·C, for C = 1 / (n·l2):
+    """Fit a multinomial logistic regression: scikit-learn's objective divided by n·C, for C = 1 / (n·l2),
 
         mean_i w_i cross_entropy(W z_i + b + offset, y_i) + l2 / 2 · |W / unit|²
 
     Args:
-        features: (n, d). labels: (n,). weights: (n,). offset: (C,), as t · log prior (logit adjustment while it is
-            trained, t = 1: balanced softmax). start: where to begin. intercept: whether there is a b.
-        unit: of the weights, as if the features were `unit` times as long.
+        features: (n, d). labels: (n,). weights: (n,).
+        offset: (C,), such as the log prior (balanced softmax).
+        start: Initial value. intercept: Whether to fit b.
+        unit: Penalise W as if the features were multiplied by `unit`.
     """
     d, mean = features.shape[1], torch.zeros(1, features.shape[1], dtype=torch.float64)
-    if intercept:  # around their mean: the same optimum, and found sooner, as W and b are in each other's way less
+    if intercept:  # centred features have the same optimum, and converge faster because W and b are less coupled
         mean = class_means(features, torch.zeros_like(labels), 1)
-    # And each class in steps that suit its curvature, which goes with its share of the loss.
+    # Scale each class by its curvature, which is proportional to its share of the loss.
     share = _shares(labels, num_classes, weights)[:, None]
     step, step_of_bias = unit * (share + l2) ** -0.5, share**-0.5  # (C, 1)
     offset = torch.zeros(num_classes) if offset is None else offset
@@ -100,7 +111,7 @@ def logistic(
 
 
 def _shares(labels: Tensor, num_classes: int, weights: Tensor | None) -> Tensor:
-    """(C,) of the classes in the loss, of a class without an image as if it had one."""
+    """Return each class's share of the loss, (C,). A class without images counts as one with one image."""
     counts = torch.bincount(labels, minlength=num_classes).cpu()
     if weights is not None:
         counts = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels.cpu(), weights.double())
@@ -117,14 +128,14 @@ def cosine(
     offset: Tensor | None = None,
     start: Fit | None = None,
 ) -> Fit:
-    """A cosine classifier, its directions and its scale s = Fit.scale, from the class means or from `start`:
+    """Fit a cosine classifier, its directions w_c and its scale s, from the class means or from `start`:
 
         mean_i w_i cross_entropy(s · cos(w_c, z_i) + offset, y_i) + l2 / 2 · s²
 
-    Without the penalty s would have no end where the classes can be told apart. Not convex: `converged` says that the
-    slope is small. Args as `logistic`'s.
+    Without the penalty, s diverges if the classes are separable. The problem is not convex; `converged` means that the
+    gradient is small. The arguments are those of `logistic`.
     """
-    unit, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features that is made
+    unit, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features
     offset = torch.zeros(num_classes) if offset is None else offset
 
     def loss(x: Tensor) -> tuple[float, Tensor]:
@@ -140,7 +151,7 @@ def cosine(
 
     if start is None:
         means = class_means(unit, labels, num_classes)
-        means[~means.any(dim=1)] = -means.sum(0)  # a class without an image has no direction: away from all others
+        means[~means.any(dim=1)] = -means.sum(0)  # a class without images has no direction: point away from the others
         start = Fit(means, torch.zeros(num_classes), scale=1.0)
     begin = [normalize(start.weight.double(), dim=1).flatten(), torch.tensor([np.log(start.scale)])]
     x, converged = _descend(loss, torch.cat(begin), features.dtype)
@@ -149,7 +160,7 @@ def cosine(
 
 
 def tau_normalised(fit: Fit, tau: float) -> Fit:
-    """w_c / |w_c|^tau without bias (Kang et al. 2020): classes that are frequent have long weights."""
+    """Return w_c / |w_c|^tau without bias (Kang et al. 2020), because frequent classes have larger weight norms."""
     return fit._replace(
         weight=fit.weight / fit.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau,
         bias=torch.zeros_like(fit.bias),
@@ -157,7 +168,7 @@ def tau_normalised(fit: Fit, tau: float) -> Fit:
 
 
 def learned_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor) -> Fit:
-    """LWS (Kang et al. 2020): s_c · w_c, of which only the scales (C,) are trained, from 1, here to their optimum."""
+    """Fit LWS (Kang et al. 2020): s_c · w_c, where only the scales s (C,) are optimised, starting from 1."""
     classes = len(fit.weight)
 
     def loss(scales: Tensor) -> tuple[float, Tensor]:
@@ -171,7 +182,7 @@ def learned_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor) 
 def _cross_entropy(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, weights: Tensor | None
 ) -> tuple[float, Tensor, Tensor]:
-    """The (weighted) mean loss over the images, and its gradients by weight (C, d) and bias (C,), some at a time."""
+    """Return the (weighted) mean loss and its gradients by weight (C, d) and bias (C,), computed in blocks."""
     device, kind = features.device, features.dtype
     w, b = weight.to(device, kind), bias.to(device, kind)
     value, by_weight, by_bias = 0.0, torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
@@ -191,11 +202,11 @@ def _cross_entropy(
 def _descend(
     loss: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, dtype: torch.dtype, steep: Tensor | None = None
 ) -> tuple[Tensor, bool]:
-    """The minimum by L-BFGS from `start`, and whether it is one to the digits of the type.
+    """Minimise with L-BFGS from `start`. Return the minimum, and whether it converged to the precision of dtype.
 
-    steep: a point whose slope is that of which FLAT is a share; None: the start.
+    steep: the point whose gradient FLAT refers to; None for the start.
     """
-    from scipy.optimize import minimize  # a third of a second of start-up, for who fits
+    from scipy.optimize import minimize  # imported here because it takes a third of a second
 
     def as_numpy(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = loss(torch.from_numpy(x))
@@ -204,6 +215,6 @@ def _descend(
     steepest = np.abs(as_numpy((start if steep is None else steep).double().numpy())[1]).max()
     flat = FLAT[dtype] * max(float(steepest), 1e-12)
     options = {"maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS, "gtol": flat, "ftol": STILL[dtype]}
-    options["maxcor"] = 30  # steps that are remembered: a third fewer passes over the features than with 10
+    options["maxcor"] = 30  # steps in memory: a third fewer passes over the features than with 10
     found = minimize(as_numpy, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x), bool(found.success and np.abs(found.jac).max() <= REST[dtype] * flat)

@@ -1,11 +1,11 @@
-"""The flags of stage 2's classifier: which there are, and which go together."""
+"""Flags of the stage-2 classifier, their defaults and the combinations that are supported."""
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
 from moco.heads.fitted import Way
 from utils.errors import InputError
 from utils.parser import Cases, Group, natural
 
-# In checkpoints that do not say them, as they were.
+# Values for checkpoints that were written before these flags existed.
 BEFORE = {"sampling": "class-balanced", "logit_adjustment": "off", "feature_views": 0, "head": "linear"}
 BEFORE |= {"finetune": False, "compare_heads": False}
 CHOSEN_BY_COMPARISON = ("head", "sampling", "logit_adjustment", "finetune")
@@ -61,7 +61,7 @@ def add_head_arguments(group: Group) -> None:
 
 
 def _defaults(field: str) -> str:
-    """Describe the heads' defaults for --help: `class-balanced for linear; instance for the others`."""
+    """Describe the default of each head for --help: `class-balanced for linear; instance for the others`."""
     firsts = {name: getattr(head, field)[0] for name, head in HEADS.items()}
     *few, most = sorted(dict.fromkeys(firsts.values()), key=[*firsts.values()].count)
     named = [f"{value} for {', '.join(name for name in firsts if firsts[name] == value)}" for value in few]
@@ -69,33 +69,33 @@ def _defaults(field: str) -> str:
 
 
 def is_fitted(args) -> bool:
-    """Whether nothing is trained step by step."""
+    """Return whether the classifier is fitted to features instead of trained step by step."""
     return args.compare_heads or HEADS[args.head].fit is not None
 
 
 def idle(args) -> Cases:
-    """The flags that others leave without effect."""
+    """Return the flags that other flags make irrelevant."""
     if args.evaluate or not is_fitted(args):
         return []
     return [("with --compare-heads" if args.compare_heads else f"with --head {args.head}", OF_TRAINING)]
 
 
 def foreign(args) -> Cases:
-    """The flags that clash."""
+    """Return the flags that other flags do not allow."""
     cases = [("with --evaluate", ("dry_run",))] if args.evaluate else []
     if args.compare_heads:
         return [*cases, ("with --compare-heads", (*CHOSEN_BY_COMPARISON, "evaluate", "dry_run"))]
     if not is_fitted(args):
-        return [*cases, (f"with --head {args.head}, which is trained on random views anyway", ("feature_views",))]
-    fitted = f"with --head {args.head}, which is fitted to the features of a frozen encoder"
+        return [*cases, (f"with --head {args.head} (trained on random views)", ("feature_views",))]
+    fitted = f"with --head {args.head} (fitted to features of a frozen encoder)"
     return [*cases, (fitted, ("finetune", "dry_run"))]
 
 
 def settle(args, processes: int) -> None:
-    """Give --sampling and --logit-adjustment the head's defaults, and refuse what it cannot have.
+    """Set --sampling and --logit-adjustment to the defaults of the head, and check the given values.
 
     Raises:
-        InputError: says which.
+        InputError: The head does not support a value, or several processes were started for a fitted head.
     """
     head = HEADS[args.head]
     if args.sampling is None:
@@ -108,16 +108,18 @@ def settle(args, processes: int) -> None:
         ("--logit-adjustment", args.logit_adjustment, head.adjustments),
     ):
         if value not in allowed:
-            raise InputError(f"{flag} {value}: --head {args.head} has {' or '.join(sorted(allowed))}")
+            raise InputError(
+                f"{flag} {value}: not supported with --head {args.head}, expected {' or '.join(sorted(allowed))}"
+            )
     if args.sampling == "class-balanced" and args.logit_adjustment != "off":
         raise InputError(
-            f"--logit-adjustment {args.logit_adjustment}: corrects for the classes' sizes, which --sampling "
-            "class-balanced has done: --sampling instance, or leave it out"
+            f"--logit-adjustment {args.logit_adjustment}: not supported with --sampling class-balanced (both correct "
+            "for class sizes). Use --sampling instance, or omit --logit-adjustment"
         )
     if is_fitted(args) and processes > 1:
         raise InputError(
-            f"{'--compare-heads' if args.compare_heads else f'--head {args.head}'}: heads are fitted by one process, "
-            f"found {processes}; start one"
+            f"{'--compare-heads' if args.compare_heads else f'--head {args.head}'}: found {processes} "
+            "processes, expected 1. Fitted classifiers need a single process"
         )
 
 
@@ -126,7 +128,10 @@ def way_of(sampling: str, adjustment: str) -> Way:
 
 
 def ways(head: Head) -> list[tuple[str, str]]:
-    """(--sampling, --logit-adjustment) of a fitted head that are compared; post has t = 0, which is off."""
+    """Return the (--sampling, --logit-adjustment) pairs of a fitted head to compare.
+
+    If the head supports post, off is omitted, because post includes t = 0.
+    """
     of_instances = [a for a in head.adjustments if a != "off" or "post" not in head.adjustments]
     found = [("instance", adjustment) for adjustment in of_instances]
     return found + [("class-balanced", "off")] * ("class-balanced" in head.samplings)

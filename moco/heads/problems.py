@@ -1,4 +1,4 @@
-"""What a checkpoint lets heads be fitted to."""
+"""Inputs for fitting heads, read from a checkpoint."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,21 +14,23 @@ from moco.pretrained import read_classifier
 from utils.errors import InputError
 from utils.measure.kept_features import Features
 
-FEW_NUMBERS = 2**25  # a quarter of a GB in float64: so many are fitted to twice the digits
+FEW_NUMBERS = 2**25  # up to this many values (256 MB in float64), features are converted to float64
 
 
 def _targets_for(checkpoint: Path, num_classes: int) -> tuple[nn.Module, Tensor]:
     projection, targets = targets_of(checkpoint)
     if len(targets) != num_classes:
-        raise InputError(f"checkpoint {checkpoint}: has targets of {len(targets)} classes, expected {num_classes}")
+        raise InputError(f"checkpoint {checkpoint}: found targets of {len(targets)} classes, expected {num_classes}")
     return projection, targets
 
 
 class Held(NamedTuple):
-    """What a checkpoint holds besides its encoder.
+    """The parts of a checkpoint besides its encoder.
 
-    targets: its projection and each class's target, of TSC. classifier: its last layer. lacks: what of a head's `needs`
-    there is not -> why.
+    Attributes:
+        targets: Projection head and class targets of TSC, or None.
+        classifier: Last layer of the network, or None.
+        lacks: Missing part ("targets", "classifier") -> reason.
     """
 
     targets: tuple[nn.Module, Tensor] | None
@@ -37,10 +39,13 @@ class Held(NamedTuple):
 
 
 def held_by(checkpoint: Path, num_classes: int, head: str) -> Held:
-    """Look before features are made, which may take an hour. head: of --head, with --compare-heads its default.
+    """Read the parts of a checkpoint before features are computed, which may take an hour.
+
+    Args:
+        head: Value of --head (with --compare-heads, the default).
 
     Raises:
-        InputError: the checkpoint lacks what the head needs.
+        InputError: The checkpoint lacks a part that the head needs.
     """
     found, lacks = {}, {}
     for need, read in (("targets", _targets_for), ("classifier", read_classifier)):
@@ -54,9 +59,12 @@ def held_by(checkpoint: Path, num_classes: int, head: str) -> Held:
 
 
 def problem_of(held: Held, train: Features, counts: np.ndarray, device: torch.device) -> Problem:
-    """The problem. held: by the checkpoint whose encoder made the features. train: of the training split.
+    """Build the problem on a device.
 
-    counts: (C,) its images a class.
+    Args:
+        held: Parts of the checkpoint whose encoder computed the features.
+        train: Features of the training split.
+        counts: (C,) training images per class.
     """
     features = train.features.double() if train.features.numel() <= FEW_NUMBERS else train.features
     counts = torch.from_numpy(counts)

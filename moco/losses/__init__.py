@@ -1,4 +1,4 @@
-"""The losses: pure functions of tensors, with a queue and in the batch; and which entries are an anchor's positives."""
+"""Losses for contrast with a queue and inside the batch, and the selection of positives: pure functions of tensors."""
 
 from moco.losses.blocks import InBatchTerms
 from moco.losses.in_batch import in_batch_loss, in_batch_target_loss

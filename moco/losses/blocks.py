@@ -1,7 +1,7 @@
-"""The losses in the batch, added up over some anchors at a time.
+"""In-batch losses, summed over blocks of anchors.
 
-Letters: N images, D feature dimension, C targets; U = 2N + C different vectors, the columns. The copies of a target
-have the same logits: what is wide is made of U columns, with the number of copies of each.
+Symbols: N images, D feature dimension, C targets; U = 2N + C distinct vectors, the columns. All copies of a target
+have the same logits, so large matrices have U columns, and each column carries its number of copies.
 """
 
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Logits made at a time: on the CPU what stays in the cache, on a GPU what keeps it busy.
+# Logits computed at a time: few enough for the cache of a CPU, enough to keep a GPU busy.
 LOGITS = {"cpu": 2**18, "cuda": 2**24}
-Block = tuple[slice, Tensor | None]  # the place of some anchors, and the columns of their positives
+Block = tuple[slice, Tensor | None]  # rows of some anchors, and the columns of their positives
 
 
 class Rows(NamedTuple):
-    """The different vectors: view 1's N images, view 2's N, C targets. copies: how often each stands in the batch."""
+    """The distinct vectors: N images of view 1, N of view 2, C targets. copies: how often each occurs in the batch."""
 
     vector: Tensor  # (U, D)
     label: Tensor  # (U,)
@@ -24,9 +24,9 @@ class Rows(NamedTuple):
 
 
 class InBatchTerms(NamedTuple):
-    """Scalars: loss = loss_class + loss_target, what the positives that are images bring and those that are targets.
+    """The loss and its parts, scalars: loss = loss_class (image positives) + loss_target (target positives).
 
-    The gradient is the loss's alone.
+    Only loss carries a gradient.
     """
 
     loss: Tensor
@@ -35,7 +35,7 @@ class InBatchTerms(NamedTuple):
 
 
 def rows_of(views: Tensor, labels: Tensor, targets: Tensor, target_class: Tensor, copies: int) -> Rows:
-    """copies: of each target, over both views."""
+    """Collect the distinct vectors of a batch. copies: number of copies of each target over both views."""
     dtype = torch.promote_types(views.dtype, torch.float32)  # exp(1/0.07) is beyond float16
     vector = torch.cat([views[:, 0].to(dtype), views[:, 1].to(dtype), targets.to(dtype)])
     images = 2 * len(views)
@@ -45,9 +45,11 @@ def rows_of(views: Tensor, labels: Tensor, targets: Tensor, target_class: Tensor
 
 
 def blocks_of(rows: Rows, drawn: tuple[Tensor, Tensor] | None, anchors: str) -> list[Block]:
-    """Places of so many anchors as are worked on at a time, images or targets, and their positives' columns.
+    """Split the anchors into blocks of images or of targets, each with the columns of its positives.
 
-    drawn: of the images and of the targets, see `_anchor_losses`. anchors: "all", "images" or "targets".
+    Args:
+        drawn: columns for the images and for the targets, see `_anchor_losses`; None uses the whole class.
+        anchors: "all", "images" or "targets".
     """
     images, end = rows.images, len(rows.label)
     blocks, size = [], max(1, LOGITS.get(rows.vector.device.type, LOGITS["cuda"]) // end)
@@ -63,7 +65,7 @@ def blocks_of(rows: Rows, drawn: tuple[Tensor, Tensor] | None, anchors: str) -> 
 def mean_over(
     rows: Rows, blocks: list[Block], temperature: float, unbiased: bool, target_weight: float | None
 ) -> InBatchTerms:
-    """Over the anchors of the blocks, each counted as often as it stands in the batch."""
+    """Return the mean loss over the anchors of the blocks, each counted as often as it occurs in the batch."""
     number = sum(rows.copies[place].sum() for place, _ in blocks)
     with torch.autocast(rows.vector.device.type, enabled=False):
         total, parts = SumInBlocks.apply(rows.vector, rows, blocks, temperature, unbiased, target_weight)
@@ -71,10 +73,11 @@ def mean_over(
 
 
 class SumInBlocks(torch.autograd.Function):
-    """The sum of the anchors' losses, a scalar, and its two parts, (2,): some anchors at a time.
+    """The sum of the anchors' losses, a scalar, and its two parts, (2,), computed block by block.
 
-    The gradient is taken of each block in the forward pass, so no block's logits are kept nor made twice.
-    forward args: the rows' vector (U, D), then what `_anchor_losses` takes, with `blocks` for place and columns.
+    The forward pass also computes the gradient of each block, so the logits of a block are neither stored nor
+    recomputed. Arguments of forward: vector (U, D) of the rows, then the arguments of `_anchor_losses`, with `blocks`
+    in place of `place` and `columns`.
     """
 
     @staticmethod
@@ -105,8 +108,8 @@ class SumInBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph; once_differentiable would let it pass where grad is a constant
-            raise RuntimeError("in_batch_loss has no second derivative: its gradient is taken in the forward pass")
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable misses this if grad is a constant
+            raise RuntimeError("in_batch_loss has no second derivative; its gradient is computed in the forward pass")
         (gradient,) = ctx.saved_tensors
         return grad * gradient, *[None] * 5
 
@@ -119,14 +122,18 @@ def _anchor_losses(
     unbiased: bool,
     target_weight: float | None,
 ) -> Tensor:
-    """The loss of each anchor, (B, 2): by images and by targets; place: of the B anchors among the U vectors.
+    """Return the loss of each anchor, (B, 2): the part of the images and the part of the targets.
 
-    columns: (B, w) int64, their positives, a column as often as it is one, U for none; None: the whole class.
-    target_weight: of the own target beside the mean over the images; None: a target is a positive like any other.
+    Args:
+        place: rows of the B anchors among the U vectors.
+        columns: (B, w) int64, columns of the positives; a column may repeat, U means no positive. None uses the whole
+            class.
+        target_weight: weight of the class's target, added to the mean over the images. None treats targets like
+            images.
     """
     logits = (rows.vector[place] / temperature) @ rows.vector.T  # (B, U)
     same = rows.label[place, None] == rows.label  # (B, U)
-    others = rows.copies.repeat(len(logits), 1)  # (B, U) how many rows a column is, but for the anchor itself
+    others = rows.copies.repeat(len(logits), 1)  # (B, U) copies of each column, without the anchor itself
     others.diagonal(place.start).sub_(1)
     if columns is None:
         weight = others * same  # (B, U)
@@ -141,7 +148,7 @@ def _anchor_losses(
         weight = torch.cat([images / images.sum(1, keepdim=True), own], dim=1)  # (B, U)
     if unbiased:
         negatives = (logits + rows.copies.log()).masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
-        log_z = torch.logaddexp(negatives, logits)  # (B, U): a denominator for each positive
+        log_z = torch.logaddexp(negatives, logits)  # (B, U): one denominator per positive
     else:
         log_z = (logits + others.log()).logsumexp(1, keepdim=True)  # (B, 1)
     losses = weight * (log_z - logits)  # (B, U)

@@ -1,7 +1,8 @@
-"""The losses of contrast inside the batch: SupCon, KCL and TSC without a queue, as on CIFAR.
+"""Losses for in-batch contrast: SupCon, KCL and TSC without a queue, as used on CIFAR.
 
-Letters: N images, D feature dimension, C targets, r copies of each, k drawn positives.
-The release's batch has R = 2(N + C·r) rows: it appends C·r target rows to each of the two views.
+Symbols: N images, D feature dimension, C targets, r copies of each target, k sampled positives.
+"The authors' code" is the code released by the TSC authors. Its batch has R = 2(N + C·r) rows: C·r target rows are
+appended to each of the two views.
 """
 
 import torch
@@ -27,34 +28,40 @@ def in_batch_loss(
     unbiased: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """SupCon (num_positive 0), KCL, and TSC as the release has it on CIFAR: the mean over the anchors i of ::
+    """Return the loss of SupCon (num_positive 0), KCL, or TSC as in the authors' code on CIFAR.
+
+    The loss is the mean over the anchors i of ::
 
         - 1/|P_i| sum_{p in P_i} log( exp(x_i·x_p / temperature) / sum_j exp(x_i·x_j / temperature) )
 
-    Rows: view 1's images, r copies of target 0, of target 1 ..., then the same of view 2; j: all but i. P_i: i's
-    other view, and k of the other rows of its label, drawn without replacement (all if there are fewer, or k = 0).
+    Rows: the images of view 1, r copies of target 0, of target 1 ..., then the same for view 2. j runs over all rows
+    except i. P_i: the other view of i, and k other rows with its label, sampled without replacement (all of them if
+    there are fewer, or if k = 0).
 
     Args:
         views: (N, 2, D) unit vectors. labels: (N,) integers. num_positive: k >= 0. temperature: > 0.
-        targets: (C, D) unit vectors, target i of class target_class[i], (C,). target_repeat: r. A class may have
-            none or several; a target whose class has no image here is an anchor among its own copies.
-        anchors: "all" rows, or "targets" alone. unbiased: j runs over p and the rows of other labels.
-        generator: of the draws: line i of randint(2**62, (R, k)) is row i's, see `view_and_drawn`; CPU or the device.
+        targets: (C, D) unit vectors; target i belongs to class target_class[i], (C,). A class may have no target or
+            several. A target whose class has no image in the batch is an anchor with only its copies as positives.
+        target_repeat: r. anchors: "all" rows or only "targets". unbiased: j runs over p and rows of other labels.
+        generator: random generator, on the CPU or the device. Row i uses line i of randint(2**62, (R, k)), see
+            `view_and_drawn`.
 
-    Returns a scalar in views' dtype; float16 and bfloat16 are computed, and returned, in float32, under autocast too.
-    views and targets get gradients, which have none themselves. It is 0 for one image alone, and with `unbiased` for
-    one label alone. Memory besides the inputs, gradients included, measured at N = 1024, C = 100, r = 25, D = 128,
-    k = 6 or 0, float32 on the CPU: 9 MiB at most, `unbiased` 12 MiB; one matrix of all pairs of rows would be 190.
+    Returns:
+        A scalar with the dtype of views; float16 and bfloat16 are computed and returned in float32, also under
+        autocast. It is 0 for a single image, and for a single label with `unbiased`. views and targets get gradients,
+        but second derivatives are not supported. Memory in addition to the inputs, including gradients, at N = 1024,
+        C = 100, r = 25, D = 128, k = 6 or 0, float32 on a CPU: at most 9 MiB, with `unbiased` 12 MiB (measured); one
+        matrix of all pairs of rows would use 190 MiB.
 
     Raises:
-        ValueError: an argument that is none of these.
+        ValueError: If an argument has an invalid shape, type or value.
     """
     _check(views, labels, num_positive, temperature, targets, target_class, target_repeat, anchors)
     if targets is None:
         targets, target_class = views.new_zeros(0, views.shape[2]), labels[:0]
     N, C, r = len(views), len(targets), target_repeat
     drawn = None
-    if 0 < num_positive < 2 * (N + C * r) - 2:  # more is the whole class, whatever the class
+    if 0 < num_positive < 2 * (N + C * r) - 2:  # a larger k uses the whole class, for every class
         drawn = _drawn_columns(torch.cat([labels, target_class.repeat_interleave(r)]), N, r, num_positive, generator)
     rows = rows_of(views, labels, targets, target_class, copies=2 * r)
     return mean_over(rows, blocks_of(rows, drawn, anchors), temperature, unbiased, None).loss
@@ -72,14 +79,16 @@ def in_batch_target_loss(
     unbiased: bool = False,
     generator: torch.Generator | None = None,
 ) -> InBatchTerms:
-    """TSC as the paper has it, equation 4, in the batch: the mean over the 2N images i of ::
+    """Return the in-batch TSC loss in the paper's form (equation 4).
+
+    The loss is the mean over the 2N images i of ::
 
         - 1/|P_i| sum_{p in P_i} log p(x_p) - target_weight log p(t)
 
-    P_i: i's other view and k drawn images of its label; t: its class's target. p: the softmax over all images but i,
-    and the C targets, once each. Targets are no anchors and are not drawn. A class without a target has no second
-    term, one with several the mean of theirs. All else as in `in_batch_loss`, with a MiB more of memory; target_weight:
-    lambda >= 0.
+    P_i: the other view of i and k sampled images with its label. t: the target of its class. p: the softmax over all
+    images except i and the C targets, each once. Targets are not anchors and are not sampled. A class without a target
+    has no second term; a class with several targets uses the mean of their terms. target_weight: lambda >= 0. All
+    other arguments are those of `in_batch_loss`. The loss uses one MiB more memory.
     """
     _check(views, labels, num_positive, temperature, targets, target_class, 1, "all")
     N, drawn = len(views), None
@@ -90,9 +99,9 @@ def in_batch_target_loss(
 
 
 def _drawn_columns(labels: Tensor, N: int, r: int, k: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The positives of the images, (2N, k + 1), and of each target's 2r copies together, (C, 2r(k + 1)), as columns.
+    """Sample the positives of the images, (2N, k + 1), and of the 2r copies of each target, (C, 2r(k + 1)), as columns.
 
-    labels: (N + C·r,) of one view's rows.
+    labels: (N + C·r,), the labels of the rows of one view.
     """
     M = len(labels)
     device = "cpu" if generator is None else generator.device
@@ -102,7 +111,7 @@ def _drawn_columns(labels: Tensor, N: int, r: int, k: int, generator: torch.Gene
     image = torch.arange(N, device=labels.device)
     copy = torch.arange(2 * N, 2 * N + C, device=labels.device).repeat_interleave(r)
     none = image.new_full((1,), 2 * N + C)
-    column = torch.cat([image, copy, N + image, copy, none])  # (2M + 1,) of each row; the last, -1, is nobody's
+    column = torch.cat([image, copy, N + image, copy, none])  # (2M + 1,); entry -1: no positive
     by_view = column[positives].view(2, M, k + 1)
     copies = by_view[:, N:].reshape(2, C, r * (k + 1)).transpose(0, 1)  # (C, 2, r(k + 1))
     return by_view[:, :N].reshape(2 * N, k + 1), copies.flatten(1)
@@ -118,24 +127,24 @@ def _check(
     target_repeat: int,
     anchors: str,
 ) -> None:
-    """Shapes and numbers alone: to look at values would have the host wait for a GPU."""
+    """Check shapes and numbers only: reading tensor values would make the host wait for the GPU."""
     N, D = (views.shape[0], views.shape[-1]) if views.dim() == 3 else (0, 0)
     C = len(targets) if targets is not None and targets.dim() else 0
     if not (N and views.shape[1] == 2 and views.is_floating_point()):
-        raise ValueError(f"views {_said(views)}, expected (N, 2, D) floats of at least one image")
+        raise ValueError(f"views {_said(views)}, expected (N, 2, D) floats with N >= 1")
     if not (labels.shape == (N,) and _are_integers(labels)):
         raise ValueError(f"labels {_said(labels)}, expected ({N},) integers for views {tuple(views.shape)}")
     if (targets is None) != (target_class is None):
-        raise ValueError("targets and target_class: one without the other")
+        raise ValueError("targets and target_class: only one was given, expected both or neither")
     if targets is not None and not (C and targets.shape == (C, D) and targets.is_floating_point()):
         raise ValueError(f"targets {_said(targets)}, expected (C, {D}) floats for views {tuple(views.shape)}")
     if targets is not None and not (target_class.shape == (C,) and _are_integers(target_class)):
-        raise ValueError(f"target_class {_said(target_class)}, expected ({C},) integers, the class of each target")
+        raise ValueError(f"target_class {_said(target_class)}, expected ({C},) integers (the class of each target)")
     if anchors not in ANCHORS or (anchors == "targets" and targets is None):
-        raise ValueError(f"anchors {anchors!r}, expected one of {ANCHORS}, and 'targets' with targets only")
+        raise ValueError(f"anchors {anchors!r}, expected one of {ANCHORS}; 'targets' requires the argument targets")
     if num_positive < 0 or target_repeat < 1 or not temperature > 0:
         found = f"num_positive {num_positive}, target_repeat {target_repeat}, temperature {temperature}"
-        raise ValueError(f"{found}, expected at least 0, at least 1 and more than 0")
+        raise ValueError(f"{found}; expected num_positive >= 0, target_repeat >= 1, temperature > 0")
 
 
 def _are_integers(values: Tensor) -> bool:

@@ -1,13 +1,13 @@
-"""The KCL and TSC losses: pure functions of tensors.
+"""The KCL and TSC losses with a queue: pure functions of tensors.
 
-Nothing here knows of argument namespaces, process groups, devices or state.
-Letters: N anchors, D feature dimension, Q queue length, C classes, r copies
-of each target, k drawn positives.  All features are unit vectors.
+These functions do not depend on arguments of the scripts, process groups or state.
+Symbols: N anchors, D feature dimension, Q queue length, C classes, r copies
+of each target, k sampled positives. All features are unit vectors.
 
-A positive enters the loss through its logit, and a logit is linear in the
-positive: the sum of an anchor's positive logits is q·(sum of its positives).
-So positives travel as a `PositiveSum` (their vector sum and their number), and
-no (N, Q) mask is ever built to say which column is whose positive.
+A positive enters the loss through its logit, which is linear in the positive:
+the sum of an anchor's positive logits is q·(sum of its positives). Positives are
+therefore passed as a `PositiveSum` (their vector sum and their number), and no
+(N, Q) mask of positives is needed.
 """
 
 from typing import NamedTuple
@@ -18,16 +18,17 @@ from torch.autograd.function import once_differentiable
 
 from moco.losses.positives import PositiveSum
 
-# Columns of logits made at a time: on the CPU what stays in the cache, on a GPU what keeps it busy.
+# Columns of logits computed at a time: few enough for the cache of a CPU, enough to keep a GPU busy.
 COLUMNS = {"cpu": 2048, "cuda": 16384}
 LOSS_FORMS = ("release", "paper")
 
 
 class LossOutput(NamedTuple):
-    """What `contrastive_loss` returns.
+    """The result of `contrastive_loss`.
 
-    loss, loss_class, loss_target: scalars; loss = loss_class + loss_target.
-    key_rank: (N,) int64, how many other logits exceed the own key's (0 = top-1).
+    Attributes:
+        loss, loss_class, loss_target: scalars; loss = loss_class + loss_target.
+        key_rank: (N,) int64, number of other logits larger than that of the own key (0 = top-1).
     """
 
     loss: Tensor
@@ -37,27 +38,27 @@ class LossOutput(NamedTuple):
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    """Convert float16 and bfloat16 to float32; return float32 and float64 unchanged."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class LogSumExp(torch.autograd.Function):
-    """log sum_j exp(q·x_j) over many columns x_j, and how many logits exceed a threshold.
+    """log sum_j exp(q·x_j) over many columns x_j, and the number of logits above a threshold.
 
-    The logits are made some columns at a time and never kept. The derivative by q is the
-    mean of the x_j under the softmax, an (N, D) tensor: it is summed up in the same pass
-    (each part scaled by the largest logit so far), so the backward pass needs no logits,
-    nor the columns.
+    The logits are computed for some columns at a time and are not stored. The derivative with
+    respect to q is the mean of the x_j under the softmax, an (N, D) tensor. It is accumulated in
+    the same pass (each part scaled by the largest logit so far), so the backward pass needs
+    neither the logits nor the columns.
 
-    forward args: q (N, D), threshold (N,), then any number of (D, M) columns.
-    Returns (N,) in q's dtype and (N,) int64.
+    Arguments of forward: q (N, D), threshold (N,), then any number of (D, M) matrices of columns.
+    Returns (N,) in the dtype of q, and (N,) int64.
     """
 
     @staticmethod
     def forward(ctx, q: Tensor, threshold: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
-        largest = torch.full_like(threshold, -torch.inf)  # (N,) of the logits so far
+        largest = torch.full_like(threshold, -torch.inf)  # (N,) largest logit so far
         total = torch.zeros_like(threshold)  # (N,) sum of exp(logit - largest)
-        mean = torch.zeros_like(q)  # (N, D) that sum with x_j in it
+        mean = torch.zeros_like(q)  # (N, D) sum of exp(logit - largest) x_j
         above = torch.zeros_like(threshold, dtype=torch.int64)  # (N,)
         size = COLUMNS.get(q.device.type, COLUMNS["cuda"])
         for part in (part for matrix in columns if matrix.numel() for part in matrix.split(size, dim=1)):
@@ -92,24 +93,24 @@ def contrastive_loss(
     target_weight: float = 1.0,
     form: str = "release",
 ) -> LossOutput:
-    """KCL's loss, and TSC's when `targets` are given (CVPR 2022, equations 2 and 4).
+    """Return the KCL loss, or the TSC loss if `targets` are given (TSC, CVPR 2022, equations 2 and 4).
 
-    With log p taken under the softmax over own key, queue and targets::
+    With log p under the softmax over own key, queue and targets::
 
         loss_class  = - 1/N sum_i 1/a_i sum_{own key, drawn} log p
         loss_target = - target_weight 1/N sum_i 1/b_i sum_{assigned} log p
 
-    `form` "release", the code the authors ran: a_i = b_i = 1 + drawn + assigned, all positives of anchor i. "paper",
-    its equation: a_i = 1 + drawn, b_i = 1. For KCL the two are one. Half precision is computed in float32, under
-    autocast too: exp(1/0.07) is beyond float16.
+    Form "release" is the loss of the code released by the TSC authors: a_i = b_i = 1 + drawn + assigned, the number of
+    all positives of anchor i. Form "paper" is the equation of the paper: a_i = 1 + drawn, b_i = 1. Both forms are equal
+    for KCL. Half precision is computed in float32, also under autocast, because exp(1/0.07) overflows float16.
+
+    Only q and k get gradients, without second derivatives. queue and targets may change before the backward pass.
 
     Args:
-        q: (N, D) queries. k: (N, D) their own keys. temperature: of the softmax, > 0.
-        queue: (D, Q) as it was before this step's keys. drawn: the positives from it.
-        targets: (C·r, D) or None. assigned: the positives from them; needs `targets`.
-        target_weight: lambda. form: "release" or "paper".
-
-    The gradient reaches q and k and has none itself; queue and targets may be written to before the backward pass.
+        q: (N, D) queries. k: (N, D), their own keys. temperature: of the softmax, > 0.
+        queue: (D, Q), without the keys of this step. drawn: positives from the queue.
+        targets: (C·r, D) or None. assigned: positives from the targets; requires `targets`.
+        target_weight: lambda. form: "release" or "paper"; any other value raises ValueError.
     """
     if form not in LOSS_FORMS:
         raise ValueError(f"form {form!r}, expected one of {LOSS_FORMS}")
@@ -119,7 +120,7 @@ def contrastive_loss(
         others = [queue] if targets is None else [queue, targets.T]  # (D, Q), (D, C·r)
         log_others, key_rank = LogSumExp.apply(scaled, own.detach(), *others)  # (N,), (N,)
     log_z = torch.logaddexp(own, log_others)  # (N,)
-    positives = 1 + drawn.count  # (N,) own key and drawn
+    positives = 1 + drawn.count  # (N,) own key and sampled positives
     log_p = own + (scaled * drawn.vector).sum(1) - positives * log_z  # (N,) summed over positives
     if assigned is None:
         loss_class = -(log_p / positives).mean()

@@ -1,4 +1,4 @@
-"""The ways to train stage 1, by the name that --contrast takes. Adding one is a file here and a row."""
+"""Training methods of stage 1, by --contrast name. To add one, write a module here and add a row to METHODS."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -14,7 +14,7 @@ from utils.parser import Cases, Group, Parser
 from utils.run import checkpoint
 from utils.run.state import RunState
 
-# The methods' arguments in checkpoints that do not say them, as they were.
+# Values of the methods' arguments for old checkpoints, which do not contain these arguments.
 BEFORE = {"contrast": "queue", "kcl_epochs": None, "init_from": None, "sampling": "instance"} | dict.fromkeys(
     ("only_t", "unbiased", "sync_bn", "keep_last", "grad_checkpointing"), False
 )
@@ -27,7 +27,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def add_method_arguments(parser: Parser, model: Group) -> None:
-    """--contrast, and the flags of all methods; model: the group of what describes the network."""
+    """Add --contrast and the flags of all methods. model: the group of flags that describe the network."""
     loss = parser.add_argument_group("Loss")
     meanings = "\n".join(f"{name}: {method.meaning}" for name, method in METHODS.items())
     loss.add_argument(
@@ -42,12 +42,12 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
 
 
 def idle(args) -> Cases:
-    """The flags that others leave without effect."""
+    """Return the flags that are ignored because of other flags."""
     return METHODS[args.contrast].idle(args)
 
 
 def foreign(args) -> Cases:
-    """The flags that the method of these arguments does not have, and others do."""
+    """Return the flags of other methods that the selected method does not support."""
     own = _flags(METHODS[args.contrast])
     others = set().union(*(_flags(method) for method in METHODS.values())) - own
     return [(f"with --contrast {args.contrast}", others)]
@@ -65,40 +65,43 @@ def method_of(args) -> Method:
 
 
 def targets_of(path: Path) -> tuple[nn.Module, Tensor]:
-    """Of a checkpoint of TSC, on the CPU: its projection head, (N, d) -> (N, D), and each class's target, (C, D).
+    """Load the projection head and the class targets of a TSC checkpoint.
+
+    Returns:
+        The head, mapping (N, d) to (N, D), and the target of each class, (C, D), both on the CPU.
 
     Raises:
-        InputError: as `trained`; it is of no phase with targets.
+        InputError: As `trained`, or if the checkpoint is not from the TSC phase.
     """
     method = trained(path, torch.device("cpu"))
     if (assigned := method.assigned()) is None:
-        raise InputError(f"checkpoint {path}: has no targets in use, expected one of the TSC phase")
+        raise InputError(f"checkpoint {path}: uses no targets, expected a checkpoint from the TSC phase")
     return method.model.encoder_q.fc, assigned[0]
 
 
 def trained(path: Path, device: torch.device) -> Method:
-    """The method of a stage-1 checkpoint of this project, its `model` with those weights, on the device.
+    """Load a stage-1 checkpoint of this project. Return its method, whose `model` has the weights, on the device.
 
     Raises:
-        InputError: no such file, or one that does not hold what stage 1 writes.
+        InputError: If the file does not exist or is not a valid stage-1 checkpoint.
     """
     state = RunState.from_dict(checkpoint.load(path, needs=("state_dict", "epoch", "args")), path)
-    args = BEFORE | state.args | {"targets": None}  # it has its own
+    args = BEFORE | state.args | {"targets": None}  # the checkpoint contains its targets
     if "loss" not in args or args["contrast"] not in list(METHODS):
         found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
         raise InputError(
             f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
         )
-    for name, (tensor, axis) in METHODS[args["contrast"]].sizes.items():  # before memory is taken for what they say
+    for name, (tensor, axis) in METHODS[args["contrast"]].sizes.items():  # before memory is allocated for these sizes
         held = state.weights[tensor].shape[axis : axis + 1] if tensor in state.weights else ()
         if held != (args.get(name),):
-            found = f"its args say {name} {brief(args.get(name))}, its {tensor} is of {[*held]}"
+            found = f"{name} in args is {brief(args.get(name))}, but {tensor} has size {[*held]}"
             raise InputError(f"checkpoint {path}: {found}, expected a stage-1 checkpoint")
     try:
         method = METHODS[args["contrast"]](Namespace(**args))
         method.read_state(state)
         state.load_into(method.build(method.args.num_classes, state, device).to(device))
         method.restore(state)
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:  # of arguments of another kind
-        raise InputError(f"checkpoint {path}: its args are none that stage 1 writes ({first_line(error)})") from None
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:  # wrong types in args
+        raise InputError(f"checkpoint {path}: args is not what stage 1 writes ({first_line(error)})") from None
     return method

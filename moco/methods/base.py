@@ -1,4 +1,4 @@
-"""What stage 1 asks of a method; the loop knows no more of it."""
+"""The interface between a training method and the training loop of stage 1."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,21 +11,21 @@ from utils.run.state import RunState
 
 
 class Method:
-    """A way to train stage 1. All but `build` has a default that does nothing.
+    """A training method of stage 1. Every function except `build` has a default that does nothing.
 
-    A run makes one of the class in its row of METHODS. `build` gives `model`: called with two views of N images and
-    their labels, model(im_q, im_k, labels), it returns something with a scalar `loss`; stage 2 takes its `encoder_q`.
+    A run creates one instance of a class in METHODS. `build` returns `model`. The call model(im_q, im_k, labels), with
+    two views of N images and their labels, returns an object with a scalar `loss`. Stage 2 uses `model.encoder_q`.
 
     Attributes:
-        meaning: for --help.
-        arguments: functions that add its flags, add(model, loss); `model` is the group of those that describe the
-            network. A flag that other methods have and it has not is refused.
-        sizes: argument -> the tensor of a checkpoint, and its axis, that shows the size which the argument says.
+        meaning: text for --help.
+        arguments: functions that add the flags of the method, add(model, loss); `model` is the group of flags that
+            describe the network. Flags of other methods are rejected.
+        sizes: argument -> (tensor of a checkpoint, axis) whose length must equal the argument.
     """
 
     meaning = ""
     arguments: tuple[Callable[[Group, Group], None], ...] = ()
-    sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, it is not written to
+    sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module
 
     def __init__(self, args):
@@ -33,62 +33,62 @@ class Method:
 
     @classmethod
     def idle(cls, args) -> Cases:
-        """Its flags that others leave without effect."""
+        """Return the flags that are ignored because of other flags."""
         return []
 
     def check(self) -> None:
-        """Refuse arguments that do not go together, and settle defaults that depend on others, before anything is read.
+        """Raise InputError for conflicting arguments, and set defaults that depend on other arguments.
 
-        Raises InputError."""
+        Called before any file is read."""
 
     def check_files(self, num_classes: int) -> None:
-        """Refuse files that do not fit, before anything is made. Raises InputError."""
+        """Raise InputError for files that do not fit the arguments. Called before anything is written."""
 
     def read_state(self, state: RunState) -> None:
-        """Note what a run goes on from, and refuse what no run writes into `state.extra`. Raises InputError."""
+        """Read the state to resume from. Raise InputError if `state.extra` contains invalid entries."""
 
     @property
     def images_a_step(self) -> int:
-        """The global batch of the loss: all that a step of the optimiser is of."""
+        """The number of images per optimiser step, over all processes: the global batch of the loss."""
         return self.args.batch_size * self.args.accum_steps
 
     def phases(self) -> list[Phase]:
-        """One after the other, each with its own optimiser and schedule."""
+        """Return the training phases in order; each has its own optimiser and schedule."""
         return [Phase(self.args.contrast, 0, self.args.epochs)]
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
-        """The model on the CPU, from `state.seed`; all ranks start from the same."""
+        """Build the model on the CPU from `state.seed`, identical on all ranks."""
         raise NotImplementedError
 
     def restore(self, state: RunState) -> None:
-        """Take up `state.extra`, when the weights have been loaded into `model`. Raises InputError."""
+        """Restore `state.extra` after the weights have been loaded into `model`. Raise InputError if it is invalid."""
 
     def parameters(self) -> Iterable:
-        """What the optimiser takes: parameters, or groups of them."""
+        """Return the parameters, or parameter groups, for the optimiser."""
         return self.model.parameters()
 
     def encoders(self) -> list[nn.Module]:
-        """The networks that --amp, --channels-last and --compile speak of."""
+        """Return the networks that --amp, --channels-last and --compile apply to."""
         return [self.model.encoder_q]
 
     def begin_phase(self, name: str, fresh: bool) -> None:
-        """fresh: nothing of it has been trained yet."""
+        """Prepare for a phase. fresh: no step of the phase has been trained yet."""
 
     def begin_epoch(self, step: int, goes_on: bool) -> None:
-        """step: of the run, from 0. goes_on: the epoch was begun before, by a run that was interrupted."""
+        """Start an epoch, or resume one in the middle (goes_on). step: step of the run, from 0."""
 
     def shown(self, output) -> dict[str, Tensor]:
-        """Scalars of a step's output, whose means over the epoch are logged; `loss` is among them."""
+        """Return scalars of a step, including `loss`. Their means over the epoch are logged."""
         return {"loss": output.loss}
 
     def facts(self) -> tuple[dict[str, float | None], str]:
-        """What is said of an epoch at its end: for the log, and for the console."""
+        """Return the metrics of an epoch at its end: a dict for the log, and text for the console."""
         return {}, ""
 
     def extra_state(self) -> dict:
-        """Its own entries of a checkpoint: plain data and tensors."""
+        """Return the entries that the method adds to a checkpoint: plain data and tensors."""
         return {}
 
     def assigned(self) -> tuple[Tensor, Tensor] | None:
-        """Each class's target (C, D), and the cosine of its centroid to that (C,); None where there are none."""
+        """Return the target of each class (C, D), and the cosine of its centroid to it (C,); None without targets."""
         return None

@@ -1,4 +1,4 @@
-"""KCL, TSC and SimCLR inside the batch, without a queue."""
+"""KCL, TSC and SimCLR with in-batch contrast (no queue)."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from utils.parser import Cases
 
 
 class Batch(Contrast):
-    """The paper's and the release's for CIFAR."""
+    """In-batch contrast, used for CIFAR by the paper and by the code released by the TSC authors."""
 
     meaning = "other images of the batch (the paper on CIFAR)"
     arguments = (*Contrast.arguments, add_batch_arguments)
@@ -32,7 +32,7 @@ class Batch(Contrast):
         args = self.args
         args.loss_form = args.loss_form or "paper"
         if args.sync_bn and not torch.cuda.is_available():
-            raise InputError("--sync-bn: PyTorch has it for GPUs alone, and none is here; leave it out")
+            raise InputError("--sync-bn: requires a GPU, and none was found; omit it")
 
     def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
         args = self.args

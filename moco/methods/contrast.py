@@ -1,4 +1,4 @@
-"""What KCL and TSC are to stage 1, with a queue and in the batch: phases, targets, what is said of an epoch."""
+"""KCL and TSC as methods of stage 1, with a queue or in the batch: phases, targets and epoch metrics."""
 
 from collections.abc import Callable, Iterable
 
@@ -27,7 +27,7 @@ from utils.run.state import RunState
 
 
 class Contrast(Method):
-    """KCL; with --targeted KCL for --kcl-epochs, or half of all (rounded down), and TSC for the rest."""
+    """KCL, or with --targeted: KCL for --kcl-epochs (default: half of the epochs, rounded down), then TSC."""
 
     arguments = (add_contrast_arguments,)
     sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
@@ -47,20 +47,22 @@ class Contrast(Method):
         if args.init_from:
             check_start(args.init_from, args.arch)
         if args.freeze and not args.init_from:
-            raise InputError("--freeze: without --init-from it would keep random weights; leave it out")
+            raise InputError(
+                "--freeze: requires --init-from, or random weights would be frozen; add --init-from or omit --freeze"
+            )
         if args.grad_checkpointing and args.compile:
-            raise InputError("--grad-checkpointing: torch.compile does not take its blocks; leave it or --compile out")
+            raise InputError("--grad-checkpointing: not supported with --compile; omit one of them")
         if args.loss == "MoCo" and args.targeted:
-            raise InputError("--loss MoCo uses no labels, --targeted needs them: leave one of the two out")
+            raise InputError("--loss MoCo: ignores labels, but --targeted needs them; omit one of them")
         if args.targeted and (args.kcl_epochs or 0) >= args.epochs:
             raise InputError(
-                f"--kcl-epochs {args.kcl_epochs}: expected less than --epochs, {args.epochs}; KCL alone: leave "
-                "--targeted out"
+                f"--kcl-epochs {args.kcl_epochs}: expected less than --epochs {args.epochs}; to train only KCL, omit "
+                "--targeted"
             )
 
     def check_files(self, num_classes: int) -> None:
         args, file = self.args, target_file(self.args, num_classes)
-        if args.targeted and (args.targets or (not args.resume and file.exists())):  # a checkpoint has its own
+        if args.targeted and (args.targets or (not args.resume and file.exists())):  # a checkpoint contains its targets
             load_targets(file, num_classes, args.moco_dim)
 
     def phases(self) -> list[Phase]:
@@ -88,7 +90,7 @@ class Contrast(Method):
         return self.model
 
     def _prepare_encoders(self, new: bool) -> None:
-        """--init-from, of a run that does not go on, whose checkpoint has all weights; --freeze; memory."""
+        """Apply --init-from (to a new run only), --freeze, --grad-checkpointing and --accum-steps to the encoders."""
         args, encoders = self.args, self.encoders()
         if args.init_from and new:
             say(f"init: {start_from(encoders, args.init_from, args.arch)}")
@@ -98,16 +100,16 @@ class Contrast(Method):
             recompute_blocks(self.model.encoder_q, args.arch)
         if args.accum_steps > 1 and has_batch_norm(self.model.encoder_q):
             say(
-                f"note: --accum-steps {args.accum_steps}: {args.arch} has batch norm, which sees each of the "
-                f"{args.accum_steps} parts of a step alone: not the numbers of one batch of {self.images_a_step}"
+                f"note: --accum-steps {args.accum_steps}: batch norm in {args.arch} uses the statistics of each of the "
+                f"{args.accum_steps} parts; results differ from one batch of {self.images_a_step}"
             )
 
     def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
-        """The model. shared: the arguments that all have."""
+        """Build the model. shared: keyword arguments common to all models."""
         raise NotImplementedError
 
     def restore(self, state: RunState) -> None:
-        assignment = state.extra.get("assignment")  # what a stale one was, with --assignment-interval
+        assignment = state.extra.get("assignment")  # still in use with --assignment-interval > 1
         self.model.assignment = None if assignment is None else assignment.to(self.model.class_centroid.device)
         self.before = state.extra.get("assignment_before")
 
@@ -125,7 +127,7 @@ class Contrast(Method):
     def begin_epoch(self, step: int, goes_on: bool) -> None:
         self.model.step = step
         if not goes_on:
-            self.before = self._assignment()  # the targets of an epoch ago
+            self.before = self._assignment()  # the assignment of the previous epoch
 
     def shown(self, output) -> dict[str, Tensor]:
         self.one_point.step(output.q)
@@ -143,15 +145,15 @@ class Contrast(Method):
         if not self.model.targeted:
             return None
         centroids, targets, rows = self.model.class_centroid, self._targets(), self._assignment()
-        if rows is None:  # of a checkpoint that does not say, as the release's
+        if rows is None:  # checkpoints of the code released by the TSC authors contain no assignment
             rows = Assignment(targets).solve(centroids.cpu()).tolist()
         return targets[rows], target_cosines(centroids, targets, rows)
 
     def _targets(self) -> Tensor | None:
-        """One copy of each, (C, D)."""
+        """Return one copy of each target, (C, D)."""
         copies = self.model.optimal_target
         return None if copies is None else copies[:: self.model.tr]
 
     def _assignment(self) -> list[int] | None:
-        """Row of each class's target since the last step, None before the first step of TSC."""
+        """Return the row of each class's target after the last step, or None before the first step of TSC."""
         return None if self.model.assignment is None else self.model.assignment.tolist()

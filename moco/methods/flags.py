@@ -1,9 +1,9 @@
-"""The flags of KCL, TSC and MoCo: those they share, those of the queue, those of the batch."""
+"""Flags of KCL, TSC and MoCo: shared flags, flags for --contrast queue, flags for --contrast batch."""
 
 from moco.losses import LOSS_FORMS
 from utils.parser import Group, fraction, natural, positive_float, positive_int, unsigned_float
 
-TARGET_FLAGS = (  # TSC's alone
+TARGET_FLAGS = (  # flags used only by TSC
     *("tr", "sep_t", "tw", "loss_form", "kcl_epochs", "centroid_init", "assignment_interval"),
 )
 

@@ -1,21 +1,21 @@
-"""Whether all features have fallen onto one point, where a contrastive loss has no gradient left."""
+"""Detect the collapse of all features onto one point, where a contrastive loss has no gradient."""
 
 from torch import Tensor
 
 from utils.distributed import say
 
-LENGTH = 0.999  # of the mean of unit features, which is the mean of their cosines to it
-FEWEST = 32  # features of a process's batch: of fewer a single class may be all there is
-ADVICE = "start anew with --warmup-epochs, a smaller --lr or a larger --moco-t, which few dimensions need"
+LENGTH = 0.999  # norm of the mean of unit features, equal to their mean cosine with its direction
+FEWEST = 32  # features in a process's batch; a smaller batch may contain a single class
+ADVICE = "start a new run with --warmup-epochs, a smaller --lr or a larger --moco-t"
 
 
 class OnePoint:
-    """Watches the last step of each epoch, and says it once if two in a row end so.
+    """Collapse detector: checks the last step of each epoch, and prints one note if two epochs in a row end collapsed.
 
-    How it comes about: the gradient of a normalised vector is perpendicular to it, so every step makes the vector
-    before normalisation longer. Steps that are large, as --lr over --moco-t, make it so long in the first epochs that
-    its direction no longer turns. With few dimensions all images then have the same one, and the loss stays at the
-    logarithm of the number of its logits.
+    Cause: the gradient of a normalised vector is perpendicular to the vector, so every step makes the vector before
+    normalisation longer. Large steps (large --lr, small --moco-t) make it so long in the first epochs that its
+    direction no longer changes. With few feature dimensions, all images can then have the same direction, and the loss
+    stays at the logarithm of the number of logits.
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class OnePoint:
         self.epochs = 0
 
     def step(self, q: Tensor) -> None:
-        """q: (N, D) unit."""
+        """Store the features of the last step. q: (N, D) unit vectors."""
         self.features = q.detach()
 
     def end_epoch(self) -> None:
@@ -32,4 +32,4 @@ class OnePoint:
         length = float(self.features.float().mean(dim=0).norm())
         self.epochs = self.epochs + 1 if length > LENGTH else 0
         if self.epochs == 2:
-            say(f"note: all features have fallen onto one point (their mean has length {length:.5f}): {ADVICE}")
+            say(f"note: all features have collapsed onto one point (their mean has length {length:.5f}); {ADVICE}")

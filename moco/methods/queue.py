@@ -1,4 +1,4 @@
-"""KCL, TSC and MoCo on a momentum queue."""
+"""KCL, TSC and MoCo with a momentum queue."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from utils.run.state import RunState
 
 
 class Queue(Contrast):
-    """The release's for ImageNet-LT and iNaturalist."""
+    """Contrast with a queue, used for ImageNet-LT and iNaturalist by the code released by the TSC authors."""
 
     meaning = "keys of past steps (the paper on ImageNet-LT)"
     arguments = (*Contrast.arguments, add_queue_arguments)
@@ -39,7 +39,7 @@ class Queue(Contrast):
         args = self.args
         model = KCL(encoder, K=args.moco_k, m=args.moco_m, sep_t=args.sep_t, **shared)
         if world_size() > 1 and not model.shuffles:
-            say(f"note: {args.arch} has no batch norm: keys are not shuffled between the processes")
+            say(f"note: {args.arch} has no batch norm, so keys are not shuffled between processes")
         return model
 
     def restore(self, state: RunState) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a queue and its targets: is it what a run writes?"""
+"""Validate the queue and target entries of a checkpoint."""
 
 import math
 from pathlib import Path
@@ -14,10 +14,10 @@ ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_bef
 
 
 def check_entries(state: RunState, num_classes: int) -> None:
-    """Refuse entries that no run writes.
+    """Check the types of the entries, and that assignments are permutations of the targets.
 
     Raises:
-        InputError: says which.
+        InputError: Names the invalid entry.
     """
     for name, kind in ENTRIES.items():
         value = state.extra.get(name)
@@ -29,7 +29,7 @@ def check_entries(state: RunState, num_classes: int) -> None:
 
 
 def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
-    """Of the classes' targets, if there is one."""
+    """Raise InputError if the entry exists and is not a permutation of the targets."""
     if (values := state.extra.get(name)) is None:
         return
     if isinstance(values, torch.Tensor):
@@ -37,14 +37,15 @@ def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
         values = values.tolist() if row else [values]
     if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
         raise InputError(
-            f"checkpoint {state.source}: {name} is {brief(values)}, expected each of {num_classes} targets once"
+            f"checkpoint {state.source}: {name} is {brief(values)}, expected each of {num_classes} targets exactly once"
         )
 
 
 def queue_grid(state: RunState, batch_size: int) -> int:
-    """What the queue's pointer is a multiple of: the greatest common divisor of all its global batches.
+    """Return the greatest common divisor of all global batch sizes so far; queue_ptr is a multiple of it.
 
-    1 of a checkpoint that does not say in what batches its queue was filled, as the release's.
+    The result is 1 for checkpoints that do not store the batch size, such as those of the code released by the TSC
+    authors.
     """
     if state.source is None:
         return batch_size
@@ -53,24 +54,24 @@ def queue_grid(state: RunState, batch_size: int) -> int:
 
 
 def check_queue(model: nn.Module, grid: int, source: Path) -> None:
-    """Check a queue that was loaded: where its pointer stands, and whose keys it holds.
+    """Check the pointer and the labels of a queue after loading.
 
     Args:
-        model: with `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). grid: see `queue_grid`.
+        model: has `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). grid: see `queue_grid`.
 
     Raises:
-        InputError: a pointer or a label that no run writes.
+        InputError: If the pointer or a label has an invalid value.
     """
     pointer, length = int(model.queue_ptr), model.queue_labels.numel()
     if not 0 <= pointer < length or pointer % grid:
         raise InputError(
-            f"checkpoint {source}: queue_ptr is {pointer}, expected 0 to {length - 1} and a multiple of {grid}, as its "
-            "batches are; it is damaged: take another"
+            f"checkpoint {source}: queue_ptr is {pointer}, expected a multiple of {grid} from 0 to {length - 1}; "
+            "the file is damaged, use another checkpoint"
         )
     classes = len(model.class_centroid)
     wrong = model.queue_labels[(model.queue_labels < -1) | (model.queue_labels >= classes)]
     if len(wrong):
         raise InputError(
-            f"checkpoint {source}: {len(wrong)} of {length} queue_labels are none, the first {int(wrong[0])}, expected "
-            f"-1 (empty) to {classes - 1}; it is damaged: take another"
+            f"checkpoint {source}: {len(wrong)} of {length} queue_labels are invalid, the first is {int(wrong[0])}, "
+            f"expected -1 (empty) to {classes - 1}; the file is damaged, use another checkpoint"
         )

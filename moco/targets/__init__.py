@@ -1,1 +1,1 @@
-"""The targets of TSC: their files, how they are made and judged, and which class has which."""
+"""Class targets of TSC: files, generation, quality measures, and assignment to classes."""

@@ -1,7 +1,7 @@
-"""How good is a target set? Its measures, and a bound that no set of its size can pass.
+"""Quality measures of a target set, and lower bounds for any set of its size.
 
-The energy ratio of C points is the mean over ordered pairs i ≠ j of exp(t_i·t_j / τ); 1 would be orthogonal
-everywhere. NumPy in float64; the cosines of all pairs are never held at once.
+The energy ratio of C points is the mean over ordered pairs i ≠ j of exp(t_i·t_j / τ). It is 1 if all pairs are
+orthogonal; lower is better. Computed with NumPy in float64, without storing the cosines of all pairs at once.
 """
 
 from collections.abc import Iterator
@@ -10,21 +10,22 @@ from math import comb
 import numpy as np
 from scipy.special import roots_jacobi
 
-BLOCK = 2**22  # cosines held at a time: 32 MB of float64
-MAX_DEGREE = 60  # of the quadrature; beyond, rounding eats the digits
+BLOCK = 2**22  # cosines stored at a time: 32 MB of float64
+MAX_DEGREE = 60  # of the quadrature; higher degrees lose too much precision
 
 
 def certificate(points: np.ndarray, temperature: float) -> dict:
-    """All that is said of a target set, normalised in float64, as JSON can hold it.
+    """Return all quality measures of a target set, normalised in float64, as a dict that JSON can store.
 
     Args:
         points: (C, D) unit rows, any float type; C ≥ 2.
 
     Returns:
-        classes, dim, temperature; energy_ratio; bound and gap_percent, None where no bound is known; degree of
-        the bound; optimal: whether nothing better exists (to 1e-6); max_cosine and max_cosine_bound (Levenshtein's,
-        None as above); mean_cosine and simplex_cosine = −1/(C−1), which no mean is below; rms_cosine and
-        welch_bound, which no RMS is below; smallest_angle in degrees; norm_error, the largest | ‖t_i‖ − 1 |.
+        classes, dim, temperature; energy_ratio; bound, its lower bound, and gap_percent, both None if no bound is
+        known; degree of the bound; optimal: whether the set reaches the bound (to 1e-6); max_cosine and
+        max_cosine_bound (Levenshtein's, or None); mean_cosine and its lower bound simplex_cosine = −1/(C−1);
+        rms_cosine and its lower bound welch_bound; smallest_angle in degrees; norm_error, the largest
+        | ‖t_i‖ − 1 |.
     """
     rows = np.asarray(points, dtype=np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -54,11 +55,11 @@ def certificate(points: np.ndarray, temperature: float) -> dict:
 
 
 def as_text(facts: dict) -> str:
-    """`certificate` in six lines to read."""
-    bound, least = "no bound known: out of the quadrature's range", ""
+    """Format a `certificate` in six lines."""
+    bound, least = "no bound known (outside the range of the quadrature)", ""
     if facts["bound"] is not None:
         kind = "the regular simplex, exact" if facts["degree"] == 1 else f"quadrature of degree {facts['degree']}"
-        # What is optimal agrees with its bound to float32; its gap is rounding, of either sign.
+        # An optimal set equals its bound to float32 precision; its gap is rounding, of either sign.
         gap = "optimal" if facts["optimal"] else f"{facts['gap_percent']:.2f} % above it"
         bound = f"no set is below {facts['bound']:.4f} ({kind}): {gap}"
         least = f"    no set is below {facts['max_cosine_bound']:+.4f}"
@@ -73,18 +74,18 @@ def as_text(facts: dict) -> str:
 
 
 def energy_of(facts: dict) -> str:
-    """`certificate` in half a line: size and energy."""
+    """Format the size and energy ratio of a `certificate`."""
     return f"{facts['classes']} targets in R^{facts['dim']}, energy ratio {facts['energy_ratio']:.4f}"
 
 
 def verdict(facts: dict) -> str:
-    """`certificate` in some words: how far from the best."""
+    """Format the distance of a `certificate` from its lower bound."""
     gap = facts["gap_percent"]
     return "optimal" if facts["optimal"] else "bound unknown" if gap is None else f"{gap:.2f} % above the lower bound"
 
 
 def measures(points: np.ndarray, temperature: float) -> dict:
-    """energy_ratio, max_cosine, mean_cosine and rms_cosine over the pairs i ≠ j of (C, D) float64 rows, C ≥ 2."""
+    """Return energy_ratio, max_cosine, mean_cosine, rms_cosine over pairs i ≠ j of (C, D) float64 rows, C ≥ 2."""
     energy = total = squares = 0.0
     largest = -1.0
     for cosines in pair_cosines(points):
@@ -102,7 +103,7 @@ def measures(points: np.ndarray, temperature: float) -> dict:
 
 
 def pair_cosines(points: np.ndarray) -> Iterator[np.ndarray]:
-    """The cosines of all ordered pairs i ≠ j, in flat pieces of some rows each."""
+    """Yield the cosines of all ordered pairs i ≠ j, as flat arrays for some rows at a time."""
     count = len(points)
     rows = max(1, BLOCK // count)
     for start in range(0, count, rows):
@@ -113,14 +114,14 @@ def pair_cosines(points: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def welch_bound(count: int, dim: int) -> float:
-    """The least RMS cosine of C points in R^D (Welch 1974): √((C−D) / (D(C−1))), 0 up to C = D."""
+    """Return the least RMS cosine of C points in R^D (Welch 1974): √((C−D) / (D(C−1))), or 0 if C ≤ D."""
     return float(np.sqrt(max(count - dim, 0) / (dim * (count - 1))))
 
 
 def energy_bound(count: int, dim: int, temperature: float) -> float | None:
-    """The universal lower bound of the energy ratio of any C points in R^D; None where `quadrature` has none.
+    """Return the universal lower bound of the energy ratio of C points in R^D; None if `quadrature` is None.
 
-    C/(C−1) · Σ ρ_i exp(α_i / τ), tight for the regular simplex, the cross-polytope and every other sharp
+    The bound is C/(C−1) · Σ ρ_i exp(α_i / τ). It is tight for the regular simplex, the cross-polytope and all sharp
     configuration: Boyvalenkov, Dragnev, Hardin, Saff, Stoyanova (2016, "Universal lower bounds for potential
     energy of spherical codes"), with the nodes of Levenshtein's quadrature.
     """
@@ -132,7 +133,7 @@ def energy_bound(count: int, dim: int, temperature: float) -> float | None:
 
 
 def degree(count: int, dim: int) -> int | None:
-    """The degree m of the quadrature that fits C points in R^D: R(m) < C ≤ R(m + 1); None: beyond MAX_DEGREE.
+    """Return the degree m of the quadrature for C points in R^D, R(m) < C ≤ R(m + 1), or None above MAX_DEGREE.
 
     R(m) is the least size of a spherical design of strength m (Delsarte, Goethals, Seidel 1977): 2, D + 1, 2D,
     D(D+3)/2, … for m = 1, 2, 3, 4, …
@@ -145,14 +146,14 @@ def degree(count: int, dim: int) -> int | None:
 
 
 def quadrature(count: int, dim: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Levenshtein's nodes α_i and weights ρ_i > 0 for C points in R^D, without the node 1 of weight 1/C.
+    """Return Levenshtein's nodes α_i and weights ρ_i > 0 for C points in R^D, without the node 1 of weight 1/C.
 
     f(1)/C + Σ ρ_i f(α_i) = ∫ f(u·v) dσ(v), the mean over the sphere, for all polynomials f up to `degree`.
     Odd degree 2k−1: k inner nodes. Even degree 2k: k inner nodes and −1. The largest node is Levenshtein's
     lower bound of the largest cosine.
 
     Returns:
-        (nodes, weights), float64, nodes ascending, or None: C too large for D, or D = 1 and C > 2.
+        (nodes, weights), float64, with ascending nodes. None if C is too large for D, or if D = 1 and C > 2.
     """
     m = degree(count, dim)
     if count < 2 or m is None:
@@ -170,9 +171,10 @@ def quadrature(count: int, dim: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def gauss(x: np.ndarray, w: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss quadrature of k nodes for the discrete measure of (signed) weights w at x.
+    """Return the Gauss quadrature with k nodes for the discrete measure with (signed) weights w at x.
 
-    Stieltjes' recurrence p_{n+1} = (x − a_n) p_n − b_n p_{n−1} and the eigenvectors of its matrix (Golub, Welsch).
+    Uses Stieltjes' recurrence p_{n+1} = (x − a_n) p_n − b_n p_{n−1} and the eigenvectors of its matrix (Golub and
+    Welsch).
     """
     a, b = np.zeros(k), np.zeros(k)
     before, now = np.zeros_like(x), np.ones_like(x)

@@ -1,4 +1,4 @@
-"""Making a target set: the simplex where one fits, else the best of searches from several starts."""
+"""Generate a target set: a regular simplex if it exists, or the best result of several searches."""
 
 import sys
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ from utils.files import first_free, write_whole
 
 TEMPERATURE = 0.07
 DIM = 128
-EVALUATIONS = 600  # of the L-BFGS; where 1000 points in R^128 have all but settled
+EVALUATIONS = 600  # of L-BFGS; 1000 points in R^128 have almost converged by then
 
 
 def generate_file(
     output: Path, num_classes: int, dim: int, temperature: float = TEMPERATURE, keep_interrupted: bool = False, **search
 ) -> Tensor:
-    """Make targets by `generate` and write them as float32 (C, D) .npy, in a line that says so.
+    """Generate targets with `generate`, write them to a .npy file as float32 (C, D), and print a line about them.
 
-    keep_interrupted: on Ctrl-C save the best set so far, and leave with exit code 130.
+    keep_interrupted: on Ctrl-C, save the best set found so far and exit with code 130.
     """
     check_size(num_classes, dim)
     best = spread.Best()
@@ -36,10 +36,10 @@ def generate_file(
         if best.points is None or not keep_interrupted:
             raise
         place = output
-        if output.exists():  # and may be better than half a search
+        if output.exists():  # the existing file may be better than an unfinished search
             place = first_free(lambda n: output.with_suffix(".interrupted.npy" if n == 1 else f".interrupted-{n}.npy"))
         save(place, best.points)
-        tell(f"\ninterrupted: the best set so far is in {place}, {brief(best.points, temperature)}")
+        tell(f"\ninterrupted: saved the best set so far to {place}, {brief(best.points, temperature)}")
         sys.exit(130)
     save(output, targets)
     tell(f"wrote {output}: {brief(targets, temperature)}")
@@ -52,7 +52,7 @@ def save(output: Path, targets: Tensor) -> None:
 
 
 def brief(targets: Tensor, temperature: float) -> str:
-    """The certificate in half a line."""
+    """Format size, energy ratio and distance from the bound in one short phrase."""
     if len(targets) < 2:
         return f"{len(targets)} targets in R^{targets.shape[1]}"
     facts = certificate(targets.cpu().numpy(), temperature)
@@ -71,15 +71,15 @@ def generate(
     device: torch.device | str = "cpu",
     best: spread.Best | None = None,
 ) -> Tensor:
-    """C unit vectors in R^D spread as evenly as possible, (C, D) float32 on the CPU.
+    """Return C unit vectors in R^D that are spread as evenly as possible, (C, D) float32 on the CPU.
 
-    C ≤ D + 1: the regular simplex, which is optimal, rotated at random by the seed.
-    More: a local minimum of the energy L_u without its constant self term, the best from all starts.
+    For C ≤ D + 1, the result is the regular simplex, which is optimal, in a random orientation given by the seed. For
+    larger C, it is the best local minimum, over all starts, of the energy L_u without its constant self term.
 
     Args:
-        iters: evaluations of energy and gradient from each start.
-        optimizer: "lbfgs", or "adam": the release's recipe from normal random vectors, for any C.
-        best: holds the best set at every moment, for who interrupts.
+        iters: number of evaluations of energy and gradient per start.
+        optimizer: "lbfgs", or "adam", the recipe of the code released by the TSC authors: normal random vectors, any C.
+        best: is updated with the best set found so far, for use after an interrupt.
     """
     rng = torch.Generator().manual_seed(seed)
     if num_classes == 1 or (num_classes <= dim + 1 and optimizer == "lbfgs"):
@@ -91,15 +91,15 @@ def generate(
     with tqdm(total=iters * restarts, desc=title, unit="eval", leave=False, disable=None) as bar:
         for number, start in enumerate(starts(num_classes, dim, restarts, optimizer, rng)):
             search(start.to(device), temperature, iters, best, lambda energy: advance(bar, energy))
-            bar.update((number + 1) * iters - bar.n)  # it may have settled earlier
+            bar.update((number + 1) * iters - bar.n)  # the search may have converged earlier
     return best.points.cpu()
 
 
 def starts(num_classes: int, dim: int, number: int, optimizer: str, rng: torch.Generator) -> Iterator[Tensor]:
-    """Where to search from, (C, D) float32 each.
+    """Yield starting points for the search, (C, D) float32 each.
 
-    L-BFGS: around an elliptic quadric where one fits, then at random, unit rows. Adam, whose steps are of one length
-    whatever the vector's: normal vectors, of norm about √D, as the release.
+    L-BFGS starts near an elliptic quadric if one fits, then from random unit rows. Adam starts from normal vectors of
+    norm about √D, as in the authors' code; the norm matters, because the step length of Adam does not depend on it.
     """
     q = fitting_quadric(num_classes, dim)
     for i in range(number):

@@ -1,10 +1,10 @@
-"""The picture of a target set: its cosines and the bounds; the points themselves in two and three dimensions."""
+"""Plot a target set: its cosines and their bounds, and in two or three dimensions the points."""
 
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # files only, no screen needed
+matplotlib.use("Agg")  # write files only; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,14 +13,14 @@ from moco.targets.certificate import energy_of, pair_cosines, quadrature, verdic
 from utils.files import write_whole
 from utils.report.style import COLOURS
 
-BINS = 101  # odd: a single cosine is in the middle of one
+BINS = 101  # odd, so that a single cosine is in the middle of a bin
 
 
 def plot_targets(points: np.ndarray, facts: dict, path: Path) -> None:
-    """Histogram of the cosines of all pairs with the bounds marked; for D = 2 and 3 the points beside it.
+    """Plot a histogram of the cosines of all pairs, with their bounds; for D = 2 and 3, also plot the points.
 
     Args:
-        points: (C, D) unit rows, C ≥ 2. facts: their `certificate`.
+        points: (C, D) unit rows, C ≥ 2. facts: their `certificate`. path: PNG file to write.
     """
     points = np.asarray(points, dtype=np.float64)
     dim = points.shape[1]
@@ -37,21 +37,21 @@ def plot_targets(points: np.ndarray, facts: dict, path: Path) -> None:
 
 
 def histogram(axes: Axes, points: np.ndarray, facts: dict) -> None:
-    """Share of the pairs in each bin, and what the mean, the RMS and an optimal set are bound by."""
+    """Plot the share of pairs in each bin, and the bounds of the mean, the RMS and an optimal set."""
     low, high = min(piece.min() for piece in pair_cosines(points)), facts["max_cosine"]
     margin = max(0.03, 0.05 * (high - low))
     edges = np.linspace(max(low - margin, -1.001), min(high + margin, 1.001), BINS + 1)
     counts = sum(np.histogram(piece, edges)[0] for piece in pair_cosines(points))
     axes.stairs(100 * counts / counts.sum(), edges, fill=True, color=COLOURS[0], label="pairs of targets")
     mean, welch = facts["simplex_cosine"], facts["welch_bound"]
-    axes.axvline(mean, color=COLOURS[1], label=f"−1/(C−1) = {mean:.4f}: least mean")
+    axes.axvline(mean, color=COLOURS[1], label=f"−1/(C−1) = {mean:.4f}: lower bound of the mean")
     if welch > 0:
-        axes.axvline(welch, color=COLOURS[2], linestyle="--", label=f"±{welch:.4f}, Welch's bound: least RMS")
+        axes.axvline(welch, color=COLOURS[2], linestyle="--", label=f"±{welch:.4f}, Welch's lower bound of the RMS")
         axes.axvline(-welch, color=COLOURS[2], linestyle="--")
     rule = quadrature(facts["classes"], facts["dim"])
     if rule is not None and facts["degree"] > 1:
         for i, node in enumerate(rule[0]):
-            name = "cosines of a set that met the energy bound" if i == 0 else None
+            name = "cosines of a set that reaches the energy bound" if i == 0 else None
             axes.axvline(node, color=COLOURS[3], linestyle=":", linewidth=2, label=name)
     axes.set(xlim=(edges[0], edges[-1]), xlabel="cosine of two targets", ylabel="pairs, %")
     axes.figure.legend(loc="outside lower left", frameon=False, fontsize="small", ncols=2)
@@ -66,7 +66,7 @@ def on_the_circle(axes: Axes, points: np.ndarray) -> None:
 
 
 def on_the_sphere(axes: Axes, points: np.ndarray) -> None:
-    """Points at the back are paler, as the drawing's depth shade has it."""
+    """Plot the points in 3D. Points at the back are paler (depth shading)."""
     turn, height = np.meshgrid(np.linspace(0, 2 * np.pi, 25), np.linspace(0, np.pi, 13))
     sphere = np.cos(turn) * np.sin(height), np.sin(turn) * np.sin(height), np.cos(height)
     axes.plot_wireframe(*sphere, color="0.85", linewidth=0.5)

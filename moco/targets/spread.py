@@ -1,4 +1,7 @@
-"""Spread points over the sphere: the energy of a target set, its gradient, and two ways down."""
+"""Spread points over the sphere: the energy of a target set, its gradient, and two optimizers.
+
+"The authors' code" is the code released by the TSC authors.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BLOCK = 2**24  # similarities held at a time: 64 MB of float32
-HISTORY = 20  # steps that L-BFGS remembers; 10 and 50 take as long to the same energy
-RELEASE_STEPS, RELEASE_LR = 10_000, 1e-3  # the release's Adam
+BLOCK = 2**24  # similarities stored at a time: 64 MB of float32
+HISTORY = 20  # steps stored by L-BFGS; 10 and 50 take the same time to reach the same energy
+RELEASE_STEPS, RELEASE_LR = 10_000, 1e-3  # Adam of the authors' code
 
-OnEvaluation = Callable[[float], None]  # is told the logarithm of the energy ratio
+OnEvaluation = Callable[[float], None]  # receives the logarithm of the energy ratio
 
 
 @dataclass
 class Best:
-    """The set to keep if the search ended now, (C, D) unit rows, and the energy, or loss, that it minimises."""
+    """The best set found so far, (C, D) unit rows, and its energy (or loss, for Adam)."""
 
     energy: float = float("inf")
     points: Tensor | None = None
@@ -27,18 +30,19 @@ class Best:
 
 
 def energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log of the mean over i ≠ j of exp(t_i·t_j / τ): the logarithm of the energy ratio, and its gradient.
+    """Return the logarithm of the energy ratio, log of the mean over i ≠ j of exp(t_i·t_j / τ), and its gradient.
 
-    What the paper's L_u (equation 3) comes to. L_u is the mean over i of log(exp(1/τ) + Z_i), where
-    Z_i = Σ_{j≠i} exp(t_i·t_j / τ) and the first term, j = i, is constant on the sphere. It dwarfs Z_i, so L_u is
-    linear in Z_i and least where Σ Z_i is; a float32 sum with it in hides the rest behind it. The mean of
-    log Z_i, without it, is another matter: in few dimensions it is least where some points coincide.
+    This is equivalent to minimising L_u of the paper (equation 3). L_u is the mean over i of log(exp(1/τ) + Z_i), with
+    Z_i = Σ_{j≠i} exp(t_i·t_j / τ). The first term, j = i, is constant on the sphere and much larger than Z_i. L_u is
+    therefore linear in Z_i, and minimal where Σ Z_i is minimal. A float32 sum that includes the constant would lose
+    the precision of Z_i. The mean of log Z_i without the constant is not equivalent: in few dimensions it is minimal
+    where some points coincide.
 
     Args:
-        points: (C, D) unit rows, C ≥ 2. Rows are taken in blocks: all pairs are never held at once.
+        points: (C, D) unit rows, C ≥ 2. Rows are processed in blocks, so that all pairs are never stored at once.
 
     Returns:
-        The energy (), and its gradient (C, D) as if the points were free.
+        The energy, a scalar, and its gradient (C, D) without the constraint to the sphere.
     """
     count = len(points)
     scaled = points / temperature
@@ -49,7 +53,7 @@ def energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Ten
         similar = scaled[start : start + rows] @ points.T  # (B, C)
         similar.diagonal(start).fill_(-torch.inf)
         higher = torch.maximum(top, similar.amax())
-        shrink = (top - higher).exp()  # of what was summed under a lower top
+        shrink = (top - higher).exp()  # rescales what was summed with a lower maximum
         pull[:start] *= shrink
         top = higher
         similar.sub_(top).exp_()
@@ -59,8 +63,8 @@ def energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Ten
 
 
 def lbfgs(start: Tensor, temperature: float, evaluations: int, best: Best, on_evaluation: OnEvaluation) -> None:
-    """Minimise the energy from `start` (C, D) until it settles or `evaluations` are spent; `best` gets the result."""
-    raw = start.clone().requires_grad_()  # rows of any length stand for points: no constraint to keep
+    """Minimise the energy from `start` (C, D) until convergence or `evaluations`. Stores the result in `best`."""
+    raw = start.clone().requires_grad_()  # rows of any length represent points, so there is no constraint
     optimizer = torch.optim.LBFGS(
         [raw],
         max_iter=evaluations,
@@ -68,14 +72,14 @@ def lbfgs(start: Tensor, temperature: float, evaluations: int, best: Best, on_ev
         history_size=HISTORY,
         line_search_fn="strong_wolfe",
         tolerance_grad=0,
-        tolerance_change=0,  # the resolution of float32 ends it
+        tolerance_change=0,  # stops at the resolution of float32
     )
 
     def evaluate() -> float:
         length = raw.detach().norm(dim=1, keepdim=True)
         points = raw.detach() / length
         energy, gradient = energy_and_gradient(points, temperature)
-        along = gradient - (gradient * points).sum(dim=1, keepdim=True) * points  # the sphere
+        along = gradient - (gradient * points).sum(dim=1, keepdim=True) * points  # tangent to the sphere
         raw.grad = along / length
         best.offer(float(energy), points)
         on_evaluation(float(energy))
@@ -85,9 +89,10 @@ def lbfgs(start: Tensor, temperature: float, evaluations: int, best: Best, on_ev
 
 
 def adam(start: Tensor, temperature: float, steps: int, best: Best, on_evaluation: OnEvaluation) -> None:
-    """The release's recipe, to compare with: Adam on L_u with its self term; `best` gets the set of least loss.
+    """Minimise L_u, including its self term, with Adam: the recipe of the authors' code, for comparison.
 
-    start: (C, D) rows of any length, the optimiser's variables; see `starts`.
+    Stores the set with the least loss in `best`. start: (C, D) rows of any length, the optimised variables; see
+    `moco.targets.generation.starts`.
     """
     raw = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=RELEASE_LR)

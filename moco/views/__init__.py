@@ -1,1 +1,1 @@
-"""Views of an image: where it is cropped, what becomes of its colours, and all of it for a batch on the device."""
+"""Random views of images: geometry, colour, and both for whole batches on the device."""

@@ -1,4 +1,4 @@
-"""A View as one function of a batch on the device, from rows of uniform numbers."""
+"""A View as a function of a batch on the device, with its random numbers as an argument."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from moco.views.geometry import Crop, PaddedCrop, Shift
 from moco.views.jitter import on
 from moco.views.on_device import ORDERS, TRIES
 
-# Columns of the uniform numbers of a view, and what for.
-PLACE = slice(0, 2 * TRIES + 2)  # the crop's tries and place; the shift's four
+# Columns of the uniform random numbers of a view.
+PLACE = slice(0, 2 * TRIES + 2)  # tries and position of the crop, or the four values of the shift
 FLIP, GREY, BLURS, SIGMA, JITTERS, ORDER = range(PLACE.stop, PLACE.stop + 6)
 FACTORS = slice(ORDER + 1, ORDER + 5)
 HOLE = slice(FACTORS.stop, FACTORS.stop + 2)
@@ -21,9 +21,11 @@ NUMBERS = HOLE.stop
 
 
 class BatchViews:
-    """Random views of (N, 3, H, W) uint8 images on the device: (N, 3, size, size) float32 of 0 to 1.
+    """Random views of images on the device: (N, 3, H, W) uint8 to (N, 3, size, size) float32 in [0, 1].
 
-    Args: geometry, colour and cutout of a View; fill: the mean colour, of cutout.
+    Args:
+        geometry, colour, cutout: As in View.
+        fill: Mean colour in [0, 1], with which cutout fills its square.
     """
 
     def __init__(self, geometry, colour, cutout: float, size: int, fill: Sequence[float], device: torch.device):
@@ -32,11 +34,11 @@ class BatchViews:
 
     @staticmethod
     def can(geometry, colour) -> bool:
-        """Whether what a View does is all known here."""
+        """Return whether a View with this geometry and colour is supported."""
         return isinstance(geometry, Crop | Shift | PaddedCrop) and (colour is None or isinstance(colour, Colours))
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """uniform: (N, NUMBERS) of 0 to 1, a row for each view."""
+        """Compute one view per image. uniform: (N, NUMBERS) random numbers in [0, 1), one row per view."""
         x = self._placed(images.float().div_(255), uniform)
         x = x if self.colour is None else self._coloured(x, uniform)
         return on_device.cut_out(x, self.cutout, uniform[:, HOLE], self.fill) if self.cutout else x

@@ -1,4 +1,4 @@
-"""What becomes of a view's colours: a few numbers, and what a loader's worker does by them."""
+"""Colour augmentations: parameters, and the transforms that loader workers apply."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from moco.views import jitter
 from moco.views.geometry import to_pixels
 from moco.views.jitter import Jittered
 
-BLUR = (0.1, 2.0)  # standard deviation in pixels, from and to (SimCLR's)
+BLUR = (0.1, 2.0)  # smallest and largest standard deviation in pixels (SimCLR)
 
 
 @dataclass(frozen=True)
 class Colours:
-    """Jitter, then grey, then blur, each with a probability; called with uint8 pixels, with torchvision's draws.
+    """Jitter, then grey, then blur, each with a probability. Samples the same parameters as torchvision.
 
-    jitter: of brightness, contrast, saturation and hue, ColorJitter's numbers.
+    jitter: Strengths of brightness, contrast, saturation and hue, as for torchvision's ColorJitter.
     """
 
     jitter: tuple[float, float, float, float]
@@ -31,7 +31,7 @@ class Colours:
 
     @property
     def plain(self) -> bool:
-        """Jitter without hue, of every view, and no more: what `jitter` does byte for byte, or as an affine map."""
+        """Whether this is jitter without hue on every view and nothing more, which moco.views.jitter implements."""
         return not self.jitter[3] and self.jitter_p == 1 and not self.grey_p and not self.blur_p
 
     @cached_property
@@ -44,7 +44,7 @@ class Colours:
         return T.Compose([*parts, *([T.RandomApply([_blur], self.blur_p)] if self.blur_p else [])])
 
     def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor | Jittered:
-        """(3, S, S) uint8 to the same, or for a plain one with device_aug the draws beside it."""
+        """Augment (3, S, S) uint8. With device_aug, return the sampled jitter for the device, if it is plain."""
         if not self.plain:
             return to_pixels(self._on_pillow(to_image(pixels)))
         factors, order = jitter.draw(self.ranges)
@@ -58,12 +58,12 @@ def _blur(image: Image.Image) -> Image.Image:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """(3, H, W) uint8 as an RGB image."""
+    """Convert (3, H, W) uint8 to an RGB image."""
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0)))
 
 
 class AutoAugmented:
-    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), torchvision's."""
+    """torchvision's AutoAugment policy for CIFAR-10 (Cubuk et al. 2019)."""
 
     def __init__(self):
         self.policy = T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)
@@ -73,9 +73,12 @@ class AutoAugmented:
 
 
 def cut_out(pixels: Tensor, share: float, fill: Sequence[float]) -> Tensor:
-    """Cutout (DeVries and Taylor 2017): a square, of `share` of the side, about any pixel, the border cuts it off.
+    """Apply Cutout (DeVries and Taylor 2017) in place: fill a square around a random pixel, clipped at the border.
 
-    fill: the data set's mean colour, 0 to 1, which the model sees as 0 up to rounding.
+    Args:
+        pixels: (3, S, S) uint8.
+        share: Side of the square, as a share of the image side.
+        fill: Mean colour of the data set in [0, 1]. After normalisation it is 0, up to rounding.
     """
     size = pixels.shape[1]
     half = round(share * size) // 2

@@ -1,7 +1,7 @@
-"""Which part of an image a view shows: a few numbers each, which make what a loader's worker does.
+"""Geometric augmentations: parameters, and the transforms that loader workers apply.
 
-Called with (size, fast) they give an object whose `prepare` is done once for all views of an image, its `draw` for
-each: (3, size, size) uint8, by torch's global generator.
+Each set of parameters, called with (size, fast), returns a transform. The transform's `prepare` runs once per image.
+Its `draw` runs once per view and returns (3, size, size) uint8, using torch's global random generator.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,18 @@ BILINEAR = T.InterpolationMode.BILINEAR
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) uint8."""
+    """Convert an RGB image to (3, H, W) uint8."""
     return torch.from_numpy(np.stack(image.split()))
 
 
 @dataclass(frozen=True)
 class Crop:
-    """RandomResizedCrop and RandomHorizontalFlip. scale: the crop's share of the image, from and to."""
+    """RandomResizedCrop and RandomHorizontalFlip.
+
+    Attributes:
+        scale: Smallest and largest crop, as a share of the image area.
+        ratio: Smallest and largest aspect ratio (width / height).
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -33,10 +38,10 @@ class Crop:
 
 
 class PhotoCrop:
-    """A Crop with torchvision's draws.
+    """Transform of a Crop. Samples the same parameters as torchvision.
 
-    fast: resize with torch's kernel for bytes, in a third of Pillow's time, each byte within
-    1 of Pillow's; else equal to torchvision on Pillow images.
+    fast: Resize with torch's uint8 kernel, which takes a third of Pillow's time; each byte is within 1 of Pillow's.
+        Otherwise the result equals torchvision's on Pillow images.
     """
 
     def __init__(self, size: int, fast: bool, crop: Crop = Crop()):
@@ -44,7 +49,7 @@ class PhotoCrop:
         self.crop = T.RandomResizedCrop(size, crop.scale, crop.ratio)
 
     def prepare(self, image: Image.Image) -> Image.Image | Tensor:
-        # (3, H, W) with the channels last in memory, as the kernel wants it
+        # (3, H, W) with channels last in memory, which the kernel requires
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) if self.fast else image
 
     def draw(self, image: Image.Image | Tensor) -> Tensor:
@@ -54,7 +59,7 @@ class PhotoCrop:
             box = image[None, :, top : top + height, left : left + width]
             pixels = interpolate(box, size, mode="bilinear", antialias=True)[0].contiguous()
         else:
-            # Cropped first: resize(box=...) looks past the edges of the box and is no faster.
+            # Crop first: resize(box=...) also uses pixels outside of the box, and is not faster.
             box = image.crop((left, top, left + width, top + height))
             pixels = to_pixels(box.resize(size, Image.Resampling.BILINEAR))
         return pixels.flip(2) if torch.rand(1) < 0.5 else pixels
@@ -62,9 +67,12 @@ class PhotoCrop:
 
 @dataclass(frozen=True)
 class Shift:
-    """Small rotation, shift and scale; a mirrored digit is another sign, so no flip.
+    """Small rotation, translation and scaling, for digits. There is no flip, because it would change the symbol.
 
-    degrees: at most, either way. translate: of the side, at most. scale: from and to.
+    Attributes:
+        degrees: Largest rotation in either direction.
+        translate: Largest translation, as a share of the side.
+        scale: Smallest and largest scale.
     """
 
     degrees: float = 12
@@ -76,7 +84,7 @@ class Shift:
 
 
 class DigitShift:
-    """A Shift with torchvision's draws."""
+    """Transform of a Shift. Samples the same parameters as torchvision."""
 
     def __init__(self, size: int, shift: Shift):
         self.prepare = T.Resize((size, size))
@@ -88,7 +96,10 @@ class DigitShift:
 
 @dataclass(frozen=True)
 class PaddedCrop:
-    """RandomCrop of an image with a black border, and RandomHorizontalFlip. padding: of the side, on each."""
+    """RandomCrop of an image with a black border, and RandomHorizontalFlip.
+
+    padding: Width of the border on each side, as a share of the image side.
+    """
 
     padding: float = 1 / 8
 
@@ -97,7 +108,7 @@ class PaddedCrop:
 
 
 class BorderCrop:
-    """A PaddedCrop with torchvision's draws."""
+    """Transform of a PaddedCrop. Samples the same parameters as torchvision."""
 
     def __init__(self, size: int, crop: PaddedCrop):
         self.prepare = T.Resize((size, size))

@@ -1,7 +1,7 @@
-"""Random views of a whole batch at once, on the device: (N, 3, H, W) of 0 to 1 to (N, 3, S, S), pure functions.
+"""Augmentations of a whole batch on the device: pure functions from (N, 3, H, W) in [0, 1] to (N, 3, S, S).
 
-What is drawn for an image is a row of uniform numbers of 0 to 1, so that whoever has the row makes the same view.
-Nothing is rounded to bytes on the way, and the jitter is clipped before hue and in the end alone.
+The random choices for an image are a row of uniform random numbers in [0, 1), so the same row gives the same view.
+Unlike Pillow, these functions do not round to bytes, and clip the jitter only before hue and at the end.
 """
 
 import itertools
@@ -15,16 +15,16 @@ from moco.views import jitter
 from moco.views.geometry import Crop, Shift
 from moco.views.jitter import on
 
-TRIES = 10  # of RandomResizedCrop, before it takes the middle
+TRIES = 10  # of RandomResizedCrop, before it uses the centre crop
 ORDERS = tuple(itertools.permutations(range(4)))  # brightness, contrast, saturation, hue
 HUE = 3
 
 
 def crop_boxes(crop: Crop, height: int, width: int, uniform: Tensor) -> Tensor:
-    """The boxes of RandomResizedCrop: (N, 4) top, left, height, width in whole pixels.
+    """Sample the boxes of RandomResizedCrop: (N, 4) top, left, height, width in whole pixels.
 
-    uniform: (N, 2 TRIES + 2): area and ratio of each try, then the place. As torchvision's `get_params`: the first try
-    that fits, else the largest box in the middle whose ratio is allowed.
+    As in torchvision's `get_params`, the first try that fits is used, and otherwise the largest centred box with an
+    allowed aspect ratio. uniform: (N, 2 TRIES + 2), the area and the ratio of each try, then the position.
     """
     (least, most), (flat, tall) = crop.scale, map(math.log, crop.ratio)
     area = height * width * (least + (most - least) * uniform[:, :TRIES])  # (N, TRIES)
@@ -50,10 +50,13 @@ def _middle(crop: Crop, height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def resize_weights(start: Tensor, length: Tensor, size: int, whole: int) -> Tensor:
-    """(N, size, whole): how much each of `whole` pixels counts for each of `size`, of which start .. start + length - 1
-    are resized. Pillow's bilinear filter, which averages over what it shrinks. start, length: (N,).
+    """Return the weights (N, size, whole) that resize pixels start .. start + length - 1 of `whole` to `size` pixels.
+
+    The filter is Pillow's bilinear filter, which averages when it shrinks. start, length: (N,).
     """
-    at = torch.arange(whole, device=start.device, dtype=start.dtype) - start[:, None] + 0.5  # (N, whole) in the box
+    at = (
+        torch.arange(whole, device=start.device, dtype=start.dtype) - start[:, None] + 0.5
+    )  # (N, whole), position in the box
     inside = (at > 0) & (at < length[:, None])
     scale = length / size  # (N,)
     centre = (torch.arange(size, device=start.device, dtype=start.dtype) + 0.5) * scale[:, None]  # (N, size)
@@ -63,7 +66,7 @@ def resize_weights(start: Tensor, length: Tensor, size: int, whole: int) -> Tens
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Each image's box, resized to (size, size), mirrored where flip (N,) is true."""
+    """Crop each image to its box, resize it to (size, size), and mirror it where flip (N,) is true."""
     height, width = images.shape[2:]
     rows = resize_weights(boxes[:, 0], boxes[:, 2], size, height)  # (N, S, H)
     columns = resize_weights(boxes[:, 1], boxes[:, 3], size, width)  # (N, S, W)
@@ -72,7 +75,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tenso
 
 
 def _both_sides(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns.T for each image and channel: (N, S, H), (N, 3, H, W), (N, S, W) to (N, 3, S, S)."""
+    """Compute rows (N, S, H) @ images (N, 3, H, W) @ columns.T (N, W, S) for each channel: (N, 3, S, S)."""
     count, channels, height, width = images.shape
     lines = torch.bmm(images.reshape(count, channels * height, width), columns.transpose(1, 2))  # (N, 3H, S)
     lines = lines.view(count, channels, height, -1).transpose(1, 2).flatten(2)  # (N, H, 3S)
@@ -80,7 +83,10 @@ def _both_sides(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor:
 
 
 def shifted(images: Tensor, shift: Shift, uniform: Tensor) -> Tensor:
-    """torchvision's RandomAffine of square images, black beyond them. uniform: (N, 4) angle, right, down, scale."""
+    """Apply torchvision's RandomAffine to square images, with a black background.
+
+    uniform: (N, 4) random numbers for the angle, the shift to the right, the shift down and the scale.
+    """
     size, even = images.shape[3], 2 * uniform - 1
     angle = math.pi / 180 * shift.degrees * even[:, 0]
     move = (shift.translate * size * even[:, 1:3]).round() * 2 / size  # whole pixels, in a grid of -1 to 1
@@ -93,16 +99,18 @@ def shifted(images: Tensor, shift: Shift, uniform: Tensor) -> Tensor:
 
 
 def jittered(x: Tensor, factors: Tensor, order: Tensor, hue: bool) -> Tensor:
-    """Brightness, contrast, saturation and hue in each image's order.
+    """Change brightness, contrast, saturation and hue, in each image's own order.
 
-    factors: (N, 4); 1, and for hue 0, change nothing. order: (N, 4) int64, the first to the last. hue: whether any
-    image's hue may change.
+    Args:
+        factors: (N, 4). A factor of 1 (for hue 0) changes nothing.
+        order: (N, 4) int64, the operations from first to last.
+        hue: Whether the hue of any image may change.
     """
-    last = (order == HUE).to(torch.int8).argsort(dim=1, stable=True)  # hue behind the others
+    last = (order == HUE).to(torch.int8).argsort(dim=1, stable=True)  # hue last, the others in their order
     of_three = order.gather(1, last)[:, :HUE]  # (N, 3)
     if not hue:
         return jitter.apply_affine(x, factors[:, :HUE], of_three)
-    place = order.argsort(1)  # (N, 4) when each is done
+    place = order.argsort(1)  # (N, 4) position of each operation
     before = place[:, :HUE] < place[:, HUE:]  # (N, 3)
     x = jitter.apply_affine(x, torch.where(before, factors[:, :HUE], 1.0), of_three)
     x = turned_hue(x, factors[:, HUE])
@@ -110,7 +118,7 @@ def jittered(x: Tensor, factors: Tensor, order: Tensor, hue: bool) -> Tensor:
 
 
 def turned_hue(x: Tensor, by: Tensor) -> Tensor:
-    """Hue in HSV turned by (N,) parts of a full turn, -0.5 to 0.5: torchvision's `adjust_hue` of (N, 3, S, S)."""
+    """Shift the hue (HSV) of (N, 3, S, S) images as torchvision's `adjust_hue`. by: (N,) in turns, -0.5 to 0.5."""
     largest, smallest = x.amax(1), x.amin(1)  # (N, S, S)
     spread = largest - smallest
     red, green, blue = x.unbind(1)
@@ -118,20 +126,20 @@ def turned_hue(x: Tensor, by: Tensor) -> Tensor:
     hue = torch.where(largest == red, (green - blue) / safe, 4 + (red - green) / safe)
     hue = torch.where((largest == green) & (largest != red), 2 + (blue - red) / safe, hue)
     hue = hue + 6 * by[:, None, None]
-    # Of each channel: how far the hue is from where the channel is least, in sixths of a turn.
+    # For each channel: distance of the hue from the hue at which the channel is smallest, in sixths of a turn.
     shift = on(x.device, 5.0, 3.0, 1.0)[:, None, None]
     k = (hue[:, None] + shift).remainder(6)  # (N, 3, S, S)
     return largest[:, None] - spread[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def grey(x: Tensor, chosen: Tensor) -> Tensor:
-    """The luma in all three channels where chosen (N,) is true."""
+    """Convert images to grey (luma in all three channels) where chosen (N,) is true."""
     luma = torch.einsum("nchw,c->nhw", x, on(x.device, *jitter.LUMA))[:, None]
     return torch.where(chosen[:, None, None, None], luma, x)
 
 
 def blurred(x: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian of standard deviation sigma (N,) in pixels, 0 for none, the border's pixels repeated beyond it."""
+    """Blur with a Gaussian of standard deviation sigma (N,) in pixels (0: no blur). Border pixels are repeated."""
     size, reach = x.shape[3], 6
     offset = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (N, 2 reach + 1)
@@ -144,7 +152,7 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def cut_out(x: Tensor, share: float, centre: Tensor, fill: Tensor) -> Tensor:
-    """A square of `share` of the side filled, as `colour.cut_out`. centre: (N, 2) uniform. fill: (3,)."""
+    """Fill a square in each image, as `colour.cut_out`. centre: (N, 2) random numbers in [0, 1). fill: (3,)."""
     size = x.shape[3]
     half, middle = round(share * size) // 2, (centre * size).floor()  # (N, 2)
     at = torch.arange(size, device=x.device)

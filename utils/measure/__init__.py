@@ -1,1 +1,1 @@
-"""What is measured: accuracies, features, and what is chosen by them."""
+"""Measurements: features, their quality, accuracies, and the selection of results."""

@@ -1,4 +1,4 @@
-"""Features of a whole split: of one pass, in the split's order, the same on every rank."""
+"""Compute the features of a whole split in one pass."""
 
 from collections.abc import Callable, Iterable
 
@@ -24,18 +24,18 @@ def extract_features(
     finish: Callable[[Tensor], Tensor] = unit,
     progress: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features of a split in its order, (n, D) float32, and labels (n,), the same on every rank.
+    """Return the features of a split, (n, D) float32, and its labels, (n,), in the split's order and on every rank.
 
-    The encoder's whole output, after the projection head, as in the paper's measures; in eval mode meanwhile, with
-    rank 0's batch-norm statistics, which are those that checkpoints hold.
+    The features are the encoder's output after the projection head, as in the paper's measures. The encoder runs in
+    eval mode with rank 0's batch-norm statistics, which are those that checkpoints contain.
 
     Args:
-        between: called after each batch that every rank has. where: what the split is called in messages.
-        finish: of each batch's features, to unit length if nothing else is said. progress: the title of a bar with
-            the time that is left; None: no bar.
+        between: called after each batch that exists on every rank. where: name of the split in messages.
+        finish: applied to each batch of features (default: normalise to unit length). progress: title of a progress
+            bar; None: no bar.
 
     Raises:
-        InputError: on all ranks, if a feature is not finite.
+        InputError: a feature is not finite; raised on all ranks.
     """
     was_training = encoder.training
     distributed.broadcast_buffers(encoder)
@@ -43,7 +43,7 @@ def extract_features(
     total, done, features, labels = len(loader.dataset), 0, None, []
     for number, (images, its_labels) in enumerate(tqdm(loader, progress, disable=progress is None, leave=False)):
         batch = finish(encoder(images))
-        if features is None:  # of the whole share at once: large ones are not there twice
+        if features is None:  # allocated once, because concatenating batches would need twice the memory
             share = len(range(distributed.rank(), total, distributed.world_size()))
             features = batch.new_empty(share, *batch.shape[1:], dtype=torch.float32)
         features[done : done + len(batch)] = batch
@@ -55,14 +55,14 @@ def extract_features(
     whole = _whole_split(features, total)
     if bad := int((~whole.isfinite().all(dim=1)).sum()):
         raise InputError(
-            f"{where}: {bad} of {total} images have features that are not finite; the network has diverged: take an "
+            f"{where}: {bad} of {total} images have features that are not finite; the network has diverged; use an "
             "earlier checkpoint, or train with a smaller --lr"
         )
     return whole, _whole_split(torch.cat(labels), total)
 
 
 def _whole_split(share: Tensor, total: int) -> Tensor:
-    """The split's rows from the ranks' shares: rank r has every world-th row, from row r on."""
+    """Combine the ranks' shares into the split's rows: rank r has rows r, r + world, r + 2 · world, ..."""
     if distributed.world_size() == 1:
         return share
     longest = -(-total // distributed.world_size())

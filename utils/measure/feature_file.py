@@ -1,4 +1,4 @@
-"""features.npz of a run folder: what the query encoder makes of the validation split, for who reads the run later."""
+"""Write and read features.npz of a run folder: the query encoder's features of the validation split."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ from utils.files import write_whole
 from utils.untrusted import swollen
 
 NAME = "features.npz"
-# Entry -> its axes (n validation images, D dimensions, C classes) and its numbers.
+# Entry -> axes (n validation images, D dimensions, C classes) and dtype.
 ENTRIES = {
     "features": ("nD", np.float32),
     "labels": ("n", np.int64),
@@ -27,10 +27,12 @@ OF_TARGETS = {"targets", "centroid_cosines"}
 
 
 class RunFeatures(NamedTuple):
-    """The validation split in a run's features.
+    """A run's features of the validation split, with the shapes and dtypes of ENTRIES.
 
-    Of unit features, in the shapes and types of ENTRIES. class_counts: training images. epoch: whole epochs done.
-    targets: row y is that of class y, and centroid_cosines those of the running centroids to them; both None in KCL.
+    Attributes:
+        features: unit features. labels: their classes. class_counts: training images of each class.
+        epoch: completed epochs. targets: row y is the target of class y; None in KCL.
+        centroid_cosines: cosine of each class's running centroid to its target; None in KCL.
     """
 
     features: Tensor
@@ -42,26 +44,30 @@ class RunFeatures(NamedTuple):
 
 
 def write_features(run_dir: Path, found: RunFeatures) -> None:
-    """Write the file whole, over the one of an earlier epoch; tensors on the CPU."""
+    """Write features.npz atomically, replacing that of an earlier epoch. The tensors must be on the CPU."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(value) for name, value in found._asdict().items() if value is not None})
     write_whole(run_dir / NAME, lambda file: file.write(buffer.getbuffer()))
 
 
 def read_features(run_dir: Path) -> RunFeatures:
-    """Numbers only, never code. Raises InputError: no such file, no .npz of arrays, or other entries than ENTRIES."""
+    """Load features.npz without running any code in it.
+
+    Raises:
+        InputError: the file does not exist, is not an .npz of arrays, or its entries do not match ENTRIES.
+    """
     path = run_dir / NAME
     try:
         if wrong := swollen(path):
             raise InputError(f"{path}: {wrong}; it is damaged")
         with warnings.catch_warnings(), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            warnings.simplefilter("ignore")  # of old headers
+            warnings.simplefilter("ignore")  # warnings about old headers
             arrays = {name: found[name] for name in ENTRIES if name in found}
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # NumPy's reader meets anything in a file that is none of ours
+    except Exception as error:  # NumPy can raise any exception for a foreign file
         raise InputError(f"{path}: not a readable .npz of arrays ({first_line(error)[:160]})") from None
     if wrong := _what_is_wrong(arrays):
         raise InputError(f"{path}: {wrong}; it is damaged")
@@ -70,10 +76,10 @@ def read_features(run_dir: Path) -> RunFeatures:
 
 
 def _what_is_wrong(arrays: dict[str, np.ndarray]) -> str | None:
-    """Why these are no `RunFeatures`; None if they are."""
+    """Return why these arrays are not `RunFeatures`; None if they are."""
     lacking = ENTRIES.keys() - arrays.keys()
     if lacking and lacking != OF_TARGETS:
-        return f"lacks {', '.join(sorted(lacking))}"
+        return f"has no {', '.join(sorted(lacking))}"
     lengths: dict[str, int] = {}
     for name, array in arrays.items():
         axes, dtype = ENTRIES[name]
@@ -85,5 +91,5 @@ def _what_is_wrong(arrays: dict[str, np.ndarray]) -> str | None:
         if not np.isfinite(array).all():
             return f"{name} has a value that is not finite"
     if not ((arrays["labels"] >= 0) & (arrays["labels"] < lengths["C"])).all():
-        return f"a label is none of {lengths['C']} classes"
+        return f"a label is out of range, expected 0 to {lengths['C'] - 1} ({lengths['C']} classes)"
     return None

@@ -1,7 +1,7 @@
-"""Features of a frozen encoder, computed once and kept: safetensors beside the checkpoint, with what they are of.
+"""Cache the features of a frozen encoder in a safetensors file beside the checkpoint.
 
-A file whose words are others', whose numbers are not those that were written, or that cannot be read, is said and
-made anew; never used.
+The file's metadata describes what the features were computed from. A cached file that does not match, is damaged or
+cannot be read is reported and recomputed.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ from torch import Tensor
 from utils.distributed import say
 from utils.files import write_whole
 
-CHECKSUM = "crc32"  # of the numbers, beside the words
+CHECKSUM = "crc32"  # metadata entry with the checksum of the numbers
 
 
 class Features(NamedTuple):
-    """features: (n, d) float32, labels: (n,) int64, of a split in its order; on the CPU."""
+    """Features, (n, d) float32, and labels, (n,) int64, of a split in its order, on the CPU."""
 
     features: Tensor
     labels: Tensor
 
 
 def kept_features(path: Path, about: dict[str, object], make: Callable[[], Features]) -> Features:
-    """What make() gives, or gave before: `about` is all that decides it.
+    """Return make(), or its cached result.
 
     Args:
-        path: the file. about: plain data.
+        path: the cache file. about: plain data that determines the result; a file with another `about` is recomputed.
     """
     words = {name: json.dumps(value) for name, value in about.items()}
     if path.exists():
         found, why = _read(path, words)
         if found:
-            say(f"features: {path}, {len(found.labels)} images, kept")
+            say(f"features: {path}, {len(found.labels)} images, cached")
             return found
-        say(f"note: {path}: {why}; made anew")
+        say(f"note: {path}: {why}; recomputed")
     made = make()
     whole = Features(*(tensor.cpu().contiguous() for tensor in made))
     data = safetensors.torch.save(whole._asdict(), metadata=words | {CHECKSUM: _checksum(whole)})
@@ -52,28 +52,28 @@ def kept_features(path: Path, about: dict[str, object], make: Callable[[], Featu
 
 
 def _read(path: Path, words: dict[str, str]) -> tuple[Features | None, str]:
-    """The features, or None and why they are not those that are meant."""
+    """Return the features, or None and the reason why the file cannot be used."""
     try:
         with safe_open(path, framework="pt") as file:
             its = file.metadata() or {}
             if other := [name for name in words if its.get(name) != words[name]]:
-                return None, f"is of another {', '.join(other)}"
-            # Copied out of the file: where numbers begin in memory decides how sums of them are rounded.
+                return None, f"was computed with another {', '.join(other)}"
+            # Copied, because the memory alignment of a tensor affects how its sums are rounded.
             found = Features(*(file.get_tensor(name).clone() for name in Features._fields))
     except (OSError, SafetensorError) as error:
         return None, f"cannot be read ({error})"
     good = found.features.ndim == 2 and found.features.dtype == torch.float32 and found.labels.dtype == torch.int64
     if not good or len(found.features) != len(found.labels) or not found.features.isfinite().all():
-        return None, "does not hold features and their labels"
+        return None, "does not contain features and their labels"
     if CHECKSUM not in its:
-        return None, f"says no {CHECKSUM}, of before there was one"
+        return None, f"has no {CHECKSUM}, because an old version wrote it"
     if its[CHECKSUM] != _checksum(found):
-        return None, "is damaged: its numbers are not those that were written"
+        return None, f"is damaged ({CHECKSUM} differs)"
     return found, ""
 
 
 def _checksum(found: Features) -> str:
-    """A bit that has flipped on a disk may leave numbers that mean something."""
+    """Return a checksum of the numbers, which detects flipped bits that still give valid numbers."""
     crc = 0
     for tensor in found:
         crc = zlib.crc32(tensor.numpy(), crc)
@@ -81,6 +81,6 @@ def _checksum(found: Features) -> str:
 
 
 def digest(path: str | Path) -> str:
-    """Of a file's bytes."""
+    """Return 16 hex digits of the SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Measures: running means, top-k, accuracy over classes and shots."""
+"""Metrics: running means, top-k accuracy, accuracy over classes and shots, calibration error."""
 
 import math
 
@@ -9,13 +9,14 @@ from torch import Tensor
 from utils import distributed
 from utils.errors import InputError
 
-NO_HIT = 2**62  # the rank of a label whose own logit is no number
+NO_HIT = 2**62  # rank of a label whose own logit is nan
 
 
 class Means:
-    """Running means of a training epoch, kept on the device and read only when shown.
+    """Running means of a training epoch, kept on the device and copied to the host only when printed.
 
-    where: what the epoch is called in messages. state: of an epoch that goes on, over all ranks; rank 0 takes it over.
+    Args:
+        where: name of the epoch in messages. state: means of a resumed epoch over all ranks, which rank 0 continues.
     """
 
     def __init__(self, where: str, device: torch.device, state: dict | None = None):
@@ -24,10 +25,11 @@ class Means:
         self.where, self.steps = where, state["steps"]
         self.count = torch.tensor(share * state["count"], device=device)
         self.sums = {name: torch.tensor(share * total, device=device) for name, total in state["sums"].items()}
-        self.first_bad = torch.zeros((), dtype=torch.long, device=device)  # 0: none yet
+        # First step with a loss that is not finite; 0: no such step.
+        self.first_bad = torch.zeros((), dtype=torch.long, device=device)
 
     def add(self, count: int, **values: Tensor) -> None:
-        """Add the batch means of `count` images; `loss` must be among them."""
+        """Add the batch means of `count` images; `values` must contain `loss`."""
         self.steps += 1
         self.count += count
         for name, value in values.items():
@@ -36,15 +38,16 @@ class Means:
         self.first_bad += bad * self.steps
 
     def read(self, over_ranks: bool = False) -> dict[str, float]:
-        """The means so far, of this rank or over all of them.
+        """Return the means so far, of this rank or over all ranks.
 
-        Raises InputError: a loss was not finite; says in which step.
+        Raises:
+            InputError: a loss was not finite; the message names the step.
         """
         state = self.state(over_ranks)
         return {name: total / max(state["count"], 1) for name, total in state["sums"].items()}
 
     def state(self, over_ranks: bool = True) -> dict:
-        """Steps, images and sums so far, as plain numbers; raises as `read`."""
+        """Return steps, image count and sums so far as plain numbers; for errors see `read`."""
         bad = int(self.first_bad)
         if step := distributed.max_over_ranks(bad) if over_ranks else bad:
             raise self.diverged("the loss is not finite", step)
@@ -55,20 +58,23 @@ class Means:
         return {"steps": self.steps, "count": count, "sums": dict(zip(self.sums, sums, strict=True))}
 
     def diverged(self, what: str, step: int | None = None) -> InputError:
-        """The error to raise for numbers that are not finite in a step (default: the one begun now)."""
+        """Return the error to raise if numbers are not finite in a step (default: the current one)."""
         step = step or self.steps + 1
-        return InputError(f"{self.where}, step {step}: {what}; try a smaller --lr; the last checkpoint stays as it was")
+        return InputError(f"{self.where}, step {step}: {what}; use a smaller --lr; the last checkpoint is unchanged")
 
 
 def in_top_k(rank: Tensor, k: int) -> Tensor:
-    """Percent of (N,) ranks (0 = first) that are among the first k; a scalar."""
+    """Return the percentage of ranks, (N,) with 0 = first, that are below k, as a scalar tensor."""
     return (rank < k).float().mean() * 100
 
 
 def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) int64: how many other of the (N, C) logits are not below the label's own; a tie is no hit.
+    """Return the rank of each label, (N,) int64: the number of other logits that are not below the label's logit.
 
-    Where the label's own is nan, NO_HIT, which is among no first k.
+    A tie therefore counts as an error. If the label's own logit is nan, the rank is NO_HIT, which is above any k.
+
+    Args:
+        logits: (N, C). labels: (N,) int64.
     """
     own = logits.gather(1, labels[:, None])  # (N, 1)
     rank = (~(logits < own)).sum(1) - 1
@@ -76,7 +82,7 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ClassAccuracy:
-    """Top-1 and top-5 hits counted class by class, summed over ranks. where: what is measured, for messages."""
+    """Top-1 and top-5 hits per class, summed over ranks. where: name of the split in messages."""
 
     def __init__(self, num_classes: int, device: torch.device, where: str = "this split"):
         self.hits = torch.zeros(4, num_classes, device=device)  # top-1, top-5, images, images without finite logits
@@ -89,18 +95,24 @@ class ClassAccuracy:
         self.hits.index_add_(1, labels, ones.float())
 
     def summary(self, class_counts: np.ndarray) -> dict:
-        """Percent: acc1 and acc5 over images; many, medium, few, balanced (all) as means over classes; the worst class,
-        the harmonic mean over classes (0 if one is 0); per_class.
+        """Return accuracies in percent.
 
-        class_counts: (C,) training images a class, which make the shots. A shot without a class, and a class
-        without a test image, gets None. Raises InputError: on all ranks, if a logit is not finite.
+        acc1 and acc5 are over images. many, medium, few and balanced (all classes) are means over classes. worst is the
+        worst class, harmonic the harmonic mean over classes (0 if one is 0), per_class the list of all classes. A shot
+        without a class, and a class without a test image, is None.
+
+        Args:
+            class_counts: (C,) training images per class, which define the shots.
+
+        Raises:
+            InputError: a logit is not finite; raised on all ranks.
         """
         top1, top5, images, bad = distributed.sum_over_ranks(self.hits).cpu().double().numpy()
         if bad.any():
             raise InputError(
-                f"{self.where}: {bad.sum():.0f} of {images.sum():.0f} images have logits that are not finite, so there "
-                "is no accuracy; the network has diverged, or overflows in --amp fp16: leave that out, take an earlier "
-                "checkpoint, or train with a smaller --lr"
+                f"{self.where}: {bad.sum():.0f} of {images.sum():.0f} images have logits that are not finite; the "
+                "network has diverged, or overflows with --amp fp16; omit --amp fp16, use an earlier checkpoint, or "
+                "train with a smaller --lr"
             )
         with np.errstate(invalid="ignore"):
             per_class = 100 * top1 / images  # (C,), nan where there is no image
@@ -114,15 +126,15 @@ class ClassAccuracy:
 
 
 def over_classes(per_class: np.ndarray) -> dict[str, float]:
-    """What one number can say of the accuracies of the classes, percent, that have an image."""
+    """Return the balanced, worst and harmonic mean accuracy of the classes that have an image, in percent."""
     harmonic = len(per_class) / (1 / per_class).sum() if per_class.all() else 0.0
-    # Rounded: of as many images a class it is the mean over images, and equal hits must not differ in their last bits.
+    # Rounded, so that equal numbers of hits give equal values: with equal classes this is the mean over images.
     balanced = round(float(per_class.mean()), 9)
     return {"balanced": balanced, "worst": float(per_class.min()), "harmonic": float(harmonic)}
 
 
 class Calibration:
-    """Expected calibration error of logits (Guo et al. 2017), summed over ranks: 15 bins of equal width."""
+    """Expected calibration error (Guo et al. 2017) over all ranks, with 15 bins of equal width."""
 
     BINS = 15
 
@@ -137,15 +149,15 @@ class Calibration:
         self.bins.index_add_(1, place, values)
 
     def error(self) -> float:
-        """Mean over the images of |accuracy − confidence| of their bin, in percent."""
+        """Return the mean over images of |accuracy − confidence| of their bin, in percent."""
         images, confidence, hits = distributed.sum_over_ranks(self.bins)
         return float(100 * (hits - confidence).abs().sum() / images.sum())
 
 
-MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many > 100, few < 20
+MANY_ABOVE, FEW_BELOW = 100, 20  # training images per class
 
 
 def shots(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks over the classes, (C,) bool each: many > 100, medium 20-100, few < 20 training images."""
+    """Return masks over the classes, (C,) bool each: many > 100, medium 20 to 100, few < 20 training images."""
     many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
     return {"many": many, "medium": ~many & ~few, "few": few}

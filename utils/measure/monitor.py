@@ -1,4 +1,4 @@
-"""What the features are like while stage 1 trains (--monitor-freq)."""
+"""Measure the features during stage 1 (--monitor-freq, --online-probe)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,13 +31,13 @@ KNN = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few":
 SPREAD = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "nc1": "NC1", "nc2": "NC2"}
 MEASURES = tuple(KNN | SPREAD)
 PROBE = {"probe_top1": "probe", "probe_many": "many", "probe_medium": "medium", "probe_few": "few"}
-REASON = {"reasonability": "R"}  # of targets, where it is known which classes are near in meaning
-# (C, D) each class's target, (C,) cosines of the running centroids to them; None in KCL.
+REASON = {"reasonability": "R"}  # measure of the targets; needs groups of classes that are similar in meaning
+# Returns each class's target, (C, D), and the cosines of the running centroids to them, (C,); None in KCL.
 Assigned = Callable[[], tuple[Tensor, Tensor] | None]
 
 
 class Vote(NamedTuple):
-    """The kNN vote. k: neighbours, None for as many as `neighbours_by_size`. balanced: see `knn_scores`."""
+    """The kNN vote. k: neighbours; None: `neighbours_by_size`. balanced: see `knn_scores`."""
 
     k: int | None = None
     balanced: bool = False
@@ -81,12 +81,12 @@ def add_monitor_arguments(group: Group) -> None:
 
 
 class Monitor:
-    """Measures of an encoder on the validation split, and the features of the last epoch measured in features.npz.
+    """Measures an encoder on the validation split, and writes the features of the last measured epoch (features.npz).
 
     Args:
-        every: --monitor-freq; 0: never. class_counts: (C,) training images a class. run_dir: the run folder.
-        loaders: of train and val, this rank's share in the evaluation view; empty where it never measures.
-        vote: of the kNN. groups: (C,) of classes that are near in meaning, where that is known.
+        every: --monitor-freq; 0: never. class_counts: (C,) training images per class. run_dir: the run folder.
+        loaders: of train and val, this rank's share in the evaluation view; empty if nothing is ever measured.
+        vote: the kNN vote. groups: (C,) group of each class, by meaning, if known.
         online: the classifier of --online-probe.
     """
 
@@ -106,7 +106,7 @@ class Monitor:
         self.kept: int | None = None  # the epoch whose features this process has written
 
     def step(self, labels: Tensor) -> dict[str, Tensor]:
-        """After a step of training on images with these labels, (N,): what is logged of it."""
+        """Train the online probe after a training step on images with labels (N,), and return the values to log."""
         return {"probe": self.online.step(labels)} if self.online else {}
 
     def due(self, epochs_done: int) -> bool:
@@ -116,10 +116,10 @@ class Monitor:
     def measure(
         self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = lambda: None
     ) -> dict[str, float | None]:
-        """The values of `names`, None each in an epoch that is not due; without a monitor nothing at all.
+        """Return the values of `names`, all None in an epoch that is not due; without a monitor the dict is empty.
 
-        Training goes on to the bit as if this had not been: nothing random is drawn that training
-        uses, and the batch-norm statistics do not move. Arguments and errors: see `extract_features`.
+        Training continues bit for bit as without this call: it uses no random numbers of training and does not change
+        batch-norm statistics. For arguments and errors see `extract_features`.
         """
         found = dict.fromkeys(self.names)
         if not self.due(epochs_done):
@@ -142,7 +142,7 @@ class Monitor:
         return found
 
     def finish(self, encoder: nn.Module, epochs_done: int, assigned: Assigned = lambda: None) -> None:
-        """At the end of a run: the features of its last epoch, if that was not due, or done before this start."""
+        """Write the features of the last epoch at the end of a run, unless this start has already written them."""
         if self.every and self.kept != epochs_done:
             val = extract_features(encoder, self.loaders["val"], where=f"epoch {epochs_done}, val")
             self._keep(val, epochs_done, assigned)
@@ -163,9 +163,11 @@ def measures(
     class_counts: np.ndarray,
     vote: Vote = BY_SIZE,
 ) -> dict[str, float | None]:
-    """The MEASURES of a split, kNN in percent.
+    """Return the MEASURES of a split; kNN accuracies are in percent.
 
-    features: (n, D) unit, labels: (n,). bank: (m, D), bank_labels: (m,) of the training split. class_counts: (C,).
+    Args:
+        features: (n, D) unit features. labels: (n,). bank, bank_labels: (m, D) and (m,) of the training split.
+        class_counts: (C,) training images per class.
     """
     num_classes = len(class_counts)
     mine = slice(distributed.rank(), None, distributed.world_size())
@@ -176,7 +178,7 @@ def measures(
 
 
 def top1_of(scores: Tensor, labels: Tensor, class_counts: np.ndarray) -> tuple[float | None, ...]:
-    """All, many, medium, few, in percent, of this rank's scores (n, C) and labels (n,)."""
+    """Return the top-1 accuracies (all, many, medium, few) in percent of this rank's scores (n, C) and labels (n,)."""
     accuracy = ClassAccuracy(len(class_counts), scores.device)
     accuracy.add(scores, labels)
     found = accuracy.summary(class_counts)
@@ -184,7 +186,7 @@ def top1_of(scores: Tensor, labels: Tensor, class_counts: np.ndarray) -> tuple[f
 
 
 def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
-    """The SPREAD of (n, D) unit features with labels (n,)."""
+    """Return the measures of SPREAD for unit features (n, D) with labels (n,)."""
     centres = class_centres(features, labels, num_classes)
     near = neighbourhood_uniformity(centres, neighbours_of_a_class(num_classes))
     values = alignment(features, labels), uniformity(centres), near, *collapse(features, labels, num_classes)
@@ -192,7 +194,7 @@ def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, floa
 
 
 def describe_measures(values: dict[str, float | None]) -> str:
-    """The console line."""
+    """Format the values as a console line."""
     shown = {name: "–" if v is None else f"{v:.{2 if name in KNN | PROBE else 3}f}" for name, v in values.items()}
     return "val: " + "  ".join(
         f"{label} {shown[name]}" for name, label in (KNN | SPREAD | REASON | PROBE).items() if name in shown

@@ -1,4 +1,4 @@
-"""A linear classifier that trains beside stage 1, so that a run shows an accuracy from its first epoch."""
+"""A linear classifier trained alongside stage 1, so that a run reports an accuracy from its first epoch."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from utils import distributed
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k, rank_of_label
 
-LR, MOMENTUM = 3.0, 0.9  # of standardised features of length 1
+LR, MOMENTUM = 3.0, 0.9  # for standardised features of length 1
 
 
 class OnlineProbe(nn.Module):
-    """On what the encoder's `fc` is given, detached: nothing of it reaches the encoder, and nothing random is drawn.
+    """A classifier on the detached input of the encoder's `fc`; it does not affect the encoder and uses no randomness.
 
     Args:
-        encoder: whose last layer is called `fc`. counts: (C,) training images a class.
-        adjusted: add the log of the classes' share to the logits while it trains (balanced softmax); else weigh the
-            images so that every class counts alike.
+        encoder: a network whose last layer is called `fc`. counts: (C,) training images per class.
+        adjusted: add the log class prior to the logits during training (balanced softmax); otherwise weight the images
+            so that all classes count equally.
     """
 
     def __init__(self, encoder: nn.Module, counts: Tensor, adjusted: bool):
@@ -38,15 +38,15 @@ class OnlineProbe(nn.Module):
         self.features = inputs[0].detach()  # (N, d) of the encoder's latest images
 
     def logits(self) -> Tensor:
-        """(N, C) of the encoder's latest images."""
+        """Return the logits, (N, C), of the encoder's latest images."""
         with torch.autocast(self.weight.device.type, enabled=False):
             z = self.standardise(self.features.float()) / self.weight.shape[1] ** 0.5
             return z @ self.weight.T + self.bias
 
     def step(self, labels: Tensor) -> Tensor:
-        """One step on the encoder's latest images, whose labels these are, (N,); returns its top-1 on them, percent.
+        """Train on the encoder's latest images with labels (N,), and return the top-1 accuracy on them in percent.
 
-        Where two views of each image went through the encoder, the second ones after the first, both count.
+        If the batch contained two views of each image (all first views, then all second ones), both are used.
         """
         labels = labels.repeat(len(self.features) // len(labels))
         logits = self.logits()
@@ -59,20 +59,20 @@ class OnlineProbe(nn.Module):
         return in_top_k(rank_of_label(logits.detach(), labels), 1)
 
     def on(self, encoder: nn.Module) -> nn.Module:
-        """The network that it and the encoder are: (N, 3, H, W) -> (N, C)."""
+        """Return the network of the encoder and this classifier: (N, 3, H, W) -> (N, C)."""
         return _Network(encoder, self)
 
     def state(self) -> dict:
-        """Its entry of a checkpoint."""
+        """Return the checkpoint entry of the probe."""
         return {"state_dict": self.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, found: object, source: object) -> None:
-        """Go on from the entry of a checkpoint, None where it has none. Raises InputError: of no such probe."""
+        """Restore the probe from a checkpoint entry; None is ignored. Raise InputError if the entry does not fit."""
         if found is None:
             return
         try:
             self.load_state_dict(found["state_dict"])
-            settings = self.optimizer.state_dict()["param_groups"]  # constants, not the file's
+            settings = self.optimizer.state_dict()["param_groups"]  # this project's constants, not the file's values
             self.optimizer.load_state_dict(found["optimizer"] | {"param_groups": settings})
             for weight in self.parameters():
                 momentum = self.optimizer.state.get(weight, {}).get("momentum_buffer")
@@ -82,7 +82,7 @@ class OnlineProbe(nn.Module):
                 raise ValueError
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
-                f"checkpoint {source}: its online_probe does not fit; it is damaged: take another"
+                f"checkpoint {source}: online_probe does not fit the model; it is damaged, use another"
             ) from None
 
 

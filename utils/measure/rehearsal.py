@@ -1,4 +1,4 @@
-"""--dry-run: a run's first steps, what it will take, and nothing left of it."""
+"""--dry-run: time the first steps of a run, estimate its time and memory, and write nothing."""
 
 import argparse
 import resource
@@ -17,18 +17,18 @@ from utils import distributed
 from utils.errors import InputError, Stopped
 from utils.measure.metrics import shots
 
-STEPS = 3  # that are timed, after one that is not
+STEPS = 3  # timed steps, after one step of warm-up
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises InputError: arguments with which there are no first steps."""
+    """Raise InputError if --dry-run is combined with --resume."""
     if args.dry_run and args.resume:
-        raise InputError("--dry-run: is of a run's first steps; leave --resume out")
+        raise InputError("--dry-run: measures the first steps of a new run; omit --resume")
 
 
 @contextmanager
 def aside(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """The arguments, of a --dry-run with a folder in place of the run's, and of targets to make, that goes again."""
+    """Yield the arguments; with --dry-run, the run folder and new targets are in a temporary folder."""
     if not args.dry_run:
         yield args
         return
@@ -40,10 +40,10 @@ def aside(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
 
 
 class Rehearsal:
-    """The first steps of a run, timed.
+    """Times the first steps of a run.
 
     Args:
-        counts: (C,) training images of a class. steps: of an epoch. epochs: of the run.
+        counts: (C,) training images per class. steps: steps per epoch. epochs: epochs of the run.
     """
 
     def __init__(self, counts: np.ndarray, steps: int, epochs: int, device: torch.device):
@@ -52,13 +52,13 @@ class Rehearsal:
 
     @classmethod
     def asked(cls, args: argparse.Namespace, loader) -> "Rehearsal | None":
-        """Of --dry-run; None without it."""
+        """Return the timer of --dry-run, or None without the flag."""
         if not args.dry_run:
             return None
         return cls(loader.dataset.class_counts, len(loader), args.epochs, loader.normalise.device)
 
     def after_step(self, model: torch.nn.Module) -> None:
-        """Note the time; after the last step the plan. Raises Stopped, with it."""
+        """Record the time of a step; after the last step, raise Stopped with the estimate as its message."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.ends.append(time.perf_counter())
@@ -67,31 +67,31 @@ class Rehearsal:
             raise Stopped(self.plan(model) if distributed.is_main() else "", 0)
 
     def plan(self, model: torch.nn.Module) -> str:
-        """What the run will take, in lines."""
+        """Return the estimate as lines of text."""
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         parts = ", ".join(f"{shot} {mask.sum()}" for shot, mask in shots(self.counts).items())
         a_step = median(np.diff(self.ends)) if len(self.ends) > 1 else float("nan")
         total = self.steps * self.epochs
         lines = [
             f"{self.counts.sum()} training images of {len(self.counts)} classes ({parts}), "
-            f"{self.counts.max()} of the largest, {self.counts.min()} of the smallest",
-            f"{trained:,} weights that train, of {numbers_in(model):,} numbers in all",
+            f"{self.counts.max()} in the largest class, {self.counts.min()} in the smallest",
+            f"{trained:,} trainable weights, {numbers_in(model):,} numbers in total (with buffers)",
             f"{self.epochs} epochs of {self.steps} steps: {total} steps",
             self.memory(),
         ]
         if len(self.ends) > 1:
             eta = timedelta(seconds=round(a_step * total))
-            lines.append(f"{a_step:.3g} s a step, the median of {len(self.ends) - 1}: about {eta} without validation")
-        return "\n".join(f"plan: {line}" for line in lines) + "\nnothing was written; without --dry-run it runs"
+            lines.append(f"{a_step:.3g} s per step (median of {len(self.ends) - 1}): about {eta} without validation")
+        return "\n".join(f"plan: {line}" for line in lines) + "\nnothing was written; omit --dry-run to start the run"
 
     def memory(self) -> str:
         if self.device.type == "cuda":
             peak, there = torch.cuda.max_memory_allocated(self.device), torch.cuda.mem_get_info(self.device)[1]
-            return f"{peak / 2**30:.2f} GiB of {self.device}'s memory at the peak, of {there / 2**30:.0f}"
+            return f"{peak / 2**30:.2f} GiB peak memory on {self.device}, of {there / 2**30:.0f}"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return f"{peak:.2f} GiB of memory of a process at the peak"
+        return f"{peak:.2f} GiB peak memory per process"
 
 
 def numbers_in(model: torch.nn.Module) -> int:
-    """Of weights and buffers: a queue and a key encoder too."""
+    """Return the number of elements of all weights and buffers, including the queue and the key encoder."""
     return sum(tensor.numel() for tensor in model.state_dict().values())

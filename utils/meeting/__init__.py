@@ -1,4 +1,4 @@
-"""How the processes of a job meet, and how each ends when another is lost."""
+"""Join the processes of a job into a process group, and end each process if another one is lost."""
 
 import hashlib
 import os
@@ -23,15 +23,17 @@ from utils import distributed, launchers
 from utils.errors import CannotMeet, InputError, PeerLost, brief, first_line
 from utils.meeting.interfaces import settle_interface
 
-# Where in gloo's source an error comes from, which stands before its words: they differ between versions. One of
-# another form, "[enforce fail at ...]", is a fault of this program.
+# The prefix of gloo's errors: file and line in its source. The text after it differs between versions. An error with
+# another prefix, "[enforce fail at ...]", is a bug of this project.
 OF_GLOO = re.compile(r"^\[\S*gloo/\S*:\d+\] ")
 
 
 class Way(NamedTuple):
-    """How processes meet. where: as the user knows it. several: whether on more than one machine.
+    """A method of joining the processes.
 
-    meet: of the time that they wait for each other, makes what `init_process_group` takes.
+    Attributes:
+        where: the address, for messages. several: whether there is more than one machine.
+        meet: maps the time that processes wait for each other to the arguments of `init_process_group`.
     """
 
     where: str
@@ -41,32 +43,34 @@ class Way(NamedTuple):
 
 @contextmanager
 def group(device: torch.device, backend: str | None, way: Way, timeout: float, speaks: bool = True) -> Iterator[None]:
-    """Join the process group of the job; leave it when all have done the block.
+    """Join the process group of the job, and leave it when all processes have finished the block.
 
-    backend: --dist-backend; None: nccl for GPUs, gloo for CPUs. timeout: seconds that the others are waited for, here
-    and in all that follows. speaks: whether it is this process that says how those of its machine ended.
+    Args:
+        backend: --dist-backend; None: nccl for GPUs, gloo for CPUs.
+        timeout: seconds to wait for the other processes, now and in all later collective operations.
+        speaks: whether this process prints the error for all processes of its machine.
 
     Raises:
-        CannotMeet: they do not come together. InputError: two have the same GPU.
-        PeerLost: another process has ended within the block, or has not answered for so long.
+        CannotMeet: the processes cannot form a group. InputError: two processes have the same GPU.
+        PeerLost: another process exited within the block, or did not respond for `timeout` seconds.
     """
     on_gpu = device.type == "cuda"
     backend = backend or ("nccl" if on_gpu else "gloo")
     if backend == "nccl":
-        backend = "cpu:gloo,cuda:nccl"  # what the hosts agree on does not wait for the devices
+        backend = "cpu:gloo,cuda:nccl"  # CPU tensors use gloo, which does not wait for the GPUs
     patience = timedelta(seconds=timeout)
     try:
         dist.init_process_group(backend, timeout=patience, **way.meet(patience))
         if on_gpu and "nccl" in backend:
             check_one_gpu_each(device)
     except (RuntimeError, ValueError) as error:
-        cure = "; GLOO_SOCKET_IFNAME=NAME, on each machine, names the interface that leads to the others"
-        line = f"the processes cannot meet at {way.where} over {backend}: {first_line(error)}"
+        cure = "; set GLOO_SOCKET_IFNAME=NAME on each machine to the network interface that reaches the others"
+        line = f"the processes cannot connect at {way.where} over {backend}: {first_line(error)}"
         raise CannotMeet(line + cure * way.several) from None
     lost = False
     try:
         yield
-        distributed.barrier()  # nobody leaves while another still writes or speaks
+        distributed.barrier()  # no process leaves while another still writes or prints
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or OF_GLOO.match(str(error))
         if not lost:
@@ -79,17 +83,17 @@ def group(device: torch.device, backend: str | None, way: Way, timeout: float, s
 
 
 def _farewell(error: RuntimeError, timeout: float) -> str:
-    """What a process says of the others' loss, in one line."""
-    why = OF_GLOO.sub("", first_line(error)).partition(". ")[0]  # PyTorch adds advice
+    """Return the one-line message of a process that has lost another one."""
+    why = OF_GLOO.sub("", first_line(error)).partition(". ")[0]  # without the advice that PyTorch appends
     return (
-        f"process {distributed.rank()} of {distributed.world_size()} has lost another ({why}): it has ended, has not "
-        f"answered for --dist-timeout {timeout:g} seconds, or the network has failed; --resume auto goes on from the "
-        "last checkpoint"
+        f"process {distributed.rank()} of {distributed.world_size()} has lost another one ({why}), which exited, did "
+        f"not respond for --dist-timeout {timeout:g} seconds, or is unreachable; resume from the last checkpoint with "
+        "--resume auto"
     )
 
 
 def _end_at_once() -> None:
-    """The last thing at exit: what libraries do after it may wait for a process that is no more."""
+    """Exit immediately, because exit handlers of libraries may wait for the lost process."""
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -97,7 +101,7 @@ def _end_at_once() -> None:
 
 
 def by_url(url: str, world_size: int, rank: int, several: bool) -> Way:
-    """The release's way: --dist-url says where the first machine is."""
+    """Join at a URL (--dist-url) on the first machine, as in the authors' code (released by the TSC authors)."""
 
     def meet(_: timedelta) -> dict:
         if several:
@@ -108,7 +112,7 @@ def by_url(url: str, world_size: int, rank: int, several: bool) -> Way:
 
 
 def by_srun(numbers: launchers.Numbers) -> Way:
-    """Slurm's: the first process listens on the step's first node. Raises InputError: see `check_port`."""
+    """Join under srun: the first process listens on the step's first node. Raise InputError if the port is in use."""
     where = launchers.slurm_address()
     if numbers.rank == 0:
         launchers.check_port(where, "MASTER_PORT")
@@ -117,7 +121,7 @@ def by_srun(numbers: launchers.Numbers) -> Way:
 
 
 def by_torchrun() -> Way:
-    """torchrun's, with a store of its own for each start."""
+    """Join under torchrun, with a separate part of its store for each start."""
     several = os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]
 
     def meet(patience: timedelta) -> dict:
@@ -130,11 +134,12 @@ def by_torchrun() -> Way:
 
 
 def fresh_part(store: dist.Store, rank: int, world: int, patience: timedelta) -> dist.Store:
-    """A part of the store that only the processes use which are here now; returns when all have agreed on it.
+    """Return a part of the store that only the current processes use, when all of them have agreed on it.
 
-    torchrun serves one store for all restarts, in which the addresses of killed processes still stand: a new process
-    that reads too soon would try to reach them, and the group never meet. How often they have started is not the same
-    on all machines. So each writes who it is, and the first lists them until every one has confirmed the list.
+    torchrun keeps one store over all restarts, which still contains the addresses of killed processes. A new process
+    that reads too early would try to connect to them, and the group would never form. The number of restarts cannot
+    separate the parts, because it differs between machines. Each process therefore writes a random identifier, and
+    rank 0 lists the identifiers until every process has confirmed the list.
     """
     me, until = uuid.uuid4().hex, time.monotonic() + patience.total_seconds()
     store.set(f"confirmed by {rank}", "")
@@ -153,19 +158,20 @@ def fresh_part(store: dist.Store, rank: int, world: int, patience: timedelta) ->
                 break
             store.set(f"confirmed by {rank}", present)
         if time.monotonic() > until:
-            raise RuntimeError(f"not all {world} processes have come in {patience.total_seconds():g} seconds")
+            raise RuntimeError(f"not all {world} processes joined within {patience.total_seconds():g} seconds")
         time.sleep(0.05)
     return dist.PrefixStore(hashlib.sha256(present.encode()).hexdigest(), store)
 
 
 def check_same(mine: dict, device: torch.device, speaks: bool) -> None:
-    """Refuse machines that do not run the same.
+    """Check that all machines run the same job.
 
-    mine: the arguments that all must share, lists and classes among them. speaks: as of `group`.
+    Args:
+        mine: the arguments that must be equal, including digests of lists and classes. speaks: see `group`.
 
     Raises:
-        InputError: they differ in one, in the kind of device or in the version of a library; on every rank. The
-            message is empty where this process does not speak.
+        InputError: an argument, the device type or the version of a library differs; raised on every rank. The
+            message is empty if this process does not print.
     """
     libraries = {library.__name__: library.__version__ for library in (torch, torchvision, np)}
     mine = {"host": platform.node()} | libraries | {"device": device.type} | mine
@@ -175,24 +181,24 @@ def check_same(mine: dict, device: torch.device, speaks: bool) -> None:
         if names:
             found = ", ".join(f"{name} {brief(other.get(name))}, not {brief(first.get(name))}" for name in names)
             line = (
-                f"process {number}, on {other['host']}, does not run what process 0, on {first['host']}, does: "
-                f"{found}; start all with the same flags, lists and versions, and several runs as several jobs"
+                f"process {number} on {other['host']} differs from process 0 on {first['host']}: {found}; "
+                "start all processes of a job with the same flags, lists and versions"
             )
-            distributed.barrier()  # nobody leaves while another still reads what all have said
+            distributed.barrier()  # no process leaves while another still reads the gathered values
             raise InputError(line if speaks else "")
 
 
 def check_one_gpu_each(device: torch.device) -> None:
-    """Refuse processes that share a GPU, which NCCL cannot, and would say in forty lines.
+    """Check that no two processes share a GPU, which NCCL does not support; its own error has forty lines.
 
     Raises:
-        InputError: two have the same one; on every rank.
+        InputError: two processes have the same GPU; raised on every rank.
     """
-    mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", distributed.rank()))  # torch 2.4 does not tell
+    mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", distributed.rank()))  # not in torch 2.4
     everyone = distributed.from_all_ranks(mine)
     if shared := sorted({gpu for gpu in everyone if everyone.count(gpu) > 1}):
         ranks = [number for number, gpu in enumerate(everyone) if gpu == shared[0]]
         raise InputError(
-            f"processes {', '.join(map(str, ranks))} have the same GPU, {shared[0]}: start one process for each GPU, "
-            "or show each its own (CUDA_VISIBLE_DEVICES)"
+            f"processes {', '.join(map(str, ranks))} have the same GPU, {shared[0]}; start one process per GPU, "
+            "or set CUDA_VISIBLE_DEVICES for each"
         )

@@ -1,1 +1,1 @@
-"""What runs left behind, read from their folders alone: python -m utils.report."""
+"""Reports of finished and unfinished runs, from their folders: python -m utils.report."""

@@ -7,7 +7,7 @@ Compare groups of runs that differ only in their seed, and print a Markdown tabl
     python -m utils.report --trials 'runs/kcl_s*' 'runs/tsc_s*'
 """
 
-import utils.quiet_start  # noqa: F401, before all that takes seconds to load
+import utils.quiet_start  # noqa: F401, before the imports that take seconds
 
 # isort: split
 
@@ -39,15 +39,15 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if not args.runs and not args.trials:
-        raise errors.InputError("name a RUN folder, or groups with --trials")
+        raise errors.InputError("expected a RUN folder, or groups with --trials")
     if args.output and not args.runs:
-        raise errors.InputError("--output: trials without a RUN are printed; append > FILE, or name RUNs for a report")
+        raise errors.InputError("--output: not used without a RUN; append > FILE to write the printed trials")
     of_trials = [trials.section(trials.read_groups(args.trials))] if args.trials else []
     if not args.runs:
         print(errors.printable(markdown_section(of_trials[0])), end="")
         return
     runs = named([read_run(path) for path in args.runs])
-    # The result comes first, and how it was made last.
+    # Results come first, settings last.
     found = [sections.accuracy(runs), *of_trials, sections.curves(runs), *sections.heads(runs)]
     found += sections.features(runs)
     found += [make(runs) for make in (sections.overview, sections.commands, sections.arguments)]
@@ -58,10 +58,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def named(runs: list[Run]) -> list[Run]:
-    """The runs under short names. Raises InputError: the same folder twice."""
+    """Return the runs with short names. Raise InputError if a folder is named twice."""
     paths = [str(Path(run.name).resolve()) for run in runs]
     if len(set(paths)) < len(paths):
-        raise errors.InputError("the same RUN is named twice")
+        raise errors.InputError("the same RUN is given twice; remove one")
     return [run._replace(name=name) for run, name in zip(runs, short_names(paths), strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report: each function draws one, in whichever theme is set."""
+"""The figures of a report; each function draws one in the current theme."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,9 @@ from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
 from utils.measure.results import SHOT_NOTE, SHOTS, accuracies
 from utils.report.style import COLOURS, LIGHT, lettered
 
-SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches: the letters stay readable when a telephone shows it at 370 px
-NAMED_CLASSES = 20  # more are not named one by one
-# From blue to red; the ends of Matplotlib's map are too dark for a dark page.
+SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches; text stays readable on a telephone at 370 px
+NAMED_CLASSES = 20  # with more classes, the axis has no class names
+# Blue to red, without the ends of Matplotlib's colour map, which are too dark on a dark page.
 FREQUENCY = ListedColormap(colormaps["turbo"](np.linspace(0.1, 0.9, 256)))
 
 
@@ -33,10 +33,12 @@ def _legend(figure: Figure) -> Figure:
 
 
 def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None, log: bool = False) -> Figure:
-    """A value over the epochs, one line a run. switch: the epoch after which TSC begins.
+    """Draw a value over the epochs, one line per run.
 
-    lines: run name -> epochs and values, empty where a run has none: its colour stays free. A name that ends in
-    " (test)" is dashed, in the colour of the line before.
+    Args:
+        lines: run name -> epochs and values. Both are empty for a run without values, which still uses up a colour. A
+            name ending in " (test)" is dashed, in the colour of the preceding line.
+        label: of the y axis. switch: the epoch after which TSC begins. log: whether the y axis is logarithmic.
     """
     figure, axes = _axes()
     colour = -1
@@ -60,7 +62,11 @@ def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None
 
 
 def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.ndarray) -> Figure:
-    """Test accuracy of each class, (C,) percent a run, over its training images, log axis; shots are shaded."""
+    """Draw each class's test accuracy over its number of training images (log axis); shots are shaded.
+
+    Args:
+        per_class: run name -> (C,) percent; None for a class without test images. counts: (C,) training images.
+    """
     figure, axes = _axes()
     low, high = max(counts.min(), 1) / 1.3, counts.max() * 1.3
     edges = np.clip([low, FEW_BELOW, MANY_ABOVE + 0.5, high], low, high)
@@ -68,9 +74,9 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
         if left < right:
             axes.axvspan(left, right, color="0.5", alpha=alpha, linewidth=0)
             axes.text(np.sqrt(left * right), 103, shot, ha="center", va="bottom", fontsize=10)
-    shift = 1.02  # side by side, not one on top of the other
+    shift = 1.02  # points of different runs lie side by side
     for i, (name, values) in enumerate(per_class.items()):
-        heights = np.array(values, dtype=float)  # None, of a class without test images, is nan
+        heights = np.array(values, dtype=float)  # None (a class without test images) becomes nan
         places = np.maximum(counts, 1) * shift ** (i - (len(per_class) - 1) / 2)
         size = 26 if len(counts) <= 100 else 8
         axes.scatter(
@@ -83,7 +89,7 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
 
 
 def centre_similarities(cosines: np.ndarray, classes: list[str]) -> Figure:
-    """Cosines of all pairs of class centres, (C, C), as colours; rows and columns as in `classes`."""
+    """Draw the cosines of all pairs of class centres, (C, C), as colours; rows and columns follow `classes`."""
     figure, axes = plt.subplots(figsize=SQUARE, layout="constrained")
     image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     if len(classes) <= NAMED_CLASSES:
@@ -95,7 +101,7 @@ def centre_similarities(cosines: np.ndarray, classes: list[str]) -> Figure:
 
 
 def cosines_to_targets(values: dict[str, np.ndarray], classes: list[str]) -> Figure:
-    """Cosines to the assigned target: what is compared with it -> (C,) in the order of `classes`."""
+    """Draw cosines to the assigned targets. values: what is compared -> (C,) cosines in the order of `classes`."""
     figure, axes = _axes()
     for i, (name, cosines) in enumerate(values.items()):
         size = 26 if len(classes) <= 100 else 6
@@ -109,16 +115,18 @@ def cosines_to_targets(values: dict[str, np.ndarray], classes: list[str]) -> Fig
 
 
 def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_circle: bool) -> Figure:
-    """Images as points in the plane, (n, 2), coloured by how frequent their class is.
+    """Draw images as points in the plane, coloured by the frequency of their class.
 
-    ranks: (n,) place of the point's class in `classes`, the most frequent first. on_circle: they are unit features.
+    Args:
+        points: (n, 2). ranks: (n,) index of each point's class in `classes`, the most frequent class first.
+        on_circle: whether the points are unit features, for which a circle is drawn.
     """
     figure, axes = plt.subplots(figsize=SQUARE, layout="constrained")
     if on_circle:
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.5"))
     size = 16 if len(points) < 500 else 5
     last = max(len(classes) - 1, 1)
-    many = len(points) > 3000  # too many for a drawing of lines
+    many = len(points) > 3000  # a vector drawing of so many points would be too large
     dots = axes.scatter(*points.T, size, c=ranks, cmap=FREQUENCY, vmin=0, vmax=last, linewidth=0, rasterized=many)
     if len(classes) <= NAMED_CLASSES:
         halo = [patheffects.withStroke(linewidth=3, foreground=plt.rcParams["legend.facecolor"])]
@@ -136,12 +144,12 @@ def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_ci
 
 
 def heads_dots(heads: dict[str, dict]) -> Figure:
-    """Each head a line: dots of its many, medium, few and all; title -> entry, as in results.json."""
+    """Draw one line per head, with dots for many, medium, few and all. heads: title -> entry, as in results.json."""
     figure, axes = plt.subplots(figsize=(SIZE[0] * 1.5, 0.32 * len(heads) + 1.3), layout="constrained")
     places = range(len(heads), 0, -1)
     axes.hlines(places, 0, 100, color="0.5", alpha=0.25, linewidth=0.8)
     for i, shot in enumerate((*SHOTS, "acc1")):
-        values = np.array([entry[shot] for entry in heads.values()], dtype=float)  # None is nan
+        values = np.array([entry[shot] for entry in heads.values()], dtype=float)  # None becomes nan
         label, marker = ("all", "D") if shot == "acc1" else (shot, "o^s"[i])
         axes.scatter(values, places, 34, color=f"C{i}", marker=marker, label=label, linewidth=0, zorder=3)
     lowest = min(value for entry in heads.values() for value in accuracies(entry) if value is not None)
@@ -154,7 +162,7 @@ def heads_dots(heads: dict[str, dict]) -> Figure:
 
 
 def heads_picture(heads: dict[str, dict], path: Path) -> None:
-    """The same as a file of its own."""
+    """Write the figure of `heads_dots` to a file."""
     with plt.rc_context({"axes.prop_cycle": cycler(color=LIGHT)}):
         figure = heads_dots(heads)
         figure.savefig(path, dpi=140)
@@ -162,7 +170,10 @@ def heads_picture(heads: dict[str, dict], path: Path) -> None:
 
 
 def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
-    """Bars of test accuracy a class, frequent classes first: method name -> the contents of its results.json."""
+    """Write a bar chart of each class's test accuracy, frequent classes first.
+
+    results: method name -> contents of its results.json.
+    """
     counts = np.array(next(iter(results.values()))["train_counts"])
     order = np.argsort(-counts, kind="stable")
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
@@ -171,9 +182,9 @@ def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
         entry = record["selected"]
         heights = np.array(entry["per_class"], dtype=float)[order]
         places = np.arange(len(order)) + (i - (len(results) - 1) / 2) * width
-        axes.bar(places, heights, width, color=colour, label=f"{lettered(method)}: {entry['acc1']:.1f} % over all")
+        axes.bar(places, heights, width, color=colour, label=f"{lettered(method)}: {entry['acc1']:.1f} % overall")
     axes.set_xticks(range(len(order)), [f"{c}\n{counts[c]}" for c in order])
-    axes.set(xlabel=f"class, and its training images\n{SHOT_NOTE}", ylabel="test accuracy, %")
+    axes.set(xlabel=f"class and its number of training images\n{SHOT_NOTE}", ylabel="test accuracy, %")
     axes.set(ylim=(0, 118), yticks=range(0, 101, 20))
     axes.legend(loc="upper right", ncols=len(results), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The pages of a report, HTML and Markdown, from the same sections."""
+"""Write the pages of a report, HTML and Markdown, from the same sections."""
 
 import base64
 from html import escape
@@ -10,8 +10,8 @@ from utils.files import write_text
 from utils.measure.results import markdown
 from utils.report.style import Picture
 
-LONG = 40  # letters of a cell that may be broken into lines
-# Nothing but what is in the file: no script, no request, whatever an argument or a folder is called.
+LONG = 40  # cells with more characters may wrap
+# The page may load nothing and run no script, whatever an argument or a folder is called.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --quiet: #57606a; --page: #ffffff; --line: #d0d7de; --row: #f6f8fa }
@@ -45,7 +45,7 @@ figcaption { color: var(--quiet); font-size: .9rem }
 
 
 class Table(NamedTuple):
-    """The first `words` columns are words, the others numbers. title: a line above it."""
+    """A table; the first `words` columns are text, the others are numbers. title: a line above the table."""
 
     header: list[str]
     rows: list[list[str]]
@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading, paragraphs of plain text, tables, pictures. folded: tables that open by a click on their title."""
+    """A heading, paragraphs of plain text, tables and pictures. folded: tables that open by a click on their title."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Section(NamedTuple):
 
 
 def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Path, Path]:
-    """Write report.html, and report.md with its pictures in report_figures/; returns the two pages."""
+    """Write report.html, and report.md with its pictures in report_figures/; return the paths of both pages."""
     figures = folder / "report_figures"
     figures.mkdir(parents=True, exist_ok=True)
     for section in sections:
@@ -77,7 +77,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Pat
 
 
 def markdown_page(title: str, sections: list[Section], figures: str) -> str:
-    """figures: the folder of the pictures beside the page."""
+    """Return the page in Markdown. figures: the folder of the pictures, relative to the page."""
     return f"# {title}\n\n" + "\n".join(markdown_section(section, figures) for section in sections)
 
 
@@ -89,7 +89,7 @@ def markdown_section(section: Section, figures: str = "") -> str:
     for picture in section.pictures:
         parts.append(f"![{picture.caption}]({figures}/{picture.name}.svg)\n\n{picture.caption}")
     for table in section.folded:
-        # Blank lines around it: else it is no table there. Escaped: no value may end the fold.
+        # Markdown needs blank lines around a table here. Cells are escaped, so that no value can close the fold.
         header, *rows = [[escape(cell, quote=False) for cell in line] for line in (table.header, *table.rows)]
         parts += [f"<details>\n<summary>{escape(table.title)}</summary>", markdown(header, rows, table.words)]
         parts.append("</details>")
@@ -117,7 +117,7 @@ def _section(section: Section) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Escaped text, `...` as code, as in Markdown."""
+    """Return escaped HTML text, with `...` as code, as in Markdown."""
     pieces = escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
 

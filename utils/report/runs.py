@@ -1,4 +1,4 @@
-"""Run folders, read again: the arguments, the epochs and the results of a pre-training and its probe."""
+"""Read run folders: the arguments, epochs and results of a pre-training and its probe."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from utils.untrusted import is_count, is_plain, read_json
 
 
 class Stage(NamedTuple):
-    """One run folder. about: args.json as a whole. epochs: the records of log.jsonl."""
+    """One run folder. about: the contents of args.json. epochs: the records of log.jsonl."""
 
     folder: Path
     about: dict
@@ -27,9 +27,10 @@ class Stage(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A pre-training and its linear probe, or one of them.
+    """A pre-training and its linear probe, or only one of them.
 
-    results: of the probe, if it ended. heads: the results of --compare-heads beside it.
+    Attributes:
+        results: results of the probe, if it has finished. heads: results of --compare-heads in the same folder.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Run(NamedTuple):
 
     @property
     def stages(self) -> dict[int, Stage]:
-        """Those that are there, by number."""
+        """Return the stages that exist, by number."""
         return {number: stage for number, stage in ((1, self.pretraining), (2, self.probe)) if stage}
 
     @property
@@ -48,11 +49,11 @@ class Run(NamedTuple):
         return tuple(stage.args["seed"] for stage in self.stages.values())
 
     def computed_by(self) -> dict[str, object]:
-        """What decides the result but for the seeds."""
+        """Return the arguments that affect the result, except the seeds."""
         return self.arguments(but=FREE)
 
     def arguments(self, but: frozenset[str] = frozenset()) -> dict[str, object]:
-        """Those of both stages, but for some, and the size of the classes."""
+        """Return the arguments of both stages, except those in `but`, and the class sizes."""
         values = {}
         for number, stage in self.stages.items():
             values |= {f"{name} (stage {number})": value for name, value in stage.args.items() if name not in but}
@@ -62,10 +63,10 @@ class Run(NamedTuple):
 
 
 def read_run(path: str | Path) -> Run:
-    """Read the run of a stage-1 folder that has at most one probe beside its files, or of a probe's folder.
+    """Read a run from its stage-1 folder, which contains at most one probe's folder, or from a probe's folder.
 
     Raises:
-        InputError: no run folder, files that are none of ours, or several probes to choose from.
+        InputError: the path is not a run folder, a file is invalid, or the folder contains several probes.
     """
     stage = read_stage(Path(path))
     if "pretrained" in stage.args:
@@ -77,22 +78,20 @@ def read_run(path: str | Path) -> Run:
 
 
 def read_stage(folder: Path) -> Stage:
-    """One run folder. Raises InputError: no such folder, one without a readable args.json, or a damaged log."""
+    """Read one run folder. Raise InputError if args.json is missing or invalid, or the log is damaged."""
     file = folder / "args.json"
-    about = read_json(file, f"{folder} is no run folder")
+    about = read_json(file, f"{folder} is not a run folder")
     args = about.get("args")
     if not isinstance(args, dict) or type(args.get("seed")) is not int:
-        raise InputError(f"{file}: has no 'args' with a seed, expected what a run of this project writes")
+        raise InputError(f"{file}: has no 'args' with a seed, expected a file written by a run of this project")
     for name, value in args.items():
         if not is_plain(value) or (name == "pretrained" and not isinstance(value, str | None)):
-            raise InputError(
-                f"{file}: its argument {brief(name)} is {brief(value)}, expected what a command line gives"
-            )
+            raise InputError(f"{file}: argument {brief(name)} is {brief(value)}, expected a value of a command line")
     return Stage(folder, about, read_log(folder / "log.jsonl"))
 
 
 def _pretraining_of(probe: Stage) -> Stage | None:
-    """Of the folder above the probe, or of the checkpoint that it names; None of a checkpoint from elsewhere."""
+    """Return stage 1 from the parent folder of the probe or of its checkpoint; None if neither is a run folder."""
     for folder in (probe.folder.parent, Path(probe.args["pretrained"] or "").parent):
         if (folder / "args.json").exists() and "pretrained" not in (stage := read_stage(folder)).args:
             return stage
@@ -103,21 +102,25 @@ def _only_probe_in(folder: Path) -> Stage | None:
     probes = [stage for stage in _stages_in(folder) if "pretrained" in stage.args and not _compares(stage)]
     if len(probes) > 1:
         names = ", ".join(stage.folder.name for stage in probes)
-        raise InputError(f"{folder}: has {len(probes)} probes ({names}); name the one that is meant, {folder}/PROBE")
+        raise InputError(f"{folder}: contains {len(probes)} probes ({names}); name one of them, {folder}/PROBE")
     return probes[0] if probes else None
 
 
 def comparison_of(folder: Path) -> dict | None:
-    """The results.json of --compare-heads in a folder of a run, the newest if there are several."""
+    """Return the newest results.json of --compare-heads in a run folder, or None."""
     found = [stage.folder / "results.json" for stage in _stages_in(folder) if _compares(stage)]
     newest = max((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
     if newest and "heads" not in (results := read_results(newest)):
-        raise InputError(f"{newest}: has no heads, expected what --compare-heads writes")
+        raise InputError(f"{newest}: has no heads, expected a file written by --compare-heads")
     return newest and results
 
 
 def probes_of(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
-    """Folder -> results of the ended probes beside a checkpoint that were trained on it, on the same lists."""
+    """Return {folder: results} of the finished probes in a checkpoint's folder that used it and the same lists.
+
+    Args:
+        lists: name of a list's argument -> digest.
+    """
     found = {}
     for stage in _stages_in(checkpoint.parent):
         same = Path(stage.args.get("pretrained") or "").resolve() == checkpoint.resolve()
@@ -136,7 +139,7 @@ def _compares(stage: Stage) -> bool:
 
 
 def read_results(path: Path) -> dict | None:
-    """A results.json, None where there is none. Raises InputError: it is none of ours, or damaged."""
+    """Load a results.json; None if it does not exist. Raise InputError if it is invalid or damaged."""
     if not path.exists():
         return None
     results = read_json(path)
@@ -151,38 +154,38 @@ def _what_is_wrong(results: dict) -> str | None:
             return f"'{choice}' {wrong}"
     counts = results.get("train_counts")
     if not isinstance(counts, list) or not all(map(is_count, counts)) or not any(counts):
-        return f"train_counts is {brief(counts)}, expected the training images of each class"
+        return f"train_counts is {brief(counts)}, expected the number of training images of each class"
     of_classes = {len(results[choice]["per_class"]) for choice in CHOICES if choice in results}
     if of_classes != {len(counts)}:
-        return f"per_class is of {brief(sorted(of_classes))} classes, train_counts of {len(counts)}"
+        return f"per_class has {brief(sorted(of_classes))} classes, train_counts has {len(counts)}"
     chosen, heads = results.get("chosen", {}), results.get("heads")
     if not isinstance(chosen, dict) or not isinstance(chosen.get("on", ""), str) or (heads and "on" not in chosen):
-        return f"chosen is {brief(chosen)}, expected on which split, and from what"
+        return f"chosen is {brief(chosen)}, expected a dict with the split ('on') and the candidates ('from')"
     if heads is None:
         return None
     if not isinstance(heads, dict) or not heads:
-        return f"heads is {brief(heads)}, expected an entry for each"
+        return f"heads is {brief(heads)}, expected a dict with an entry for each head"
     for title, entry in heads.items():
-        wrong = what_is_wrong_with_entry(entry) or ("" if "val_balanced" in entry else "lacks val_balanced")
+        wrong = what_is_wrong_with_entry(entry) or ("" if "val_balanced" in entry else "has no val_balanced")
         if wrong:
             return f"head {brief(title)} {wrong}"
     return None
 
 
 def differences(runs: list[Run]) -> dict[str, list]:
-    """What the runs were not all computed by alike: name -> each run's value, see `beside`."""
+    """Return the arguments that differ between runs: name -> each run's value (see `beside`)."""
     columns = beside([run.computed_by() for run in runs])
     return {name: column for name, column in columns.items() if any(value != column[0] for value in column)}
 
 
 def beside(values: list[dict[str, object]]) -> dict[str, list]:
-    """What each run has by name, as name -> each run's value, None where it has no such thing."""
+    """Transpose the runs' dicts to name -> each run's value; None for a run without this name."""
     names = dict.fromkeys(name for value in values for name in value)
     return {name: [value.get(name) for value in values] for name in names}
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """What sets different paths apart: without the folders that all begin with, and those that all end with."""
+    """Shorten different paths by removing the leading and trailing folders that all of them share."""
     parts = [Path(path).parts for path in paths]
     while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
         parts = [path[1:] for path in parts]

@@ -1,4 +1,4 @@
-"""The sections of a report, from runs that were read."""
+"""The sections of a report."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ from utils.report.style import draw
 from utils.report.typed import typed
 from utils.run.logger import flat
 
-MAPPED, FEWEST_MAPPED = 2000, 10  # validation images in the map, at most and at least
-# Of stage 1: columns of epochs.csv, and what they are called.
+MAPPED, FEWEST_MAPPED = 2000, 10  # maximum and minimum number of validation images in the map
+# Columns of stage 1's epochs.csv -> axis labels.
 CURVES = {
     "loss": "loss",
     "top1": "contrastive top-1, %",
@@ -27,7 +27,7 @@ CURVES = {
     "val_uniformity": "uniformity U (higher: more even)",
     "val_uniformity_k": "neighbourhood uniformity U_k",
     "val_nc1": "neural collapse NC1 (0: full)",
-    "val_reasonability": "reasonability R of the targets (lower: near in meaning)",
+    "val_reasonability": "reasonability R of the targets (lower: similar classes are closer)",
     "target_cosine": "cosine of centroid and target",
     "target_changed": "classes whose target changed, %",
     "lr": "learning rate",
@@ -45,12 +45,12 @@ def commands(runs: list[Run]) -> Section:
 
 
 def _by_stage(runs: list[Run], shown: Callable[[str], str]) -> tuple[str, ...]:
-    """A line a stage, of its command."""
+    """Return one line per stage, with its command."""
     return tuple(f"{run.name}, stage {n}: `{shown(s.command)}`" for run in runs for n, s in run.stages.items())
 
 
 def _facts(stage: Stage) -> list[str]:
-    """Seed, epochs done of those asked for, minutes of training, commit."""
+    """Return the seed, the epochs done of those requested, the minutes of training, and the commit."""
     minutes = sum(record.get("seconds") or 0 for record in stage.epochs) / 60
     commit = str(stage.about.get("git", "unknown"))
     short = commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
@@ -58,17 +58,17 @@ def _facts(stage: Stage) -> list[str]:
 
 
 def arguments(runs: list[Run]) -> Section:
-    """What was typed of those that decide the result, which of them differ; all there are, folded away."""
-    what = "Typed, of the arguments that decide the result besides the seed; the others have their defaults."
+    """Return the typed arguments that affect the result, those that differ, and all arguments in a folded table."""
+    what = "Typed arguments that affect the result, except the seed. All others have their default values."
     text, differing = (what, *_by_stage(runs, typed)), differences(runs)
     if len(runs) > 1 and not differing:
-        text += ("The runs differ in nothing but the seed.",)
+        text += ("The runs differ only in the seed.",)
 
     def table(columns: dict[str, list], title: str) -> Table:
         rows = [[name, *map(_value, values)] for name, values in columns.items()]
         return Table(["argument", *(run.name for run in runs)], rows, 1 + len(runs), title)
 
-    tables = (table(differing, "Those that differ"),) if differing else ()
+    tables = (table(differing, "Arguments that differ"),) if differing else ()
     whole = table(beside([run.arguments() for run in runs]), "All arguments, typed or not")
     return Section("Arguments", text, tables, folded=(whole,))
 
@@ -78,24 +78,24 @@ def _value(value) -> str:
 
 
 def accuracy(runs: list[Run]) -> Section:
-    """Table of test accuracies, and accuracy against the size of the class."""
+    """Return the table of test accuracies, and the figure of accuracy against class size."""
     done = {run.name: run.results for run in runs if run.results}
     if not done:
-        return Section("Test accuracy", ("No probe has ended yet: there is no results.json.",))
+        return Section("Test accuracy", ("No probe has finished yet (no results.json found).",))
     text = (f"Top-1 in percent. {SHOT_NOTE}.", *(f"{choice}: {meaning}." for choice, meaning in CHOICES.items()))
     table = Table(*results_rows(done, tuple(CHOICES)), words=2)
-    # Runs on different data have no common axis of classes: the first one's stays.
+    # Runs on different data have no common axis of classes, so only those with the first run's classes are drawn.
     counts = next(iter(done.values()))["train_counts"]
     per_class = {name: r["selected"]["per_class"] for name, r in done.items() if r["train_counts"] == counts}
-    caption = "Each class's test accuracy (selected) over its training images"
+    caption = "Test accuracy of each class (selected) over its number of training images"
     if len(per_class) < len(done):
-        caption += f"; only {', '.join(per_class)}, the others have other classes"
+        caption += f"; only {', '.join(per_class)}, because the classes of the other runs differ"
     picture = draw("accuracy", caption, plots.accuracy_against_count, per_class, np.array(counts))
     return Section("Test accuracy", text, (table,), (picture,))
 
 
 def heads(runs: list[Run]) -> list[Section]:
-    """The comparison of heads of each run that has one."""
+    """Return the comparison of heads for each run that has one."""
     sections = []
     for number, run in enumerate(run for run in runs if run.heads):
         entries, on = run.heads["heads"], run.heads["chosen"]["on"]
@@ -106,7 +106,7 @@ def heads(runs: list[Run]) -> list[Section]:
 
 
 def curves(runs: list[Run]) -> Section:
-    """Values over the epochs of both stages; only those that some run has."""
+    """Return the curves over the epochs of both stages, for the values that at least one run has."""
     logs = {run.name: list(map(flat, run.pretraining.epochs)) for run in runs if run.pretraining}
     of_tsc = (record["epoch"] for log in logs.values() for record in log if record.get("phase") == "TSC")
     switch = next((epoch - 1 for epoch in of_tsc), None)
@@ -124,24 +124,24 @@ def curves(runs: list[Run]) -> Section:
     if lines:
         caption = "Top-1 of the probe: validation, dashed test"
         pictures.append(draw("probe", caption, plots.curves, lines, "probe top-1, %", None))
-    text = ("Pre-training, then the probe. Dotted: where TSC's targets join the loss.",) if switch else ()
+    text = ("Pre-training, then the probe. The dotted line marks the start of TSC's targets.",) if switch else ()
     if not pictures:
-        text = ("No epoch has ended yet: log.jsonl has no record.",)
+        text = ("No epoch has finished yet (log.jsonl has no record).",)
     return Section("Curves", text, pictures=tuple(pictures))
 
 
 def _series(log: list[dict], column: str) -> tuple[list[int], list[float]]:
-    """Epochs and values where it was measured, of records that are `flat`."""
+    """Return the epochs and values of a column where it was measured; the records are `flat`."""
     points = [(record["epoch"], value) for record in log if (value := record.get(column)) is not None]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
 def features(runs: list[Run]) -> list[Section]:
-    """What stage 1 makes of the validation split; where that is not to be had, why, and what to type."""
+    """Return the sections on stage 1's features of the validation split; for missing ones, the reason and command."""
     found, reasons = {}, []
     for run in runs:
         if run.pretraining is None:
-            reasons.append(f"{run.name}: not shown, its stage 1 is not here")
+            reasons.append(f"{run.name}: not shown, its stage-1 folder was not found")
             continue
         try:
             found[run.name] = read_features(run.pretraining.folder)
@@ -152,7 +152,7 @@ def features(runs: list[Run]) -> list[Section]:
 
 
 def _by_frequency(run: RunFeatures) -> tuple[list[int], list[str]]:
-    """The classes, most training images first: numbers and names."""
+    """Return the classes as numbers and as names, those with the most training images first."""
     order = run.class_counts.argsort(descending=True, stable=True).tolist()
     return order, list(map(str, order))
 
@@ -168,10 +168,11 @@ def _centres(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
         caption = f"{name}, epoch {run.epoch}: cosines of the class centres of the validation images"
         pictures.append(draw(f"centres_{len(pictures)}", caption, plots.centre_similarities, cosines, classes))
     text = (
-        "The head's unit output for the validation split in its evaluation view, by stage 1 after the epoch shown. "
-        "A: mean distance of two images of a class, the lower the tighter. U: mean distance of two class centres, "
-        "U_k: to its k nearest, k = 10, of fewer than 31 classes a third of the others; the higher the more even. NC1 "
-        "and NC2: neural collapse, of the variance within classes and of the means towards a simplex; 0 is full.",
+        "Computed from the normalised output of the projection head for the validation images, after the epoch shown. "
+        "A: mean distance of two images of a class (lower: tighter). U: mean distance of two class centres (higher: "
+        "more even). U_k: mean distance of a centre to its k nearest ones; k = 10, or a third of the other classes if "
+        "there are fewer than 31. NC1 and NC2: neural collapse, of the variance within classes and of the class means "
+        "towards a simplex; 0 is full collapse.",
     )
     tables = (Table(["run", "epoch", *SPREAD.values()], rows),) if rows else ()
     return Section("Class centres", (*(text if rows else ()), *reasons), tables, tuple(pictures))
@@ -181,13 +182,13 @@ def _targets(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     pictures, without = [], []
     for name, run in found.items():
         if run.targets is None:
-            without.append(f"{name}: no targets, epoch {run.epoch} is of KCL.")
+            without.append(f"{name}: no targets, because epoch {run.epoch} belongs to KCL.")
             continue
         order, classes = _by_frequency(run)
         of_images = (class_centres(run.features, run.labels, len(order)) * run.targets).sum(dim=1)
         cosines = {"running centroid": run.centroid_cosines, "validation images": of_images}
         cosines = {what: values.numpy()[order] for what, values in cosines.items()}
-        what = "cosine of each class's centroid, and of its centre in validation, to its target"
+        what = "cosine of each class's running centroid, and of its validation centre, to its target"
         caption = f"{name}, epoch {run.epoch}: {what}"
         pictures.append(draw(f"targets_{len(pictures)}", caption, plots.cosines_to_targets, cosines, classes))
     return Section("Classes and their targets", (*without, *reasons), pictures=tuple(pictures))
@@ -197,7 +198,7 @@ def _map(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     pictures = []
     for name, run in found.items():
         if len(run.labels) < FEWEST_MAPPED:
-            reasons = [*reasons, f"{name}: no map, {len(run.labels)} validation images are too few."]
+            reasons = [*reasons, f"{name}: no map, because {len(run.labels)} validation images are too few."]
             continue
         order, classes = _by_frequency(run)
         chosen = spread_out(len(run.labels), MAPPED)
@@ -207,23 +208,26 @@ def _map(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
         arguments = points, ranks, classes, how == "as they are"
         pictures.append(draw(f"map_{len(pictures)}", caption, plots.feature_map, *arguments))
     text = (
-        "Near points have similar features. Blue: classes of many training images, red: of few. Distances between "
-        "groups, and their sizes, mean little in a t-SNE map.",
+        "Nearby points have similar features. Blue: classes with many training images; red: with few. In a t-SNE map, "
+        "distances between groups and sizes of groups have little meaning.",
     )
     return Section("Map of the features", (*(text if found else ()), *reasons), pictures=tuple(pictures))
 
 
 def spread_out(total: int, at_most: int) -> np.ndarray:
-    """Indices of at most so many rows, evenly over all of them; lists are often sorted by class."""
+    """Return at most `at_most` indices, spread evenly over all rows, because lists are often sorted by class."""
     return np.unique(np.linspace(0, total - 1, min(total, at_most)).astype(int))
 
 
 def in_two_dimensions(features: np.ndarray) -> tuple[np.ndarray, str]:
-    """(n, D) features as (n, 2) points and how: as they are for D = 2, else t-SNE (scikit-learn)."""
+    """Map features (n, D) to points (n, 2), and return the points and the method.
+
+    Features with D = 2 stay "as they are"; others are mapped by t-SNE (scikit-learn).
+    """
     if features.shape[1] == 2:
         return features, "as they are"
-    from sklearn.manifold import TSNE  # a second of start-up, for who makes a map
+    from sklearn.manifold import TSNE  # imported here because it takes a second
 
-    perplexity = min(30.0, (len(features) - 1) / 3)  # of a handful of images
+    perplexity = min(30.0, (len(features) - 1) / 3)  # t-SNE needs fewer neighbours than images
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
     return tsne.fit_transform(features.astype(np.float64)), f"t-SNE of perplexity {perplexity:g}"

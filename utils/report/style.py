@@ -1,4 +1,4 @@
-"""Figures: their themes, and those that are files of their own."""
+"""Themes of the figures, and drawing in both of them."""
 
 import io
 import re
@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 
 from utils.errors import printable
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, told apart by everybody
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, safe for colour-blind readers
 LIGHT = (*COLOURS, "#8a6d00", "#3f4a56", "#5b8fb0")
 DARK = ("#56b4e9", "#f0883e", "#2fc096", "#e79bc4", "#e3d14b", "#b9c2cc", "#8fb7d1")
 
 
 class Picture(NamedTuple):
-    """A figure drawn for a light and for a dark page, as SVG; its background is the page's."""
+    """A figure as SVG for a light and for a dark page, with a transparent background."""
 
     name: str
     caption: str
@@ -29,7 +29,7 @@ class Picture(NamedTuple):
 
 
 def theme(text: str, behind: str, colours: tuple[str, ...]) -> dict:
-    """Settings of Matplotlib for letters and axes of one colour, and lines of others."""
+    """Return Matplotlib settings: the colour of text and axes, the background of legends, and the line colours."""
     places = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     return {
         **dict.fromkeys(places, text),
@@ -37,7 +37,7 @@ def theme(text: str, behind: str, colours: tuple[str, ...]) -> dict:
         "axes.facecolor": "none",
         "legend.facecolor": behind,
         "savefig.facecolor": "none",
-        "svg.hashsalt": "report",  # the same run makes the same file
+        "svg.hashsalt": "report",  # makes the file reproducible
         "font.size": 11,
     }
 
@@ -46,13 +46,13 @@ THEMES = {"light": theme("#1b1f24", "#ffffff", LIGHT), "dark": theme("#e6e8eb", 
 
 
 def lettered(name: str) -> str:
-    """A name as Matplotlib shows it letter by letter: `$` is no formula, and a leading `_` hides no line's label."""
+    """Escape a name for Matplotlib, which treats `$` as a formula and hides labels with a leading `_`."""
     text = re.sub(r"\s", " ", printable(name)).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def draw(name: str, caption: str, figure: Callable[..., Figure], *args) -> Picture:
-    """Call figure(*args) in both themes."""
+    """Draw figure(*args) in both themes."""
     svg = {}
     for mode, settings in THEMES.items():
         with plt.rc_context(settings):

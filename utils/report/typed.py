@@ -1,4 +1,4 @@
-"""What was typed: of the command that a run folder keeps, the flags that decide the result."""
+"""Extract the typed flags that affect the result from the command stored in a run folder."""
 
 import re
 import shlex
@@ -6,27 +6,26 @@ from pathlib import Path
 
 from utils.run.arguments import FREE, SPELLINGS
 
-# Free to differ when a run goes on, by what its checkpoint knows of them, and yet what the result depends on.
+# Arguments that a resumed run may change (its checkpoint records their contents), but that affect the result.
 DECIDING = {"init_from", "splits", "train_txt", "val_txt", "test_txt"}
-FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)  # and not -1, which is a value
+FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)  # excludes -1, which is a value
 
 
 def typed(command: str) -> str:
-    """The script's file name and its flags as they were typed, but for those of FREE; of a flag given again the later.
+    """Return the script's file name and its typed flags without those of FREE; of a repeated flag, the last value.
 
-    The flags of a recipe are among them, for a command is kept with what was in the file. Folders of before have
-    the @FILE itself, which is shown.
+    Recipes are already expanded in a stored command. In old run folders the command contains @FILE, which is shown.
     """
     try:
         words = shlex.split(command)
-    except ValueError:  # of the first run folders, whose words are joined without quotes
+    except ValueError:  # the oldest run folders have no quotes in their command
         words = command.split()
     script, *words = words[1:] or ["unknown"]
-    name, given = "", {"": []}  # what stands before any flag is no script's of ours
+    name, given = "", {"": []}  # no script of this project has positional arguments
     for word in words:
         if FLAG.fullmatch(word) or word.startswith("@"):
             name = word if word.startswith("@") else argument_of(word)
-            given.pop(name, None)  # the later stands where it was typed: behind a recipe that it overrides
+            given.pop(name, None)  # the last value stays in its place, after a recipe that it overrides
             given[name] = []
         given[name].append(word)
     kept = [word for name, part in given.items() if name not in FREE - DECIDING for word in part]
@@ -34,7 +33,7 @@ def typed(command: str) -> str:
 
 
 def argument_of(flag: str) -> str:
-    """The name of the argument: `--moco-k`, `--moco-k=8`, `-b`, `-b8`."""
+    """Return the name of the argument of a flag in any form: `--moco-k`, `--moco-k=8`, `-b`, `-b8`."""
     flag = flag.partition("=")[0]
     flag = flag if flag.startswith("--") else flag[:2]
     return SPELLINGS.get(flag, flag.lstrip("-").replace("-", "_"))

@@ -1,1 +1,1 @@
-"""A living run: its arguments, processes, state, folder, log and arithmetic."""
+"""Training runs: arguments, processes, state, run folder, log and numeric precision."""

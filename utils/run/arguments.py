@@ -1,12 +1,12 @@
-"""The flags the two scripts share, in groups."""
+"""Flags that both scripts share, in groups."""
 
 import argparse
 
 from utils.optimizers import OPTIMIZERS
 from utils.parser import Group, fraction, natural, positive_float, positive_int, seconds, seed_number, unsigned_float
 
-# Arguments that say where and how a run is done, not what it computes: free to differ when it goes on.
-# The seed and the pre-trained weights are compared with the checkpoint's own, not by their argument.
+# Arguments that do not change what a run computes: a resumed run may change them.
+# The seed and the pre-trained weights are compared with the checkpoint's contents, not with its arguments.
 # fmt: off
 FREE = frozenset((
     "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
@@ -16,47 +16,47 @@ FREE = frozenset((
     "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "dist_timeout",
     "eval_batch_size", "cache",
 ))
-# Of those, the ones in which the machines of one job must agree all the same, or one would wait for what another skips.
+# Members of FREE that must still be equal on all machines of a job; otherwise one would wait for a skipped step.
 AGREED = frozenset((
     "seed", "start_epoch", "evaluate", "dry_run", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe",
     "eval_batch_size", "on_bad_image",
 ))
 # fmt: on
 
-# The flags that are not spelled as their argument is called.
+# Flags whose spelling differs from the name of their argument.
 SPELLINGS = {
     **{"-a": "arch", "-b": "batch_size", "-e": "evaluate", "-j": "workers", "-p": "print_freq", "-s": "save_freq"},
     **{"--learning-rate": "lr", "--wd": "weight_decay", "--target-weight": "tw"},
 }
 
 
-# Those of the two scripts in checkpoints that do not say them, as they were.
+# Values of arguments that old checkpoints do not contain.
 BEFORE = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0, "optimizer": "sgd", "clip_grad": None}
 
 
 def changed(then: dict, now: dict, free: frozenset[str] = FREE) -> dict[str, str]:
-    """`lr` -> `0.1 -> 0.03` for each argument that both have and that differs, but for those that are free to."""
+    """Return {"lr": "0.1 -> 0.03"} for each argument that both dicts have, that differs, and that is not in `free`."""
     names = sorted(then.keys() & now.keys() - free)
     return {name: f"{then[name]} -> {now[name]}" for name in names if then[name] != now[name]}
 
 
 def agreed(args: argparse.Namespace) -> dict:
-    """The arguments in which all processes of a job must agree."""
+    """Return the arguments that must be equal in all processes of a job."""
     return {name: value for name, value in plain_args(args).items() if name not in FREE - AGREED}
 
 
 class Frozen(argparse.Namespace):
-    """Arguments that can be read and not written."""
+    """Read-only arguments."""
 
     def __init__(self, args: argparse.Namespace):
         vars(self).update(vars(args))
 
     def __setattr__(self, name: str, value) -> None:
-        raise AttributeError(f"{name}: the arguments of a run are not written to after it has begun")
+        raise AttributeError(f"{name}: the arguments of a run cannot be changed after its start")
 
 
 def plain_args(args: argparse.Namespace) -> dict:
-    """The arguments as JSON and safe checkpoints can hold them."""
+    """Return the arguments as plain values that JSON and safe checkpoints can hold."""
     keep = (str, int, float, bool, list, type(None))
     return {k: v if isinstance(v, keep) else str(v) for k, v in sorted(vars(args).items())}
 

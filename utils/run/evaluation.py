@@ -1,4 +1,4 @@
-"""Training a classifier, measuring it on validation and test as it goes, and what stage 2 reports."""
+"""Train a classifier, evaluate it on the validation and test splits, and write the results of stage 2."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,10 @@ def add_evaluation_arguments(group: Group) -> None:
 
 
 def has_ended(state: RunState) -> bool:
-    """Whether a run has been measured after the epochs it has done; a checkpoint of the release does not say."""
+    """Whether a run was evaluated after its last epoch; checkpoints of the authors' code do not record it.
+
+    The authors' code is the code released by the TSC authors.
+    """
     return (state.results or {}).get("last", {}).get("epoch") == state.epoch
 
 
@@ -58,12 +61,12 @@ def train_classifier(
     training: bool = True,
     after_epoch: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Train `keeper.model` from where `keeper.state` stands, measuring every --eval-freq epochs; returns the results.
+    """Train `keeper.model` from `keeper.state` on, evaluate it every --eval-freq epochs, and return the results.
 
     Args:
-        loader: the training batches. splits: the loaders of val, and of test if that is another list.
-        step: step(model, images, labels) trains on a batch; returns logits (N, C) and the loss.
-        training: the model's mode while it trains. after_epoch: a check between training and measuring.
+        loader: the training batches. splits: the loaders of val, and of test if it is a different list.
+        step: step(model, images, labels) trains on a batch and returns logits (N, C) and the loss.
+        training: whether the model trains in training mode. after_epoch: called between training and evaluation.
     """
     state, model, counts = keeper.state, keeper.model, loader.dataset.class_counts
     state.results = results = state.results or {}
@@ -91,7 +94,7 @@ def train_classifier(
         also = (BEST,) if choose(results, done, measured) else ()
         log_epoch(log, means, done, rate_of(optimizer), measured, progress)
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
-        keeper.end_epoch(also)  # from one encoding: the files hold the whole network, as the release's
+        keeper.end_epoch(also)  # encoded once; the files contain the whole network, as those of the authors' code
         loader.report_bad_images(keeper.run_dir)
     progress.close()
     return results
@@ -105,7 +108,7 @@ def add_step(means: Means, labels: Tensor, logits: Tensor, loss: Tensor) -> None
 def measure(
     splits: dict, model: nn.Module, speed: Speed, class_counts: np.ndarray, between: Callable, where: str
 ) -> dict[str, dict]:
-    """What `validate` says of val and of test, which may be one split."""
+    """Return the values of `validate` for val and for test, which may be the same split."""
     measured = {
         split: validate(loader, model, speed, class_counts, between, f"{where}, {split}")
         for split, loader in splits.items()
@@ -122,10 +125,13 @@ def validate(
     between: Callable = lambda: None,
     where: str = "this split",
 ) -> dict:
-    """Loss, accuracies of a split as `ClassAccuracy.summary` has them, and ece, their calibration error in percent.
+    """Return the mean loss, the accuracies of `ClassAccuracy.summary`, and ece, the calibration error in percent.
 
-    between: called after each batch that every rank has. where: what the split is called in messages.
-    Raises InputError: on all ranks, if a logit is not finite.
+    Args:
+        between: called after each batch that exists on every rank. where: name of the split in messages.
+
+    Raises:
+        InputError: a logit is not finite; raised on all ranks.
     """
     model.eval()
     accuracy = ClassAccuracy(len(class_counts), speed.device, where)
@@ -133,7 +139,7 @@ def validate(
     for number, (images, labels) in enumerate(loader):
         with speed.autocast():
             logits = model(images)
-        assert logits.dtype == torch.float32, "half-precision logits tie, and a tie is no hit"
+        assert logits.dtype == torch.float32, "half-precision logits tie, and a tie counts as an error"
         accuracy.add(logits, labels)
         calibration.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
@@ -155,7 +161,7 @@ def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured
 
 
 def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen: dict) -> None:
-    """Write results.json. args: of the run, as args.json has them. chosen: on which split, from what."""
+    """Write results.json. args: the run's, as in args.json. chosen: the split used for selection, and the choices."""
     record = {name: args[name] for name in ("dataset", "arch", "seed", "pretrained")}
     record |= {"chosen": {"rule": RULE, **chosen}, **results, "train_counts": class_counts.tolist()}
     if distributed.is_main():
@@ -163,9 +169,10 @@ def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.nda
 
 
 def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen_on: str) -> None:
-    """Write results.json, show the table and say what there is.
+    """Write results.json, and print the accuracies and the names of the files.
 
-    args: of the run, as args.json has them. chosen_on: see `Data.chosen_on`.
+    Args:
+        args: the run's, as in args.json. chosen_on: see `Data.chosen_on`.
     """
     epochs = sorted({*range(args["eval_freq"], args["epochs"] + 1, args["eval_freq"]), args["epochs"]})
     write_results(run_dir, args, results, class_counts, {"on": chosen_on, "from": {"epoch": epochs}})

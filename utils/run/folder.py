@@ -1,4 +1,4 @@
-"""The run folder: whose it is, which checkpoints lie in it, and what a kill has left there."""
+"""The run folder: check it, list its checkpoints, lock it, and clean up after a killed run."""
 
 import fcntl
 import os
@@ -19,77 +19,78 @@ LOCK = ".lock"
 
 
 def check_resume(resume: str | None, run_dir: Path) -> None:
-    """Check, before anything is made, that the checkpoint is there and the folder is the run's to write.
+    """Check before the start that the checkpoint of --resume exists and that the run may write to its folder.
 
     Raises:
-        InputError: the file named is not there; the run would overwrite another; or the
-            folder cannot be written.
+        InputError: the checkpoint does not exist, the run would overwrite another one, or the folder is not writable.
     """
     there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"run folder {run_dir}: {there} is no folder that can be written")
+        raise InputError(f"run folder {run_dir}: {there} is not a writable folder; choose another --run-dir")
     if resume == "auto":
         return
     if resume and not Path(resume).is_file():
         raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
     if candidates(run_dir) and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
         raise InputError(
-            f"{run_dir}: holds a run already; --resume auto continues it, --run-dir or --name starts another"
+            f"{run_dir}: holds a run already; continue it with --resume auto, or start another with --run-dir or --name"
         )
 
 
 def check_fit(resume: str | None, run_dir: Path) -> None:
-    """The same of a run that has no checkpoints of its own, as it takes but seconds: --resume auto does it anew.
+    """Check the folder of a fitted classifier, which takes seconds and has no checkpoints; --resume auto fits it again.
 
     Raises:
-        InputError: the folder holds results, or a run with checkpoints; or there is a checkpoint to go on from.
+        InputError: --resume names a checkpoint, or the folder already contains results or a trained run.
     """
     if resume not in (None, "auto"):
-        raise InputError(f"--resume {resume}: a head that is fitted has no checkpoint to go on from; leave it out")
+        raise InputError(f"--resume {resume}: a fitted head has no checkpoint to resume from; omit --resume")
     if candidates(run_dir):
-        raise InputError(f"{run_dir}: holds a run that was trained; --run-dir or --name names another folder")
+        raise InputError(f"{run_dir}: holds a trained run; choose another folder with --run-dir or --name")
     if (run_dir / "results.json").exists() and resume is None:
         raise InputError(
-            f"{run_dir}: holds results already; --resume auto makes them anew, --run-dir or --name goes elsewhere"
+            f"{run_dir}: holds results already; recompute them with --resume auto, or choose --run-dir or --name"
         )
 
 
 def candidates(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run folder, the newest first."""
+    """Return the checkpoints of a run folder, the newest first."""
     kept = sorted(run_dir.glob("checkpoint_*.pth.tar"), reverse=True)
     return [path for path in (run_dir / LAST, run_dir / PREVIOUS, *kept) if path.exists()]
 
 
 @contextmanager
 def hold(run_dir: Path, source: Path | None = None, broken: Iterable[Path] = ()) -> Iterator[None]:
-    """Keep the run folder for this run: made if it is not there, and locked.
+    """Lock the run folder for the duration of the context, and create it if necessary.
 
-    The lock is the operating system's and goes with the process, however that ends.
-    What a kill left half written is removed. Checkpoints that `load_run` could not read are
-    renamed, so that they never take a good one's place; where no last.pth.tar is left, it is
-    written anew from the one that the run goes on from.
+    The operating system releases the lock when the process ends, for whatever reason. Drafts of a killed run are
+    removed. Checkpoints that `load_run` could not read are renamed, so that they never replace a good one. If no
+    last.pth.tar remains, it is copied from the checkpoint that the run resumes from.
+
+    Args:
+        run_dir: the run folder. source: the checkpoint that the run resumes from. broken: unreadable checkpoints.
 
     Raises:
-        InputError: another run holds it.
+        InputError: another run has locked the folder.
     """
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOCK).open("a+") if distributed.is_main() else nullcontext() as file:
         holder = distributed.same_on_all_ranks(_lock(file) if distributed.is_main() else None)
         if holder is not None:
-            raise InputError(f"{run_dir}: another run is writing there ({holder})")
+            raise InputError(f"{run_dir}: another run is writing to this folder ({holder})")
         if distributed.is_main():
             _clean_up(run_dir, source, broken)
         yield
 
 
 def holder(run_dir: Path) -> str | None:
-    """The process that holds a run folder now, if one does."""
+    """Return the process that has locked a run folder, or None."""
     if not (run_dir / LOCK).exists():
         return None
     with (run_dir / LOCK).open("a+") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
         except (BlockingIOError, PermissionError):
             file.seek(0)
             return file.read().strip()
@@ -99,15 +100,15 @@ def holder(run_dir: Path) -> str | None:
 
 
 def _lock(file: TextIO) -> str | None:
-    """Lock the file and write this process into it; returns who else holds it."""
+    """Lock the file and write this process into it; if another process holds the lock, return that process."""
     try:
-        # A record lock: loader workers do not inherit it, so none of them can outlive the run with it.
+        # Loader workers do not inherit a record lock, so a worker that outlives the run does not keep it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         return file.read().strip()
     except OSError as error:  # some network file systems have no locks
-        say(f"note: {file.name} cannot be locked ({error.strerror}): nothing keeps a second run out of this folder")
+        say(f"note: {file.name} cannot be locked ({error.strerror}); a second run could write to this folder")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
@@ -123,4 +124,4 @@ def _clean_up(run_dir: Path, source: Path | None, broken: Iterable[Path]) -> Non
     if source and source.resolve().parent == run_dir.resolve() and not last.exists():
         with source.open("rb") as good:
             write_whole(last, lambda file: shutil.copyfileobj(good, file))
-        say(f"wrote {last} anew, from {source.name}")
+        say(f"wrote {last} again, from {source.name}")

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written."""
+"""Write the checkpoints of a run at the right moments."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,15 @@ from utils.run.state import RunState
 
 
 class Keeper:
-    """Saves a run at the end of an epoch, every so many steps, and when a signal asks to stop.
+    """Saves a run at the end of each epoch, every `save_steps` steps, and when a signal asks it to stop.
 
-    All ranks call it at the same places; the main process writes.
+    All ranks call the methods at the same points; the main process writes.
 
     Args:
-        run_dir: where. state: the run's, which this moves on. model: whose weights are kept.
-        stop: the run's open StopSignals. save_steps: 0 for the ends of epochs alone.
-        live: called before each writing, to bring into the state what else belongs there.
-        rehearsal: of a run that ends after some steps.
+        run_dir: the run folder. state: the state of the run, which this class updates. model: the model to save.
+        stop: the run's open StopSignals. save_steps: steps between checkpoints; 0: only at the ends of epochs.
+        live: called before each write to add the method's current values to the state.
+        rehearsal: the timer of --dry-run, which ends the run after a few steps.
     """
 
     def __init__(
@@ -43,20 +43,20 @@ class Keeper:
         self.measured = False
 
     def begin_epoch(self, epoch: Epoch, optimizer: torch.optim.Optimizer, means: Means) -> None:
-        """An epoch begins, or goes on."""
+        """Start an epoch, or resume one in the middle."""
         self.state.phase, self.state.epoch, self.state.step = epoch.phase.name, epoch.number, epoch.first_step
         self.optimizer, self.means = optimizer, means
 
     def before_step(self) -> None:
-        """What layers draw, dropout and its like, is a function of the step, on each rank another."""
+        """Seed dropout and other random layers from (seed, epoch, step, rank): a resumed run repeats the same draws."""
         place = self.state.epoch, self.state.step, distributed.rank()
         torch.manual_seed(counted_seed(self.state.seed, Stream.LAYERS, *place))
 
     def after_step(self) -> None:
-        """Count a step; save and stop if that is due.
+        """Count a step, and save or stop if that is due.
 
         Raises:
-            Stopped: a signal has asked for it; the checkpoint is written. Or the rehearsal is over.
+            Stopped: a signal has asked the run to stop, and the checkpoint is written; or the dry run is complete.
         """
         self.state.step += 1
         if self.rehearsal:
@@ -66,25 +66,25 @@ class Keeper:
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Also called while nothing trains, between batches of validation. Raises Stopped."""
+        """Save and raise Stopped if a signal has arrived; also called between validation batches."""
         if number := self.stop.agreed():
             self._write(())
-            distributed.barrier()  # a rank that leaves first would take the writing one down
+            distributed.barrier()  # a rank that exits early would end the rank that still writes
             raise stopped(number, str(self.state))
 
     def before_measuring(self, due: bool) -> None:
-        """Save what has been trained, the first time since the start: a broken image of validation costs no epoch."""
+        """Save before the first measurement of this start, so that a broken validation image does not cost an epoch."""
         if due and not self.measured:
             self.measured = True
             self._write(())
 
     def end_epoch(self, also: tuple[str, ...] = ()) -> None:
-        """The epoch is done: last.pth.tar, and copies under the names in `also`."""
+        """Complete the epoch: write last.pth.tar, and copies under the names in `also`."""
         self.state.epoch, self.state.step = self.state.epoch + 1, 0
         self._write(also)
 
     def _write(self, also: tuple[str, ...]) -> None:
-        means = self.means.state()  # raises if a loss was not finite: nothing is overwritten then
+        means = self.means.state()  # raises if a loss was not finite, before anything is overwritten
         weights = self.model.state_dict().values()
         finite = all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point())
         if distributed.max_over_ranks(not finite):

@@ -1,4 +1,4 @@
-"""Processes: how they start, each on its device and cores, and how they meet."""
+"""Start the processes of a run, assign devices and cores to them, and join them into a process group."""
 
 import math
 import os
@@ -20,22 +20,22 @@ from utils.openmp import SpinGuard
 from utils.run.arguments import agreed
 
 GRACE_SECONDS = 20
-MAX_WORKERS = 32  # the release's default
+MAX_WORKERS = 32  # default of the authors' code (the code released by the TSC authors)
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
 
 
 class Place(NamedTuple):
-    """Where a process works: its device, and its share of the machine's loader processes."""
+    """The device of a process, and its share of the machine's loader processes."""
 
     device: torch.device
     workers: int
 
 
 def launch(worker: Callable, args) -> None:
-    """Run worker(args, place) in this process, in torchrun's or srun's, or in one process per GPU.
+    """Run worker(args, place) in this process, in each process of torchrun or srun, or in one new process per GPU.
 
-    `--multiprocessing-distributed` is the release's way: --world-size counts
-    machines, --rank is this machine's number, --dist-url says where machine 0 is.
+    `--multiprocessing-distributed` starts the processes as the authors' code does: --world-size is the number of
+    machines, --rank the index of this machine, --dist-url the address of machine 0.
     """
     with rehearsal.aside(args) as args:
         if _is_started_for_all(args):
@@ -49,7 +49,7 @@ def launch(worker: Callable, args) -> None:
 
 
 def _is_started_for_all(args) -> bool:
-    """Whether a launcher has started each of the job's processes; a task of srun may instead start them itself."""
+    """Whether a launcher has started every process of the job; a task of srun can instead start them itself."""
     return under_torchrun() or (under_srun() and not args.multiprocessing_distributed)
 
 
@@ -74,11 +74,11 @@ def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> Non
             with SpinGuard():
                 worker(args, place)
 
-    errors.run(join_and_work)  # a spawned process reports for itself
+    errors.run(join_and_work)  # each spawned process prints its own errors
 
 
 def _spawn(worker: Callable, args, processes: int) -> None:
-    """Start new processes for worker(args, place), pass signals on to them, end with the exit code of theirs."""
+    """Start processes for worker(args, place), forward signals to them, and exit with their exit code."""
     context = mp.spawn(_work_spawned, (worker, args, processes), nprocs=processes, join=False)
 
     def pass_on(number: int, _frame) -> None:
@@ -87,20 +87,20 @@ def _spawn(worker: Callable, args, processes: int) -> None:
                 os.kill(process.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in errors.EXIT_CODES}
-    # One that fails takes the others down; one that does not go by itself, stuck on the lost peer, is killed.
+    # If one process fails, the others are ended; one that hangs, waiting for the failed process, is killed.
     patience = {"grace_period": GRACE_SECONDS} if "grace_period" in signature(context.join).parameters else {}
     try:
         while not context.join(**patience):
             pass
     except mp.ProcessRaisedException as error:
         if any(process.exitcode == 2 for process in context.processes):
-            sys.exit(2)  # a user's mistake that one process has named; the others only missed it
+            sys.exit(2)  # one process has printed the user's mistake; the others failed because it exited
         raise errors.of_the_job(error) from None
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:
-            sys.exit(error.exit_code)  # the process has said why
+            sys.exit(error.exit_code)  # the process has printed the reason
         name = signal.Signals(-error.exit_code).name
-        print(f"error: process {error.error_index} was killed by {name}; --resume auto goes on", file=sys.stderr)
+        print(f"error: process {error.error_index} was killed by {name}; resume with --resume auto", file=sys.stderr)
         sys.exit(128 - error.exit_code)
     finally:
         for number, handler in before.items():
@@ -108,7 +108,7 @@ def _spawn(worker: Callable, args, processes: int) -> None:
 
 
 def _take_place(args, local_rank: int, processes: int) -> Place:
-    """The place of one of a machine's processes, which from here on computes there."""
+    """Return the place of one of a machine's processes, and make its GPU the current device."""
     device = _device(args, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -121,38 +121,38 @@ def _device(args, local_rank: int) -> torch.device:
     device = device_named(args.device)
     if device != torch.device("cuda"):
         return device
-    # A launcher may show each process its own GPU alone: Slurm's --gpus-per-task does.
+    # A launcher may show each process only its own GPU, as Slurm's --gpus-per-task does.
     return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
 
 
 def _share_cores(device: torch.device, workers: int | None, processes: int) -> int:
-    """Take this process's part of the machine's threads; returns its part of the loader workers.
+    """Set this process's number of threads, and return its number of loader workers.
 
-    Without a GPU, workers and training compete for the cores, and threads that spin
-    while a worker holds their core cost more than they bring: each core gets one job.
+    Without a GPU, workers and training compete for the cores, and a thread that spins while a worker uses its core
+    slows both down. Each core therefore gets either a training thread or a worker.
     """
     cores = launchers.cores_of_process(usable_cores(), processes)
     on_cpu = device.type == "cpu"
     default = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
     share = default if workers is None else math.ceil(workers / processes)
-    if "OMP_NUM_THREADS" not in os.environ:  # as torchrun sets it
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
         torch.set_num_threads(max(1, cores - share) if on_cpu else cores)
     return share
 
 
 def check(args) -> int:
-    """Whether processes and devices can be as the command line has them; returns how many processes there will be.
+    """Check the flags of processes and devices, and return the total number of processes.
 
     Raises:
-        InputError: machines are numbered wrongly, the batch does not divide over the processes; see
-            `world_size_from`, `check_device`; the port is taken.
+        InputError: --rank or --world-size is wrong, the port is in use, or the batch does not divide evenly over the
+            processes; see also `world_size_from` and `check_device`.
     """
-    if not _is_started_for_all(args):  # else the launcher numbers the machines
+    if not _is_started_for_all(args):  # otherwise the launcher numbers the machines
         nodes = max(args.world_size, 1)
         if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
-            raise InputError("--world-size and --rank number machines: they need --multiprocessing-distributed")
+            raise InputError("--world-size and --rank count machines; add --multiprocessing-distributed")
         if args.rank >= nodes:
-            raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1}, for --world-size {nodes}")
+            raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1} for --world-size {nodes}")
         if args.multiprocessing_distributed:
             launchers.check_tasks(nodes)
             if args.rank <= 0:
@@ -160,16 +160,16 @@ def check(args) -> int:
     rehearsal.check(args)
     world = world_size_from(args)
     if args.batch_size % world:
-        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes")
+        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes; use a multiple")
     check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
     return world
 
 
 def world_size_from(args) -> int:
-    """How many processes `launch` will make of these arguments, before it has.
+    """Return the number of processes that `launch` will use for these arguments.
 
     Raises:
-        InputError: what a launcher has set is not whole or not right, or it started more processes than there are GPUs.
+        InputError: the launcher's variables are incomplete or wrong, or it started more processes than GPUs exist.
     """
     if _is_started_for_all(args):
         numbers = launchers.numbers()

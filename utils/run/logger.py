@@ -1,4 +1,4 @@
-"""What a run says and writes: console lines, a bar with the ETA, log.jsonl, TensorBoard, args.json."""
+"""Console lines, the progress bar with the ETA, log.jsonl, epochs.csv, TensorBoard and args.json."""
 
 import platform
 import shlex
@@ -23,8 +23,8 @@ from utils.measure.metrics import Means
 from utils.run.state import RunState
 from utils.untrusted import is_count, is_number, parse_json
 
-# With the protobuf that utils/__init__.py settles scalars and histograms work; its log_images does not. Its import
-# warns of what it uses (old protobuf calls, scipy.misc), which is nothing to anybody here.
+# With the protobuf setting of utils/__init__.py, scalars and histograms work, but log_images does not. The import
+# prints deprecation warnings about the library's own code (old protobuf calls, scipy.misc), which users cannot act on.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import tensorboard_logger
@@ -33,19 +33,20 @@ with warnings.catch_warnings():
 class RunLog:
     """The log files of a run folder; only the main process writes.
 
-    log.jsonl has one object an epoch; epochs.csv is the same as a table, written anew from it each time.
+    log.jsonl has one JSON object per epoch. epochs.csv has the same values as a table and is rewritten each epoch.
 
     Args:
-        run_dir: made here. args: as `plain_args` gives them. splits: one TensorBoard folder each.
-        epochs_done: a resumed run's; records of later epochs, which are run again, go to log.jsonl.bak-<n>. Not the
-            one of a run that died between its line and its checkpoint: --resume auto makes the same line again.
+        run_dir: created if necessary. args: from `plain_args`. splits: one TensorBoard folder for each.
+        epochs_done: epochs before this start. Records of later epochs, which are trained again, move to
+            log.jsonl.bak-<n>. Exception: with --resume auto, the record of an epoch that was logged but not saved is
+            dropped, because the repeated epoch writes the same record.
     """
 
     def __init__(self, run_dir: Path, args: dict, splits: tuple[str, ...], epochs_done: int):
         self.path = run_dir / "log.jsonl"
         self.boards = {}
         if distributed.is_main():
-            records = read_log(self.path)  # first: of a damaged one nothing is written
+            records = read_log(self.path)  # first, so that a damaged log stops the run before anything is written
             run_dir.mkdir(parents=True, exist_ok=True)
             write_text(run_dir / "args.json", json_text(describe_run(args), indent=2) + "\n")
             self._drop_records_after(epochs_done, args, records)
@@ -54,21 +55,21 @@ class RunLog:
     def _drop_records_after(self, epochs_done: int, args: dict, records: list[dict]) -> None:
         later = [record for record in records if record["epoch"] > epochs_done]
         if [record["epoch"] for record in later] == [epochs_done + 1] and args.get("resume") == "auto":
-            say(f"note: epoch {epochs_done + 1} was logged and not saved: it is done, and logged, again")
+            say(f"note: epoch {epochs_done + 1} was logged but not saved; it is trained and logged again")
         elif later:
             place = first_free(lambda n: self.path.with_name(f"{self.path.name}.bak-{n}"))
             write_text(place, json_lines(later))
-            say(f"note: {len(later)} lines of {self.path} are of epochs after {epochs_done}: moved to {place.name}")
+            say(f"note: {len(later)} lines of {self.path} belong to epochs after {epochs_done}; moved to {place.name}")
         write_text(self.path, json_lines([record for record in records if record["epoch"] <= epochs_done]))
 
     def scalars(self, split: str, values: dict[str, float], epoch: int) -> None:
-        """TensorBoard scalars of an epoch; None is a value that was not measured."""
+        """Write the TensorBoard scalars of an epoch; values of None were not measured and are skipped."""
         for name, value in values.items():
             if split in self.boards and value is not None:
                 self.boards[split].log_value(name, value, epoch)
 
     def record(self, **values) -> None:
-        """One JSON object, one line: an epoch."""
+        """Append the record of an epoch to log.jsonl, as one line, and rewrite epochs.csv."""
         if distributed.is_main():
             with self.path.open("a") as file:
                 file.write(json_lines([values]))
@@ -80,9 +81,10 @@ def json_lines(records: list[dict]) -> str:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of a log.jsonl; the last line may be half written, by a run that lives or was killed.
+    """Return the records of a log.jsonl; a half-written last line is skipped.
 
-    Raises InputError: another line is no JSON object, or one is no record of an epoch.
+    Raises:
+        InputError: another line is not JSON, or a line is not the record of an epoch.
     """
     lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
@@ -97,14 +99,17 @@ def read_log(path: Path) -> list[dict]:
             records.append(record)
             wrong = _what_is_wrong(record)
         if wrong:
-            raise InputError(f"{path}:{number}: {wrong}; mend the line, or move the file away: nothing else needs it")
+            raise InputError(f"{path}:{number}: {wrong}; correct the line, or move the file (runs do not need it)")
     return records
 
 
 def _what_is_wrong(record: object) -> str | None:
-    """Why it is no record of an epoch: its number, and values by name, or by the name of a split and theirs."""
+    """Return why `record` is not the record of an epoch; None if it is.
+
+    A record has the epoch's number, and values by name or in a dict per split.
+    """
     if not isinstance(record, dict) or not is_count(record.get("epoch")):
-        return f"found {brief(record)}, expected an object with the number of an epoch"
+        return f"found {brief(record)}, expected a JSON object with an epoch number"
     for name, value in flat(record).items():
         if not (value is None or is_number(value) or (name == "phase" and isinstance(value, str))):
             return f"{brief(name)} is {brief(value)}, expected a number"
@@ -112,7 +117,7 @@ def _what_is_wrong(record: object) -> str | None:
 
 
 def flat(record: dict) -> dict:
-    """`{"val": {"loss": 1}}` as `{"val_loss": 1}`."""
+    """Flatten nested values: {"val": {"loss": 1}} -> {"val_loss": 1}."""
     row = {}
     for name, value in record.items():
         row |= {f"{name}_{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -120,14 +125,14 @@ def flat(record: dict) -> dict:
 
 
 def csv_table(records: list[dict]) -> str:
-    """CSV: one row an epoch, one column a value of its `flat` record. Empty: not measured."""
+    """Return the records as CSV: one row per epoch, one column per value of the `flat` record; empty: not measured."""
     rows = list(map(flat, records))
     names = list(dict.fromkeys(name for row in rows for name in row))
     return csv_text([names, *([row.get(name) for name in names] for row in rows)])
 
 
 def describe_run(args: dict) -> dict:
-    """What is needed to repeat a run: command (of a recipe its flags), arguments, versions, commit, machine."""
+    """Return what is needed to repeat a run: command (recipes expanded), arguments, versions, commit, machine."""
     return {
         "command": shlex.join([Path(sys.executable).name, *recipes.expand(sys.argv)]),
         "args": args,
@@ -140,7 +145,7 @@ def describe_run(args: dict) -> dict:
 
 
 def _git_state() -> str:
-    """Commit, and 'dirty' when files differ from it; 'unknown' outside a checkout."""
+    """Return the commit, with '-dirty' if files differ from it, or 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
@@ -149,18 +154,19 @@ def _git_state() -> str:
 
 
 def open_log(run_dir: Path, state: RunState, loader, splits: tuple[str, ...]) -> tuple["RunLog", "Progress"]:
-    """The log files and the progress of a run that begins, or goes on, where `state` stands; says so."""
+    """Open the log files and the progress display of a new or resumed run, and print its first line."""
     args, steps = state.args, len(loader)
     log = RunLog(run_dir, args, splits, state.epoch)
-    say(f"{len(loader.dataset)} images, {steps} steps an epoch, seed {state.seed}, {args['device']}: {run_dir}")
+    say(f"{len(loader.dataset)} images, {steps} steps per epoch, seed {state.seed}, {args['device']}: {run_dir}")
     done = state.epoch * steps + state.step
     return log, Progress(args["epochs"] * steps, done, args["print_freq"])
 
 
 class Progress:
-    """Lines in MoCo's style every `print_freq` steps; on a terminal also a bar over the whole run.
+    """Console lines in MoCo's style every `print_freq` steps; on a terminal also a progress bar over the whole run.
 
-    total: steps of the run. done: those that a resumed run has behind it.
+    Args:
+        total: steps of the run. done: steps before this start.
     """
 
     def __init__(self, total: int, done: int, print_freq: int):
@@ -170,7 +176,10 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
 
     def epoch(self, loader: Iterable, title: str, first_step: int = 0) -> Iterator:
-        """The batches of an epoch, timed; `step` is to be called once for each. first_step: of what is left of it."""
+        """Yield the batches of an epoch and measure their time; the caller calls `step` once per batch.
+
+        first_step: the first step to train in this epoch, above 0 in an epoch that is resumed in the middle.
+        """
         self.title, self.steps, self.step_number, self.data_seconds = title, len(loader), 0, 0.0
         self.first_step, self.images = first_step, 0
         self.bar.set_description(title)
@@ -180,10 +189,10 @@ class Progress:
             self.data_seconds += time.perf_counter() - waiting
             yield batch
             waiting = time.perf_counter()
-        self.epoch_ended = time.perf_counter()  # what comes after is measuring and saving
+        self.epoch_ended = time.perf_counter()  # excludes evaluation and saving
 
     def step(self, means: Means, images: int) -> None:
-        """Count a step with so many images of this process; print a line when one is due."""
+        """Count a step on `images` images of this process, and print a line if one is due."""
         self.done += 1
         self.images += images * distributed.world_size()
         self.step_number += 1
@@ -198,21 +207,23 @@ class Progress:
             )
 
     def seconds(self) -> float:
-        """Of training in this epoch, so far or in all."""
+        """Return the training time of this epoch in seconds, so far or in total."""
         return (self.epoch_ended or time.perf_counter()) - self.epoch_started
 
     def speed(self) -> float:
-        """Images a second in this epoch, over all ranks."""
+        """Return the images per second in this epoch, over all ranks."""
         return self.images / self.seconds()
 
     def rates(self) -> dict[str, float]:
-        """Of this epoch: seconds, images_per_s over all ranks, and data_share, percent of the time spent waiting
-        for batches (this process); much of it says that more loader workers would help."""
+        """Return this epoch's seconds, images_per_s (over all ranks) and data_share.
+
+        data_share is the percentage of time that this process waited for batches; if it is large, use more workers.
+        """
         share = 100 * self.data_seconds / self.seconds()
         return {"seconds": self.seconds(), "images_per_s": self.speed(), "data_share": share}
 
     def eta(self) -> timedelta:
-        """Time to the end of the run, at the mean pace of this start."""
+        """Return the time to the end of the run, at the mean pace since this start."""
         pace = (time.perf_counter() - self.started) / max(self.done - self.before, 1)
         return timedelta(seconds=round(pace * (self.total - self.done)))
 
@@ -224,7 +235,7 @@ LABELS = {"loss": "Loss", "loss_class": "class", "loss_target": "target", "top1"
 
 
 def describe(values: dict[str, float]) -> str:
-    """Means as MoCo's console shows them: `Loss 3.2101  Acc@1 45.31`; KCL has one loss, not three."""
+    """Format means as MoCo does: `Loss 3.2101  Acc@1 45.31`. KCL has one loss, without class and target parts."""
     if values.get("loss_target") == 0:
         values = {name: value for name, value in values.items() if name not in ("loss_class", "loss_target")}
     digits = {name: 4 if name.startswith("loss") else 2 for name in values}

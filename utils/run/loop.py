@@ -1,4 +1,4 @@
-"""The epochs of a run: its phases, and the optimiser and learning rate of each."""
+"""The epochs of a run, its phases, and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from utils.run.state import RunState
 
 
 class Phase(NamedTuple):
-    """A stretch of epochs with its own optimiser and schedule. name: None where there is but one."""
+    """Consecutive epochs with their own optimiser and schedule. name: None if the run has a single phase."""
 
     name: str | None
     start: int
@@ -22,8 +22,10 @@ class Phase(NamedTuple):
 class Schedule(NamedTuple):
     """The learning rate over a phase.
 
-    base: at its start. cosine: from base to `end`, else a tenth at each of the milestones, epochs of the phase.
-    warmup_epochs: in those it rises from `warmup_from` to what it is after them, at every step.
+    Attributes:
+        base: initial rate. milestones: epochs of the phase at which the rate drops to a tenth, unless cosine.
+        cosine: decay from `base` to `end` along a cosine.
+        warmup_epochs: epochs in which the rate rises linearly, step by step, from `warmup_from` to the schedule's.
     """
 
     base: float
@@ -35,30 +37,30 @@ class Schedule(NamedTuple):
 
     @classmethod
     def asked(cls, args) -> "Schedule":
-        """As the flags of the command line say."""
+        """Return the schedule of the command line."""
         return cls(args.lr, args.schedule, args.cos, args.lr_end, args.warmup_epochs, args.warmup_from)
 
     def check(self, phases: list[Phase]) -> None:
-        """Raises InputError unless each phase that is trained can have it."""
+        """Raise InputError unless the schedule fits each phase that is trained."""
         shortest = min(phase.epochs for phase in phases if phase.epochs)
         if self.warmup_epochs >= shortest:
-            raise InputError(f"--warmup-epochs {self.warmup_epochs}: a phase has {shortest} epochs, expected less")
+            raise InputError(f"--warmup-epochs {self.warmup_epochs}: expected less than a phase's {shortest} epochs")
         if self.warmup_epochs and self.warmup_from > self.base:
-            raise InputError(f"--warmup-from {self.warmup_from:g}: is above --lr {self.base:g}, expected at most that")
+            raise InputError(f"--warmup-from {self.warmup_from:g}: expected at most --lr {self.base:g}")
         if self.end > self.base:
-            raise InputError(f"--lr-end {self.end:g}: is above --lr {self.base:g}, expected at most that")
+            raise InputError(f"--lr-end {self.end:g}: expected at most --lr {self.base:g}")
 
     def of_epoch(self, epoch: int, epochs: int) -> float:
-        """Without warm-up, of an epoch (counted from 0) in a phase of `epochs`.
+        """Return the rate of an epoch (from 0) in a phase of `epochs` epochs, without warm-up.
 
-        Cosine: end + (base - end) · ½(1 + cos(π epoch / epochs)). Else: base · 0.1 for each milestone passed.
+        Cosine: end + (base - end) · ½(1 + cos(π epoch / epochs)). Otherwise: base · 0.1 ** (milestones passed).
         """
         if self.cosine:
             return self.end + (self.base - self.end) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         return self.base * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
     def of_step(self, epoch: int, epochs: int, step: int, steps: int) -> float:
-        """Of a step (from 0) of an epoch of `steps`."""
+        """Return the rate of a step (from 0) in an epoch of `steps` steps, with warm-up."""
         if epoch >= self.warmup_epochs:
             return self.of_epoch(epoch, epochs)
         risen = (epoch * steps + step) / (self.warmup_epochs * steps)
@@ -66,11 +68,12 @@ class Schedule(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """An epoch that is to be trained, or what is left of it.
+    """An epoch to train, or the rest of one.
 
-    number: of the run, from 0. first_step: 0, but where a run goes on within it. steps: of an epoch. of: how many
-    epochs the run has. enters: whether it is the first one here of its phase. fresh: and nothing of the phase has been
-    trained before.
+    Attributes:
+        number: index in the run, from 0. first_step: first step to train; above 0 if the epoch is resumed.
+        steps: steps per epoch. of: epochs of the run. enters: whether it is the first epoch of its phase in this start.
+        fresh: whether the phase also has not been trained before this start.
     """
 
     phase: Phase
@@ -86,17 +89,17 @@ class Epoch(NamedTuple):
         return f"Epoch: [{self.number + 1}/{self.of}]" + (f" {self.phase.name}" if self.phase.name else "")
 
     def set_rate(self, optimizer: Optimizer, schedule: Schedule, step: int) -> None:
-        """Give the optimiser the learning rate of a step; the schedule starts anew with each phase."""
+        """Set the optimiser's learning rate for a step; the schedule restarts with each phase."""
         rate = schedule.of_step(self.number - self.phase.start, self.phase.epochs, step, self.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
 def epochs(phases: list[Phase], state: RunState, steps: int) -> Iterator[Epoch]:
-    """What is left to train of these phases, from where `state` stands at the start.
+    """Yield the remaining epochs of these phases, beginning at `state.epoch` and `state.step`.
 
     Args:
-        steps: of an epoch.
+        steps: steps per epoch.
     """
     start, step, of = state.epoch, state.step, sum(phase.epochs for phase in phases)
     done = start * steps + step

@@ -1,4 +1,4 @@
-"""Going on: which checkpoint a run continues from, and whether it may."""
+"""Resume a run: choose its checkpoint, and check that it matches the command line."""
 
 import secrets
 from collections.abc import Callable
@@ -22,20 +22,21 @@ def load_run(
     args,
     place: Place,
     read: Callable[[RunState], None] = lambda state: state.extra.clear(),
-    before: dict = {},  # noqa: B006, it is not written to
+    before: dict = {},  # noqa: B006, it is never modified
 ) -> RunState:
-    """Where a run goes on: its checkpoint's state; or of a new run, where it starts. Then with its own arguments.
+    """Return the state of the checkpoint that a run resumes from, or the initial state of a new run.
 
-    With --resume auto a checkpoint that cannot be read is reported, and the one before it taken.
+    The state's seed, architecture and arguments are set to those of this start. With --resume auto, a checkpoint that
+    cannot be read is reported and the previous one is used.
 
     Args:
-        args: of the run. place: of this process. read: checks and notes the entries that are the method's
-            own; without one there are none, and what a file has besides is not carried on. before: more arguments
-            that old checkpoints do not say, as they were.
+        args: the run's arguments. place: this process's device and workers.
+        read: checks and stores the method's own checkpoint entries; the default drops them.
+        before: values of further arguments that old checkpoints do not contain.
 
     Raises:
-        InputError: no checkpoint can be read; an argument that changes the result is not
-            the checkpoint's (and no --override); or the processes do not all see the same one.
+        InputError: no checkpoint can be read, an argument that affects the result differs from the checkpoint's
+            (without --override), or the processes found different checkpoints.
     """
     state = RunState(epoch=args.start_epoch)
     if args.resume == "auto" and candidates(Path(args.run_dir)):
@@ -47,7 +48,7 @@ def load_run(
     read(state)
     then, now = state.processes, distributed.world_size()
     if then not in (None, now):
-        say(f"note: {then} processes wrote {state.source}, {now} go on: not bit for bit as they would have")
+        say(f"note: {state.source} was written by {then} processes, now {now}; results are not bit-identical")
     state.seed, state.arch = resolve_seed(args.seed, state), args.arch
     state.args = plain_args(args) | {"device": str(place.device), "workers": place.workers, "seed": state.seed}
     return state
@@ -65,7 +66,7 @@ def _newest_good(run_dir: Path) -> RunState:
             entries = load(path, NEEDS)
             break
         except InputError as error:
-            say(f"note: {error}; trying the one before")
+            say(f"note: {error}; trying the previous checkpoint")
             broken.append(path)
     else:
         path, entries = oldest, load(oldest, NEEDS)
@@ -75,23 +76,19 @@ def _newest_good(run_dir: Path) -> RunState:
 
 
 def check_epochs_left(state: RunState, epochs: int, ended: bool) -> None:
-    """Refuse a run that has no epoch left to train and nothing to finish; ended: whether it has been here before.
-
-    Raises:
-        InputError: it is such a one.
-    """
+    """Raise InputError if no epoch remains to be trained; ended: the run was completed before, which is allowed."""
     if state.epoch >= epochs and not ended:
-        raise InputError(f"--epochs {epochs}: {state.epoch} are done, none is left to train")
+        raise InputError(f"--epochs {epochs}: {state.epoch} are done already, expected more")
 
 
 def resolve_seed(given: int | None, state: RunState) -> int:
-    """The seed of the checkpoint that a run goes on from, or --seed, or one drawn, the same on all ranks.
+    """Return the checkpoint's seed; in a new run --seed, or a random seed, the same on all ranks.
 
     Raises:
-        InputError: --seed is given and is not the checkpoint's.
+        InputError: --seed differs from the checkpoint's seed.
     """
     if given is not None and state.seed not in (None, given):
-        raise InputError(f"--seed {given}: the checkpoint was made with seed {state.seed}; leave --seed out to go on")
+        raise InputError(f"--seed {given}: the checkpoint was made with seed {state.seed}; omit --seed to resume")
     seed = given if state.seed is None else state.seed
     return distributed.same_on_all_ranks(secrets.randbelow(2**31)) if seed is None else seed
 
@@ -101,7 +98,7 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
     places = distributed.gather(mine).tolist()
     if any(place != places[0] for place in places):
         raise InputError(
-            f"the processes found checkpoints of (epoch, step) {places}: the run folder must be one for all"
+            f"the processes found checkpoints of (epoch, step) {places}; use one --run-dir that all of them share"
         )
 
 
@@ -110,12 +107,12 @@ def _check_same_arguments(state: RunState, args, before: dict) -> None:
     found = changed(then, now)
     if state.step and {"batch_size", "accum_steps", "train_list"} & found.keys():
         raise InputError(
-            f"checkpoint {state.source}: stands within an epoch, {state.step} batches of {then['batch_size']} into it; "
-            f"go on with -b {then['batch_size']} and the training list it was made with, or from a checkpoint of an "
-            "epoch's end"
+            f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {then['batch_size']}; "
+            f"resume with -b {then['batch_size']} and the same training list, or from a checkpoint at the end of an "
+            "epoch"
         )
     if found and not args.override:
         listed = ", ".join(f"{name} {change}" for name, change in found.items())
         raise InputError(
-            f"checkpoint {state.source}: made with other arguments ({listed}); --override goes on with the new"
+            f"checkpoint {state.source}: made with other arguments ({listed}); add --override to use the new ones"
         )

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted when they come, acted on after the step."""
+"""Signals that ask a run to stop: recorded on arrival, acted on after the current step."""
 
 import multiprocessing
 import signal
@@ -9,20 +9,23 @@ from multiprocessing.util import Finalize
 from utils import distributed
 from utils.errors import EXIT_CODES, Stopped
 
-IMPATIENT_AFTER = 1.0  # seconds; sooner, a second Ctrl-C is the first one's echo from the launching process
+IMPATIENT_AFTER = 1.0  # seconds; an earlier second Ctrl-C is the first one, forwarded by the launching process
 
 
 def stopped(number: int, where: str) -> Stopped:
-    """The exception that ends a run which has saved itself on a signal; one of its processes says so."""
+    """Return the exception that ends a run after a signal, when its checkpoint is written; only rank 0 has a message.
+
+    where: the run's position, such as "epoch 3 and 20 steps".
+    """
     name = signal.Signals(number).name
-    message = f"stopped by {name} after {where}: saved, --resume auto goes on from there"
+    message = f"stopped by {name} after {where}: checkpoint saved; resume with --resume auto"
     return Stopped(message if distributed.is_main() else "", EXIT_CODES[number])
 
 
 class StopSignals:
-    """While this context is open, SIGTERM, SIGINT and SIGUSR1 wait until `agreed` is asked.
+    """A context in which SIGTERM, SIGINT and SIGUSR1 are recorded, to be read with `agreed`.
 
-    A Ctrl-C after that does not wait: it raises KeyboardInterrupt, and the last checkpoint stays.
+    A second Ctrl-C raises KeyboardInterrupt immediately, and the last checkpoint is kept.
     """
 
     def __enter__(self) -> "StopSignals":
@@ -44,25 +47,26 @@ class StopSignals:
             self.number, self.since = number, now
 
     def agreed(self) -> int:
-        """The signal that any rank has received, the same answer on all ranks; 0 if none has.
+        """Return a signal that some rank has received, or 0; the result is equal on all ranks.
 
-        A collective call: all ranks ask after the same steps, and stop after the same one.
+        This is a collective call: all ranks make it after the same steps, and stop after the same step.
         """
         return distributed.max_over_ranks(self.number)
 
 
 def ignore_in_worker(_worker: int) -> None:
-    """A loader worker leaves the signals to its parent, which still needs its batches for the last step."""
+    """Ignore the signals in a loader worker: its parent handles them and still needs batches for the last step."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _kill_workers_left() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's raises an error for a worker that is killed, anywhere
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for a killed worker
     for process in multiprocessing.active_children():
-        if process.daemon:  # a loader's
+        if process.daemon:  # loader workers are daemons
             process.kill()
 
 
-# Workers that an error has left behind: at exit Python ends them by SIGTERM, which they ignore, and waits for ever.
+# After an error, loader workers may remain. Python ends them with SIGTERM at exit, which they ignore, and would wait
+# for them without end.
 Finalize(None, _kill_workers_left, exitpriority=10)

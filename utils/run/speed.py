@@ -1,6 +1,7 @@
-"""How the encoders are computed, from --amp, --channels-last, --compile, --tf32 and --deterministic.
+"""Numeric precision and speed: --amp, --channels-last, --compile, --tf32 and --deterministic.
 
-With all of them off: float32, and on a GPU the algorithms that cuDNN finds fastest, as the release.
+By default all are off: the encoders run in float32 with the cuDNN algorithms that are fastest, as in the authors' code
+(the code released by the TSC authors).
 """
 
 import os
@@ -17,13 +18,13 @@ DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Speed:
-    """What the flags make of a model, its forward pass and its step.
+    """The speed flags, applied to a model, its forward pass and its optimiser step.
 
     Args:
-        device: of this process. amp: one of DTYPES. The others as --help says.
+        device: this process's device. amp: a key of DTYPES. For the others see --help.
 
     Raises:
-        InputError: this machine cannot do what a flag asks for; it was tried on a few numbers.
+        InputError: a flag does not work on this machine; each is tried on a small example.
     """
 
     def __init__(
@@ -38,19 +39,19 @@ class Speed:
         self.device, self.dtype = device, DTYPES[amp]
         self.channels_last, self.compile = channels_last, compile
         self.tf32, self.deterministic = tf32, deterministic
-        if deterministic:  # cuBLAS reads it once, at its first product
+        if deterministic:  # cuBLAS reads the variable once, at its first matrix product
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.dtype:
-            _try(f"--amp {amp}", self._multiply, device, "leave it out, or try the other of bf16 and fp16")
+            _try(f"--amp {amp}", self._multiply, device, "omit it, or use the other one of bf16 and fp16")
         if compile:
-            advice = "it needs a C++ compiler (g++; CXX names another), on GPUs Triton too; or leave it out"
+            advice = "install a C++ compiler (g++, or set CXX) and, on a GPU, Triton; or omit --compile"
             _try("--compile", self._compile_a_little, device, advice)
-        # Gradients of float16 vanish below 6e-8: the loss is scaled up for the backward pass.
+        # float16 gradients below 6e-8 become 0, so the loss is scaled up for the backward pass.
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     @classmethod
     def asked(cls, args, device: torch.device) -> "Speed":
-        """As the flags of the command line say."""
+        """Return the object for the flags of the command line."""
         return cls(device, args.amp, args.channels_last, args.compile, args.tf32, args.deterministic)
 
     def _multiply(self) -> None:
@@ -61,34 +62,30 @@ class Speed:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=self.device))
 
     def apply_to(self, *encoders: nn.Module) -> None:
-        """Give encoders their memory format and compile them, in place: the keys of state dicts stay as they are."""
+        """Set the memory format of encoders and compile them, in place; state-dict keys do not change."""
         for encoder in encoders:
             if self.channels_last:
-                encoder.to(memory_format=torch.channels_last)  # a convolution's output follows its weight
+                encoder.to(memory_format=torch.channels_last)  # outputs of convolutions follow their weights
             if self.compile:
                 encoder.compile()
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass: matrix products and convolutions in half precision with --amp."""
+        """Return the context of a forward pass: with --amp, matrix products and convolutions in half precision."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward pass and a step of the optimiser, which float16 skips if a gradient overflows."""
+        """Run the backward pass and an optimiser step; with fp16 the step is skipped if a gradient overflows."""
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def state(self) -> dict | None:
-        """What of it belongs into a checkpoint: the scale of the loss, with --amp fp16."""
+        """Return the checkpoint entry: the loss scale with --amp fp16, otherwise None."""
         return self.scaler.state_dict() if self.scaler.is_enabled() else None
 
     def load(self, found: object, source: str | object) -> None:
-        """Take the scale of the loss from a checkpoint that has one.
-
-        Raises:
-            InputError: it is damaged.
-        """
+        """Restore the loss scale from a checkpoint entry; None is ignored. Raise InputError if it is damaged."""
         if not self.scaler.is_enabled() or found is None:
             return
         expected = self.scaler.state_dict()
@@ -100,16 +97,16 @@ class Speed:
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """How a GPU computes in the block, by --tf32 and --deterministic; as it was before, afterwards.
+        """Apply --tf32 and --deterministic on a GPU within the context, and restore PyTorch's settings afterwards.
 
-        tf32: factors of float32 products are rounded to TF32 (10 of 23 bits).
-        deterministic: each operation by an algorithm that gives the same bits every time. Without it cuDNN tries its
-        algorithms at each new size and takes the fastest, which is not always the same one.
+        tf32: the factors of float32 matrix products are rounded to TF32 (10 instead of 23 mantissa bits).
+        deterministic: each operation uses an algorithm with bit-identical results. Without it, cuDNN times its
+        algorithms for each new size and uses the fastest, which is not always the same one.
         """
         on_gpu = self.device.type == "cuda"
         for flag in ("tf32", "deterministic"):
             if getattr(self, flag) and not on_gpu:
-                say(f"note: --{flag} without effect on {self.device}, it is for GPUs")
+                say(f"note: --{flag} ignored on {self.device}; it applies to GPUs only")
         if not on_gpu:
             yield
             return
@@ -132,5 +129,5 @@ class Speed:
 def _try(flag: str, work: Callable[[], None], device: torch.device, advice: str) -> None:
     try:
         work()
-    except Exception as error:  # a compiler meets anything
+    except Exception as error:  # a compiler can raise any exception
         raise InputError(f"{flag}: does not work on {device} here ({first_line(error)}); {advice}") from None

@@ -1,4 +1,4 @@
-"""Where a run stands: what its checkpoints hold, in one dataclass whose `from_dict` is the check."""
+"""The state of a run, as stored in its checkpoints; `RunState.from_dict` checks it."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,23 +11,23 @@ from utils.measure.results import what_is_wrong_with_results
 from utils.run import checkpoint
 from utils.untrusted import MOST, is_count, is_number, is_plain
 
-NOT_AN_ENTRY = ("weights", "extra", "source", "broken")  # of a file, under this name
-LEFT_OUT = ("phase", "results", "best_acc1", "scaler")  # of a file, where there is none
+NOT_AN_ENTRY = ("weights", "extra", "source", "broken")  # fields that are not checkpoint entries of this name
+LEFT_OUT = ("phase", "results", "best_acc1", "scaler")  # entries that are omitted if they are None
 
 
 @dataclass
 class RunState:
-    """A run after `epoch` whole epochs and `step` steps of the next one.
+    """The state of a run after `epoch` complete epochs and `step` steps of the next one.
 
     Attributes:
-        epoch, step: what is done. phase: that of the epoch (stage 1).
-        arch, seed, args: of the run, args as JSON holds them. processes: how many wrote it.
-        weights: the model's state dict that was read, without DistributedDataParallel's prefix; optimizer: the
-            optimiser's. Both are of the file, not of the moment.
-        means: of the epoch so far (see `Means`), None at its end. scaler: the loss scale of --amp fp16.
-        results: what has been measured (stage 2). best_acc1: the release's entry of that.
-        extra: the method's own entries (stage 1), which it checks itself.
-        source: the checkpoint that was read, None of a new run. broken: newer ones that could not be.
+        epoch, step: completed epochs, and completed steps of the current one. phase: the epoch's phase (stage 1).
+        arch, seed, args: the run's; args are plain JSON values. processes: number of processes that wrote the file.
+        weights: the model's state dict from the file, without DistributedDataParallel's prefix.
+        optimizer: the optimiser's state dict from the file. Both are released once they are loaded.
+        means: running means of the current epoch (see `Means`); None at its end. scaler: loss scale of --amp fp16.
+        results: accuracies so far (stage 2). best_acc1: the corresponding entry of the authors' code.
+        extra: the method's own entries (stage 1), which the method checks.
+        source: the checkpoint that was read; None in a new run. broken: newer checkpoints that could not be read.
     """
 
     epoch: int = 0
@@ -49,10 +49,12 @@ class RunState:
 
     @classmethod
     def from_dict(cls, entries: dict, source: Path) -> "RunState":
-        """The state in a checkpoint of this project, or of the release, which has fewer entries.
+        """Return the state in a checkpoint of this project or of the authors' code, which has fewer entries.
+
+        The authors' code is the code released by the TSC authors.
 
         Raises:
-            InputError: an entry of another kind, or a place that no run stands at.
+            InputError: an entry has the wrong type or an impossible value.
         """
         kinds = {entry.name: entry.type for entry in fields(cls) if entry.name not in NOT_AN_ENTRY}
         for name, kind in kinds.items():
@@ -67,43 +69,39 @@ class RunState:
         return state
 
     def _what_is_wrong(self) -> str | None:
-        """Why no run stands here; None: one may."""
+        """Return why no run can be in this state; None if one can."""
         if not (is_count(self.epoch) and is_count(self.step)):
-            return f"epoch {brief(self.epoch)} and step {brief(self.step)}, expected 0 or more, and less than {MOST}"
+            return f"epoch {brief(self.epoch)} and step {brief(self.step)}, expected 0 to {MOST - 1}"
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            return f"seed is {brief(self.seed)}, expected 0 or more, and less than 2**63"
+            return f"seed is {brief(self.seed)}, expected 0 to 2**63 - 1"
         if self.processes is not None and not 0 < self.processes < MOST:
             return f"processes is {brief(self.processes)}, expected 1 or more"
         for name, value in self.args.items():
             if not (isinstance(name, str) and is_plain(value)):
-                return f"its argument {brief(name)} is {brief(value)}, expected what a command line gives"
+                return f"argument {brief(name)} is {brief(value)}, expected a value of a command line"
         if self.means is not None and not _are_means(self.means):
             return f"means is {brief(self.means)}, expected steps, count and sums"
         return what_is_wrong_with_results(self.results) if self.results else None
 
     def load_into(self, model: nn.Module) -> None:
-        """Give a model the weights that were read, and hold them no longer. Raises as `checkpoint.load_into`."""
+        """Load the stored weights into a model and release them; for errors see `checkpoint.load_into`."""
         checkpoint.load_into(model, self.weights, self.source)
         self.weights = {}
 
     def load_optimizer(self, optimizer: Optimizer) -> None:
-        """The same of the optimiser; raises as `checkpoint.load_optimizer`."""
+        """Load the stored optimiser state and release it; for errors see `checkpoint.load_optimizer`."""
         checkpoint.load_optimizer(optimizer, self.optimizer, self.source)
         self.optimizer = None
 
     def check_step(self, steps: int) -> None:
-        """Refuse a checkpoint that stands beyond the end of its epoch of so many steps.
-
-        Raises:
-            InputError: it does.
-        """
+        """Raise InputError if the state is beyond the end of its epoch of `steps` steps."""
         if self.step > steps:
             raise InputError(
-                f"checkpoint {self.source}: step {self.step} of an epoch of {steps}; it is damaged: take another"
+                f"checkpoint {self.source}: step {self.step} of an epoch of {steps}; it is damaged, use another"
             )
 
     def to_dict(self, model: nn.Module, optimizer: Optimizer) -> dict:
-        """The entries of a checkpoint of this moment: plain data and tensors."""
+        """Return the entries of a checkpoint: plain data, the state's tensors, and those of model and optimiser."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in NOT_AN_ENTRY}
         entries |= {"state_dict": checkpoint.packed(model), "optimizer": optimizer.state_dict()}
         return {name: v for name, v in entries.items() if v is not None or name not in LEFT_OUT} | self.extra
@@ -113,7 +111,7 @@ class RunState:
 
 
 def _are_means(found: dict) -> bool:
-    """Whether it is what `Means.state` gives."""
+    """Whether `found` has the form of `Means.state`."""
     if found.keys() != {"steps", "count", "sums"} or not isinstance(found["sums"], dict):
         return False
     sums = all(isinstance(name, str) and is_number(value) for name, value in found["sums"].items())
