@@ -9,7 +9,7 @@ Train the authors' linear probe on ImageNet-LT:
         --pretrained RUN/last.pth.tar --epochs 40 --schedule 20 30 -b 2048
 """
 
-import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
+import utils.startup  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 
@@ -26,22 +26,22 @@ from imagenet_inat.options import Data
 from moco.heads import HEADS, build_classifier, frozen_weights, moved, unfreeze, without_classifier
 from moco.heads.choice import Split, Task, choose
 from moco.heads.classifiers import fitted_classifier
-from moco.heads.flags import BEFORE, add_head_arguments, foreign, idle, is_fitted, settle
+from moco.heads.flags import LEGACY_DEFAULTS, add_head_arguments, ignored_flags, is_fitted, settle, unsupported_flags
 from moco.heads.problems import held_by, problem_of
 from utils import distributed, errors
 from utils.distributed import say
-from utils.measure.rehearsal import Rehearsal
+from utils.measure.dry_run import DryRun
 from utils.measure.results import made_with, show_accuracies
 from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse
 from utils.run import arguments, checkpoint, evaluation, launch
-from utils.run.folder import check_fit, check_resume, hold
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
+from utils.run.compute import ComputeConfig
+from utils.run.folder import check_fit, check_resume, lock_run_dir
 from utils.run.logger import RunLog
 from utils.run.loop import Phase, Schedule
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
-from utils.run.speed import Speed
 from utils.run.state import RunState
 
 MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "epochs", "batch_size", "lr")
@@ -76,14 +76,14 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv, idle, foreign)
+    args = parse(get_args_parser(), argv, ignored_flags, unsupported_flags)
     prepare(args)
-    launch.launch(main_worker, arguments.Frozen(args))
+    launch.launch(main_worker, arguments.FrozenArgs(args))
 
 
 def prepare(args) -> None:
     """Check the arguments and the data before any process group or file is created."""
-    options.fill_in(args)
+    options.resolve_defaults(args)
     processes = launch.check(args)
     settle(args, processes)
     if args.evaluate and args.pretrained:
@@ -106,8 +106,8 @@ def prepare(args) -> None:
     args.num_classes = data.spec.num_classes
     if not is_fitted(args):
         network_of(args, processes, None)
-    options.settle_loading(args, data.open("train"), processes)
-    Schedule.asked(args).check([Phase(None, 0, args.epochs)])
+    options.choose_workers(args, data.open("train"), processes)
+    Schedule.from_args(args).check([Phase(None, 0, args.epochs)])
     vars(args).update(check_lists(data, args.sampling, 1 if args.evaluate or is_fitted(args) else args.batch_size))
 
 
@@ -136,14 +136,14 @@ def network_of(args, processes: int, counts: np.ndarray | None, head: str | None
 
 def main_worker(args, place: launch.Place) -> None:
     """Run stage 2 in one process of the job."""
-    data, speed = options.data_of(args), Speed.asked(args, place.device)
+    data, compute = options.data_of(args), ComputeConfig.from_args(args, place.device)
     work = evaluate if args.evaluate else fit if is_fitted(args) else probe
-    work(args, data, speed, place)
+    work(args, data, compute, place)
 
 
-def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
+def probe(args, data: Data, compute: ComputeConfig, place: launch.Place) -> None:
     """Train a classifier on random views. The encoder is frozen, unless --finetune trains it too."""
-    state = load_run(args, place, before=BEFORE | options.before(args))
+    state = load_run(args, place, before=LEGACY_DEFAULTS | options.before(args))
     torch.manual_seed(state.seed)
 
     loader = open_images(data, args.sampling, args.batch_size, state.seed, place)
@@ -153,39 +153,39 @@ def probe(args, data: Data, speed: Speed, place: launch.Place) -> None:
     if state.source:
         encoder = {} if args.finetune else frozen_weights(model, "train")
         state.load_into(model)
-        speed.load(state.scaler, state.source)
+        compute.load(state.scaler, state.source)
         if moved(model, encoder):
             raise errors.InputError(f"checkpoint {state.source}: its encoder differs from {args.pretrained}")
         say(f"resumed {state.source} after {state}")
     check_epochs_left(state, args.epochs, ended=evaluation.has_ended(state))
     state.check_step(len(loader))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
-    speed.apply_to(model.to(place.device))
+    compute.apply_to(model.to(place.device))
 
-    def take_along(state) -> None:
-        state.scaler = speed.state()
+    def collect_state(state) -> None:
+        state.scaler = compute.state()
 
-    with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
-        rehearsal = Rehearsal.asked(args, loader)
-        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along, rehearsal)
-        results = train(args, keeper, loader, splits, speed)
-        evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
+    with StopSignals() as stop, lock_run_dir(Path(args.run_dir), state.source, state.broken), compute.arithmetic():
+        dry_run = DryRun.from_args(args, loader)
+        checkpointer = Checkpointer(Path(args.run_dir), state, model, stop, args.save_steps, collect_state, dry_run)
+        results = train(args, checkpointer, loader, splits, compute)
+        evaluation.finish(checkpointer.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
 
 
-def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
-    """Train the classifier, starting or resuming at the keeper's state, and return the results."""
-    model, counts = keeper.model, loader.dataset.class_counts
-    loss_of = HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, speed.device)
+def train(args, checkpointer: Checkpointer, loader, splits: dict, compute: ComputeConfig) -> dict:
+    """Train the classifier, starting or resuming at the checkpointer's state, and return the results."""
+    model, counts = checkpointer.model, loader.dataset.class_counts
+    loss_of = HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, compute.device)
     # Only the trained parameters, so that weight decay and momentum cannot change a frozen encoder.
     optimizer = optimizer_of(args, (p for p in model.parameters() if p.requires_grad))
     frozen = {} if args.finetune else frozen_weights(model, args.bn_mode)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with speed.autocast():
+        with compute.autocast():
             logits = model(images)  # (N, C); a frozen encoder stores nothing for the backward pass
-        loss = loss_of(logits, labels, keeper.state.epoch)
+        loss = loss_of(logits, labels, checkpointer.state.epoch)
         if args.finetune:
-            speed.step(loss, optimizer)
+            compute.step(loss, optimizer)
         else:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # fc alone, in float32, so float16 needs no loss scaling here
@@ -197,21 +197,21 @@ def train(args, keeper: Keeper, loader, splits: dict, speed: Speed) -> dict:
 
     training = args.finetune or args.bn_mode == "train"
     return evaluation.train_classifier(
-        args, keeper, loader, splits, speed, optimizer, step, training=training, after_epoch=check
+        args, checkpointer, loader, splits, compute, optimizer, step, training=training, after_epoch=check
     )
 
 
-def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
+def fit(args, data: Data, compute: ComputeConfig, place: launch.Place) -> None:
     """Fit a classifier to the encoder's features, or with --compare-heads all that the checkpoint supports."""
-    state = load_run(args, place, before=BEFORE | options.before(args))
+    state = load_run(args, place, before=LEGACY_DEFAULTS | options.before(args))
     pretrained, run_dir, counts = Path(args.pretrained), Path(args.run_dir), data.open("train").class_counts
     network = without_classifier(network_of(args, 1, None)).to(place.device)
     held = held_by(pretrained, len(counts), args.head)
-    with speed.arithmetic():
-        found = features_of(data, network, pretrained, args.feature_views, state.seed, place, speed)
+    with compute.arithmetic():
+        found = features_of(data, network, pretrained, args.feature_views, state.seed, place, compute)
     splits = {split: Split(found[split], place.device) for split in ("val", "test")}
-    task = Task(problem_of(held, found["train"], counts, place.device), splits, speed, data.chosen_on)
-    with hold(run_dir), speed.arithmetic():
+    task = Task(problem_of(held, found["train"], counts, place.device), splits, compute, data.chosen_on)
+    with lock_run_dir(run_dir), compute.arithmetic():
         RunLog(run_dir, state.args, (), 0)
         if args.compare_heads:
             from moco.heads import comparison  # imports Matplotlib, which takes a second
@@ -227,7 +227,7 @@ def fit(args, data: Data, speed: Speed, place: launch.Place) -> None:
         say(f"wrote {run_dir}: args.json, {evaluation.BEST}, results.json")
 
 
-def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
+def evaluate(args, data: Data, compute: ComputeConfig, place: launch.Place) -> None:
     """Print the accuracies of the --resume checkpoint. Write no files."""
     state = RunState.from_dict(checkpoint.load(args.resume, needs=("state_dict", "epoch")), Path(args.resume))
     weights, its = state.weights, state.args.get("head")
@@ -236,12 +236,12 @@ def evaluate(args, data: Data, speed: Speed, place: launch.Place) -> None:
     if HEADS[head].make is None:
         model.fc = fitted_classifier(weights, args.resume)
     checkpoint.load_into(model, weights, args.resume)
-    speed.apply_to(model.to(place.device))
+    compute.apply_to(model.to(place.device))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
     counts = data.open("train").class_counts
-    with speed.arithmetic():
+    with compute.arithmetic():
         for split, loader in splits.items():
-            accuracies = evaluation.validate(loader, model, speed, counts, where=f"checkpoint {args.resume}, {split}")
+            accuracies = evaluation.validate(loader, model, compute, counts, where=f"checkpoint {args.resume}, {split}")
             show_accuracies(f"{split}, epoch {state.epoch}", accuracies)
 
 

@@ -14,7 +14,7 @@ Use a recipe, which is a file of flags (here the paper's TSC on CIFAR-10-LT):
     python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
-import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
+import utils.startup  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 
@@ -26,24 +26,24 @@ from imagenet_inat import flags, options
 from imagenet_inat.loaders import DeviceBatches, open_pairs, open_splits
 from imagenet_inat.samplers import SAMPLERS
 from moco.encoders import get_encoder
-from moco.methods import BEFORE, Method, add_method_arguments, foreign, idle, method_of
+from moco.methods import LEGACY_DEFAULTS, Method, add_method_arguments, ignored_flags, method_of, unsupported_flags
 from utils import distributed, errors
 from utils.distributed import say
 from utils.measure import feature_file
+from utils.measure.dry_run import DryRun
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor, Vote, add_monitor_arguments, describe_measures
 from utils.measure.online_probe import OnlineProbe
-from utils.measure.rehearsal import Rehearsal
 from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse, positive_int
 from utils.run import arguments, checkpoint, launch
-from utils.run.folder import candidates, check_resume, hold
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
+from utils.run.compute import ComputeConfig
+from utils.run.folder import check_resume, lock_run_dir, resumable_checkpoints
 from utils.run.logger import Progress, RunLog, describe, open_log
 from utils.run.loop import Epoch, Schedule, epochs, rate_of
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
-from utils.run.speed import Speed
 
 MOST_USED = ("dataset", "data_root", "arch", "epochs", "batch_size", "lr", "targeted", "run_dir", "resume", "seed")
 
@@ -71,17 +71,17 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv, idle, foreign)
+    args = parse(get_args_parser(), argv, ignored_flags, unsupported_flags)
     prepare(args)
-    launch.launch(main_worker, arguments.Frozen(args))
+    launch.launch(main_worker, arguments.FrozenArgs(args))
 
 
 def prepare(args) -> None:
     """Check the arguments and the data before any process group, model or file is created."""
-    options.fill_in(args)
+    options.resolve_defaults(args)
     processes, method = launch.check(args), method_of(args)
     method.check()
-    Schedule.asked(args).check(method.phases())
+    Schedule.from_args(args).check(method.phases())
     get_encoder(args.arch, args.image_size, args.batch_size // processes)
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
@@ -89,7 +89,7 @@ def prepare(args) -> None:
     args.run_dir = args.run_dir or str(Path(args.save_folder) / run_name(args))
     check_resume(args.resume, Path(args.run_dir))
     train_set = data.open("train")
-    options.settle_loading(args, train_set, processes)
+    options.choose_workers(args, train_set, processes)
     args.train_list = train_set.digest  # a resumed run must use the list that it started with
     measured = args.monitor_freq or args.online_probe != "off"
     if measured and (images := len(data.open("val"))) < processes:
@@ -115,10 +115,10 @@ def run_name(args) -> str:
 
 def main_worker(args, place: launch.Place) -> None:
     """Run pre-training in one process of the job."""
-    run_dir, speed = Path(args.run_dir), Speed.asked(args, place.device)
+    run_dir, compute = Path(args.run_dir), ComputeConfig.from_args(args, place.device)
     method, data = method_of(args), options.data_of(args)
-    state = load_run(args, place, method.read_state, BEFORE | options.before(args))
-    check_epochs_left(state, args.epochs, ended=bool(candidates(run_dir)))
+    state = load_run(args, place, method.read_state, LEGACY_DEFAULTS | options.before(args))
+    check_epochs_left(state, args.epochs, ended=bool(resumable_checkpoints(run_dir)))
     loader = open_pairs(data, args.sampling, method.images_a_step, state.seed, place, args.keep_last)
     state.check_step(len(loader))
 
@@ -126,7 +126,7 @@ def main_worker(args, place: launch.Place) -> None:
     if state.source:
         state.load_into(model)
         method.restore(state)
-        speed.load(state.scaler, state.source)
+        compute.load(state.scaler, state.source)
         say(f"resumed {state.source} after {state}")
     online, counts = None, loader.dataset.class_counts
     if args.online_probe != "off":
@@ -135,32 +135,34 @@ def main_worker(args, place: launch.Place) -> None:
         shown = torch.from_numpy(counts) if args.sampling == "instance" else torch.ones(len(counts))
         online = OnlineProbe(model.encoder_q, shown, adjusted).to(place.device)
         online.restore(state.extra.get("online_probe"), state.source)
-    speed.apply_to(*method.encoders())
+    compute.apply_to(*method.encoders())
 
-    def take_along(state) -> None:
-        state.extra, state.scaler = method.extra_state(), speed.state()
+    def collect_state(state) -> None:
+        state.extra, state.scaler = method.extra_state(), compute.state()
         state.extra |= {"online_probe": online.state()} if online else {}
 
-    with StopSignals() as stop, hold(run_dir, state.source, state.broken), speed.arithmetic():
+    with StopSignals() as stop, lock_run_dir(run_dir, state.source, state.broken), compute.arithmetic():
         share = max(1, args.batch_size // distributed.world_size())
         names = ("train", "val") if args.monitor_freq else ("val",) if online else ()
         splits = open_splits(data, names, share, place)
         vote = Vote(args.knn_k, args.knn_vote == "class-balanced")
         monitor = Monitor(args.monitor_freq, counts, splits, run_dir, vote, data.spec.superclasses, online)
-        rehearsal = Rehearsal.asked(args, loader)
-        keeper = Keeper(run_dir, state, model, stop, args.save_steps, take_along, rehearsal)
-        train(args, method, speed, loader, keeper, monitor)
+        dry_run = DryRun.from_args(args, loader)
+        checkpointer = Checkpointer(run_dir, state, model, stop, args.save_steps, collect_state, dry_run)
+        train(args, method, compute, loader, checkpointer, monitor)
         finish(args, run_dir)
 
 
-def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Keeper, monitor: Monitor) -> None:
-    """Train all phases, starting or resuming at the keeper's state."""
-    model, state, device, schedule = method.model, keeper.state, speed.device, Schedule.asked(args)
+def train(
+    args, method: Method, compute: ComputeConfig, loader: DeviceBatches, checkpointer: Checkpointer, monitor: Monitor
+) -> None:
+    """Train all phases, starting or resuming at the checkpointer's state."""
+    model, state, device, schedule = method.model, checkpointer.state, compute.device, Schedule.from_args(args)
     ddp, optimizer = distributed.wrap(model, device), optimizer_of(args, method.parameters())
     first = next(epochs(method.phases(), state, len(loader)), None)
     if state.source and first and not first.fresh:  # load before any file is written: the checkpoint may be rejected
         state.load_optimizer(optimizer)
-    log, progress = open_log(keeper.run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
+    log, progress = open_log(checkpointer.run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
     for epoch in epochs(method.phases(), state, len(loader)):
         if epoch.enters:
             method.begin_phase(epoch.phase.name, epoch.fresh)
@@ -169,15 +171,15 @@ def train(args, method: Method, speed: Speed, loader: DeviceBatches, keeper: Kee
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, goes_on=epoch.first_step > 0)
         means = Means(epoch.title, device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
-        keeper.begin_epoch(epoch, optimizer, means)
-        train_one_epoch(loader, ddp, method, speed, epoch, schedule, progress, keeper, monitor)
-        keeper.before_measuring(monitor.due(epoch.number + 1))
-        measured = monitor.measure(model.encoder_q, epoch.number + 1, keeper.stop_if_asked, method.assigned)
+        checkpointer.begin_epoch(epoch, optimizer, means)
+        train_one_epoch(loader, ddp, method, compute, epoch, schedule, progress, checkpointer, monitor)
+        checkpointer.before_measuring(monitor.due(epoch.number + 1))
+        measured = monitor.measure(model.encoder_q, epoch.number + 1, checkpointer.stop_if_asked, method.assigned)
         rate = rate_of(optimizer)  # learning rate of the epoch's last step
         # Log before saving: a run killed in between repeats both the epoch and its log line.
         log_epoch(log, means, epoch, rate, progress, method.facts(), measured)
-        keeper.end_epoch(also=kept_name(epoch.number + 1, args.save_freq))
-        loader.report_bad_images(keeper.run_dir)
+        checkpointer.end_epoch(also=kept_name(epoch.number + 1, args.save_freq))
+        loader.report_bad_images(checkpointer.run_dir)
     progress.close()
     monitor.finish(model.encoder_q, state.epoch, method.assigned)
 
@@ -186,29 +188,29 @@ def train_one_epoch(
     loader,
     model,
     method: Method,
-    speed: Speed,
+    compute: ComputeConfig,
     epoch: Epoch,
     schedule: Schedule,
     progress: Progress,
-    keeper: Keeper,
+    checkpointer: Checkpointer,
     monitor: Monitor,
 ) -> None:
-    """Train on the remaining batches of the epoch and add their metrics to the keeper's means."""
-    optimizer, means = keeper.optimizer, keeper.means
+    """Train on the remaining batches of the epoch and add their metrics to the checkpointer's means."""
+    optimizer, means = checkpointer.optimizer, checkpointer.means
     model.train()
     for (im_q, im_k), labels in progress.epoch(loader, epoch.title, epoch.first_step):
-        epoch.set_rate(optimizer, schedule, keeper.state.step)
-        keeper.before_step()
+        epoch.set_rate(optimizer, schedule, checkpointer.state.step)
+        checkpointer.before_step()
         try:
-            with speed.autocast():
+            with compute.autocast():
                 out = model(im_q, im_k, labels)
         except FloatingPointError as error:
             raise means.diverged(str(error)) from None
-        speed.step(out.loss, optimizer)
+        compute.step(out.loss, optimizer)
 
         means.add(len(labels), **method.shown(out), **monitor.step(labels))
         progress.step(means, len(labels))
-        keeper.after_step()
+        checkpointer.after_step()
 
 
 def kept_name(epochs_done: int, save_freq: int) -> tuple[str, ...]:

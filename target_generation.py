@@ -11,7 +11,7 @@ Report how evenly the targets of a file are spread, and plot their cosines:
     python target_generation.py --check optimal_1000_128.npy --plot targets.png
 """
 
-import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
+import utils.startup  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 

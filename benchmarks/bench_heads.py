@@ -21,7 +21,7 @@ from moco.heads import fits
 from moco.heads.choice import Split, Task, choose
 from moco.heads.fitted import Problem
 from utils.measure.kept_features import Features
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 D, VAL, TEST = 2048, 20, 50  # images per class
 NOISE = 4.5  # relative to the centres; gives about the error rate of ImageNet-LT
@@ -43,7 +43,7 @@ def task(where: torch.device, counts: torch.Tensor) -> Task:
     train, *evaluated = (draw(n, centres, spectrum) for n in (counts, counts.clamp(VAL, VAL), counts.clamp(TEST, TEST)))
     problem = Problem(train.features.to(where), train.labels.to(where), counts)
     splits = {name: Split(found, where) for name, found in zip(("val", "test"), evaluated, strict=True)}
-    return Task(problem, splits, Speed(where), "val")
+    return Task(problem, splits, ComputeConfig(where), "val")
 
 
 def measure_pass(problem: Problem, where: torch.device) -> str:

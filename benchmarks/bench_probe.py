@@ -22,8 +22,8 @@ from moco.encoders import get_encoder
 from moco.heads import freeze
 from utils.measure.metrics import Means, in_top_k, rank_of_label
 from utils.optimizers import sgd
+from utils.run.compute import ComputeConfig
 from utils.run.evaluation import validate
-from utils.run.speed import Speed
 
 C = 1000
 IMAGES = 256  # images per evaluation
@@ -47,9 +47,9 @@ class Probe:
 
     def __init__(self, where: torch.device, size: tuple, how: dict):
         arch, pixels, batch = size
-        self.speed, self.where, self.pixels, self.batch = Speed(where, **how), where, pixels, batch
+        self.compute, self.where, self.pixels, self.batch = ComputeConfig(where, **how), where, pixels, batch
         self.model = freeze(get_encoder(arch, pixels)(num_classes=C)).to(where)
-        self.speed.apply_to(self.model)
+        self.compute.apply_to(self.model)
         self.optimizer, self.means = sgd(self.model.fc.parameters(), *RECIPE), Means("step", where)
         self.images, self.labels = self.draw(batch)
 
@@ -60,12 +60,12 @@ class Probe:
     def forward(self, images: torch.Tensor, train: bool) -> None:
         """Run the network only, which is the floor."""
         self.model.train(train)
-        with torch.no_grad(), self.speed.autocast():
+        with torch.no_grad(), self.compute.autocast():
             self.model(images)
 
     def step(self) -> None:
         self.model.train()
-        with self.speed.autocast():
+        with self.compute.autocast():
             logits = self.model(self.images)
         loss = cross_entropy(logits, self.labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -95,7 +95,7 @@ def measure_evaluation(probe: Probe, what: str) -> Iterator[str]:
             probe.forward(part, train=False)
 
     def evaluation(batch: int) -> Callable[[], dict]:
-        return lambda: validate(Batches(images, labels, batch), probe.model, probe.speed, counts)
+        return lambda: validate(Batches(images, labels, batch), probe.model, probe.compute, counts)
 
     sizes = sorted({probe.batch, max(EVAL_BATCH, probe.batch)})
     times = common.interleaved({"floor": floor} | {size: evaluation(size) for size in sizes}, probe.where, ROUNDS)
@@ -108,7 +108,7 @@ def main() -> None:
     torch.manual_seed(0)
     where = common.device()
     print(common.HEADER)
-    with Speed(where).arithmetic():
+    with ComputeConfig(where).arithmetic():
         probe, what = Probe(where, SMALL, PLAIN), "{}, {} px, batch {}".format(*SMALL)
         print(measure_step(probe, what), flush=True)
         for line in measure_evaluation(probe, what):

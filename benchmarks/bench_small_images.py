@@ -23,8 +23,8 @@ from imagenet_inat import options
 from imagenet_inat.loaders import open_pairs
 from moco.methods import Method, method_of
 from utils.optimizers import sgd
+from utils.run.compute import ComputeConfig
 from utils.run.launch import Place
-from utils.run.speed import Speed
 from utils.run.state import RunState
 
 IMAGES, PIXELS, BATCH, CLASSES = 1024, 28, 256, 10
@@ -59,7 +59,7 @@ def works(folder: Path, flags: str, where: torch.device) -> dict[str, Callable[[
     place = Place(where, workers)
     with contextlib.redirect_stdout(io.StringIO()):  # hides the log line about views
         loader = open_pairs(options.data_of(args), "instance", BATCH, 0, place)
-    method, speed = method_of(args), Speed(place.device)
+    method, compute = method_of(args), ComputeConfig(place.device)
     method.read_state(RunState())
     model = method.build(CLASSES, RunState(seed=0), where).to(where)
     optimizer = sgd(model.parameters(), 0.03, 0.9, 1e-4)
@@ -69,7 +69,7 @@ def works(folder: Path, flags: str, where: torch.device) -> dict[str, Callable[[
         torch.set_num_threads(max(1, cores - workers))
         loader.start_at(next(epoch), 0)
         for views, labels in loader:
-            speed.step(model(*views, labels).loss, optimizer)
+            compute.step(model(*views, labels).loss, optimizer)
         torch.set_num_threads(cores)
 
     return {"floor": lambda: bare(method, optimizer, where), "loop": loop}

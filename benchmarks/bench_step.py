@@ -23,13 +23,13 @@ from moco.encoders import get_encoder
 from moco.encoders.memory import recompute_blocks
 from utils.measure.metrics import Means, in_top_k
 from utils.optimizers import sgd
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 SMALL = ("resnet18", 32, 64)  # arch, pixels, batch
 LARGER, PARTS = ("resnet18", 64, 64), 4
 ROUNDS = 15
 SETTLING = 3  # untimed first steps, which allocate the optimiser's buffers and solve the first assignment
-PLAIN: dict = {}  # arguments of Speed: all flags off
+PLAIN: dict = {}  # arguments of ComputeConfig: all flags off
 RECIPE = (0.03, 0.9, 1e-4)  # learning rate, momentum, weight decay
 
 
@@ -55,13 +55,13 @@ def works(
 ) -> dict[str, Callable[[], None]]:
     """Return the functions to measure, `floor`, `step` and `textbook`, for one model and one batch."""
     arch, pixels, batch = size
-    speed, model = Speed(where, **how), settled_model(arch, pixels, targeted, classes, queue).to(where)
-    speed.apply_to(model.encoder_q, model.encoder_k)
+    compute, model = ComputeConfig(where, **how), settled_model(arch, pixels, targeted, classes, queue).to(where)
+    compute.apply_to(model.encoder_q, model.encoder_k)
     im_q, im_k, labels = images_of(batch, pixels, where, classes)
     optimizer, means = sgd(model.parameters(), *RECIPE), Means("step", where)
 
     def encoders() -> tuple[Tensor, Tensor]:
-        with speed.autocast():
+        with compute.autocast():
             q = model.encoder_q(im_q).float()
             with torch.no_grad():
                 return q, model.encoder_k(im_k).float()
@@ -72,9 +72,9 @@ def works(
         q.sum().backward()
 
     def step() -> None:
-        with speed.autocast():
+        with compute.autocast():
             out = model(im_q, im_k, labels)
-        speed.step(out.loss, optimizer)
+        compute.step(out.loss, optimizer)
         top1, top5 = in_top_k(out.key_rank, 1), in_top_k(out.key_rank, 5)
         parts = {"loss_class": out.loss_class, "loss_target": out.loss_target}
         means.add(batch, loss=out.loss, top1=top1, top5=top5, **parts)
@@ -86,7 +86,7 @@ def works(
             with torch.no_grad():
                 model._start_assignment(q, labels)
                 model._assigned_targets(labels)
-        speed.step(textbook_loss(model, q, k, labels), optimizer)
+        compute.step(textbook_loss(model, q, k, labels), optimizer)
         model._enqueue(k, labels)
 
     for _ in range(SETTLING):
@@ -123,7 +123,7 @@ def main() -> None:
     torch.manual_seed(0)
     where = common.device()
     print(common.HEADER)
-    with Speed(where).arithmetic():
+    with ComputeConfig(where).arithmetic():
         for targeted in (False, True):
             print(measure(where, SMALL, PLAIN, targeted), flush=True)
         for flag in (f"--accum-steps {PARTS}", "--grad-checkpointing"):

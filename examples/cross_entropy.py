@@ -22,16 +22,16 @@ from moco.heads import with_float32_logits
 from moco.heads.fits import log_prior
 from utils import errors
 from utils.distributed import say
-from utils.measure.rehearsal import Rehearsal
+from utils.measure.dry_run import DryRun
 from utils.optimizers import optimizer_of
 from utils.parser import Parser, parse
 from utils.run import arguments, evaluation, launch
-from utils.run.folder import check_resume, hold
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
+from utils.run.compute import ComputeConfig
+from utils.run.folder import check_resume, lock_run_dir
 from utils.run.loop import Phase, Schedule
 from utils.run.resume import check_epochs_left, load_run
 from utils.run.signals import StopSignals
-from utils.run.speed import Speed
 
 BALANCE = {  # value of --balance: (help, sampler, whether the log prior is added to the logits)
     "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
@@ -67,14 +67,14 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = parse(get_args_parser(), argv)
     prepare(args)
-    launch.launch(main_worker, arguments.Frozen(args))
+    launch.launch(main_worker, arguments.FrozenArgs(args))
 
 
 def prepare(args) -> None:
     """Check the arguments and the data before any process group or file is created."""
-    options.fill_in(args)
+    options.resolve_defaults(args)
     get_encoder(args.arch, args.image_size, args.batch_size // launch.check(args))
-    Schedule.asked(args).check([Phase(None, 0, args.epochs)])
+    Schedule.from_args(args).check([Phase(None, 0, args.epochs)])
     name = f"{options.data_name(args)}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
     name += "" if args.balance == "sampling" else f"_balance_{args.balance}"
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
@@ -82,45 +82,45 @@ def prepare(args) -> None:
     check_resume(args.resume, Path(args.run_dir))
     data = options.data_of(args)
     args.num_classes = data.spec.num_classes
-    options.settle_loading(args, data.open("train"), launch.world_size_from(args))
+    options.choose_workers(args, data.open("train"), launch.world_size_from(args))
     vars(args).update(check_lists(data, BALANCE[args.balance][1], args.batch_size))
 
 
 def main_worker(args, place: launch.Place) -> None:
     """Train in one process of the run."""
-    data, speed = options.data_of(args), Speed.asked(args, place.device)
+    data, compute = options.data_of(args), ComputeConfig.from_args(args, place.device)
     _, sampling, adjusted = BALANCE[args.balance]
     state = load_run(args, place, before=options.before(args) | {"balance": "sampling"})
     torch.manual_seed(state.seed)
     model = with_float32_logits(get_encoder(args.arch, args.image_size)(num_classes=args.num_classes))
     if state.source:
         state.load_into(model)
-        speed.load(state.scaler, state.source)
+        compute.load(state.scaler, state.source)
         say(f"resumed {state.source} after {state}")
     check_epochs_left(state, args.epochs, evaluation.has_ended(state))
     loader = open_images(data, sampling, args.batch_size, state.seed, place)
     state.check_step(len(loader))
     splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
-    speed.apply_to(model.to(place.device))
+    compute.apply_to(model.to(place.device))
     optimizer = optimizer_of(args, model.parameters())
     counts = torch.from_numpy(loader.dataset.class_counts)
     prior = log_prior(counts).float().to(place.device) if adjusted else 0  # (C,)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with speed.autocast():
+        with compute.autocast():
             logits = model(images)  # (N, C)
         loss = cross_entropy(logits + prior, labels)
-        speed.step(loss, optimizer)
+        compute.step(loss, optimizer)
         return logits, loss
 
-    def take_along(state) -> None:
-        state.scaler = speed.state()
+    def collect_state(state) -> None:
+        state.scaler = compute.state()
 
-    with StopSignals() as stop, hold(Path(args.run_dir), state.source, state.broken), speed.arithmetic():
-        rehearsal = Rehearsal.asked(args, loader)
-        keeper = Keeper(Path(args.run_dir), state, model, stop, args.save_steps, take_along, rehearsal)
-        results = evaluation.train_classifier(args, keeper, loader, splits, speed, optimizer, step)
-        evaluation.finish(keeper.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
+    with StopSignals() as stop, lock_run_dir(Path(args.run_dir), state.source, state.broken), compute.arithmetic():
+        dry_run = DryRun.from_args(args, loader)
+        checkpointer = Checkpointer(Path(args.run_dir), state, model, stop, args.save_steps, collect_state, dry_run)
+        results = evaluation.train_classifier(args, checkpointer, loader, splits, compute, optimizer, step)
+        evaluation.finish(checkpointer.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from utils.devices import check_device, device_named
 from utils.measure.kept_features import Features
 from utils.parser import Parser, parse
 from utils.run import arguments
-from utils.run.folder import check_fit, hold
+from utils.run.compute import ComputeConfig
+from utils.run.folder import check_fit, lock_run_dir
 from utils.run.logger import RunLog
-from utils.run.speed import Speed
 
 ARCH = "pixels"  # takes the place of the architecture's name
 LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
@@ -44,7 +44,7 @@ def get_args_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(get_args_parser(), argv)
-    options.fill_in(args)
+    options.resolve_defaults(args)
     check_device(args.device, 1)
     args.arch, device = ARCH, device_named(args.device)
     name = f"{options.data_name(args)}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     train, val, test = (pixels_of(data, split) for split in ("train", "val", "test"))
     counts = data.open("train").class_counts
     problem = Problem(train.features.double(), train.labels, torch.from_numpy(counts), lacks=LACKS)
-    with hold(run_dir):
+    with lock_run_dir(run_dir):
         RunLog(run_dir, plain := arguments.plain_args(args), (), 0)
         splits = {"val": Split(val, device), "test": Split(test, device)}
-        comparison.run(run_dir, plain, Task(problem, splits, Speed(device), data.chosen_on))
+        comparison.run(run_dir, plain, Task(problem, splits, ComputeConfig(device), data.chosen_on))
 
 
 def pixels_of(data: Data, split: str) -> Features:

@@ -32,7 +32,7 @@ class DatasetSpec:
         set_name: prefix of the split lists, <set_name>_{train,val,test}.txt.
         val_split, test_split: split in the list names; equal if one list serves as both.
         published: whether the lists can be downloaded. get_lists: template of the command that creates or
-            downloads them (see `whereabouts.find_lists`).
+            downloads them (see `paths.find_lists`).
         view: a row of VIEWS in moco/loader.py. jitter: whether its colour or contrast jitter is used.
         repeat: passes over the training list per epoch (more than one for tiny data sets).
         source: where the images come from, shown if they are missing.

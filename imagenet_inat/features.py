@@ -9,19 +9,19 @@ from torch import nn
 
 from imagenet_inat.loaders import DeviceBatches, eval_loader
 from imagenet_inat.options import Data
-from imagenet_inat.whereabouts import SPLITS
+from imagenet_inat.paths import SPLITS
 from utils.distributed import say
 from utils.measure.extraction import extract_features
 from utils.measure.kept_features import Features, digest, kept_features
+from utils.run.compute import ComputeConfig
 from utils.run.launch import Place
-from utils.run.speed import Speed
 
 BATCH = 256  # images per batch
 MANY = 5000  # lists with more images show a progress bar
 
 
 def features_of(
-    data: Data, encoder: nn.Module, checkpoint: Path, views: int, seed: int, place: Place, speed: Speed
+    data: Data, encoder: nn.Module, checkpoint: Path, views: int, seed: int, place: Place, compute: ComputeConfig
 ) -> dict[str, Features]:
     """Return the features of train, val and test, cached in features_<checkpoint>/ beside the checkpoint.
 
@@ -34,7 +34,7 @@ def features_of(
         InputError: a list or an image cannot be used, or features are not finite.
     """
     folder = checkpoint.parent / f"features_{checkpoint.name.split('.')[0]}"
-    about = {"checkpoint": digest(checkpoint), "device": place.device.type, "amp": str(speed.dtype)}
+    about = {"checkpoint": digest(checkpoint), "device": place.device.type, "amp": str(compute.dtype)}
     about |= {"versions": [torch.__version__, torchvision.__version__, PIL.__version__]}
     found = {}
     for split in SPLITS:
@@ -53,7 +53,7 @@ def features_of(
         its |= {"statistics": [data.spec.mean, data.spec.std], "views": [random_views, seed if random_views else None]}
         path = folder / f"{split}{f'_{views}_views' if random_views else ''}.safetensors"
         found[split] = kept_features(
-            path, its, lambda images=images, n=random_views: _extract(data, images, encoder, n, place, speed)
+            path, its, lambda images=images, n=random_views: _extract(data, images, encoder, n, place, compute)
         )
         if empty := int((torch.linalg.vector_norm(found[split].features, dim=1) == 0).sum()):
             say(f"note: {split}: {empty} images have features of length 0; no classifier can separate them")
@@ -65,18 +65,18 @@ def features_of(
 class InAutocast(nn.Module):
     """A network that runs in the precision of --amp, without gradients."""
 
-    def __init__(self, network: nn.Module, speed: Speed):
+    def __init__(self, network: nn.Module, compute: ComputeConfig):
         super().__init__()
-        self.network, self.speed = network, speed
+        self.network, self.compute = network, compute
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with self.speed.autocast():
+        with self.compute.autocast():
             return self.network(x)
 
 
-def _extract(data: Data, images, encoder: nn.Module, views: int, place: Place, speed: Speed) -> Features:
+def _extract(data: Data, images, encoder: nn.Module, views: int, place: Place, compute: ComputeConfig) -> Features:
     """Compute the features of one list, in the evaluation view or in each of the random views."""
-    network, normalise, name = InAutocast(encoder, speed), data.normalise(place.device), images.list_file.name
+    network, normalise, name = InAutocast(encoder, compute), data.normalise(place.device), images.list_file.name
     parts = []
     for view in range(max(views, 1)):
         if views:  # draws are numbered, so that views do not depend on the order or the number of workers

@@ -3,7 +3,7 @@
 import argparse
 
 from imagenet_inat import datasets
-from imagenet_inat.whereabouts import SPLITS
+from imagenet_inat.paths import SPLITS
 from moco.loader import VIEWS
 from utils.parser import Group, Parser, number, positive_float, positive_int
 

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from imagenet_inat.images import LongTailDataset, report_bad_images
 from imagenet_inat.options import Data
+from imagenet_inat.paths import SPLITS
 from imagenet_inat.samplers import SAMPLERS, CountedBatches
-from imagenet_inat.whereabouts import SPLITS
 from moco.loader import Normalise, TwoCropsTransform
 from moco.views.batch import NUMBERS, BatchViews
 from utils import distributed

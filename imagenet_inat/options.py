@@ -14,7 +14,7 @@ from imagenet_inat.datasets import CUSTOM, DatasetSpec, row
 from imagenet_inat.holdout import held_out
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
-from imagenet_inat.whereabouts import Lists, find_lists, names_all_lists, resolve_imbalance, resolve_largest
+from imagenet_inat.paths import Lists, find_lists, names_all_lists, resolve_imbalance, resolve_largest
 from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from moco.views.batch import BatchViews
 from utils.devices import check_memory, device_named
@@ -29,7 +29,7 @@ class Data:
     Attributes:
         skip_bad: whether unreadable training images are skipped. crop_scale: --crop-scale. keep: whether decoded
             images that fit are kept in memory. holdout: share of the training list that is used for validation.
-            batch_views: see `settle_loading`.
+            batch_views: see `choose_workers`.
     """
 
     spec: DatasetSpec
@@ -93,7 +93,7 @@ class Data:
         return Normalise(self.spec.mean, self.spec.std, device)
 
 
-def fill_in(args: argparse.Namespace) -> None:
+def resolve_defaults(args: argparse.Namespace) -> None:
     """Set the arguments whose defaults depend on the data set. No file is read or written.
 
     Raises:
@@ -126,7 +126,7 @@ def before(args: argparse.Namespace) -> dict:
 
 
 def data_of(args: argparse.Namespace) -> Data:
-    """Return the data of arguments that `fill_in` has completed.
+    """Return the data of arguments that `resolve_defaults` has completed.
 
     Raises:
         InputError: the training list, which gives the number of classes, is missing or invalid; or --holdout is
@@ -152,7 +152,7 @@ def data_of(args: argparse.Namespace) -> Data:
     )
 
 
-def settle_loading(args: argparse.Namespace, images: LongTailDataset, processes: int) -> None:
+def choose_workers(args: argparse.Namespace, images: LongTailDataset, processes: int) -> None:
     """Choose from a sample of the training images how to load them: `args.batch_views` and the default of --workers.
 
     `batch_views` says whether whole batches are augmented on the device.

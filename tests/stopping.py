@@ -10,7 +10,7 @@ import torch
 from utils.errors import Stopped
 from utils.measure.feature_file import read_features
 from utils.run import checkpoint
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
 from utils.run.logger import read_log
 
 # Runs with the fixture `flags`: images a step, steps an epoch, queue length.
@@ -24,14 +24,14 @@ def log_of(run: Path) -> list[dict]:
 
 def stop_at(monkeypatch, step: int, number: int = signal.SIGUSR1) -> None:
     """This process gets the signal while it is in that step of its run (from 1)."""
-    count, after_step = iter(range(1, 1000)), Keeper.after_step
+    count, after_step = iter(range(1, 1000)), Checkpointer.after_step
 
-    def signalled(keeper):
+    def signalled(checkpointer):
         if next(count) == step:
             signal.raise_signal(number)
-        after_step(keeper)
+        after_step(checkpointer)
 
-    monkeypatch.setattr(Keeper, "after_step", signalled)
+    monkeypatch.setattr(Checkpointer, "after_step", signalled)
 
 
 def stopped_run(main: Callable, words: list[str], monkeypatch, step: int, message: str = "SIGUSR1") -> None:

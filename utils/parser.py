@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from utils import launchers, recipes
 from utils.distributed import say
-from utils.untrusted import MOST
+from utils.safe_load import MOST
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
@@ -133,13 +133,16 @@ Cases = list[tuple[str, Iterable[str]]]  # a condition such as "without --target
 
 
 def parse(
-    parser: Parser, argv: list[str] | None, idle: Callable = lambda args: [], refused: Callable = lambda args: []
+    parser: Parser,
+    argv: list[str] | None,
+    ignored: Callable = lambda args: [],
+    refused: Callable = lambda args: [],
 ) -> argparse.Namespace:
     """Parse a command line, print a note about ignored flags, and exit with an error for unsupported combinations.
 
     Args:
-        idle: maps the arguments to the Cases of ignored flags. refused: the same for unsupported flags. Both consider
-            only flags that were typed, whatever their value.
+        ignored: maps the arguments to the Cases of ignored flags. refused: the same for unsupported flags. Both
+            consider only flags that were typed, whatever their value.
     """
     args = parser.parse_args(argv)
     spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
@@ -153,7 +156,7 @@ def parse(
     no_use = [("without --multiprocessing-distributed", ("dist_url",))] if alone else []
     for when, flags in among([*refused(args), *no_use]):
         parser.error(f"{', '.join(flags)}: not supported {when}; omit it")
-    cases = [*idle(args)]
+    cases = [*ignored(args)]
     if hasattr(args, "cos"):
         cases += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
         cases += [("with --optimizer adamw", ("momentum",))] if args.optimizer == "adamw" else []

@@ -27,7 +27,7 @@ from utils import errors
 from utils.distributed import say
 from utils.files import write_text
 from utils.parser import Parser
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 PAGE = Path(__file__).parent.parent / "RESULTS-gpu.md"
 FOLDER = Path("runs") / "gpu"
@@ -128,7 +128,7 @@ def measure(part: Part, plan: Plan, facts: ChainMap) -> list[str]:
     forget_models()
     torch.manual_seed(0)
     lines = []
-    with Speed(plan.where).arithmetic():
+    with ComputeConfig(plan.where).arithmetic():
         for line in part.measure(plan, facts):
             if not plan.rehearsal:  # a rehearsal prints the whole page at the end
                 say(line)

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.bench_step import PLAIN, images_of, settled_model
 from benchmarks.gpu.plan import NEEDS_CUDA, Plan, methods
 from moco.builder import KCL
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 CPU = torch.device("cpu")
 TF32 = {"tf32": True}
@@ -81,7 +81,7 @@ def agreement(plan: Plan, facts: dict) -> Iterator[str]:
             if name.startswith("GPU") and plan.rehearsal:
                 yield f"| {method}, {name} | {NEEDS_CUDA} | | | | |"
                 continue
-            with Speed(where, **flags).arithmetic(), convolutions(tf32):
+            with ComputeConfig(where, **flags).arithmetic(), convolutions(tf32):
                 ours = one_step(model, images, where, dtype)
             same = all(map(torch.equal, ours.pop("assignment"), reference["assignment"]))
             far = {part: farthest(values, reference[part]) for part, values in ours.items()}

@@ -25,7 +25,7 @@ from utils.devices import check_device, device_named
 from utils.distributed import say
 from utils.measure.results import markdown
 from utils.parser import Parser, positive_int
-from utils.run.folder import hold
+from utils.run.folder import lock_run_dir
 from utils.run.launch import usable_cores
 
 DEFAULT = "fashion"
@@ -86,7 +86,7 @@ def run(study: Study, jobs: int) -> None:
     """Run all stages of the study. Each stage depends on the results of the previous ones."""
     for number in (signal.SIGTERM, signal.SIGUSR1):  # as for Ctrl-C, run_all then stops its runs
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
-    with hold(study.folder):
+    with lock_run_dir(study.folder):
         study.prepare()
         for what, trials in study.stages():
             waiting = [left for trial in trials if (left := left_of(trial)).commands]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from examples.results.plan import FOLDER, HEADS, SCRIPTS, Method, Plan, Sweep, parser_named, parser_of
 from imagenet_inat.datasets import imbalances, row
-from imagenet_inat.whereabouts import resolve_imbalance, resolve_largest
+from imagenet_inat.paths import resolve_imbalance, resolve_largest
 from utils.errors import InputError, first_line
 from utils.parser import Parser
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from examples.results.trials import Trial, ended
 from utils import errors
 from utils.distributed import say
-from utils.run.folder import holder
+from utils.run.folder import lock_owner
 
 PR_SET_PDEATHSIG = 1
 
@@ -77,7 +77,7 @@ def wait_for_others(trials: list[Trial], seconds: float = 60) -> None:
     """
     for trial in trials:
         ends, said = time.monotonic() + seconds, False
-        while who := holder(trial.run_dir) or holder(trial.run_dir / "heads"):
+        while who := lock_owner(trial.run_dir) or lock_owner(trial.run_dir / "heads"):
             if not said:
                 say(f"{trial.run_dir}: waiting for {who} to finish writing")
                 said = True

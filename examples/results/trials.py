@@ -14,7 +14,7 @@ from moco.heads import flags as heads
 from utils import errors
 from utils.report.runs import read_stage
 from utils.run import checkpoint
-from utils.run.arguments import BEFORE, FREE, changed
+from utils.run.arguments import FREE, LEGACY_DEFAULTS, changed
 
 
 class Trial(NamedTuple):
@@ -127,8 +127,8 @@ def ended(command: list[str]) -> bool:
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
-    of_stage = heads.BEFORE if "pretrained" in stage.args else methods.BEFORE
-    its = BEFORE | of_stage | options.before(asked) | stage.args  # older runs lack newer arguments
+    of_stage = heads.LEGACY_DEFAULTS if "pretrained" in stage.args else methods.LEGACY_DEFAULTS
+    its = LEGACY_DEFAULTS | of_stage | options.before(asked) | stage.args  # older runs lack newer arguments
     if found := changed(its, vars(asked), FREE - {"seed"}):
         listed = ", ".join(f"{name} {change}" for name, change in found.items())
         raise errors.InputError(
@@ -146,7 +146,7 @@ def _epochs_done(path: Path) -> int:
 
 def resolved(script: str, asked: Namespace) -> Namespace:
     """Return the arguments as a run stores them, with all defaults resolved."""
-    options.fill_in(asked)
+    options.resolve_defaults(asked)
     if script == SCRIPTS["contrast"]:
         methods.method_of(asked).check()
     if script == HEADS:

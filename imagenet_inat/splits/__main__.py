@@ -7,7 +7,7 @@ python -m imagenet_inat.splits make cifar10 --imbalance 100
 python -m imagenet_inat.splits make inat --json train2018.json val2018.json
 """
 
-import utils.quiet_start  # noqa: F401, imported before the modules that take seconds to load
+import utils.startup  # noqa: F401, imported before the modules that take seconds to load
 
 # isort: split
 

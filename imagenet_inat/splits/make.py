@@ -12,7 +12,7 @@ from imagenet_inat.lists.format import count_classes, read_split, split_text
 from imagenet_inat.lists.known import write_lists
 from imagenet_inat.lists.profiles import EPSILON, class_sizes, cut, shares
 from utils.errors import InputError
-from utils.untrusted import parse_json
+from utils.safe_load import parse_json
 
 
 class Plan(NamedTuple):

@@ -13,7 +13,7 @@ Write a program that maps images to features and, for a stage-2 checkpoint, to l
 Load it with onnxruntime.InferenceSession(FILE), or torch.export.load(FILE).module().
 """
 
-import utils.quiet_start  # noqa: F401, before imports that take seconds
+import utils.startup  # noqa: F401, before imports that take seconds
 
 # isort: split
 

@@ -16,8 +16,8 @@ from utils.distributed import say
 from utils.errors import InputError
 from utils.measure.kept_features import Features
 from utils.measure.results import made_with
+from utils.run.compute import ComputeConfig
 from utils.run.evaluation import validate
-from utils.run.speed import Speed
 
 SMOOTH = 5000  # validation images above which accuracy, as a function of the penalty, has a single maximum
 BLOCK = 8192  # images per batch
@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
     problem: Problem
     splits: dict[str, Split]
-    speed: Speed
+    compute: ComputeConfig
     chosen_on: str
 
     @property
@@ -59,7 +59,7 @@ class Task(NamedTuple):
 
     def measure(self, split: str, classifier: nn.Module, title: str) -> dict:
         """Evaluate a classifier on a split; returns the result of `validate`. title: the head's, for messages."""
-        return validate(self.splits[split], classifier, self.speed, self.counts, where=f"{title}, {split}")
+        return validate(self.splits[split], classifier, self.compute, self.counts, where=f"{title}, {split}")
 
 
 class Chosen(NamedTuple):
@@ -99,7 +99,7 @@ def choose(name: str, sampling: str, adjustment: str, task: Task) -> Chosen:
                 what = ", ".join(f"{k} {v:g}" for k, v in candidate.values.items() if k not in AFTERWARDS) or "defaults"
                 failed += [what] if what not in failed else []
                 continue
-            classifier = without_absent(candidate.classifier.to(task.speed.device), task.problem.counts)
+            classifier = without_absent(candidate.classifier.to(task.compute.device), task.problem.counts)
             found = task.measure("val", classifier, title)
             key = found["balanced"], 0.0 if name in UNCALIBRATED else -found["loss"]
             if best is None or key > best.key:

@@ -6,8 +6,8 @@ from utils.errors import InputError
 from utils.parser import Cases, Group, natural
 
 # Values for checkpoints that were written before these flags existed.
-BEFORE = {"sampling": "class-balanced", "logit_adjustment": "off", "feature_views": 0, "head": "linear"}
-BEFORE |= {"finetune": False, "compare_heads": False}
+LEGACY_DEFAULTS = {"sampling": "class-balanced", "logit_adjustment": "off", "feature_views": 0, "head": "linear"}
+LEGACY_DEFAULTS |= {"finetune": False, "compare_heads": False}
 CHOSEN_BY_COMPARISON = ("head", "sampling", "logit_adjustment", "finetune")
 OF_TRAINING = (
     *("epochs", "start_epoch", "lr", "schedule", "cos", "lr_end", "warmup_epochs", "warmup_from", "momentum"),
@@ -73,14 +73,14 @@ def is_fitted(args) -> bool:
     return args.compare_heads or HEADS[args.head].fit is not None
 
 
-def idle(args) -> Cases:
+def ignored_flags(args) -> Cases:
     """Return the flags that other flags make irrelevant."""
     if args.evaluate or not is_fitted(args):
         return []
     return [("with --compare-heads" if args.compare_heads else f"with --head {args.head}", OF_TRAINING)]
 
 
-def foreign(args) -> Cases:
+def unsupported_flags(args) -> Cases:
     """Return the flags that other flags do not allow."""
     cases = [("with --evaluate", ("dry_run",))] if args.evaluate else []
     if args.compare_heads:

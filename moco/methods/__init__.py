@@ -15,10 +15,10 @@ from utils.run import checkpoint
 from utils.run.state import RunState
 
 # Values of the methods' arguments for old checkpoints, which do not contain these arguments.
-BEFORE = {"contrast": "queue", "kcl_epochs": None, "init_from": None, "sampling": "instance"} | dict.fromkeys(
+LEGACY_DEFAULTS = {"contrast": "queue", "kcl_epochs": None, "init_from": None, "sampling": "instance"} | dict.fromkeys(
     ("only_t", "unbiased", "sync_bn", "keep_last", "grad_checkpointing"), False
 )
-BEFORE |= {"accum_steps": 1, "lr_backbone": 1.0, "freeze": []}
+LEGACY_DEFAULTS |= {"accum_steps": 1, "lr_backbone": 1.0, "freeze": []}
 
 METHODS: dict[str, type[Method]] = {
     "queue": Queue,
@@ -41,12 +41,12 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
         add(model, loss)
 
 
-def idle(args) -> Cases:
+def ignored_flags(args) -> Cases:
     """Return the flags that are ignored because of other flags."""
-    return METHODS[args.contrast].idle(args)
+    return METHODS[args.contrast].ignored_flags(args)
 
 
-def foreign(args) -> Cases:
+def unsupported_flags(args) -> Cases:
     """Return the flags of other methods that the selected method does not support."""
     own = _flags(METHODS[args.contrast])
     others = set().union(*(_flags(method) for method in METHODS.values())) - own
@@ -86,7 +86,7 @@ def trained(path: Path, device: torch.device) -> Method:
         InputError: If the file does not exist or is not a valid stage-1 checkpoint.
     """
     state = RunState.from_dict(checkpoint.load(path, needs=("state_dict", "epoch", "args")), path)
-    args = BEFORE | state.args | {"targets": None}  # the checkpoint contains its targets
+    args = LEGACY_DEFAULTS | state.args | {"targets": None}  # the checkpoint contains its targets
     if "loss" not in args or args["contrast"] not in list(METHODS):
         found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
         raise InputError(

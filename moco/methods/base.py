@@ -32,7 +32,7 @@ class Method:
         self.args = args
 
     @classmethod
-    def idle(cls, args) -> Cases:
+    def ignored_flags(cls, args) -> Cases:
         """Return the flags that are ignored because of other flags."""
         return []
 

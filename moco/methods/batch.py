@@ -20,12 +20,12 @@ class Batch(Contrast):
     arguments = (*Contrast.arguments, add_batch_arguments)
 
     @classmethod
-    def idle(cls, args) -> Cases:
+    def ignored_flags(cls, args) -> Cases:
         if not args.targeted:
-            return [*super().idle(args), ("without --targeted", ("only_t",))]
+            return [*super().ignored_flags(args), ("without --targeted", ("only_t",))]
         if args.loss_form == "release":
-            return [*super().idle(args), ("with --loss-form release, where --tr is the weight", ("tw",))]
-        return [*super().idle(args), ("with --loss-form paper, where --tw is the weight", ("tr", "only_t"))]
+            return [*super().ignored_flags(args), ("with --loss-form release, where --tr is the weight", ("tw",))]
+        return [*super().ignored_flags(args), ("with --loss-form paper, where --tw is the weight", ("tr", "only_t"))]
 
     def check(self) -> None:
         super().check()

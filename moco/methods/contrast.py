@@ -9,8 +9,8 @@ from moco.encoders import get_encoder, has_batch_norm
 from moco.encoders.frozen import freeze_parts
 from moco.encoders.memory import recompute_blocks
 from moco.methods.base import Method
+from moco.methods.collapse import CollapseDetector
 from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
-from moco.methods.one_point import OnePoint
 from moco.methods.target_state import check_entries
 from moco.pretrained import check_start, start_from
 from moco.targeted import Targeted
@@ -35,10 +35,10 @@ class Contrast(Method):
 
     def __init__(self, args):
         super().__init__(args)
-        self.one_point = OnePoint()
+        self.collapse = CollapseDetector()
 
     @classmethod
-    def idle(cls, args) -> Cases:
+    def ignored_flags(cls, args) -> Cases:
         cases = [] if args.targeted else [("without --targeted", TARGET_FLAGS)]
         return [*cases, *([("with --loss MoCo", ("K",))] if args.loss == "MoCo" else [])]
 
@@ -130,11 +130,11 @@ class Contrast(Method):
             self.before = self._assignment()  # the assignment of the previous epoch
 
     def shown(self, output) -> dict[str, Tensor]:
-        self.one_point.step(output.q)
+        self.collapse.step(output.q)
         return {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
 
     def facts(self) -> tuple[dict[str, float | None], str]:
-        self.one_point.end_epoch()
+        self.collapse.end_epoch()
         found = target_facts(self.model.class_centroid, self._targets(), self._assignment(), self.before)
         return found, describe_facts(found)
 

@@ -207,6 +207,6 @@ def test_two_processes_may_write_the_digits_at_once(tmp_path):
 
 def test_an_imbalance_beside_lists_that_are_named_is_said_to_do_nothing(capsys):
     args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
-    options.fill_in(args)
+    options.resolve_defaults(args)
     line_with(capsys.readouterr().out, "note", "--imbalance")
     assert options.command_line("main_lincls_imba.py", args).endswith("--splits LISTS")

@@ -16,9 +16,9 @@ from imagenet_inat import options
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import made_folders
+from imagenet_inat.paths import find_lists, resolve_imbalance, resolve_largest
 from imagenet_inat.sets import fashion, idx
 from imagenet_inat.splits import __main__ as splits
-from imagenet_inat.whereabouts import find_lists, resolve_imbalance, resolve_largest
 from tests.idx_files import write_idx, write_parts
 from tests.refusals import refusal
 from tests.verifying import known_lists, marked, wrong_lines
@@ -231,11 +231,11 @@ def test_the_next_command_is_of_the_same_images(tmp_path):
     write_parts(tmp_path, 140, 1)
     flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10"
     args = stage1.get_args_parser().parse_args(flags.split())
-    options.fill_in(args)
+    options.resolve_defaults(args)
     assert (args.arch, args.image_size, args.views, args.largest) == ("lenet", 28, "grey", 30)
     assert options.before(args)["largest"] is None
     typed = options.command_line("main_lincls_imba.py", args).split()
     again = stage1.get_args_parser().parse_args(typed[2:])
-    options.fill_in(again)
+    options.resolve_defaults(again)
     assert options.data_of(again).lists == options.data_of(args).lists
     assert options.data_of(args).open("train").class_counts.tolist() == SIZES

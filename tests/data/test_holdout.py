@@ -46,7 +46,7 @@ def opened(words: list[str], split: str):
     flags.add_data_arguments(parser)
     parser.add_argument("-a", "--arch")
     args, _ = parser.parse_known_args(words)
-    options.fill_in(args)
+    options.resolve_defaults(args)
     return options.data_of(args).open(split)
 
 

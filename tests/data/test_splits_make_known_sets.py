@@ -13,9 +13,9 @@ from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.profiles import class_sizes
+from imagenet_inat.paths import find_lists
 from imagenet_inat.splits import __main__ as splits
 from imagenet_inat.splits import torchvision_sets
-from imagenet_inat.whereabouts import find_lists
 from tests.refusals import refusal
 from tests.verifying import known_lists, run, wrong_lines
 

@@ -24,7 +24,7 @@ def test_the_features_are_the_pixels(run_dir):
     """Grey: one channel of three; 0 to 1."""
     flags = f"--dataset digits --image-size 8 --imbalance 10 --data-root {run_dir.parent}/data"
     args = pixels.get_args_parser().parse_args(flags.split())
-    options.fill_in(args)
+    options.resolve_defaults(args)
     found = pixels.pixels_of(options.data_of(args), "test")
     images = {tuple(image.ravel()) for image in load_digits().images}
     assert found.features.shape == (400, 64)

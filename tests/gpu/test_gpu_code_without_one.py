@@ -8,11 +8,11 @@ import torch
 
 import main_moco_supcon_imba as stage1
 from tests.refusals import exit_message, line_with, refusal
-from utils import devices, distributed, meeting
+from utils import devices, distributed, rendezvous
 from utils.errors import run
 from utils.optimizers import sgd
 from utils.run import launch
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 GPU = torch.device("cuda", 0)
 
@@ -24,10 +24,10 @@ def test_the_optimiser_is_not_fused():
 
 def test_float16_with_an_overflow_in_its_first_step_goes_on():
     weight = torch.nn.Parameter(torch.ones(4))
-    speed, optimizer = Speed(torch.device("cpu"), amp="fp16"), sgd([weight], 0.1, 0.9, 0.0)
-    speed.step((weight * torch.finfo(torch.float32).max).sum(), optimizer)
+    compute, optimizer = ComputeConfig(torch.device("cpu"), amp="fp16"), sgd([weight], 0.1, 0.9, 0.0)
+    compute.step((weight * torch.finfo(torch.float32).max).sum(), optimizer)
     for _ in range(3):
-        speed.step(weight.sum(), optimizer)
+        compute.step(weight.sum(), optimizer)
     assert torch.allclose(weight, 1 - 0.1 * torch.tensor(1 + 1.9 + 2.71))
 
 
@@ -78,9 +78,9 @@ def test_processes_that_share_a_gpu_are_refused_when_they_have_met(others, share
     monkeypatch.setattr(distributed, "from_all_ranks", lambda mine: [mine, others])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
     if not shared:
-        meeting.check_one_gpu_each(GPU)
+        rendezvous.check_one_gpu_each(GPU)
         return
-    refusal(lambda: meeting.check_one_gpu_each(GPU), "processes 0, 1", "GPU", "CUDA_VISIBLE_DEVICES")
+    refusal(lambda: rendezvous.check_one_gpu_each(GPU), "processes 0, 1", "GPU", "CUDA_VISIBLE_DEVICES")
 
 
 def settings() -> tuple:
@@ -100,7 +100,7 @@ def settings() -> tuple:
 def test_arithmetic_is_that_of_the_flags_and_ends_with_the_run(tf32, deterministic, expected, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     before = settings()
-    with pytest.raises(KeyError), Speed(GPU, tf32=tf32, deterministic=deterministic).arithmetic():
+    with pytest.raises(KeyError), ComputeConfig(GPU, tf32=tf32, deterministic=deterministic).arithmetic():
         assert settings() == expected
         raise KeyError
     assert settings() == before
@@ -108,7 +108,7 @@ def test_arithmetic_is_that_of_the_flags_and_ends_with_the_run(tf32, determinist
 
 def test_on_the_cpu_nothing_changes_and_a_note_reports_it(capsys):
     before = settings()
-    with Speed(torch.device("cpu"), tf32=True, deterministic=True).arithmetic():
+    with ComputeConfig(torch.device("cpu"), tf32=True, deterministic=True).arithmetic():
         assert settings() == before
     notes = capsys.readouterr().out
     assert notes.splitlines() == [line_with(notes, flag, "cpu") for flag in ("--tf32", "--deterministic")]
@@ -116,9 +116,9 @@ def test_on_the_cpu_nothing_changes_and_a_note_reports_it(capsys):
 
 def test_cublas_is_told_before_its_first_product(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    Speed(torch.device("cpu"))
+    ComputeConfig(torch.device("cpu"))
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    Speed(torch.device("cpu"), deterministic=True)
+    ComputeConfig(torch.device("cpu"), deterministic=True)
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
 
 

@@ -10,7 +10,7 @@ from tests.gpu.test_gpu_steps import CUDA
 from tests.heads.test_choice import COUNTS, FITTED, clouds, task
 from tests.measure.test_online_probe import Encoder
 from utils.measure.online_probe import OnlineProbe
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 pytestmark = NEEDS_CUDA
 
@@ -20,7 +20,7 @@ def test_a_head_is_the_cpus(name, sampling, adjustment):
     train = clouds(COUNTS, 1)
     problem = Problem(train.features.double().to(CUDA), train.labels.to(CUDA), torch.tensor(COUNTS))
     splits = {split: Split(clouds([20] * 4, seed), CUDA) for split, seed in (("val", 2), ("test", 3))}
-    ours = choose(name, sampling, adjustment, Task(problem, splits, Speed(CUDA), "val"))
+    ours = choose(name, sampling, adjustment, Task(problem, splits, ComputeConfig(CUDA), "val"))
     theirs = choose(name, sampling, adjustment, task())
     assert ours.entry["values"] == theirs.entry["values"]
     for key, value in theirs.classifier.state_dict().items():

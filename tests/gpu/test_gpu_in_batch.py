@@ -12,7 +12,7 @@ from tests.gpu.test_gpu_steps import CUDA, TOLERANCES, check_that_the_host_does_
 from tests.in_batch.test_in_batch_runs import FORMS, steps, two_ranks
 from tests.processes import free_port, spawn
 from tests.tiny import unit
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 pytestmark = NEEDS_CUDA
 
@@ -59,8 +59,8 @@ def test_sync_bn_gives_the_statistics_of_the_whole_batch(tmp_path):
 
 
 def test_half_precision_leaves_the_loss_in_float32():
-    model, speed = resnet("paper").to(CUDA), Speed(CUDA, amp="fp16")
+    model, compute = resnet("paper").to(CUDA), ComputeConfig(CUDA, amp="fp16")
     before = copy.deepcopy(model.class_centroid)
-    with speed.autocast():
+    with compute.autocast():
         out = model(*images())
     assert out.loss.dtype == torch.float32 and out.loss.isfinite() and not torch.equal(before, model.class_centroid)

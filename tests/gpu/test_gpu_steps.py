@@ -14,7 +14,7 @@ from tests import oracle
 from tests.cuda import NEEDS_CUDA
 from tests.tiny import tiny_batch, tiny_model, unit
 from utils.optimizers import sgd
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 pytestmark = NEEDS_CUDA
 CUDA = torch.device("cuda")
@@ -77,15 +77,15 @@ def test_a_step_with_convolutions_and_batch_norm_is_the_cpus(method):
 def test_a_first_step_that_overflows_leaves_nothing_behind():
     """--amp fp16: the step is skipped, and so are the momentum buffers, which it has not filled."""
     model = resnet().to(CUDA)
-    speed, optimizer = Speed(CUDA, amp="fp16"), sgd(model.parameters(), *RECIPE)
+    compute, optimizer = ComputeConfig(CUDA, amp="fp16"), sgd(model.parameters(), *RECIPE)
     before = [weight.clone() for weight in model.encoder_q.parameters()]
 
     def step(factor: float) -> None:
-        with speed.autocast():
+        with compute.autocast():
             out = model(*images())
-        speed.step(factor * out.loss, optimizer)
+        compute.step(factor * out.loss, optimizer)
 
-    with speed.arithmetic():
+    with compute.arithmetic():
         step(1e30)
         assert all(map(torch.equal, before, model.encoder_q.parameters()))
         for _ in range(10):  # the scale may have to come down a little more
@@ -126,11 +126,11 @@ def check_that_the_host_does_not_wait(model, monkeypatch) -> None:
     for name in ("start", "result"):
         monkeypatch.setattr(Assignment, name, may_wait(getattr(Assignment, name)))
     model, batch = model.to(CUDA), images()
-    speed, optimizer = Speed(CUDA), sgd(model.parameters(), *RECIPE)
-    with speed.arithmetic():
+    compute, optimizer = ComputeConfig(CUDA), sgd(model.parameters(), *RECIPE)
+    with compute.arithmetic():
         for mode in ("default", "default", "error", "error"):
             with synchronisation(mode):
-                speed.step(model(*batch).loss, optimizer)
+                compute.step(model(*batch).loss, optimizer)
     torch.cuda.synchronize()
 
 
@@ -145,7 +145,7 @@ def test_tf32_does_not_reach_the_centroids():
     model = tiny_model(**options).float().to(CUDA)
     im_q, im_k, labels = (tensor.to(CUDA) for tensor in tiny_batch(256, 64))
     before = model.class_centroid.clone()
-    with Speed(CUDA, tf32=True).arithmetic():
+    with ComputeConfig(CUDA, tf32=True).arithmetic():
         q = model(im_q.float(), im_k.float(), labels).q.detach()
     expected = oracle.centroids(before.cpu().double(), q.cpu().double(), labels.tolist())
     torch.testing.assert_close(model.class_centroid.cpu().double(), expected, rtol=0, atol=1e-6)

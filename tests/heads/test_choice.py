@@ -15,7 +15,7 @@ from moco.heads.fitted import TAUS, Candidate, Problem, Way
 from moco.heads.flags import ways
 from tests.refusals import line_with, refusal
 from utils.measure.kept_features import Features
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 C, D = 4, 6
 COUNTS = [60, 20, 6, 3]
@@ -34,7 +34,7 @@ def task(counts=tuple(COUNTS), **of_problem) -> Task:
     train = clouds(list(counts), 1)
     problem = Problem(train.features.double(), train.labels, torch.tensor(counts), **of_problem)
     splits = {split: Split(clouds([20] * len(counts), seed), CPU) for split, seed in (("val", 2), ("test", 3))}
-    return Task(problem, splits, Speed(CPU), "val")
+    return Task(problem, splits, ComputeConfig(CPU), "val")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_choice_is_over_classes_not_images(monkeypatch):
     monkeypatch.setitem(HEADS, "toy", Head("", fit=fit))
     splits = dict.fromkeys(("val", "test"), Split(Features(features, labels), CPU))
     problem = Problem(features, labels, torch.tensor([90, 10]))
-    chosen = choose("toy", "instance", "off", Task(problem, splits, Speed(CPU), "val"))
+    chosen = choose("toy", "instance", "off", Task(problem, splits, ComputeConfig(CPU), "val"))
     assert chosen.entry["values"] == {"x": 1} and chosen.entry["val_balanced"] == pytest.approx((200 / 3 + 100) / 2)
 
 

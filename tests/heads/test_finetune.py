@@ -64,7 +64,7 @@ def test_the_folders_of_what_differs_differ(words, tsc_run):
     names = set()
     for more in ([], ["--finetune"], ["--head", "ldam"], ["--head", "ldam", "--finetune"]):
         args = stage2.get_args_parser().parse_args([*words, *more])
-        stage2.options.fill_in(args)
+        stage2.options.resolve_defaults(args)
         stage2.settle(args, 1)
         names.add(stage2.run_name(args))
     assert len(names) == 4

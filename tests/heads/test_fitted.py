@@ -13,7 +13,7 @@ from moco.heads.classifiers import linear_classifier
 from moco.heads.fitted import SHIFTS, Candidate, Problem, Way
 from tests.heads.test_choice import COUNTS, CPU, C, D, task
 from utils.measure.kept_features import Features
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 
 @pytest.mark.parametrize("head", [fitted.logistic, fitted.cosine])
@@ -57,5 +57,5 @@ def test_validation_chooses_and_test_has_no_say(monkeypatch):
         name: Split(Features(torch.ones(6, 1), torch.full((6,), c)), CPU) for c, name in enumerate(("val", "test"))
     }
     problem = Problem(torch.ones(2, 1), torch.arange(2), torch.tensor([1, 1]))
-    entry = choose("toy", "instance", "off", Task(problem, splits, Speed(CPU), "val")).entry
+    entry = choose("toy", "instance", "off", Task(problem, splits, ComputeConfig(CPU), "val")).entry
     assert entry["values"] == {"answer": 0} and (entry["val_acc1"], entry["acc1"]) == (100, 0)

@@ -70,7 +70,7 @@ def main() -> None:
     (args.folder / me).touch()
     while not (args.folder / str(1 - int(me))).exists():
         time.sleep(0.05)
-    launch.launch(work, arguments.Frozen(args))
+    launch.launch(work, arguments.FrozenArgs(args))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import torch.distributed as dist
 
 from tests.processes import Program, free_port
 from tests.refusals import line_with
-from utils import meeting
-from utils.meeting import interfaces
+from utils import rendezvous
+from utils.rendezvous import interfaces
 
 
 def start(
@@ -85,14 +85,14 @@ def test_those_started_again_never_meet_what_killed_ones_have_left(first):
     store, patience = dist.HashStore(), timedelta(seconds=60)
     for restart in range(3):
         with ThreadPoolExecutor() as pool:
-            early = pool.submit(meeting.fresh_part, store, first, 2, patience)
+            early = pool.submit(rendezvous.fresh_part, store, first, 2, patience)
             with suppress(TimeoutError):
                 early.result(timeout=0.2)
-            late = pool.submit(meeting.fresh_part, store, 1 - first, 2, patience)
+            late = pool.submit(rendezvous.fresh_part, store, 1 - first, 2, patience)
             early.result().set("written", str(restart))
             assert late.result().get("written").decode() == str(restart)
     with pytest.raises(RuntimeError, match=r"2 .*0\.3"):
-        meeting.fresh_part(store, first, 2, timedelta(seconds=0.3))
+        rendezvous.fresh_part(store, first, 2, timedelta(seconds=0.3))
 
 
 def test_machines_that_differ_are_refused_in_one_line_on_each(tmp_path):

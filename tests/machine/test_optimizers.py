@@ -9,7 +9,7 @@ from torch import nn
 import main_moco_supcon_imba as stage1
 from tests.stopping import assert_stops_change_nothing
 from utils.optimizers import OPTIMIZERS, TRUST, Lars, optimizer_of
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 TSC = ["--epochs", "2", "--targeted", "--sep_t"]  # an epoch of KCL and one of TSC, 5 steps each
 
@@ -57,11 +57,11 @@ def test_adamw_is_torchs():
 @pytest.mark.parametrize("amp", ["off", "fp16"])
 def test_gradients_are_cut_together_and_only_where_they_are_longer(amp):
     """(3, 4) over two weights, to 1; where a loss is scaled, behind the scale."""
-    speed = Speed(torch.device("cpu"), amp=amp)
+    compute = ComputeConfig(torch.device("cpu"), amp=amp)
     for clip, expected in ((1.0, (0.6, 0.8)), (9.0, (3.0, 4.0)), (None, (3.0, 4.0))):
         weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
         optimizer = optimizer_of(asked("sgd", clip, momentum=0.0), iter(weights))
-        speed.step((3 * weights[0] + 4 * weights[1]).sum(), optimizer)
+        compute.step((3 * weights[0] + 4 * weights[1]).sum(), optimizer)
         assert [weight.item() for weight in weights] == pytest.approx([-0.1 * of for of in expected], rel=1e-4)
 
 

@@ -30,7 +30,7 @@ def test_the_batch_of_evaluation_changes_no_result(size, tsc_run, probe_run, pro
 @pytest.mark.parametrize(("flag", "expected"), [("-b 64", 256), ("-b 512", 512), ("-b 64 --eval-batch-size 32", 32)])
 def test_evaluation_takes_256_images_or_the_batch_of_training(flag, expected, probe_flags):
     args = stage2.get_args_parser().parse_args([*probe_flags, *flag.split()])
-    options.fill_in(args)
+    options.resolve_defaults(args)
     loaders = open_evaluation(options.data_of(args), args.batch_size, args.eval_batch_size, Place(CPU, 0))
     assert {loader.loader.batch_size for loader in loaders.values()} == {expected}
 

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 import main_moco_supcon_imba as stage1
 from moco.builder import KCL
-from moco.methods.one_point import OnePoint
+from moco.methods.collapse import CollapseDetector
 from moco.targets.generation import generate
 from tests.refusals import line_with
 from tests.tiny import IMAGE, TinyEncoder
@@ -69,7 +69,7 @@ def near(spread: float, number: int = 64) -> torch.Tensor:
     ],
 )
 def test_two_epochs_in_a_row_that_end_in_one_point_are_reported_once(epochs, times, capsys):
-    watch = OnePoint()
+    watch = CollapseDetector()
     for q in epochs:
         watch.step(q)
         watch.end_epoch()

@@ -14,7 +14,7 @@ from examples.results.trials import Trial
 from tests.processes import Program
 from tests.refusals import assert_names, refusal
 from tests.results import played
-from utils.run.folder import hold
+from utils.run.folder import lock_run_dir
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def play(tmp_path):
 def test_a_signal_ends_the_runs_too(number, code, play, tmp_path):
     """While the study runs, its folder is locked: a second one is refused."""
     study = play("started")
-    refusal(hold(tmp_path).__enter__, tmp_path, f"process {study.pid}")
+    refusal(lock_run_dir(tmp_path).__enter__, tmp_path, f"process {study.pid}")
     other = [Trial(tmp_path, ())]
     refusal(lambda: wait_for_others(other, seconds=0.5), tmp_path, f"process {study.pid}")
     study.send_signal(number)

@@ -26,7 +26,7 @@ from tests.stopping import (
 )
 from utils.errors import Stopped
 from utils.run import checkpoint
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
 
 TSC = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2"]  # the arguments of `tsc_run`
 
@@ -95,15 +95,15 @@ def test_stage_2_stops_within_validation_and_measures_again(tsc_run, probe_run, 
     monkeypatch.setattr(loaders, "EVAL_BATCH", BATCH)
     words = ["--pretrained", str(tsc_run / "last.pth.tar"), "--epochs", "2", "--resume", "auto"]
     probe = [*probe_flags, *words, "--run-dir", str(tmp_path / "p")]
-    calls, stop_if_asked = iter(range(1, 1000)), Keeper.stop_if_asked
+    calls, stop_if_asked = iter(range(1, 1000)), Checkpointer.stop_if_asked
 
-    def signalled(keeper):
-        if keeper.state.step == STEPS and next(calls) == 2:  # call 1 is the one after the last step
+    def signalled(checkpointer):
+        if checkpointer.state.step == STEPS and next(calls) == 2:  # call 1 is the one after the last step
             signal.raise_signal(signal.SIGTERM)
-        stop_if_asked(keeper)
+        stop_if_asked(checkpointer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "stop_if_asked", signalled)
+        patch.setattr(Checkpointer, "stop_if_asked", signalled)
         with pytest.raises(Stopped, match=rf"SIGTERM\D+0\D+{STEPS}\b"):
             stage2.main(probe)
     state = checkpoint.load(tmp_path / "p" / "last.pth.tar")

@@ -15,22 +15,22 @@ from tests.refusals import exit_message, line_with, refusal
 from tests.stopping import FOUR_EPOCHS, assert_same_end, log_of
 from utils.errors import run as run_main
 from utils.run import checkpoint
-from utils.run.folder import LOCK, candidates, check_resume, hold
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
+from utils.run.folder import LOCK, check_resume, lock_run_dir, resumable_checkpoints
 
 
 def test_save_steps_writes_within_the_epoch(flags, whole, tmp_path, monkeypatch):
     """A run that dies without a word goes on from the last saved step."""
     run = [*flags, *FOUR_EPOCHS, "--save-steps", "2", "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
-    count, after_step = iter(range(1, 1000)), Keeper.after_step
+    count, after_step = iter(range(1, 1000)), Checkpointer.after_step
 
-    def dying(keeper):
-        after_step(keeper)
+    def dying(checkpointer):
+        after_step(checkpointer)
         if next(count) == 8:
             raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "after_step", dying)
+        patch.setattr(Checkpointer, "after_step", dying)
         with pytest.raises(MemoryError):
             stage1.main(run)
     state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
@@ -98,7 +98,7 @@ def test_a_kept_checkpoint_takes_the_place_of_last_and_previous(damage, flags, w
 def test_when_no_checkpoint_can_be_read_nothing_is_touched(flags, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    for path in candidates(run):
+    for path in resumable_checkpoints(run):
         path.write_bytes(b"?")
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     words = [*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"]
@@ -127,7 +127,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(
 
 
 def hold_for_a_minute(run) -> None:
-    with hold(run):
+    with lock_run_dir(run):
         time.sleep(60)
 
 
@@ -149,7 +149,7 @@ def test_two_runs_do_not_share_a_folder(flags, tmp_path):
 
 def test_drafts_that_a_kill_left_are_removed(tmp_path):
     (tmp_path / ".last.pth.tar.draft-abc").write_bytes(b"half")
-    with hold(tmp_path):
+    with lock_run_dir(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
@@ -167,14 +167,14 @@ def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch):
     """The last step's loss is still finite, what it leaves is not: the checkpoint before stays."""
-    end_epoch = Keeper.end_epoch
+    end_epoch = Checkpointer.end_epoch
 
-    def spoiled(keeper, **entries):
-        if keeper.state.epoch == 1:
-            keeper.model.queue[0, 0] = float("nan")
-        end_epoch(keeper, **entries)
+    def spoiled(checkpointer, **entries):
+        if checkpointer.state.epoch == 1:
+            checkpointer.model.queue[0, 0] = float("nan")
+        end_epoch(checkpointer, **entries)
 
-    monkeypatch.setattr(Keeper, "end_epoch", spoiled)
+    monkeypatch.setattr(Checkpointer, "end_epoch", spoiled)
     words = [*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "Epoch: [2/2]", "KCL")
     assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1

@@ -33,7 +33,7 @@ from pathlib import Path
 from tools.soak import base, inputs, kills, places, summary
 from tools.soak.processes import Running, error_log, fork
 from utils import errors
-from utils.run.folder import hold
+from utils.run.folder import lock_run_dir
 
 AREAS = {"kills": (kills.case, 4), "inputs": (inputs.case, 4), "places": (places.case, 1)}  # and shares of the time
 WRITE_EVERY = 20.0  # seconds between summaries
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     areas = [] if args.areas == list(AREAS) else ["--areas", *args.areas]
     args.command = " ".join(["python -m tools.soak", *areas])  # where it was put, and for how long, changes no case
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with hold(args.folder), tempfile.TemporaryDirectory(prefix="soak_") as temporary:
+    with lock_run_dir(args.folder), tempfile.TemporaryDirectory(prefix="soak_") as temporary:
         Path(temporary).chmod(0o755)  # some cases are not of root
         start = base.make(Path(temporary))
         if args.case:

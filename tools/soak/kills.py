@@ -17,7 +17,7 @@ import main_moco_supcon_imba as stage1
 from tools.soak.base import Base
 from tools.soak.processes import HANG, Running, begin, error_log, watch_operations
 from utils.run import checkpoint, evaluation
-from utils.run.folder import candidates
+from utils.run.folder import resumable_checkpoints
 
 QUEUE = "-b 16 --epochs 4 --lr 0.1 --moco-dim 16 --moco-k 32"
 BATCH = "-b 16 --epochs 4 --lr 0.1 --moco-dim 16 --contrast batch"
@@ -188,9 +188,9 @@ def differs(run: Path, whole: Path, processes: int = 1) -> str | None:
     """
     if left := list(run.glob(checkpoint.DRAFTS)):
         return f"left {left[0].name}"
-    if {path.name for path in candidates(run)} != {path.name for path in candidates(whole)}:
-        return f"has {[path.name for path in candidates(run)]}"
-    kept = [path.name for path in candidates(whole) if path.name != checkpoint.PREVIOUS]
+    if {path.name for path in resumable_checkpoints(run)} != {path.name for path in resumable_checkpoints(whole)}:
+        return f"has {[path.name for path in resumable_checkpoints(run)]}"
+    kept = [path.name for path in resumable_checkpoints(whole) if path.name != checkpoint.PREVIOUS]
     best = [evaluation.BEST] if (whole / evaluation.BEST).exists() else []
     for name in kept + best:
         a, b = (checkpoint.load(folder / name)["state_dict"] for folder in (run, whole))

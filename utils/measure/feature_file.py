@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError, first_line
 from utils.files import write_whole
-from utils.untrusted import swollen
+from utils.safe_load import swollen
 
 NAME = "features.npz"
 # Entry -> axes (n validation images, D dimensions, C classes) and dtype.

@@ -5,7 +5,7 @@ from itertools import product
 from utils.distributed import say
 from utils.errors import brief
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
-from utils.untrusted import is_count, is_number
+from utils.safe_load import is_count, is_number
 
 SHOTS = ("many", "medium", "few")
 SHOT_NOTE = f"many: > {MANY_ABOVE} training images of the class, medium: {FEW_BELOW}-{MANY_ABOVE}, few: < {FEW_BELOW}"

@@ -7,7 +7,7 @@ Compare groups of runs that differ only in their seed, and print a Markdown tabl
     python -m utils.report --trials 'runs/kcl_s*' 'runs/tsc_s*'
 """
 
-import utils.quiet_start  # noqa: F401, before the imports that take seconds
+import utils.startup  # noqa: F401, before the imports that take seconds
 
 # isort: split
 

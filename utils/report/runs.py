@@ -7,7 +7,7 @@ from utils.errors import InputError, brief
 from utils.measure.results import CHOICES, what_is_wrong_with_entry
 from utils.run.arguments import FREE
 from utils.run.logger import read_log
-from utils.untrusted import is_count, is_plain, read_json
+from utils.safe_load import is_count, is_plain, read_json
 
 
 class Stage(NamedTuple):

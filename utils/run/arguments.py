@@ -31,7 +31,7 @@ SPELLINGS = {
 
 
 # Values of arguments that old checkpoints do not contain.
-BEFORE = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0, "optimizer": "sgd", "clip_grad": None}
+LEGACY_DEFAULTS = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0, "optimizer": "sgd", "clip_grad": None}
 
 
 def changed(then: dict, now: dict, free: frozenset[str] = FREE) -> dict[str, str]:
@@ -45,7 +45,7 @@ def agreed(args: argparse.Namespace) -> dict:
     return {name: value for name, value in plain_args(args).items() if name not in FREE - AGREED}
 
 
-class Frozen(argparse.Namespace):
+class FrozenArgs(argparse.Namespace):
     """Read-only arguments."""
 
     def __init__(self, args: argparse.Namespace):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, brief
 from utils.files import draft_pattern, write_whole
 from utils.optimizers import FACTOR, SCALARS
-from utils.untrusted import code_in, is_number, overgrown, swollen
+from utils.safe_load import code_in, is_number, overgrown, swollen
 
 PREFIX = "module."
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -14,10 +14,10 @@ from utils.files import json_text, write_text
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.measure.results import CHOICES, RULE, choose, show_accuracies
 from utils.parser import Group, positive_int
-from utils.run.keeper import Keeper
+from utils.run.checkpointer import Checkpointer
+from utils.run.compute import ComputeConfig
 from utils.run.logger import Progress, RunLog, describe, open_log
 from utils.run.loop import Phase, Schedule, epochs, rate_of
-from utils.run.speed import Speed
 from utils.run.state import RunState
 
 BEST = "model_best.pth.tar"
@@ -51,51 +51,51 @@ def has_ended(state: RunState) -> bool:
 
 def train_classifier(
     args,
-    keeper: Keeper,
+    checkpointer: Checkpointer,
     loader,
     splits: dict,
-    speed: Speed,
+    compute: ComputeConfig,
     optimizer: torch.optim.Optimizer,
     step: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
     training: bool = True,
     after_epoch: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Train `keeper.model` from `keeper.state` on, evaluate it every --eval-freq epochs, and return the results.
+    """Train `checkpointer.model` from its state on, evaluate it every --eval-freq epochs, and return the results.
 
     Args:
         loader: the training batches. splits: the loaders of val, and of test if it is a different list.
         step: step(model, images, labels) trains on a batch and returns logits (N, C) and the loss.
         training: whether the model trains in training mode. after_epoch: called between training and evaluation.
     """
-    state, model, counts = keeper.state, keeper.model, loader.dataset.class_counts
+    state, model, counts = checkpointer.state, checkpointer.model, loader.dataset.class_counts
     state.results = results = state.results or {}
     if state.source:
         state.load_optimizer(optimizer)
-    ddp, schedule = distributed.wrap(model, speed.device), Schedule.asked(args)
-    log, progress = open_log(keeper.run_dir, state, loader, ("train", "val", "test"))
+    ddp, schedule = distributed.wrap(model, compute.device), Schedule.from_args(args)
+    log, progress = open_log(checkpointer.run_dir, state, loader, ("train", "val", "test"))
     for epoch in epochs([Phase(None, 0, args.epochs)], state, len(loader)):
-        means = Means(epoch.title, speed.device, state.means if epoch.first_step else None)
+        means = Means(epoch.title, compute.device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
-        keeper.begin_epoch(epoch, optimizer, means)
+        checkpointer.begin_epoch(epoch, optimizer, means)
         ddp.train(training)
         for images, labels in progress.epoch(loader, epoch.title, epoch.first_step):
             epoch.set_rate(optimizer, schedule, state.step)
-            keeper.before_step()
+            checkpointer.before_step()
             add_step(means, labels, *step(ddp, images, labels))
             progress.step(means, len(labels))
-            keeper.after_step()
+            checkpointer.after_step()
         after_epoch()
         distributed.broadcast_buffers(model)
         done = epoch.number + 1
         due = done % args.eval_freq == 0 or done == args.epochs
-        keeper.before_measuring(due)
-        measured = measure(splits, model, speed, counts, keeper.stop_if_asked, f"epoch {done}") if due else {}
+        checkpointer.before_measuring(due)
+        measured = measure(splits, model, compute, counts, checkpointer.stop_if_asked, f"epoch {done}") if due else {}
         also = (BEST,) if choose(results, done, measured) else ()
         log_epoch(log, means, done, rate_of(optimizer), measured, progress)
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
-        keeper.end_epoch(also)  # encoded once; the files contain the whole network, as those of the authors' code
-        loader.report_bad_images(keeper.run_dir)
+        checkpointer.end_epoch(also)  # encoded once; the files contain the whole network, as those of the authors' code
+        loader.report_bad_images(checkpointer.run_dir)
     progress.close()
     return results
 
@@ -106,11 +106,11 @@ def add_step(means: Means, labels: Tensor, logits: Tensor, loss: Tensor) -> None
 
 
 def measure(
-    splits: dict, model: nn.Module, speed: Speed, class_counts: np.ndarray, between: Callable, where: str
+    splits: dict, model: nn.Module, compute: ComputeConfig, class_counts: np.ndarray, between: Callable, where: str
 ) -> dict[str, dict]:
     """Return the values of `validate` for val and for test, which may be the same split."""
     measured = {
-        split: validate(loader, model, speed, class_counts, between, f"{where}, {split}")
+        split: validate(loader, model, compute, class_counts, between, f"{where}, {split}")
         for split, loader in splits.items()
     }
     return measured | {"test": measured.get("test", measured["val"])}
@@ -120,7 +120,7 @@ def measure(
 def validate(
     loader,
     model,
-    speed: Speed,
+    compute: ComputeConfig,
     class_counts: np.ndarray,
     between: Callable = lambda: None,
     where: str = "this split",
@@ -134,10 +134,10 @@ def validate(
         InputError: a logit is not finite; raised on all ranks.
     """
     model.eval()
-    accuracy = ClassAccuracy(len(class_counts), speed.device, where)
-    loss, calibration = torch.zeros((), device=speed.device), Calibration(speed.device)
+    accuracy = ClassAccuracy(len(class_counts), compute.device, where)
+    loss, calibration = torch.zeros((), device=compute.device), Calibration(compute.device)
     for number, (images, labels) in enumerate(loader):
-        with speed.autocast():
+        with compute.autocast():
             logits = model(images)
         assert logits.dtype == torch.float32, "half-precision logits tie, and a tie counts as an error"
         accuracy.add(logits, labels)

@@ -31,7 +31,7 @@ def check_resume(resume: str | None, run_dir: Path) -> None:
         return
     if resume and not Path(resume).is_file():
         raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
-    if candidates(run_dir) and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
+    if resumable_checkpoints(run_dir) and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
         raise InputError(
             f"{run_dir}: holds a run already; continue it with --resume auto, or start another with --run-dir or --name"
         )
@@ -45,7 +45,7 @@ def check_fit(resume: str | None, run_dir: Path) -> None:
     """
     if resume not in (None, "auto"):
         raise InputError(f"--resume {resume}: a fitted head has no checkpoint to resume from; omit --resume")
-    if candidates(run_dir):
+    if resumable_checkpoints(run_dir):
         raise InputError(f"{run_dir}: holds a trained run; choose another folder with --run-dir or --name")
     if (run_dir / "results.json").exists() and resume is None:
         raise InputError(
@@ -53,14 +53,14 @@ def check_fit(resume: str | None, run_dir: Path) -> None:
         )
 
 
-def candidates(run_dir: Path) -> list[Path]:
+def resumable_checkpoints(run_dir: Path) -> list[Path]:
     """Return the checkpoints of a run folder, the newest first."""
     kept = sorted(run_dir.glob("checkpoint_*.pth.tar"), reverse=True)
     return [path for path in (run_dir / LAST, run_dir / PREVIOUS, *kept) if path.exists()]
 
 
 @contextmanager
-def hold(run_dir: Path, source: Path | None = None, broken: Iterable[Path] = ()) -> Iterator[None]:
+def lock_run_dir(run_dir: Path, source: Path | None = None, broken: Iterable[Path] = ()) -> Iterator[None]:
     """Lock the run folder for the duration of the context, and create it if necessary.
 
     The operating system releases the lock when the process ends, for whatever reason. Drafts of a killed run are
@@ -76,15 +76,15 @@ def hold(run_dir: Path, source: Path | None = None, broken: Iterable[Path] = ())
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOCK).open("a+") if distributed.is_main() else nullcontext() as file:
-        holder = distributed.same_on_all_ranks(_lock(file) if distributed.is_main() else None)
-        if holder is not None:
-            raise InputError(f"{run_dir}: another run is writing to this folder ({holder})")
+        lock_owner = distributed.same_on_all_ranks(_lock(file) if distributed.is_main() else None)
+        if lock_owner is not None:
+            raise InputError(f"{run_dir}: another run is writing to this folder ({lock_owner})")
         if distributed.is_main():
             _clean_up(run_dir, source, broken)
         yield
 
 
-def holder(run_dir: Path) -> str | None:
+def lock_owner(run_dir: Path) -> str | None:
     """Return the process that has locked a run folder, or None."""
     if not (run_dir / LOCK).exists():
         return None

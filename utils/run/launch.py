@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 import torch.multiprocessing as mp
 
-from utils import errors, launchers, meeting
+from utils import errors, launchers, rendezvous
 from utils.devices import check_device, check_gpus, device_named, usable_cores
 from utils.errors import InputError
 from utils.launchers import under_srun, under_torchrun
-from utils.measure import rehearsal
+from utils.measure import dry_run
 from utils.openmp import SpinGuard
 from utils.run.arguments import agreed
 
@@ -37,7 +37,7 @@ def launch(worker: Callable, args) -> None:
     `--multiprocessing-distributed` starts the processes as the authors' code does: --world-size is the number of
     machines, --rank the index of this machine, --dist-url the address of machine 0.
     """
-    with rehearsal.aside(args) as args:
+    with dry_run.aside(args) as args:
         if _is_started_for_all(args):
             _work_as_started(worker, args)
         elif args.multiprocessing_distributed:
@@ -56,9 +56,9 @@ def _is_started_for_all(args) -> bool:
 def _work_as_started(worker: Callable, args) -> None:
     numbers = launchers.numbers()
     place, speaks = _take_place(args, numbers.local_rank, numbers.local_world_size), numbers.local_rank == 0
-    way = meeting.by_torchrun() if under_torchrun() else meeting.by_srun(numbers)
-    with meeting.group(place.device, args.dist_backend, way, args.dist_timeout, speaks):
-        meeting.check_same(agreed(args), place.device, speaks)
+    way = rendezvous.by_torchrun() if under_torchrun() else rendezvous.by_srun(numbers)
+    with rendezvous.group(place.device, args.dist_backend, way, args.dist_timeout, speaks):
+        rendezvous.check_same(agreed(args), place.device, speaks)
         with SpinGuard():
             worker(args, place)
 
@@ -66,11 +66,11 @@ def _work_as_started(worker: Callable, args) -> None:
 def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> None:
     place = _take_place(args, local_rank, per_node)
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    way = meeting.by_url(args.dist_url, nodes * per_node, node * per_node + local_rank, several=nodes > 1)
+    way = rendezvous.by_url(args.dist_url, nodes * per_node, node * per_node + local_rank, several=nodes > 1)
 
     def join_and_work() -> None:
-        with meeting.group(place.device, args.dist_backend, way, args.dist_timeout):
-            meeting.check_same(agreed(args), place.device, speaks=local_rank == 0)
+        with rendezvous.group(place.device, args.dist_backend, way, args.dist_timeout):
+            rendezvous.check_same(agreed(args), place.device, speaks=local_rank == 0)
             with SpinGuard():
                 worker(args, place)
 
@@ -157,7 +157,7 @@ def check(args) -> int:
             launchers.check_tasks(nodes)
             if args.rank <= 0:
                 launchers.check_port(args.dist_url, "--dist-url")
-    rehearsal.check(args)
+    dry_run.check(args)
     world = world_size_from(args)
     if args.batch_size % world:
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes; use a multiple")

@@ -21,7 +21,7 @@ from utils.errors import InputError, brief
 from utils.files import csv_text, first_free, json_text, write_text
 from utils.measure.metrics import Means
 from utils.run.state import RunState
-from utils.untrusted import is_count, is_number, parse_json
+from utils.safe_load import is_count, is_number, parse_json
 
 # With the protobuf setting of utils/__init__.py, scalars and histograms work, but log_images does not. The import
 # prints deprecation warnings about the library's own code (old protobuf calls, scipy.misc), which users cannot act on.

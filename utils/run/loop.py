@@ -36,7 +36,7 @@ class Schedule(NamedTuple):
     warmup_from: float = 0.0
 
     @classmethod
-    def asked(cls, args) -> "Schedule":
+    def from_args(cls, args) -> "Schedule":
         """Return the schedule of the command line."""
         return cls(args.lr, args.schedule, args.cos, args.lr_end, args.warmup_epochs, args.warmup_from)
 

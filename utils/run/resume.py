@@ -9,9 +9,9 @@ import torch
 from utils import distributed
 from utils.distributed import say
 from utils.errors import InputError
-from utils.run.arguments import BEFORE, changed, plain_args
+from utils.run.arguments import LEGACY_DEFAULTS, changed, plain_args
 from utils.run.checkpoint import load
-from utils.run.folder import candidates
+from utils.run.folder import resumable_checkpoints
 from utils.run.launch import Place
 from utils.run.state import RunState
 
@@ -39,7 +39,7 @@ def load_run(
             (without --override), or the processes found different checkpoints.
     """
     state = RunState(epoch=args.start_epoch)
-    if args.resume == "auto" and candidates(Path(args.run_dir)):
+    if args.resume == "auto" and resumable_checkpoints(Path(args.run_dir)):
         state = _newest_good(Path(args.run_dir))
     elif args.resume not in (None, "auto"):
         state = _read(Path(args.resume))
@@ -59,7 +59,7 @@ def _read(path: Path) -> RunState:
 
 
 def _newest_good(run_dir: Path) -> RunState:
-    *newer, oldest = candidates(run_dir)
+    *newer, oldest = resumable_checkpoints(run_dir)
     broken = []
     for path in newer:
         try:
@@ -103,7 +103,7 @@ def _check_same_place(state: RunState, device: torch.device) -> None:
 
 
 def _check_same_arguments(state: RunState, args, before: dict) -> None:
-    then, now = BEFORE | before | state.args if state.args else {}, plain_args(args)
+    then, now = LEGACY_DEFAULTS | before | state.args if state.args else {}, plain_args(args)
     found = changed(then, now)
     if state.step and {"batch_size", "accum_steps", "train_list"} & found.keys():
         raise InputError(

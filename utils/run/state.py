@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from utils.errors import InputError, brief
 from utils.measure.results import what_is_wrong_with_results
 from utils.run import checkpoint
-from utils.untrusted import MOST, is_count, is_number, is_plain
+from utils.safe_load import MOST, is_count, is_number, is_plain
 
 NOT_AN_ENTRY = ("weights", "extra", "source", "broken")  # fields that are not checkpoint entries of this name
 LEFT_OUT = ("phase", "results", "best_acc1", "scaler")  # entries that are omitted if they are None

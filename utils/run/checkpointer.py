@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from utils import distributed
+from utils.measure.dry_run import DryRun
 from utils.measure.metrics import Means
-from utils.measure.rehearsal import Rehearsal
 from utils.randomness import Stream, counted_seed
 from utils.run import checkpoint
 from utils.run.loop import Epoch
@@ -16,7 +16,7 @@ from utils.run.signals import StopSignals, stopped
 from utils.run.state import RunState
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run at the end of each epoch, every `save_steps` steps, and when a signal asks it to stop.
 
     All ranks call the methods at the same points; the main process writes.
@@ -36,10 +36,10 @@ class Keeper:
         stop: StopSignals,
         save_steps: int = 0,
         live: Callable[[RunState], None] = lambda state: None,
-        rehearsal: Rehearsal | None = None,
+        dry_run: DryRun | None = None,
     ):
         self.run_dir, self.state, self.model = run_dir, state, model
-        self.stop, self.save_steps, self.live, self.rehearsal = stop, save_steps, live, rehearsal
+        self.stop, self.save_steps, self.live, self.dry_run = stop, save_steps, live, dry_run
         self.measured = False
 
     def begin_epoch(self, epoch: Epoch, optimizer: torch.optim.Optimizer, means: Means) -> None:
@@ -59,8 +59,8 @@ class Keeper:
             Stopped: a signal has asked the run to stop, and the checkpoint is written; or the dry run is complete.
         """
         self.state.step += 1
-        if self.rehearsal:
-            self.rehearsal.after_step(self.model)
+        if self.dry_run:
+            self.dry_run.after_step(self.model)
         if self.save_steps and self.state.step % self.save_steps == 0:
             self._write(())
         self.stop_if_asked()

@@ -9,7 +9,7 @@ from tests import ROOT
 
 # From the ground up: a room uses those before it, and itself without a circle.
 ROOMS = (
-    *("utils", "utils.meeting", "utils.measure", "utils.run", "utils.report"),
+    *("utils", "utils.rendezvous", "utils.measure", "utils.run", "utils.report"),
     *(
         "moco.targets",
         "moco.losses",

@@ -39,7 +39,7 @@ def aside(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
         yield type(args)(argparse.Namespace(**given))
 
 
-class Rehearsal:
+class DryRun:
     """Times the first steps of a run.
 
     Args:
@@ -51,7 +51,7 @@ class Rehearsal:
         self.ends: list[float] = []
 
     @classmethod
-    def asked(cls, args: argparse.Namespace, loader) -> "Rehearsal | None":
+    def from_args(cls, args: argparse.Namespace, loader) -> "DryRun | None":
         """Return the timer of --dry-run, or None without the flag."""
         if not args.dry_run:
             return None

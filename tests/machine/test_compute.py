@@ -20,7 +20,7 @@ from tests.tiny import tiny_batch, tiny_model
 from utils.errors import Stopped
 from utils.optimizers import sgd
 from utils.run import checkpoint
-from utils.run.speed import Speed
+from utils.run.compute import ComputeConfig
 
 CPU = torch.device("cpu")
 TSC = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2"]
@@ -31,8 +31,8 @@ FLAGS = [
 ]
 
 
-def speed(amp: str = "off", channels_last: bool = False, compiled: bool = False) -> Speed:
-    return Speed(CPU, amp, channels_last, compiled)
+def compute(amp: str = "off", channels_last: bool = False, compiled: bool = False) -> ComputeConfig:
+    return ComputeConfig(CPU, amp, channels_last, compiled)
 
 
 def outputs(encoder: torch.nn.Module) -> list[torch.Tensor]:
@@ -107,11 +107,11 @@ def test_the_scale_of_the_loss_goes_on(flags, tsc_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scaler", [7, {}, {"scale": 2.0}, {**torch.amp.GradScaler("cpu").state_dict(), "scale": "x"}])
 def test_a_damaged_scale_is_named(scaler):
-    refusal(lambda: speed("fp16").load(scaler, "a.tar"), "a.tar", "scaler", "scale", "growth_factor")
+    refusal(lambda: compute("fp16").load(scaler, "a.tar"), "a.tar", "scaler", "scale", "growth_factor")
 
 
 def test_float16_skips_a_step_whose_gradient_overflows():
-    weight, run = torch.nn.Parameter(torch.ones(1)), speed("fp16")
+    weight, run = torch.nn.Parameter(torch.ones(1)), compute("fp16")
     optimizer = torch.optim.SGD([weight], lr=1.0)
     run.step((weight * torch.finfo(torch.float32).max).sum(), optimizer)
     assert weight.item() == 1 and run.state()["scale"] == 2.0**15
@@ -123,14 +123,14 @@ def test_float16_skips_a_step_whose_gradient_overflows():
 def test_half_precision_is_that_of_the_encoders_alone(amp, dtype):
     model = KCL(get_encoder("resnet20", 8), 4, 16, num_classes=3)
     queries, keys = outputs(model.encoder_q), outputs(model.encoder_k)
-    with speed(amp).autocast():
+    with compute(amp).autocast():
         out = model(torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8), torch.arange(8) % 3)
     assert queries[0].dtype == keys[0].dtype == dtype
     assert {tensor.dtype for tensor in out if tensor.is_floating_point()} == {torch.float32}
 
     network = freeze(get_encoder("resnet20", 8)(num_classes=3))
     features = outputs(network)
-    with speed(amp).autocast():
+    with compute(amp).autocast():
         logits = network(torch.randn(8, 3, 8, 8))
     assert features[0].dtype == dtype and logits.dtype == torch.float32
 
@@ -138,7 +138,7 @@ def test_half_precision_is_that_of_the_encoders_alone(amp, dtype):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_memory_format_reaches_the_features(channels_last):
     encoder = get_encoder("resnet20", 8)(num_classes=4)
-    speed(channels_last=channels_last).apply_to(encoder)
+    compute(channels_last=channels_last).apply_to(encoder)
     seen = outputs(encoder)
     encoder(torch.randn(2, 3, 8, 8))
     assert seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
@@ -149,12 +149,12 @@ def test_compiling_keeps_the_keys_and_the_step():
     plain = tiny_model(targeted=True)
     compiled = tiny_model(targeted=True)
     compiled.load_state_dict(plain.state_dict())
-    speed(compiled=True).apply_to(compiled.encoder_q, compiled.encoder_k)
+    compute(compiled=True).apply_to(compiled.encoder_q, compiled.encoder_k)
     batch = tiny_batch()
     for model in (plain, compiled):
         optimizer = sgd(model.parameters(), 0.5, 0.9, 0.0)
         for _ in range(2):
-            speed().step(model(*batch).loss, optimizer)
+            compute().step(model(*batch).loss, optimizer)
     torch.testing.assert_close(plain.state_dict(), compiled.state_dict(), rtol=1e-10, atol=1e-12)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2

@@ -21,7 +21,7 @@ import torchvision
 
 from utils import distributed, launchers
 from utils.errors import CannotMeet, InputError, PeerLost, brief, first_line
-from utils.meeting.interfaces import settle_interface
+from utils.rendezvous.interfaces import settle_interface
 
 # The prefix of gloo's errors: file and line in its source. The text after it differs between versions. An error with
 # another prefix, "[enforce fail at ...]", is a bug of this project.

@@ -17,7 +17,7 @@ from utils.errors import InputError, brief, first_line
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Speed:
+class ComputeConfig:
     """The speed flags, applied to a model, its forward pass and its optimiser step.
 
     Args:
@@ -50,7 +50,7 @@ class Speed:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     @classmethod
-    def asked(cls, args, device: torch.device) -> "Speed":
+    def from_args(cls, args, device: torch.device) -> "ComputeConfig":
         """Return the object for the flags of the command line."""
         return cls(device, args.amp, args.channels_last, args.compile, args.tf32, args.deterministic)
 

@@ -9,7 +9,7 @@ FEWEST = 32  # features in a process's batch; a smaller batch may contain a sing
 ADVICE = "start a new run with --warmup-epochs, a smaller --lr or a larger --moco-t"
 
 
-class OnePoint:
+class CollapseDetector:
     """Collapse detector: checks the last step of each epoch, and prints one note if two epochs in a row end collapsed.
 
     Cause: the gradient of a normalised vector is perpendicular to the vector, so every step makes the vector before
