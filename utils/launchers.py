@@ -158,7 +158,7 @@ def check_tasks(machines: int) -> None:
     tasks = numbers().world_size if under_srun() else machines
     if tasks != machines:
         raise InputError(
-            f"--multiprocessing-distributed: srun has started {tasks} tasks, expected {machines} (--world-size); "
+            f"--multiprocessing-distributed: srun has started {tasks} tasks, expected --world-size {machines}; "
             "omit the flag (each task is one process), or start one task per machine"
         )
 
