@@ -104,6 +104,9 @@ def main() -> None:
         with SpinGuard():
             train(sys.argv[2])
         return
+    if sys.argv[1:] == ["cuda"]:
+        print("OpenMP threads compute on the CPU only; see the CPU section.")
+        return
     print(HEADER)
     for busy in (0, usable_cores()):
         for arch in ARCHS:

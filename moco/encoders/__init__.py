@@ -26,7 +26,9 @@ def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.
     return build
 
 
-@lru_cache(maxsize=32)  # each script calls this in its checks, and again when it builds the model
+# Each script calls this in its checks, and again when it builds the model. The cache serves the networks of OWN;
+# constructors of torchvision and timm are new objects at each call.
+@lru_cache(maxsize=32)
 def _try(build: Callable[..., nn.Module], arch: str, image_size: int, batch: int) -> None:
     """Raise InputError if a network does not map a batch of images to one vector each."""
     try:

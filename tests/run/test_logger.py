@@ -105,7 +105,7 @@ def test_arguments_become_plain_data():
 
 
 def test_the_logs_library_imports_without_any_setting():
-    """Its protobuf code is of an old generator and needs protobuf in pure Python. Python starts anew for this."""
+    """It needs protobuf in pure Python, because its protobuf code is old. Tested in a new Python process."""
     code = "import utils.run.logger; from google.protobuf.internal import api_implementation as api; print(api.Type())"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "python"), done.stderr
