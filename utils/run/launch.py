@@ -1,5 +1,6 @@
 """Start the processes of a run, assign devices and cores to them, and join them into a process group."""
 
+import logging
 import math
 import os
 import signal
@@ -79,6 +80,7 @@ def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> Non
 
 def _spawn(worker: Callable, args, processes: int) -> None:
     """Start processes for worker(args, place), forward signals to them, and exit with their exit code."""
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each process that it ends
     context = mp.spawn(_work_spawned, (worker, args, processes), nprocs=processes, join=False)
 
     def pass_on(number: int, _frame) -> None:
