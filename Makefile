@@ -1,15 +1,21 @@
-# make demo       run everything once on the embedded digits, a few minutes
-# make test       run the tests on the newest versions; test-oldest: those that depend on versions, on the oldest
-# make results    write docs/results.md: hours on two cores; interrupt it and run it again to continue
-# make bench      write benchmarks/RESULTS.md
-# With a CUDA device: make test-gpu; make gpu writes benchmarks/RESULTS-gpu.md in at most 40 minutes; make results-gpu
-# writes docs/results_fashion_gpu.md (ResNet-32, 1,000 epochs).
-# By hand or at night: make test-slow, test-versions, test-cluster (Slurm), test-tools (the soak programs in tools/).
+# make demo          run the whole pipeline on the digits; takes a few minutes
+# make test          run the tests with the newest library versions
+# make test-oldest   run the tests that depend on library versions, with the oldest ones
+# make results       write docs/results.md; takes hours on two cores; if interrupted, run it again to continue
+# make bench         write benchmarks/RESULTS.md
+#
+# With a CUDA device:
+# make test-gpu      run the tests that need it
+# make gpu           write benchmarks/RESULTS-gpu.md; takes at most 40 minutes
+# make results-gpu   write docs/results_fashion_gpu.md (ResNet-32, 1,000 epochs)
+#
+# Slow, run from time to time: make test-slow, test-versions, test-browser (Chromium), test-cluster (Slurm), test-tools
+# (the soak programs in tools/).
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Each process takes a stretch of files, whose fixtures it shares, and the slower one's rest at the end.
+# worksteal: each process runs a block of files and shares their fixtures; idle processes take tests from busy ones.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: venv venv-oldest demo results results-gpu test test-oldest test-tools test-versions test-slow test-browser test-cluster test-gpu bench gpu lint format clean
@@ -17,7 +23,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 venv: $(STAMP)
 
 $(STAMP): requirements.txt requirements-extra.txt requirements-dev.txt
-	@echo "installing into $(VENV): about 5 GB, some minutes"
+	@echo "installing into $(VENV): about 5 GB, takes some minutes"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@

@@ -4,7 +4,7 @@ Fit all classifiers that the checkpoint supports, and compare them in one table:
     python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar \\
         --compare-heads
 
-Train the authors' linear probe on ImageNet-LT:
+Train the authors' linear classifier on ImageNet-LT:
     python main_lincls_imba.py --data-root IMAGENET \\
         --pretrained RUN/last.pth.tar --epochs 40 --schedule 20 30 -b 2048
 """
@@ -19,25 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagenet_inat import flags, options
-from imagenet_inat.features import features_of
-from imagenet_inat.loaders import check_lists, open_evaluation, open_images
-from imagenet_inat.options import Data
-from moco.heads import HEADS, build_classifier, frozen_weights, moved, unfreeze, without_classifier
-from moco.heads.choice import Split, Task, choose
+from imagenet_inat import data_flags, options
+from imagenet_inat.loaders import build_stage2_loader, build_val_and_test_loaders, check_lists_and_hash
+from imagenet_inat.options import DataConfig
+from imagenet_inat.split_features import compute_split_features
+from moco import heads
+from moco.heads import head_flags
 from moco.heads.classifiers import fitted_classifier
-from moco.heads.flags import LEGACY_DEFAULTS, add_head_arguments, ignored_flags, is_fitted, settle, unsupported_flags
-from moco.heads.problems import held_by, problem_of
+from moco.heads.inputs import build_fit_inputs, read_checkpoint_heads
+from moco.heads.selection import FeatureLoader, HeadData, select_head
 from utils import distributed, errors
-from utils.distributed import say
+from utils.distributed import log
 from utils.measure.dry_run import DryRun
-from utils.measure.results import made_with, show_accuracies
-from utils.optimizers import optimizer_of
+from utils.measure.results import format_settings, show_accuracies
+from utils.optimizers import build_optimizer
 from utils.parser import Parser, parse
 from utils.run import arguments, checkpoint, evaluation, launch
 from utils.run.checkpointer import Checkpointer
 from utils.run.compute import ComputeConfig
-from utils.run.folder import check_fit, check_resume, lock_run_dir
+from utils.run.folder import check_fitted_run_dir, check_resume, lock_run_dir
 from utils.run.logger import RunLog
 from utils.run.loop import Phase, Schedule
 from utils.run.resume import check_epochs_left, load_run
@@ -50,14 +50,14 @@ MOST_USED += ("run_dir", "resume", "evaluate", "seed")
 
 def get_args_parser() -> Parser:
     parser = Parser(MOST_USED, description=__doc__)
-    flags.add_data_arguments(parser)
+    data_flags.add_data_arguments(parser)
     model = arguments.add_model_group(parser)
     model.add_argument(
         "--pretrained",
         metavar="PATH",
         help="File whose encoder is evaluated: a checkpoint of stage 1 or MoCo, or a torchvision or timm state dict.",
     )
-    add_head_arguments(parser.add_argument_group("Head (classifier)"))
+    head_flags.add_head_arguments(parser.add_argument_group("Head (classifier)"))
     model.add_argument(
         "--bn-mode",
         choices=["train", "eval"],
@@ -71,28 +71,26 @@ def get_args_parser() -> Parser:
     )
     evaluation.add_evaluation_arguments(running)
     arguments.add_speed_arguments(parser)
-    arguments.add_distributed_arguments(parser)
+    launch.add_distributed_arguments(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv, ignored_flags, unsupported_flags)
-    prepare(args)
+    args = parse(get_args_parser(), argv, head_flags.ignored_flags, head_flags.unsupported_flags)
+    check_and_complete_args(args)
     launch.launch(main_worker, arguments.FrozenArgs(args))
 
 
-def prepare(args) -> None:
-    """Check the arguments and the data before any process group or file is created."""
+def check_and_complete_args(args) -> None:
+    """Check the arguments and the data, and set the arguments that depend on the data, before anything is created."""
     options.resolve_defaults(args)
     processes = launch.check(args)
-    settle(args, processes)
+    head_flags.resolve_defaults(args, processes)
     if args.evaluate and args.pretrained:
         raise errors.InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
     if args.evaluate:
         if not Path(args.resume or "").is_file():
-            raise errors.InputError(
-                f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a stage-2 checkpoint'
-            )
+            raise errors.InputError(f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a checkpoint')
     elif not args.pretrained or not Path(args.pretrained).is_file():
         raise errors.InputError(
             f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'
@@ -100,90 +98,91 @@ def prepare(args) -> None:
     else:
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args))
         check_resume(args.resume, Path(args.run_dir))
-        if is_fitted(args):
-            check_fit(args.resume, Path(args.run_dir))
-    data = options.data_of(args)
+        if head_flags.is_fitted(args):
+            check_fitted_run_dir(args.resume, Path(args.run_dir))
+    data = options.build_data_config(args)
     args.num_classes = data.spec.num_classes
-    if not is_fitted(args):
-        network_of(args, processes, None)
-    options.choose_workers(args, data.open("train"), processes)
+    if not head_flags.is_fitted(args):
+        build_network(args, processes, None)
+    options.choose_loading(args, data.open("train"), processes)
     Schedule.from_args(args).check([Phase(None, 0, args.epochs)])
-    vars(args).update(check_lists(data, args.sampling, 1 if args.evaluate or is_fitted(args) else args.batch_size))
+    # A fitted head and --evaluate draw no training batches, so that a training list of any length is accepted.
+    draws_batches = not (args.evaluate or head_flags.is_fitted(args))
+    vars(args).update(check_lists_and_hash(data, args.sampling, args.batch_size if draws_batches else 1))
 
 
 def run_name(args) -> str:
     """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
     if args.compare_heads:
         return f"heads{args.name and '_'}{args.name}"
-    if is_fitted(args):
+    if head_flags.is_fitted(args):
         return f"{options.data_name(args)}_{args.head}_{args.sampling}_{args.logit_adjustment}_{args.name}"
-    tuned = "_finetune" if args.finetune else ""
     return (
-        f"{options.data_name(args)}_{args.head}{tuned}_seed{args.seed}_lr{args.lr}_decay{args.weight_decay}"
-        f"_bsz{args.batch_size}_{args.name}"
+        f"{options.data_name(args)}_{args.head}{'_finetune' if args.finetune else ''}_seed{args.seed}_lr{args.lr}"
+        f"_decay{args.weight_decay}_bsz{args.batch_size}_{args.name}"
     )
 
 
-def network_of(args, processes: int, counts: np.ndarray | None, head: str | None = None) -> nn.Module:
+def build_network(args, processes: int, counts: np.ndarray | None, head: str | None = None) -> nn.Module:
     """Return the frozen encoder with a new classifier `fc`. (With --evaluate, the checkpoint is loaded later.)
 
     Args:
-        counts: (C,) training images per class, or None if nothing will be trained. head: default: --head.
+        counts: (C,) training images per class, or None if nothing will be trained.
+        head: the kind of classifier (default: --head).
     """
     batch, head = args.batch_size // processes, head or args.head
-    return build_classifier(args.arch, args.image_size, args.num_classes, batch, args.pretrained, head, counts)
+    return heads.build_classifier(args.arch, args.image_size, args.num_classes, batch, args.pretrained, head, counts)
 
 
-def main_worker(args, place: launch.Place) -> None:
+def main_worker(args, process: launch.ProcessInfo) -> None:
     """Run stage 2 in one process of the job."""
-    data, compute = options.data_of(args), ComputeConfig.from_args(args, place.device)
-    work = evaluate if args.evaluate else fit if is_fitted(args) else probe
-    work(args, data, compute, place)
+    data, compute = options.build_data_config(args), ComputeConfig.from_args(args, process.device)
+    run_mode = evaluate if args.evaluate else fit_heads if head_flags.is_fitted(args) else train_probe
+    run_mode(args, data, compute, process)
 
 
-def probe(args, data: Data, compute: ComputeConfig, place: launch.Place) -> None:
+def train_probe(args, data: DataConfig, compute: ComputeConfig, process: launch.ProcessInfo) -> None:
     """Train a classifier on random views. The encoder is frozen, unless --finetune trains it too."""
-    state = load_run(args, place, before=LEGACY_DEFAULTS | options.before(args))
+    state = load_run(args, process, legacy_defaults=head_flags.HEAD_LEGACY_DEFAULTS | options.legacy_defaults(args))
     torch.manual_seed(state.seed)
-
-    loader = open_images(data, args.sampling, args.batch_size, state.seed, place)
-    model = network_of(args, distributed.world_size(), loader.dataset.class_counts)
+    loader = build_stage2_loader(data, args.sampling, args.batch_size, state.seed, process)
+    model, run_dir = build_network(args, distributed.world_size(), loader.dataset.class_counts), Path(args.run_dir)
     if args.finetune:
-        unfreeze(model)
+        heads.unfreeze(model)
     if state.source:
-        encoder = {} if args.finetune else frozen_weights(model, "train")
-        state.load_into(model)
-        compute.load(state.scaler, state.source)
-        if moved(model, encoder):
+        encoder = {} if args.finetune else heads.frozen_weights(model, "train")
+        state.load_weights(model)
+        compute.load_scaler_state(state.scaler, state.source)
+        if heads.changed_weights(model, encoder):
             raise errors.InputError(f"checkpoint {state.source}: its encoder differs from {args.pretrained}")
-        say(f"resumed {state.source} after {state}")
+        log(f"resumed {state.source} after {state}")
     check_epochs_left(state, args.epochs, ended=evaluation.has_ended(state))
     state.check_step(len(loader))
-    splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
-    compute.apply_to(model.to(place.device))
+    splits = build_val_and_test_loaders(data, args.batch_size, args.eval_batch_size, process)
+    compute.apply_to(model.to(process.device))
 
     def collect_state(state) -> None:
-        state.scaler = compute.state()
+        state.scaler = compute.scaler_state()
 
-    with StopSignals() as stop, lock_run_dir(Path(args.run_dir), state.source, state.broken), compute.arithmetic():
+    with StopSignals() as stop, lock_run_dir(run_dir, state.source, state.broken), compute.precision_context():
         dry_run = DryRun.from_args(args, loader)
-        checkpointer = Checkpointer(Path(args.run_dir), state, model, stop, args.save_steps, collect_state, dry_run)
+        checkpointer = Checkpointer(run_dir, state, model, stop, args.save_steps, collect_state, dry_run)
         results = train(args, checkpointer, loader, splits, compute)
-        evaluation.finish(checkpointer.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
+        evaluation.finish(run_dir, state.args, results, loader.dataset.class_counts, data.selection_split)
 
 
 def train(args, checkpointer: Checkpointer, loader, splits: dict, compute: ComputeConfig) -> dict:
     """Train the classifier, starting or resuming at the checkpointer's state, and return the results."""
     model, counts = checkpointer.model, loader.dataset.class_counts
-    loss_of = HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, compute.device)
+    criterion = heads.HEADS[args.head].criterion(counts, args.epochs, args.logit_adjustment, compute.device)
     # Only the trained parameters, so that weight decay and momentum cannot change a frozen encoder.
-    optimizer = optimizer_of(args, (p for p in model.parameters() if p.requires_grad))
-    frozen = {} if args.finetune else frozen_weights(model, args.bn_mode)
+    optimizer = build_optimizer(args, (p for p in model.parameters() if p.requires_grad))
+    frozen = {} if args.finetune else heads.frozen_weights(model, args.bn_mode)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with compute.autocast():
             logits = model(images)  # (N, C); a frozen encoder stores nothing for the backward pass
-        loss = loss_of(logits, labels, checkpointer.state.epoch)
+        loss = criterion(logits, labels, checkpointer.state.epoch)
         if args.finetune:
             compute.step(loss, optimizer)
         else:
@@ -192,54 +191,56 @@ def train(args, checkpointer: Checkpointer, loader, splits: dict, compute: Compu
             optimizer.step()
         return logits, loss
 
-    def check() -> None:
-        assert not (names := moved(model, frozen)), f"training the classifier changed the frozen weights {names[:3]}"
+    def check_frozen() -> None:
+        assert not (names := heads.changed_weights(model, frozen)), f"the frozen weights {names[:3]} have changed"
 
     training = args.finetune or args.bn_mode == "train"
     return evaluation.train_classifier(
-        args, checkpointer, loader, splits, compute, optimizer, step, training=training, after_epoch=check
+        args, checkpointer, loader, splits, compute, optimizer, step, training=training, after_epoch=check_frozen
     )
 
 
-def fit(args, data: Data, compute: ComputeConfig, place: launch.Place) -> None:
+def fit_heads(args, data: DataConfig, compute: ComputeConfig, process: launch.ProcessInfo) -> None:
     """Fit a classifier to the encoder's features, or with --compare-heads all that the checkpoint supports."""
-    state = load_run(args, place, before=LEGACY_DEFAULTS | options.before(args))
+    state = load_run(args, process, legacy_defaults=head_flags.HEAD_LEGACY_DEFAULTS | options.legacy_defaults(args))
     pretrained, run_dir, counts = Path(args.pretrained), Path(args.run_dir), data.open("train").class_counts
-    network = without_classifier(network_of(args, 1, None)).to(place.device)
-    held = held_by(pretrained, len(counts), args.head)
-    with compute.arithmetic():
-        found = features_of(data, network, pretrained, args.feature_views, state.seed, place, compute)
-    splits = {split: Split(found[split], place.device) for split in ("val", "test")}
-    task = Task(problem_of(held, found["train"], counts, place.device), splits, compute, data.chosen_on)
-    with lock_run_dir(run_dir), compute.arithmetic():
+    network = heads.without_classifier(build_network(args, 1, None)).to(process.device)
+    checkpoint_heads = read_checkpoint_heads(pretrained, len(counts), args.head)
+    with compute.precision_context():
+        features = compute_split_features(data, network, pretrained, args.feature_views, state.seed, process, compute)
+    splits = {split: FeatureLoader(features[split], process.device) for split in ("val", "test")}
+    inputs = build_fit_inputs(checkpoint_heads, features["train"], counts, process.device)
+    head_data = HeadData(inputs, splits, compute, data.selection_split)
+    with lock_run_dir(run_dir), compute.precision_context():
         RunLog(run_dir, state.args, (), 0)
         if args.compare_heads:
             from moco.heads import comparison  # imports Matplotlib, which takes a second
 
-            comparison.run(run_dir, state.args, task)
+            comparison.run(run_dir, state.args, head_data)
             return
-        chosen = choose(args.head, args.sampling, args.logit_adjustment, task)
-        network.fc = chosen.classifier
+        selected = select_head(args.head, args.sampling, args.logit_adjustment, head_data)
+        network.fc = selected.classifier
         checkpoint.save_network(run_dir / evaluation.BEST, network, epoch=0, arch=args.arch, args=state.args)
-        chosen_by = {"on": data.chosen_on, "from": chosen.tried}
-        evaluation.write_results(run_dir, state.args, {"selected": chosen.entry}, counts, chosen_by)
-        show_accuracies(f"test, selected ({made_with(chosen.entry)})", chosen.entry)
-        say(f"wrote {run_dir}: args.json, {evaluation.BEST}, results.json")
+        chosen_by = {"on": data.selection_split, "from": selected.tried}
+        evaluation.write_results(run_dir, state.args, {"selected": selected.entry}, counts, chosen_by)
+        show_accuracies(f"test, selected ({format_settings(selected.entry)})", selected.entry)
+        log(f"wrote {run_dir}: args.json, {evaluation.BEST}, results.json")
 
 
-def evaluate(args, data: Data, compute: ComputeConfig, place: launch.Place) -> None:
+def evaluate(args, data: DataConfig, compute: ComputeConfig, process: launch.ProcessInfo) -> None:
     """Print the accuracies of the --resume checkpoint. Write no files."""
-    state = RunState.from_dict(checkpoint.load(args.resume, needs=("state_dict", "epoch")), Path(args.resume))
-    weights, its = state.weights, state.args.get("head")
-    head = its if its in list(HEADS) else args.head
-    model = network_of(args, distributed.world_size(), None, head)
-    if HEADS[head].make is None:
+    entries = checkpoint.read_checkpoint(args.resume, needs=("state_dict", "epoch"))
+    state = RunState.from_dict(entries, Path(args.resume))
+    weights, stored_head = state.weights, state.args.get("head")
+    head = stored_head if stored_head in list(heads.HEADS) else args.head
+    model = build_network(args, distributed.world_size(), None, head)
+    if heads.HEADS[head].is_fitted:
         model.fc = fitted_classifier(weights, args.resume)
-    checkpoint.load_into(model, weights, args.resume)
-    compute.apply_to(model.to(place.device))
-    splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
+    checkpoint.load_weights(model, weights, args.resume)
+    compute.apply_to(model.to(process.device))
+    splits = build_val_and_test_loaders(data, args.batch_size, args.eval_batch_size, process)
     counts = data.open("train").class_counts
-    with compute.arithmetic():
+    with compute.precision_context():
         for split, loader in splits.items():
             accuracies = evaluation.validate(loader, model, compute, counts, where=f"checkpoint {args.resume}, {split}")
             show_accuracies(f"{split}, epoch {state.epoch}", accuracies)

@@ -20,18 +20,18 @@ from pathlib import Path
 from torch import Tensor
 
 from imagenet_inat.datasets import REGISTRY
-from moco.targets import spread
-from moco.targets.certificate import as_text, certificate
+from moco.targets import optimize
+from moco.targets.bounds import format_quality, target_quality
 from moco.targets.files import check_targets, read_targets, target_file_name
 from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
 from utils import errors
 from utils.devices import check_memory, pick_device
-from utils.files import check_regular, json_text
+from utils.files import check_regular, format_json
 from utils.openmp import SpinGuard
-from utils.parser import Parser, number, positive_int, seed_number
+from utils.parser import Parser, number_type, positive_int, seed_number
 
 # Keeps exp(1/τ) finite.
-temperature = number("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")
+temperature = number_type("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")
 
 
 def get_args_parser() -> Parser:
@@ -53,14 +53,19 @@ def get_args_parser() -> Parser:
         type=temperature,
         default=TEMPERATURE,
         metavar="T",
-        help="Temperature of the energy, usually 0.05 to 0.2. Smaller values weigh the nearest neighbours more; the "
-        "targets do not depend on it if C ≤ D + 1.",
+        help="Temperature T of the energy, the mean of exp(t_i·t_j / T) over pairs of targets; usually 0.05 to 0.2. "
+        "Smaller values weigh the nearest neighbours more. The targets do not depend on it if C ≤ D + 1.",
     )
-    parser.add_argument("--output", metavar="FILE", help="File to write (default: optimal_<C>_<D>.npy in this folder).")
+    parser.add_argument(
+        "--output", metavar="FILE", help="File to write (default: optimal_<C>_<D>.npy in the current folder)."
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace existing files of --output and --plot.")
     group = parser.add_argument_group("Search", "If C ≤ D + 1, the optimum is known and only --seed has an effect.")
     group.add_argument(
-        "--seed", type=seed_number, default=0, help="Random seed; it selects the rotation or the local optimum."
+        "--seed",
+        type=seed_number,
+        default=0,
+        help="Random seed, of the rotation if C ≤ D + 1, else of the starting points.",
     )
     group.add_argument(
         "--optimizer",
@@ -72,8 +77,8 @@ def get_args_parser() -> Parser:
         "--iters",
         type=positive_int,
         metavar="N",
-        help="Energy evaluations per starting point; more improve the targets little "
-        f"(default: {EVALUATIONS}, or {spread.RELEASE_STEPS} with adam).",
+        help="Maximum number of energy evaluations per starting point. More than the default helps little "
+        f"(default: {EVALUATIONS}, or {optimize.RELEASE_STEPS} with adam).",
     )
     group.add_argument(
         "--restarts",
@@ -94,19 +99,21 @@ def get_args_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    num_classes, dim = size(args)
+    check_flags(args)
+    num_classes = REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes
+    dim = args.dim
     if args.plot:
-        check_place("--plot", Path(args.plot), args.overwrite)
+        check_output_path("--plot", Path(args.plot), args.overwrite)
         if Path(args.plot).suffix.lower() != ".png":
             raise errors.InputError(f"--plot {args.plot}: expected a name that ends in .png")
     if args.check:
-        targets, file = checked(args.check, num_classes, dim), Path(args.check)
+        targets, file = read_checked_targets(args.check, num_classes, dim), Path(args.check)
     else:
         num_classes, dim = num_classes or 1000, dim or DIM
-        kept = 2 * spread.HISTORY * 4 * num_classes * dim  # bytes of L-BFGS's float32 history
-        check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", kept, "use smaller values")
+        history_bytes = 2 * optimize.HISTORY * 4 * num_classes * dim  # of L-BFGS, in float32
+        check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", history_bytes, "use smaller values")
         file = Path(args.output or target_file_name(num_classes, dim))
-        check_place("--output", file, args.overwrite)
+        check_output_path("--output", file, args.overwrite)
         search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}
         device = pick_device(args.device)
         with SpinGuard():
@@ -114,12 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     report(targets, file, args)
 
 
-def size(args) -> tuple[int | None, int | None]:
-    """Return C and D, each None if the command line does not give it.
-
-    Raises:
-        InputError: two flags contradict each other, or there is only one class.
-    """
+def check_flags(args) -> None:
+    """Raise InputError if two flags contradict each other, or if targets for a single class are requested."""
     if args.dataset and args.num_classes:
         raise errors.InputError("--dataset and --num-classes: both set the number of classes; use only one of them")
     if args.check and args.output:
@@ -128,10 +131,9 @@ def size(args) -> tuple[int | None, int | None]:
         raise errors.InputError("--restarts: not supported with --optimizer adam (one start); omit --restarts")
     if args.num_classes == 1 and not args.check:
         raise errors.InputError("--num-classes 1: expected 2 or more")
-    return REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes, args.dim
 
 
-def check_place(flag: str, file: Path, overwrite: bool) -> None:
+def check_output_path(flag: str, file: Path, overwrite: bool) -> None:
     """Raise InputError if the file cannot be written, before anything is computed."""
     if file.is_dir() or not file.parent.is_dir():
         raise errors.InputError(f"{flag} {file}: expected a file name in an existing folder")
@@ -140,11 +142,12 @@ def check_place(flag: str, file: Path, overwrite: bool) -> None:
         raise errors.InputError(f"{flag} {file}: already exists; --overwrite replaces it")
 
 
-def checked(file: str, num_classes: int | None, dim: int | None) -> Tensor:
-    """Read the targets of a file, and check their values and the requested size, if any."""
+def read_checked_targets(file: str, num_classes: int | None, dim: int | None) -> Tensor:
+    """Read the targets of a file and check their values. Also check C and D, if the command line sets them."""
     targets = read_targets(file)
-    shape = tuple(targets.shape) if targets.ndim == 2 else (num_classes or 1000, dim or DIM)
-    check_targets(targets, num_classes or shape[0], dim or shape[1], source=f"targets {file}")
+    # An array that is not 2-D has no C and D. The error message then names the default size as the expected one.
+    rows, columns = tuple(targets.shape) if targets.ndim == 2 else (1000, DIM)
+    check_targets(targets, num_classes or rows, dim or columns, source=f"targets {file}")
     return targets
 
 
@@ -152,14 +155,14 @@ def report(targets: Tensor, file: Path, args) -> None:
     """Print the quality report, and with --plot draw it."""
     if len(targets) < 2:
         raise errors.InputError(f"{file}: holds one target, expected 2 or more to report cosines")
-    facts = {"file": str(file)} | certificate(targets.numpy(), args.temperature)
-    print(json_text(facts, indent=2) if args.json else errors.printable(as_text(facts)), flush=True)
+    facts = {"file": str(file)} | target_quality(targets.numpy(), args.temperature)
+    print(format_json(facts, indent=2) if args.json else errors.printable(format_quality(facts)), flush=True)
     if args.plot:
         from moco.targets.picture import plot_targets  # matplotlib takes a second to import
 
         plot_targets(targets.numpy(), facts, Path(args.plot))
-        errors.tell(f"wrote {args.plot}")
-    errors.tell(f"next: train TSC with --targeted --moco-dim {targets.shape[1]} --targets {file}")
+        errors.print_stderr(f"wrote {args.plot}")
+    errors.print_stderr(f"next: train TSC with --targeted --moco-dim {targets.shape[1]} --targets {file}")
 
 
 if __name__ == "__main__":

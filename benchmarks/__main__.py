@@ -1,7 +1,7 @@
 """Run all benchmarks and write benchmarks/RESULTS.md: `make bench`, or `python -m benchmarks [bench_head ...]`.
 
-Each benchmark runs on the CPU, and on the CUDA device if one exists. Results of named benchmarks are printed, but
-not written.
+Each benchmark runs on the CPU, and on the CUDA device if one exists. If benchmarks are named, their results are
+printed, and RESULTS.md is not changed.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 NO_DEVICE = "Not measured, because no CUDA device was available.\n"
 
 
-def run(name: str, device: str) -> str:
+def run_benchmark(name: str, device: str) -> str:
     """Run a benchmark, print its output and return it."""
     print(f"\n{name} on {device}", flush=True)
     lines = []
@@ -32,19 +32,22 @@ def run(name: str, device: str) -> str:
     return "".join(lines)
 
 
-def section(title: str, names: list[str], device: str) -> str:
-    return f"## {title}\n\n" + "\n".join(f"`{name}.py`\n\n{run(name, device)}" for name in names)
+def run_section(title: str, names: list[str], device: str) -> str:
+    """Run benchmarks on a device. Return the section of RESULTS.md with their output."""
+    return f"## {title}\n\n" + "\n".join(f"`{name}.py`\n\n{run_benchmark(name, device)}" for name in names)
 
 
 def main() -> None:
-    everything = sorted(path.stem for path in HERE.glob("bench_*.py"))
-    names = sys.argv[1:] or everything
-    if strangers := sorted(set(names) - set(everything)):
-        sys.exit(f"error: no such benchmark: {', '.join(strangers)}; expected {', '.join(everything)}")
-    head = f"# Benchmarks\n\n`make bench`, {date.today()}. The docstring of each script explains what it measures.\n\n"
-    text = head + common.machine() + "\n\n" + section("CPU", names, "cpu")
-    text += "\n" + (section("CUDA", names, "cuda") if torch.cuda.is_available() else f"## CUDA\n\n{NO_DEVICE}")
-    if names == everything:
+    all_names = sorted(path.stem for path in HERE.glob("bench_*.py"))
+    names = sys.argv[1:] or all_names
+    if unknown := sorted(set(names) - set(all_names)):
+        sys.exit(f"error: no such benchmark: {', '.join(unknown)}; expected {', '.join(all_names)}")
+    heading = (
+        f"# Benchmarks\n\n`make bench`, {date.today()}. The docstring of each script explains what it measures.\n\n"
+    )
+    text = heading + common.describe_machine() + "\n\n" + run_section("CPU", names, "cpu")
+    text += "\n" + (run_section("CUDA", names, "cuda") if torch.cuda.is_available() else f"## CUDA\n\n{NO_DEVICE}")
+    if names == all_names:
         results = HERE / "RESULTS.md"
         write_text(results, text)
         print(f"\nwrote {results.relative_to(HERE.parent)}")

@@ -1,4 +1,4 @@
-"""Measure the assignment of targets to classes while the centroids move. It is exact at every step.
+"""Measure the assignment of targets to classes while the centroids move. The assignment is optimal at every step.
 
 Each step moves the centroids of a long-tailed batch of 256: c <- normalise(0.9 c + 0.1 feature).
 In the walk "settled", features stay near their class's target. In "contested", classes are so far
@@ -19,74 +19,78 @@ from torch.nn.functional import normalize
 from benchmarks import common
 from moco.targets.assignment import Assignment
 
-D, BATCH, CHECKS = 128, 256, 3
+DIM, BATCH, CHECKS = 128, 256, 3
 WALKS = {"settled": 0.5, "contested": 0.3}  # weight of the target in a class's mean feature
 
 
-def unit(rows: int) -> Tensor:
-    return normalize(torch.randn(rows, D), dim=1)
+def unit_vectors(count: int) -> Tensor:
+    return normalize(torch.randn(count, DIM), dim=1)
 
 
 class Walk:
-    """Class means and centroids, (C, D), moved by random batches."""
+    """Class means and centroids, both (C, D). Random batches move the centroids."""
 
-    def __init__(self, targets: Tensor, nearness: float):
-        self.mean = normalize(nearness * targets + (1 - nearness) * unit(len(targets)), dim=1)
-        self.weight = torch.arange(1, len(targets) + 1).float() ** -0.7
-        self.centroids = self.mean.clone()
-        for _ in range(30):  # settle
-            self.move(torch.arange(len(targets)))
+    def __init__(self, targets: Tensor, target_weight: float):
+        self.class_means = normalize(target_weight * targets + (1 - target_weight) * unit_vectors(len(targets)), dim=1)
+        self.class_weights = torch.arange(1, len(targets) + 1).float() ** -0.7
+        self.centroids = self.class_means.clone()
+        for _ in range(30):  # let the centroids reach their stationary distribution
+            self.move_centroids(torch.arange(len(targets)))
 
-    def move(self, y: Tensor) -> None:
-        feature = normalize(self.mean[y] + unit(len(y)), dim=1)
-        self.centroids[y] = normalize(0.9 * self.centroids[y] + 0.1 * feature, dim=1)
+    def move_centroids(self, classes: Tensor) -> None:
+        feature = normalize(self.class_means[classes] + unit_vectors(len(classes)), dim=1)
+        self.centroids[classes] = normalize(0.9 * self.centroids[classes] + 0.1 * feature, dim=1)
 
     def step(self) -> Tensor:
-        moved = torch.multinomial(self.weight, BATCH, replacement=True).unique()
-        self.move(moved)
+        """Move the centroids of a random batch. Return its classes."""
+        moved = torch.multinomial(self.class_weights, BATCH, replacement=True).unique()
+        self.move_centroids(moved)
         return moved
 
 
 def full_solve(centroids: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Return the seconds of SciPy's solver, without the matrix product, and its optimal sum."""
+    """Return the seconds of SciPy's solver, without the matrix product, and its optimal sum of similarities."""
     similarity = (centroids.double() @ targets.double().T).numpy()
     start = time.perf_counter()
-    row, column = linear_sum_assignment(similarity, maximize=True)
-    return time.perf_counter() - start, similarity[row, column].sum()
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    return time.perf_counter() - start, similarity[rows, columns].sum()
 
 
-def measure(num_classes: int, name: str, steps: int) -> str:
-    targets = unit(num_classes)
-    walk, solver = Walk(targets, WALKS[name]), Assignment(targets)
+def measure(num_classes: int, walk_name: str, steps: int) -> str:
+    """Return a table row for one walk. Check the assignment against SciPy in CHECKS of the steps."""
+    targets = unit_vectors(num_classes)
+    walk, solver = Walk(targets, WALKS[walk_name]), Assignment(targets)
     start = time.perf_counter()
     solver.solve(walk.centroids)
-    first = time.perf_counter() - start
-    columns, ours, floor, full, short = targets.double().T, [], [], [], 0.0
+    first_seconds = time.perf_counter() - start
+    targets_t, solve_times, floor_times, scipy_times, shortfall = targets.double().T, [], [], [], 0.0
     for step in range(steps):
         moved = walk.step()
-        floor.append(common.seconds(lambda y=moved: walk.centroids[y].double() @ columns, torch.device("cpu")))
+        floor_times.append(
+            common.time_call(lambda classes=moved: walk.centroids[classes].double() @ targets_t, torch.device("cpu"))
+        )
         start = time.perf_counter()
-        column = torch.from_numpy(solver.solve(walk.centroids))
-        ours.append(time.perf_counter() - start)
+        assignment = torch.from_numpy(solver.solve(walk.centroids))
+        solve_times.append(time.perf_counter() - start)
         if step % (steps // CHECKS) == 0:
-            spent, best = full_solve(walk.centroids, targets)
-            full.append(spent)
-            short = max(short, best - (walk.centroids.double() * targets[column].double()).sum().item())
-    if short > 1e-9:
-        raise SystemExit(f"not the optimal assignment: {short:g} below SciPy's sum")
+            elapsed, best_sum = full_solve(walk.centroids, targets)
+            scipy_times.append(elapsed)
+            shortfall = max(shortfall, best_sum - (walk.centroids.double() * targets[assignment].double()).sum().item())
+    if shortfall > 1e-9:
+        raise SystemExit(f"not the optimal assignment: {shortfall:g} below SciPy's sum")
     notes = (
-        f"{steps} steps, median {1000 * np.median(ours):.1f} ms, worst {1000 * max(ours):.0f} ms; "
-        f"first solve {first:.1f} s; sum within {max(short, 0):.0e} of SciPy's"
+        f"{steps} steps, median {1000 * np.median(solve_times):.1f} ms, worst {1000 * max(solve_times):.0f} ms; "
+        f"first solve {first_seconds:.1f} s; sum within {max(shortfall, 0):.0e} of SciPy's"
     )
-    means = [[float(np.mean(times))] for times in (ours, floor, full)]
-    return common.row(f"assignment, C = {num_classes}, {name}", *means, notes)
+    means = [[float(np.mean(times))] for times in (solve_times, floor_times, scipy_times)]
+    return common.row(f"assignment, C = {num_classes}, {walk_name}", *means, notes)
 
 
 def main() -> None:
     torch.manual_seed(0)
     print(common.HEADER)
-    for num_classes, name, steps in [(1000, "settled", 200), (1000, "contested", 60), (8142, "settled", 60)]:
-        print(measure(num_classes, name, steps), flush=True)
+    for num_classes, walk_name, steps in [(1000, "settled", 200), (1000, "contested", 60), (8142, "settled", 60)]:
+        print(measure(num_classes, walk_name, steps), flush=True)
     print(measure(8142, "contested", 9), flush=True)
 
 

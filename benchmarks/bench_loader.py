@@ -5,7 +5,8 @@
 The input is 500 × 375 JPEG files, the output two augmented views of 224 px. The benchmark measures the CPU time of a
 process with one thread, which other programs on the machine affect less. The pipelines take turns; results are medians
 over the turns. Our pipelines are compared with floors and with torchvision's usual pipeline (textbook), which
-normalises in the worker. "Collated" includes building the batch: float views have four times the bytes of uint8 views.
+normalises in the worker. "Collated" includes the collation of the batch, because float views have four times the bytes
+of uint8 views.
 """
 
 import multiprocessing
@@ -48,18 +49,21 @@ def write_photographs(folder: Path) -> None:
     (folder / "list.txt").write_text("".join(f"{number}.jpg 0\n" for number in range(IMAGES)))
 
 
-def twice(folder: Path, view: Callable | None) -> Callable[[int], tuple]:
-    """Return a function that loads an image the usual way: decode it, then compute each view."""
+def two_view_loader(folder: Path, view: Callable | None) -> Callable[[int], tuple]:
+    """Return a function that loads an image in the usual way: it decodes the file, then computes two views.
 
-    def get(number: int) -> tuple:
+    Without `view`, the function only decodes.
+    """
+
+    def load(number: int) -> tuple:
         image = Image.open(folder / f"{number}.jpg").convert("RGB")
         return ([view(image), view(image)] if view else torch.empty(0)), 0
 
-    return get
+    return load
 
 
 def pipelines(folder: Path) -> dict[str, Callable[[int], tuple]]:
-    """Return the pipelines: functions from an image number to the sample of a dataset."""
+    """Return name -> pipeline, a function from an image number to the sample of a dataset."""
 
     def ours(device_aug: bool) -> Callable[[int], tuple]:
         transform = TwoCropsTransform(train_transform(SPEC.view, SIZE, device_aug))
@@ -69,37 +73,40 @@ def pipelines(folder: Path) -> dict[str, Callable[[int], tuple]]:
     crop = [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()]
     textbook = [*crop, T.ColorJitter(0.4, 0.4, 0.4, 0), T.ToTensor(), T.Normalize(SPEC.mean, SPEC.std)]
     return {
-        "floor: decode": twice(folder, None),
-        "floor: decode, crop, flip, uint8": twice(folder, T.Compose([*crop, T.PILToTensor()])),
-        "textbook torchvision": twice(folder, T.Compose(textbook)),
+        "floor: decode": two_view_loader(folder, None),
+        "floor: decode, crop, flip, uint8": two_view_loader(folder, T.Compose([*crop, T.PILToTensor()])),
+        "textbook torchvision": two_view_loader(folder, T.Compose(textbook)),
         "default": ours(device_aug=False),
         "--device-aug": ours(device_aug=True),
     }
 
 
-def in_worker(folder: Path) -> dict[str, list[float]]:
-    """Return CPU milliseconds per image of each pipeline, without and with collation into a batch."""
+def time_worker(folder: Path) -> dict[str, list[float]]:
+    """Return the CPU milliseconds per image of each pipeline, without and with collation into a batch."""
     torch.set_num_threads(1)
     times = {name: [] for name in pipelines(folder)}
     for turn in range(TURNS + 1):
-        for name, get in pipelines(folder).items():
+        for name, load in pipelines(folder).items():
             start = time.process_time()
-            samples = [get(number) for number in range(IMAGES)]
-            made = time.process_time()
+            samples = [load(number) for number in range(IMAGES)]
+            loaded = time.process_time()
             default_collate(samples)
             collated = time.process_time()
             if turn:  # the first turn is a warm-up
-                times[name].append((made - start, collated - start))
+                times[name].append((loaded - start, collated - start))
     return {name: [1000 * median(part) / IMAGES for part in zip(*rows, strict=True)] for name, rows in times.items()}
 
 
-def on_device(folder: Path, device: torch.device) -> dict[str, float]:
-    """Return milliseconds per image (both views) from the worker's batch to the model's input (CPU: one thread)."""
+def time_device(folder: Path, device: torch.device) -> dict[str, float]:
+    """Return the milliseconds per image (two views) from the worker's batch to the model's input, for our pipelines.
+
+    On the CPU, one thread is used.
+    """
     torch.set_num_threads(1)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     normalise, times = Normalise(SPEC.mean, SPEC.std, device), {}
-    for name, get in list(pipelines(folder).items())[-2:]:
-        views, _ = default_collate([get(number) for number in range(IMAGES)])
+    for name, load in list(pipelines(folder).items())[-2:]:
+        views, _ = default_collate([load(number) for number in range(IMAGES)])
         rows = []
         for _ in range(TURNS + 1):
             start = clock()
@@ -118,20 +125,20 @@ def main() -> None:
         folder = Path(name)
         write_photographs(folder)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
-            times = worker.submit(in_worker, folder).result()
-        after = on_device(folder, device)
-    show(times, after, "the CPU" if device.type == "cpu" else torch.cuda.get_device_name())
+            times = worker.submit(time_worker, folder).result()
+        device_times = time_device(folder, device)
+    print_table(times, device_times, "the CPU" if device.type == "cpu" else torch.cuda.get_device_name())
 
 
-def show(times: dict[str, list[float]], after: dict[str, float], where: str) -> None:
+def print_table(times: dict[str, list[float]], device_times: dict[str, float], device_name: str) -> None:
     """Print a Markdown table with one row per pipeline."""
     floor, textbook = times["floor: decode, crop, flip, uint8"], times["textbook torchvision"]
     print("| loader worker, 500 × 375 JPEG to two 224 px views | ms/image | ÷ crop floor | ÷ textbook ", end="")
-    print(f"| collated, ms/image | ÷ textbook | then on {where}, ms/image |")
+    print(f"| collated, ms/image | ÷ textbook | then on {device_name}, ms/image |")
     print("|---|---|---|---|---|---|---|")
-    for name, (made, collated) in times.items():
-        ratios = f"{made / floor[0]:.2f} | {made / textbook[0]:.2f} | {collated:.2f} | {collated / textbook[1]:.2f}"
-        print(f"| {name} | {made:.2f} | {ratios} | {f'{after[name]:.2f}' if name in after else ''} |")
+    for name, (loaded, collated) in times.items():
+        ratios = f"{loaded / floor[0]:.2f} | {loaded / textbook[0]:.2f} | {collated:.2f} | {collated / textbook[1]:.2f}"
+        print(f"| {name} | {loaded:.2f} | {ratios} | {f'{device_times[name]:.2f}' if name in device_times else ''} |")
 
 
 if __name__ == "__main__":

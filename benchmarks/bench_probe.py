@@ -1,10 +1,10 @@
-"""Measure stage 2 compared with the bare frozen encoder: resnet18, 32 px, C = 1000 classes.
+"""Measure stage 2, compared with the frozen encoder only: resnet18, 32 px, C = 1000 classes.
 
 The first row is a step of the linear probe at batch 64: forward with batch statistics, classifier, loss, backward
 through the classifier, optimiser and metrics. Its floor is the encoder's forward pass. The notes give the peak memory
-of both, which shows that no activations are stored. The next rows evaluate 256 images as after an epoch, in batches of
-64 and of 256 (the default of --eval-batch-size); their floor is the encoder's forward pass in batches of 64.
-benchmarks/gpu measures the real size, resnet50 at 224 px, on a GPU.
+of both, which shows that no activations are stored. The next rows evaluate 256 images like the evaluation after an
+epoch, in batches of 64 and of 256 (the default of --eval-batch-size). Their floor is the encoder's forward pass in
+batches of 64. benchmarks/gpu measures resnet50 at 224 px on a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,24 +16,24 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from benchmarks import common
-from benchmarks.bench_step import PLAIN, RECIPE, SMALL
+from benchmarks.bench_step import NO_FLAGS, RECIPE, SMALL
 from imagenet_inat.loaders import EVAL_BATCH
 from moco.encoders import get_encoder
-from moco.heads import freeze
+from moco.heads import freeze_and_replace_classifier
 from utils.measure.metrics import Means, in_top_k, rank_of_label
 from utils.optimizers import sgd
 from utils.run.compute import ComputeConfig
 from utils.run.evaluation import validate
 
-C = 1000
+NUM_CLASSES = 1000
 IMAGES = 256  # images per evaluation
 ROUNDS = 9
 
 
 class Batches:
-    """Batches of images on the device, in the form that `validate` expects from a loader."""
+    """Batches of images on the device, with the interface that `validate` expects of a loader."""
 
-    on_every_rank = 0
+    num_common_batches = 0
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int):
         self.dataset, self.batch = TensorDataset(images, labels), batch
@@ -43,22 +43,24 @@ class Batches:
 
 
 class Probe:
-    """A frozen network with a new classifier, and one training step of it."""
+    """A frozen network with a new classifier, and its training step."""
 
-    def __init__(self, where: torch.device, size: tuple, how: dict):
+    def __init__(self, device: torch.device, size: tuple, flags: dict):
         arch, pixels, batch = size
-        self.compute, self.where, self.pixels, self.batch = ComputeConfig(where, **how), where, pixels, batch
-        self.model = freeze(get_encoder(arch, pixels)(num_classes=C)).to(where)
+        self.device, self.pixels, self.batch = device, pixels, batch
+        self.compute = ComputeConfig(device, **flags)
+        self.model = freeze_and_replace_classifier(get_encoder(arch, pixels)(num_classes=NUM_CLASSES)).to(device)
         self.compute.apply_to(self.model)
-        self.optimizer, self.means = sgd(self.model.fc.parameters(), *RECIPE), Means("step", where)
-        self.images, self.labels = self.draw(batch)
+        self.optimizer, self.means = sgd(self.model.fc.parameters(), *RECIPE), Means("step", device)
+        self.images, self.labels = self.random_batch(batch)
 
-    def draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.randn(number, 3, self.pixels, self.pixels, device=self.where)
-        return images, torch.randint(C, (number,), device=self.where)
+    def random_batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images, (number, 3, pixels, pixels), and labels, (number,)."""
+        images = torch.randn(number, 3, self.pixels, self.pixels, device=self.device)
+        return images, torch.randint(NUM_CLASSES, (number,), device=self.device)
 
     def forward(self, images: torch.Tensor, train: bool) -> None:
-        """Run the network only, which is the floor."""
+        """Run the network only. This is the floor."""
         self.model.train(train)
         with torch.no_grad(), self.compute.autocast():
             self.model(images)
@@ -75,20 +77,23 @@ class Probe:
         self.means.add(self.batch, loss=loss, top1=in_top_k(rank, 1), top5=in_top_k(rank, 5))
 
 
-def measure_step(probe: Probe, what: str) -> str:
+def measure_step(probe: Probe, name: str) -> str:
+    """Return the table row of the training step."""
+
     def floor() -> None:
         probe.forward(probe.images, train=True)
 
-    times = common.interleaved({"floor": floor, "step": probe.step}, probe.where, ROUNDS)
-    peaks = [common.peak_memory(work, probe.where) / 2**20 for work in (probe.step, floor)]
-    rate = probe.batch / median(times["step"])
-    notes = f"{rate:.0f} images/s; peak memory {peaks[0]:.0f} MiB, floor's {peaks[1]:.0f}"
-    return common.row(f"probe, {what}", times["step"], times["floor"], notes=notes)
+    times = common.time_interleaved({"floor": floor, "step": probe.step}, probe.device, ROUNDS)
+    peaks = [common.peak_memory(function, probe.device) / 2**20 for function in (probe.step, floor)]
+    images_per_second = probe.batch / median(times["step"])
+    notes = f"{images_per_second:.0f} images/s; peak memory {peaks[0]:.0f} MiB, floor's {peaks[1]:.0f}"
+    return common.row(f"probe, {name}", times["step"], times["floor"], notes=notes)
 
 
-def measure_evaluation(probe: Probe, what: str) -> Iterator[str]:
-    images, labels = probe.draw(IMAGES)
-    counts = np.full(C, 50)
+def measure_evaluation(probe: Probe, name: str) -> Iterator[str]:
+    """Yield the table rows of the evaluation, one per batch size."""
+    images, labels = probe.random_batch(IMAGES)
+    counts = np.full(NUM_CLASSES, 50)
 
     def floor() -> None:
         for part in images.split(probe.batch):
@@ -98,20 +103,20 @@ def measure_evaluation(probe: Probe, what: str) -> Iterator[str]:
         return lambda: validate(Batches(images, labels, batch), probe.model, probe.compute, counts)
 
     sizes = sorted({probe.batch, max(EVAL_BATCH, probe.batch)})
-    times = common.interleaved({"floor": floor} | {size: evaluation(size) for size in sizes}, probe.where, ROUNDS)
+    times = common.time_interleaved({"floor": floor} | {size: evaluation(size) for size in sizes}, probe.device, ROUNDS)
     for size in sizes:
         notes = f"{IMAGES} images"
-        yield common.row(f"evaluation, {what}, in batches of {size}", times[size], times["floor"], notes=notes)
+        yield common.row(f"evaluation, {name}, in batches of {size}", times[size], times["floor"], notes=notes)
 
 
 def main() -> None:
     torch.manual_seed(0)
-    where = common.device()
+    device = common.device_from_argv()
     print(common.HEADER)
-    with ComputeConfig(where).arithmetic():
-        probe, what = Probe(where, SMALL, PLAIN), "{}, {} px, batch {}".format(*SMALL)
-        print(measure_step(probe, what), flush=True)
-        for line in measure_evaluation(probe, what):
+    with ComputeConfig(device).precision_context():
+        probe, name = Probe(device, SMALL, NO_FLAGS), "{}, {} px, batch {}".format(*SMALL)
+        print(measure_step(probe, name), flush=True)
+        for line in measure_evaluation(probe, name):
             print(line, flush=True)
 
 

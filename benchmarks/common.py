@@ -19,60 +19,67 @@ import scipy
 import torch
 import torchvision
 
-HEADER = "| what | time | floor | time ÷ floor | textbook ÷ time | notes |\n|---|--:|--:|--:|--:|---|"
+HEADER = "| measurement | time | floor | time ÷ floor | textbook ÷ time | notes |\n|---|--:|--:|--:|--:|---|"
 
 
-def device() -> torch.device:
+def device_from_argv() -> torch.device:
     """Return the device given on the command line, or the CPU."""
     return torch.device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
 
 
-def seconds(work: Callable[[], object], where: torch.device) -> float:
-    """Return the seconds of one call, measured by events on a GPU and by the clock on the CPU."""
-    if where.type != "cuda":
+def time_call(function: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that one call takes. CUDA events measure it on a GPU, the clock on the CPU."""
+    if device.type != "cuda":
         start = time.perf_counter()
-        work()
+        function()
         return time.perf_counter() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
-    work()
+    function()
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1000
 
 
-def interleaved(works: dict[str, Callable[[], object]], where: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each call in each round. Every round runs all calls, so that noise affects all equally."""
-    for work in works.values():  # warm-up
-        work()
-    times = {name: [] for name in works}
+def time_interleaved(
+    functions: dict[str, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Return function name -> seconds of each round.
+
+    Each round calls every function once, so that noise on the machine affects all functions equally.
+    """
+    for function in functions.values():  # warm-up, not timed
+        function()
+    times = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(seconds(work, where))
+        for name, function in functions.items():
+            times[name].append(time_call(function, device))
     return times
 
 
-def ratio(times: list[float], base: list[float]) -> float:
-    """Return the median over the rounds of the ratio within a round."""
+def median_ratio(times: list[float], base: list[float]) -> float:
+    """Return the median over rounds of times / base. Both have one value per round."""
     return median(a / b for a, b in zip(times, base, strict=True))
 
 
-def row(what: str, times: list[float], floor: list[float], textbook: list[float] | None = None, notes: str = "") -> str:
-    """Return a table row for HEADER from the seconds of each round."""
-    gain = f"{ratio(textbook, times):.2f}" if textbook else "–"
-    spent, least = 1000 * median(times), 1000 * median(floor)
-    return f"| {what} | {spent:.1f} ms | {least:.1f} ms | {ratio(times, floor):.2f} | {gain} | {notes} |"
+def row(name: str, times: list[float], floor: list[float], textbook: list[float] | None = None, notes: str = "") -> str:
+    """Return a table row for HEADER. `times`, `floor` and `textbook` are the seconds of each round."""
+    speedup = f"{median_ratio(textbook, times):.2f}" if textbook else "–"
+    median_ms, floor_ms = 1000 * median(times), 1000 * median(floor)
+    return (
+        f"| {name} | {median_ms:.1f} ms | {floor_ms:.1f} ms | {median_ratio(times, floor):.2f} | {speedup} | {notes} |"
+    )
 
 
-def peak_memory(work: Callable[[], object], where: torch.device) -> int:
-    """Return the peak bytes of tensors during a call, in addition to those allocated before it."""
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
-        before = torch.cuda.memory_allocated(where)
-        work()
-        return torch.cuda.max_memory_allocated(where) - before
+def peak_memory(function: Callable[[], object], device: torch.device) -> int:
+    """Return the peak memory of tensors during a call, in bytes, without the memory allocated before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
+        function()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))
@@ -81,8 +88,8 @@ def peak_memory(work: Callable[[], object], where: torch.device) -> int:
     return max(np.cumsum([size for _, size in changes]), default=0)
 
 
-def machine() -> str:
-    """Describe the processor, cores, load and library versions, one per line."""
+def describe_machine() -> str:
+    """Return a Markdown list of the processor, its cores, the load and the library versions."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
     cores = len(os.sched_getaffinity(0))

@@ -1,10 +1,10 @@
-"""Train the cross-entropy baseline: the same network, from random weights, in one stage.
+"""Train the cross-entropy baseline: the same network from random weights, in one stage.
 
     python -m examples.cross_entropy --dataset digits --imbalance 50 --epochs 40 \\
         -b 64 --cos --seed 0
 
 Augmentation, evaluation and run folder are those of the linear probe, so that utils.report
-can show it next to KCL and TSC. Fit the same classifiers to its encoder:
+can compare it with KCL and TSC. To fit all classifiers to its encoder, run:
     python main_lincls_imba.py --dataset digits --imbalance 50 --compare-heads \\
         --pretrained RUN/last.pth.tar
 """
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from imagenet_inat import flags, options
-from imagenet_inat.loaders import check_lists, open_evaluation, open_images
+from imagenet_inat import data_flags, options
+from imagenet_inat.loaders import build_stage2_loader, build_val_and_test_loaders, check_lists_and_hash
 from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
 from moco.heads.fits import log_prior
 from utils import errors
-from utils.distributed import say
+from utils.distributed import log
 from utils.measure.dry_run import DryRun
-from utils.optimizers import optimizer_of
+from utils.optimizers import build_optimizer
 from utils.parser import Parser, parse
 from utils.run import arguments, evaluation, launch
 from utils.run.checkpointer import Checkpointer
@@ -49,29 +49,29 @@ MOST_USED = ("dataset", "data_root", "arch", "balance", "epochs", "batch_size", 
 
 def get_args_parser() -> Parser:
     parser = Parser(MOST_USED, description=__doc__)
-    flags.add_data_arguments(parser)
+    data_flags.add_data_arguments(parser)
     arguments.add_model_group(parser)
     loss = parser.add_argument_group("Loss")
-    meanings = "\n".join(f"{name}: {about}" for name, (about, *_) in BALANCE.items())
+    meanings = "\n".join(f"{name}: {description}" for name, (description, *_) in BALANCE.items())
     loss.add_argument(
         "--balance", choices=list(BALANCE), default="sampling", metavar="HOW", help=f"Class balancing.\n{meanings}"
     )
     arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
     evaluation.add_evaluation_arguments(arguments.add_running_arguments(parser))
     arguments.add_speed_arguments(parser)
-    arguments.add_distributed_arguments(parser)
-    parser.set_defaults(pretrained=None)  # required by args.json and results.json; there was no pre-training
+    launch.add_distributed_arguments(parser)
+    parser.set_defaults(pretrained=None)  # args.json and results.json need the entry; there is no pre-training
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(get_args_parser(), argv)
-    prepare(args)
+    check_and_complete_args(args)
     launch.launch(main_worker, arguments.FrozenArgs(args))
 
 
-def prepare(args) -> None:
-    """Check the arguments and the data before any process group or file is created."""
+def check_and_complete_args(args) -> None:
+    """Check the arguments and the data, before any process group or file is created."""
     options.resolve_defaults(args)
     get_encoder(args.arch, args.image_size, args.batch_size // launch.check(args))
     Schedule.from_args(args).check([Phase(None, 0, args.epochs)])
@@ -80,31 +80,31 @@ def prepare(args) -> None:
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
     args.run_dir = args.run_dir or str(Path("runs") / name)
     check_resume(args.resume, Path(args.run_dir))
-    data = options.data_of(args)
+    data = options.build_data_config(args)
     args.num_classes = data.spec.num_classes
-    options.choose_workers(args, data.open("train"), launch.world_size_from(args))
-    vars(args).update(check_lists(data, BALANCE[args.balance][1], args.batch_size))
+    options.choose_loading(args, data.open("train"), launch.expected_world_size(args))
+    vars(args).update(check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size))
 
 
-def main_worker(args, place: launch.Place) -> None:
-    """Train in one process of the run."""
-    data, compute = options.data_of(args), ComputeConfig.from_args(args, place.device)
+def main_worker(args, process: launch.ProcessInfo) -> None:
+    """Train in one process of the job."""
+    data, compute = options.build_data_config(args), ComputeConfig.from_args(args, process.device)
     _, sampling, adjusted = BALANCE[args.balance]
-    state = load_run(args, place, before=options.before(args) | {"balance": "sampling"})
+    state = load_run(args, process, legacy_defaults=options.legacy_defaults(args) | {"balance": "sampling"})
     torch.manual_seed(state.seed)
     model = with_float32_logits(get_encoder(args.arch, args.image_size)(num_classes=args.num_classes))
     if state.source:
-        state.load_into(model)
-        compute.load(state.scaler, state.source)
-        say(f"resumed {state.source} after {state}")
+        state.load_weights(model)
+        compute.load_scaler_state(state.scaler, state.source)
+        log(f"resumed {state.source} after {state}")
     check_epochs_left(state, args.epochs, evaluation.has_ended(state))
-    loader = open_images(data, sampling, args.batch_size, state.seed, place)
+    loader = build_stage2_loader(data, sampling, args.batch_size, state.seed, process)
     state.check_step(len(loader))
-    splits = open_evaluation(data, args.batch_size, args.eval_batch_size, place)
-    compute.apply_to(model.to(place.device))
-    optimizer = optimizer_of(args, model.parameters())
+    splits = build_val_and_test_loaders(data, args.batch_size, args.eval_batch_size, process)
+    compute.apply_to(model.to(process.device))
+    optimizer = build_optimizer(args, model.parameters())
     counts = torch.from_numpy(loader.dataset.class_counts)
-    prior = log_prior(counts).float().to(place.device) if adjusted else 0  # (C,)
+    prior = log_prior(counts).float().to(process.device) if adjusted else 0  # (C,)
 
     def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with compute.autocast():
@@ -114,13 +114,14 @@ def main_worker(args, place: launch.Place) -> None:
         return logits, loss
 
     def collect_state(state) -> None:
-        state.scaler = compute.state()
+        state.scaler = compute.scaler_state()
 
-    with StopSignals() as stop, lock_run_dir(Path(args.run_dir), state.source, state.broken), compute.arithmetic():
+    run_dir = Path(args.run_dir)
+    with StopSignals() as stop, lock_run_dir(run_dir, state.source, state.broken), compute.precision_context():
         dry_run = DryRun.from_args(args, loader)
-        checkpointer = Checkpointer(Path(args.run_dir), state, model, stop, args.save_steps, collect_state, dry_run)
+        checkpointer = Checkpointer(run_dir, state, model, stop, args.save_steps, collect_state, dry_run)
         results = evaluation.train_classifier(args, checkpointer, loader, splits, compute, optimizer, step)
-        evaluation.finish(checkpointer.run_dir, state.args, results, loader.dataset.class_counts, data.chosen_on)
+        evaluation.finish(run_dir, state.args, results, loader.dataset.class_counts, data.selection_split)
 
 
 if __name__ == "__main__":

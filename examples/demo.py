@@ -1,4 +1,4 @@
-"""Run the whole pipeline on handwritten digits: a few minutes on two cores, no download.
+"""Run the whole pipeline on handwritten digits. It takes a few minutes on two cores and downloads nothing.
 
     python -m examples.demo
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from utils import errors
-from utils.measure.results import SHOT_NOTE, results_table
+from utils.measure.results import SHOT_NOTE, format_results_table
 from utils.parser import Parser, positive_int, seed_number
 from utils.report.figures import per_class_accuracy
 
@@ -24,7 +24,7 @@ STAGE_1 = (
     "--moco-k 1024 --moco-m 0.99 --seed {seed} -p 0 --resume auto --monitor-freq 4"
 )
 STAGE_2 = "main_lincls_imba.py --dataset digits --epochs 8 --schedule 4 6 -b 64 --lr 1 --seed {seed} -p 0 --resume auto"
-FAST = "--device-aug"
+DEVICE_AUG = "--device-aug"
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
 HEADS = "main_lincls_imba.py --dataset digits --compare-heads --pretrained {folder}/tsc/last.pth.tar"
 REPORT = "-m utils.report {folder}/kcl {folder}/tsc --output {folder}"
@@ -33,7 +33,7 @@ REPORT = "-m utils.report {folder}/kcl {folder}/tsc --output {folder}"
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--epochs", type=positive_int, default=32, metavar="E", help="Epochs of pre-training, of 41 steps each."
+        "--epochs", type=positive_int, default=32, metavar="E", help="Epochs of pre-training (41 steps each)."
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
     parser.add_argument("--folder", default="runs/demo", metavar="DIR", help="Folder for all runs and results.")
@@ -50,35 +50,35 @@ def main(argv: list[str] | None = None) -> None:
     for method, flags in METHODS.items():
         run_dir = folder / method.lower()
         values = {"epochs": args.epochs, "seed": args.seed, "folder": folder, "run_dir": run_dir}
-        run(f"{STAGE_1} {FAST} {flags} --run-dir {{run_dir}}", **values)
-        run(f"{STAGE_2} {FAST} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe", **values)
+        run(f"{STAGE_1} {DEVICE_AUG} {flags} --run-dir {{run_dir}}", **values)
+        run(f"{STAGE_2} {DEVICE_AUG} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe", **values)
         results[method] = json.loads((run_dir / "probe" / "results.json").read_text())
     run(REPORT, folder=folder)
-    show(results, folder)
+    print_results(results, folder)
     print(f"\nwrote {folder}/results.md, per_class.png and report.html in {time.monotonic() - started:.0f} s")
     print(f"to compare all classifiers, run: python {HEADS.format(folder=folder)}")
-    print(f"to see the training curves, run: tensorboard --logdir {folder}\nto start again, delete {folder}")
+    print(f"to see the training curves, run: tensorboard --logdir {folder}\nto start from scratch, delete {folder}")
 
 
 def run(command: str, **values) -> None:
-    """Format a command of this repository, print it and run it. Exit with its exit code if it fails."""
-    words = [word.format(**values) for word in shlex.split(command)]
-    print(f"\n$ python {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, *words]).returncode
-    if code == 130:  # Ctrl-C also reached the command, which has printed how to continue
+    """Fill in the fields of a command, print it and run it. If it fails, exit with its exit code."""
+    arguments = [word.format(**values) for word in shlex.split(command)]
+    print(f"\n$ python {shlex.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, *arguments]).returncode
+    if code == 130:  # Ctrl-C also reached the command, which has already printed how to continue
         raise KeyboardInterrupt
     if code:
         sys.exit(code)
 
 
-def show(results: dict[str, dict], folder: Path) -> None:
+def print_results(results: dict[str, dict], folder: Path) -> None:
     """Print and write the table, and draw the figure."""
     counts = next(iter(results.values()))["train_counts"]
     text = (
         f"Top-1 test accuracy in percent, digits, {counts[0]} to {counts[-1]} training images per class.\n"
         f"{SHOT_NOTE}.\n"
         "selected: the epoch of the linear probe with the best validation accuracy.\n\n"
-        f"{results_table(results)}\n"
+        f"{format_results_table(results)}\n"
     )
     print("\n" + text)
     (folder / "results.md").write_text(text)

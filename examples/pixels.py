@@ -2,7 +2,7 @@
 
     python -m examples.pixels --dataset digits --imbalance 50
 
-It takes seconds, and writes the same table as `main_lincls_imba.py --compare-heads`. A
+It takes seconds and writes the same table as `main_lincls_imba.py --compare-heads`. A
 pre-trained encoder should be clearly better.
 """
 
@@ -10,35 +10,35 @@ from pathlib import Path
 
 import torch
 
-from imagenet_inat import flags, options
-from imagenet_inat.loaders import check_lists
-from imagenet_inat.options import Data
+from imagenet_inat import data_flags, options
+from imagenet_inat.loaders import check_lists_and_hash
+from imagenet_inat.options import DataConfig
 from moco.heads import comparison
-from moco.heads.choice import Split, Task
-from moco.heads.fitted import Problem
+from moco.heads.candidates import FitInputs
+from moco.heads.selection import FeatureLoader, HeadData
 from utils import errors
-from utils.devices import check_device, device_named
-from utils.measure.kept_features import Features
+from utils.devices import check_device, resolve_device
+from utils.measure.feature_cache import Features
 from utils.parser import Parser, parse
 from utils.run import arguments
 from utils.run.compute import ComputeConfig
-from utils.run.folder import check_fit, lock_run_dir
+from utils.run.folder import check_fitted_run_dir, lock_run_dir
 from utils.run.logger import RunLog
 
-ARCH = "pixels"  # takes the place of the architecture's name
-LACKS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
+ARCH = "pixels"  # used as the name of the architecture
+MISSING_INPUTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
 
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    flags.add_data_arguments(parser)
+    data_flags.add_data_arguments(parser)
     running = parser.add_argument_group("Run and logging")
     running.add_argument("--run-dir", metavar="DIR", help="Run folder (default: runs/<data set>_pixels_<imbalance>).")
     running.add_argument("--resume", choices=["auto"], help="Recompute the results of an existing run folder (auto).")
     running.add_argument(
         "--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available."
     )
-    parser.set_defaults(pretrained=None, arch=None, seed=0)  # required by results.json; nothing is random
+    parser.set_defaults(pretrained=None, arch=None, seed=0)  # entries of results.json
     return parser
 
 
@@ -46,23 +46,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(get_args_parser(), argv)
     options.resolve_defaults(args)
     check_device(args.device, 1)
-    args.arch, device = ARCH, device_named(args.device)
+    args.arch, device = ARCH, resolve_device(args.device)
     name = f"{options.data_name(args)}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
     run_dir = Path(args.run_dir or Path("runs") / name)
-    check_fit(args.resume, run_dir)
-    data = options.data_of(args)
-    vars(args).update(check_lists(data, "instance", 1))
-    train, val, test = (pixels_of(data, split) for split in ("train", "val", "test"))
+    check_fitted_run_dir(args.resume, run_dir)
+    data = options.build_data_config(args)
+    vars(args).update(check_lists_and_hash(data, "instance", 1))
+    train, val, test = (pixel_features(data, split) for split in ("train", "val", "test"))
     counts = data.open("train").class_counts
-    problem = Problem(train.features.double(), train.labels, torch.from_numpy(counts), lacks=LACKS)
+    inputs = FitInputs(train.features.double(), train.labels, torch.from_numpy(counts), lacks=MISSING_INPUTS)
     with lock_run_dir(run_dir):
-        RunLog(run_dir, plain := arguments.plain_args(args), (), 0)
-        splits = {"val": Split(val, device), "test": Split(test, device)}
-        comparison.run(run_dir, plain, Task(problem, splits, ComputeConfig(device), data.chosen_on))
+        RunLog(run_dir, plain_args := arguments.plain_args(args), (), 0)
+        splits = {"val": FeatureLoader(val, device), "test": FeatureLoader(test, device)}
+        comparison.run(run_dir, plain_args, HeadData(inputs, splits, ComputeConfig(device), data.selection_split))
 
 
-def pixels_of(data: Data, split: str) -> Features:
-    """Return the evaluation views of a split as features in [0, 1]: (n, 3·S·S), or (n, S·S) for grey images."""
+def pixel_features(data: DataConfig, split: str) -> Features:
+    """Return the evaluation views of a split as features in [0, 1], (n, 3·S·S), or (n, S·S) for grey images."""
     images = data.open_decoded(split, data.eval_view())
     views = torch.stack([images[i][0] for i in range(len(images))]).float() / 255  # (n, 3, S, S)
     grey = bool((views[:, :1] == views).all())
@@ -70,4 +70,4 @@ def pixels_of(data: Data, split: str) -> Features:
 
 
 if __name__ == "__main__":
-    errors.run(main, "no file was written in part")
+    errors.run(main, "no results were written")

@@ -1,8 +1,8 @@
-"""Draw one figure of all augmentations (--views): one row each, the original image on the left.
+"""Draw a figure of all augmentations (--views), one row each, with the original image on the left.
 
     python -m examples.views --output docs/views.png
 
-The images come with scikit-learn: photographs, reduced to 32 px for small images, and a digit.
+The images are from scikit-learn: photographs, reduced to 32 px for small images, and a digit.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from sklearn.datasets import load_sample_image
 from imagenet_inat.sets.digits import load_digits
 from moco.loader import VIEWS, train_transform
 from utils import errors
-from utils.distributed import say
+from utils.distributed import log
 from utils.parser import Parser, positive_int, seed_number
 from utils.report import style  # noqa: F401, selects a backend that needs no display
 
 PHOTOGRAPH, SMALL, DIGIT = 224, 32, 16
-SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # other views: SMALL
+SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # pixels; other augmentations: SMALL
 
 
 def get_args_parser() -> Parser:
@@ -33,8 +33,8 @@ def get_args_parser() -> Parser:
     return parser
 
 
-def original(size: int) -> Image.Image:
-    """Return a photograph, or a digit for the smallest size."""
+def source_image(size: int) -> Image.Image:
+    """Return the original image for a size: a digit for the smallest size, a photograph otherwise."""
     if size == DIGIT:
         return Image.fromarray(np.round(load_digits().images[3] * 255 / 16).astype(np.uint8)).convert("RGB")
     if size == PHOTOGRAPH:
@@ -49,22 +49,23 @@ def main(argv: list[str] | None = None) -> None:
     if not output.parent.is_dir():
         raise errors.InputError(f"{output.parent}: no such folder")
     draw(args, output)
-    say(f"wrote {output}: {len(VIEWS)} views, {args.draws} draws of each")
+    log(f"wrote {output}: {len(VIEWS)} augmentations, {args.draws} random views each")
 
 
 def draw(args: argparse.Namespace, output: Path) -> None:
+    """Draw the figure and write it to a file."""
     columns = args.draws + 1
     figure, axes = plt.subplots(len(VIEWS), columns, figsize=(1.05 * columns, 1.18 * len(VIEWS)), layout="constrained")
     for row, name in zip(axes, VIEWS, strict=True):
         size = SIZES.get(name, SMALL)
-        image, view = original(size), train_transform(name, size)
+        image, view = source_image(size), train_transform(name, size)
         torch.manual_seed(args.seed)
         row[0].imshow(image.resize((size, size)) if size == DIGIT else image)
         row[0].set_title(f"{name}, {size} px", fontsize=9, loc="left")
-        for place in row[1:]:
-            place.imshow(view(image).permute(1, 2, 0))
-    for place in axes.flat:
-        place.axis("off")
+        for axes_cell in row[1:]:
+            axes_cell.imshow(view(image).permute(1, 2, 0))
+    for axes_cell in axes.flat:
+        axes_cell.axis("off")
     figure.savefig(output, dpi=100)
     plt.close(figure)
 

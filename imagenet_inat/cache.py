@@ -12,19 +12,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
 
 LIMIT = 2 * 2**30  # bytes per list, over all processes of the job
-SAMPLED = 16  # images that are decoded to estimate whether a list fits
-SLOW = 20_000  # lists with at least as many images show a progress bar
+SAMPLE_SIZE = 16  # images that are decoded to estimate whether a list fits
+PROGRESS_BAR_FROM = 20_000  # lists with at least as many images show a progress bar
 
 
-class Pixels:
+class DecodedImages:
     """All images of a list in one tensor, which forked workers share.
 
     Attributes:
-        flat: the pixels of all images, (bytes,) uint8. starts: the offset of each image, and the end.
+        flat: the pixels of all images, (bytes,) uint8.
+        starts: the offset of each image in `flat`, and the end of the last one.
         sizes: (height, width) of each image, (0, 0) if it is unreadable.
     """
 
@@ -45,45 +46,54 @@ class Pixels:
         pixels = self.flat[self.starts[number] : self.starts[number + 1]]
         return Image.fromarray(pixels.view(height, width, 3).numpy())
 
-    def of_one_size(self) -> Tensor | None:
+    def stacked_pixels(self) -> Tensor | None:
         """Return all images, (n, H, W, 3) uint8, or None if they differ in size."""
         return self.flat.view(len(self.sizes), *self.sizes[0], 3) if len(set(self.sizes)) == 1 else None
 
 
-class Sample(NamedTuple):
-    """An estimate from some images of a list: the bytes of all images, and whether the sampled ones have one size."""
+class SizeEstimate(NamedTuple):
+    """An estimate of the memory that a list's decoded images need, from a sample of them.
+
+    Attributes:
+        total: the bytes of all images.
+        one_size: whether the images of the sample have the same size.
+    """
 
     total: float
     one_size: bool
 
     def fits(self, processes: int) -> bool:
+        """Whether each of the processes may keep the images in memory."""
         return self.total <= LIMIT / processes
 
 
-def sample(count: int, read: Callable[[int], Image.Image]) -> Sample:
-    """Estimate the memory of `count` images from some of them, without unreadable ones.
+def estimate_size(count: int, read: Callable[[int], Image.Image]) -> SizeEstimate:
+    """Estimate the memory of `count` decoded images from a sample of them. Unreadable images are skipped.
 
     Args:
         read: returns the image of a number, or raises InputError.
     """
     sizes = []
-    for number in dict.fromkeys(np.linspace(0, count - 1, SAMPLED).round().astype(int).tolist()):
+    for number in dict.fromkeys(np.linspace(0, count - 1, SAMPLE_SIZE).round().astype(int).tolist()):
         try:
             sizes.append(read(number).size)
         except InputError:  # reported when the image is used
             continue
     bytes_each = np.mean([3 * width * height for width, height in sizes]) if sizes else np.inf
-    return Sample(float(bytes_each * count), len(set(sizes)) == 1)
+    return SizeEstimate(float(bytes_each * count), len(set(sizes)) == 1)
 
 
-def decode(count: int, read: Callable[[int], Image.Image], name: str) -> Pixels | None:
+def decode(count: int, read: Callable[[int], Image.Image], name: str) -> DecodedImages | None:
     """Decode `count` images. If they exceed LIMIT, log a note and return None.
 
     Args:
-        read: returns the image of a number, or raises InputError. name: the list's name, for messages.
+        read: returns the image of a number, or raises InputError.
+        name: the list's name, for messages.
     """
     images, total = [], 0
-    for number in tqdm(range(count), f"decoding {name}", disable=count < SLOW or not distributed.is_main()):
+    for number in tqdm(
+        range(count), f"decoding {name}", disable=count < PROGRESS_BAR_FROM or not distributed.is_main()
+    ):
         try:
             images.append(np.array(read(number)))
         except InputError:  # reported when the image is used
@@ -91,20 +101,20 @@ def decode(count: int, read: Callable[[int], Image.Image], name: str) -> Pixels 
             continue
         total += images[-1].nbytes
         if total > LIMIT / distributed.world_size():
-            say(
+            log(
                 f"note: {name}: images exceed {LIMIT / 2**30:.2g} GB over all processes (after {number + 1} of "
                 f"{count}); the files are read again each time, with the same results"
             )
             return None
-    return Pixels(images)
+    return DecodedImages(images)
 
 
-_KEPT: WeakValueDictionary = WeakValueDictionary()  # freed with the last data set that uses it
+_LIVE: WeakValueDictionary = WeakValueDictionary()  # weak: entries are freed with the last data set that uses them
 
 
-def shared(key: tuple, make: Callable[[], Pixels | None]) -> Pixels | None:
-    """Return the pixels that another data set still holds for this key, otherwise make()."""
-    pixels = _KEPT.get(key)
-    if pixels is None and (pixels := make()) is not None:
-        _KEPT[key] = pixels
-    return pixels
+def get_or_decode(key: tuple, decode: Callable[[], DecodedImages | None]) -> DecodedImages | None:
+    """Return the images that another data set still holds for this key, otherwise decode()."""
+    images = _LIVE.get(key)
+    if images is None and (images := decode()) is not None:
+        _LIVE[key] = images
+    return images

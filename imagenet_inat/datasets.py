@@ -1,7 +1,7 @@
-"""Registry of the data sets, with one row each.
+"""Registry of the data sets, with one DatasetSpec each.
 
-To add a data set, add a row to REGISTRY and put its lists into imagenet_inat/data/<set_name>. All scripts then accept
-it. A data set that is used only once needs no row; use --dataset custom.
+To add a data set, add a DatasetSpec to REGISTRY and put its lists into imagenet_inat/data/<set_name>. All scripts then
+accept it. A data set that is used only once needs no DatasetSpec; use --dataset custom.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pathlib import Path
 from imagenet_inat.sets import digits, fashion
 
 LISTS_ROOT = Path(__file__).parent / "data"
-CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance": 100.0}
+CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance_ratio": 100.0}
 # The superclass (`coarse_labels`) of each CIFAR-100 class, in label order: 20 groups of 5.
 # fmt: off
 CIFAR100_SUPERCLASSES = (
@@ -26,23 +26,27 @@ IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.22
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Registry row: the properties of one data set.
+    """The properties of one data set.
 
     Attributes:
         set_name: prefix of the split lists, <set_name>_{train,val,test}.txt.
-        val_split, test_split: split in the list names; equal if one list serves as both.
-        published: whether the lists can be downloaded. get_lists: template of the command that creates or
-            downloads them (see `paths.find_lists`).
-        view: a row of VIEWS in moco/loader.py. jitter: whether its colour or contrast jitter is used.
-        repeat: passes over the training list per epoch (more than one for tiny data sets).
-        source: where the images come from, shown if they are missing.
-        flat_folder: folder below the root that may lack the class folders in the lists' paths.
-        superclasses: group of each class, where classes of similar meaning share a group, or None.
-        imbalance, largest: default imbalance and largest class of a generated data set, whose images and lists
-            lie below --data-root (see `made_folders`).
-        most: maximum of --largest; 0 if the largest class is fixed.
-        write: writes generated files for (--data-root, imbalance, --largest), unless they exist.
-        place: returns the folder of images that are not generated, given --data-root.
+        source: where the images come from; shown if they are missing.
+        get_lists: template of the command that creates or downloads the lists (see `paths.find_lists`).
+        published: whether the lists can be downloaded.
+        view: a key of VIEWS in moco/loader.py.
+        jitter: whether the colour or contrast jitter of the view is used.
+        val_split, test_split: file suffix of the list that serves as validation and as test list; equal if one list
+            serves as both.
+        repeat: passes over the training list per epoch; more than one for tiny data sets.
+        flat_folder: folder whose images may lie directly in it, although the lists' paths have class folders (val/ of
+            ImageNet).
+        superclasses: superclass of each class, where the classes of a superclass have similar meanings, or None.
+        imbalance_ratio: default of --imbalance for a generated data set, whose images and lists lie below --data-root
+            (see `generated_folders`); None if the lists are fixed.
+        largest_class: default number of training images of the largest class of a generated data set.
+        largest_class_max: maximum of --largest; 0 if the size of the largest class is fixed.
+        write_files: writes the generated files for (--data-root, imbalance, --largest), unless they exist.
+        image_folder: returns the folder of images that are not generated, for (--data-root).
     """
 
     name: str
@@ -62,16 +66,16 @@ class DatasetSpec:
     repeat: int = 1
     flat_folder: str = ""
     superclasses: tuple[int, ...] | None = None
-    imbalance: float | None = None
-    largest: int = 0
-    most: int = 0
-    write: Callable[[Path, float, int | None], object] | None = None
-    place: Callable[[Path], Path] | None = None
+    imbalance_ratio: float | None = None
+    largest_class: int = 0
+    largest_class_max: int = 0
+    write_files: Callable[[Path, float, int | None], object] | None = None
+    image_folder: Callable[[Path], Path] | None = None
 
     def list_name(self, split: str) -> str:
         """Return the file name of the list for a split: train, val or test."""
-        serves = {"val": self.val_split, "test": self.test_split}.get(split, split)
-        return f"{self.set_name}_{serves}.txt"
+        suffix = {"val": self.val_split, "test": self.test_split}.get(split, split)
+        return f"{self.set_name}_{suffix}.txt"
 
     @property
     def list_names(self) -> list[str]:
@@ -127,7 +131,7 @@ REGISTRY = {
             source="CIFAR-10 as image files",
             get_lists=f"{MAKE} cifar10 --imbalance {{imbalance:g}} --output {{data_root}}",
             **CIFAR,
-            largest=5000,
+            largest_class=5000,
         ),
         DatasetSpec(
             name="cifar100",
@@ -139,7 +143,7 @@ REGISTRY = {
             get_lists=f"{MAKE} cifar100 --imbalance {{imbalance:g}} --output {{data_root}}",
             superclasses=CIFAR100_SUPERCLASSES,
             **CIFAR,
-            largest=500,
+            largest_class=500,
         ),
         DatasetSpec(
             name="digits",
@@ -152,9 +156,9 @@ REGISTRY = {
             arch="resnet20",
             view="digit",
             repeat=8,
-            imbalance=50.0,
-            largest=digits.TRAIN_LARGEST,
-            write=digits.prepare,
+            imbalance_ratio=50.0,
+            largest_class=digits.TRAIN_LARGEST,
+            write_files=digits.prepare,
         ),
         DatasetSpec(
             name="fashion",
@@ -166,11 +170,11 @@ REGISTRY = {
             image_size=28,
             arch="lenet",
             view="grey",
-            imbalance=100.0,
-            largest=1000,
-            most=6000 - fashion.VAL_PER_CLASS,
-            write=fashion.prepare,
-            place=fashion.place,
+            imbalance_ratio=100.0,
+            largest_class=1000,
+            largest_class_max=6000 - fashion.VAL_PER_CLASS,
+            write_files=fashion.prepare,
+            image_folder=fashion.find_image_folder,
         ),
     )
 }
@@ -191,16 +195,16 @@ def names() -> list[str]:
     return [*sorted(REGISTRY), CUSTOM.name]
 
 
-def imbalances() -> dict[str, float]:
-    """Return the default imbalance of each generated data set."""
-    return {name: spec.imbalance for name, spec in REGISTRY.items() if spec.imbalance}
+def default_imbalances() -> dict[str, float]:
+    """Return the default of --imbalance for each generated data set."""
+    return {name: spec.imbalance_ratio for name, spec in REGISTRY.items() if spec.imbalance_ratio}
 
 
-def largest() -> dict[str, int]:
-    """Return the default largest class of each data set that supports --largest."""
-    return {name: spec.largest for name, spec in REGISTRY.items() if spec.most}
+def default_largest_classes() -> dict[str, int]:
+    """Return the default of --largest for each data set that supports the flag."""
+    return {name: spec.largest_class for name, spec in REGISTRY.items() if spec.largest_class_max}
 
 
-def row(name: str) -> DatasetSpec:
-    """Return the row of a data set. `custom` is not in REGISTRY, because its class count is not known in advance."""
+def get_spec(name: str) -> DatasetSpec:
+    """Return the spec of a data set. `custom` is not in REGISTRY, because its class count is not known in advance."""
     return CUSTOM if name == CUSTOM.name else REGISTRY[name]

@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imagenet_inat import cache
-from imagenet_inat.cache import Pixels
+from imagenet_inat.cache import DecodedImages
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.sets import idx
 from utils import distributed
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError, one_line
 from utils.files import write_text
-from utils.randomness import Stream, counted_seed
+from utils.randomness import Stream, derive_seed
 
-FILE = "bad_images.txt"
+BAD_IMAGES_FILE = "bad_images.txt"
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
-LOOKED_AT = 100  # if bad images are skipped and none of the first 100 exists, --data-root must be wrong
+CHECKED_IMAGES = 100  # if bad images are skipped and none of the first 100 exists, --data-root must be wrong
 
 
-def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray, str]:
+def adapt_paths(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray, str]:
     """Adapt a list's paths to the layout on disk, where <folder>/<class>/X may be stored as <folder>/X.
 
     ImageNet's validation archive has no class folders, but the published lists assume them.
@@ -49,9 +49,9 @@ def in_found_layout(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndar
     return flat, f"{folder}/ without class folders"
 
 
-def is_there(root: Path, path: str) -> bool:
+def image_exists(root: Path, path: str) -> bool:
     """Return whether the image file exists, or the IDX file if the path leads into one."""
-    return idx.found((root / path).parent).is_file() if idx.is_inside(path) else (root / path).is_file()
+    return idx.find_file((root / path).parent).is_file() if idx.is_inside(path) else (root / path).is_file()
 
 
 def open_rgb(root: Path, path: str) -> Image.Image:
@@ -73,16 +73,19 @@ def open_rgb(root: Path, path: str) -> Image.Image:
 class LongTailDataset(Dataset):
     """The images of one split list.
 
-    An item is indexed by a number, or by the samplers with (index, draw). `draw` numbers
-    the draws of a run; the random view depends only on the seed and on this number.
+    An item is indexed by a number, or by the samplers with (index, draw). `draw` is the number of the draw in the run;
+    the random view depends only on the seed and on this number.
 
     Args:
-        root: data root that the list's paths start from. list_file: the split list.
-        num_classes: C. transform: applied to the decoded RGB image. seed: the run's seed.
+        root: data root that the list's paths start from.
+        list_file: the split list.
+        num_classes: number of classes C.
+        transform: applied to the decoded RGB image.
+        seed: the run's seed.
         flat_folder: see DatasetSpec.
-        part: maps the list's labels, (n,), to a mask of the lines to use, (n,) bool; None: all lines.
-        skip_bad: replace an unreadable image by another of its class, and mark it in `passed_over`,
-            (n,) bool shared with the loader's workers. Otherwise an unreadable image is an error.
+        skip_bad: replace an unreadable image by another of its class, and mark it in `skipped`, (n,) bool shared with
+            the loader's workers. Otherwise an unreadable image is an error.
+        line_mask: maps the list's labels, (n,), to a mask of the lines to use, (n,) bool; None: all lines.
 
     Raises:
         InputError: see `read_split`; the list's first image is not below the root; and at
@@ -98,25 +101,29 @@ class LongTailDataset(Dataset):
         seed: int = 0,
         flat_folder: str = "",
         skip_bad: bool = False,
-        part: Callable[[np.ndarray], np.ndarray] | None = None,
+        line_mask: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
         self.transform, self.seed = transform, seed
         paths, labels = read_split(self.list_file, num_classes)
-        self.rows = None if part is None else np.flatnonzero(part(labels))  # lines of the list; None: all
-        paths, self.labels = (paths, labels) if part is None else (paths[self.rows], labels[self.rows])
+        self.line_numbers = (
+            None if line_mask is None else np.flatnonzero(line_mask(labels))
+        )  # lines of the list; None: all
+        paths, self.labels = (
+            (paths, labels) if line_mask is None else (paths[self.line_numbers], labels[self.line_numbers])
+        )
         if not len(paths):
             raise InputError(f"{self.list_file}: no class has two images, expected at least one class with two")
         # Hash of paths and labels, in order: equal digests mean the same images.
         self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
-        self.paths, self.layout = in_found_layout(self.root, paths, flat_folder)
-        self.pixels: Pixels | None = None  # see `keep_decoded`
-        self.passed_over = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
-        looked_at = self.paths[: LOOKED_AT if skip_bad else 1].tolist()
-        if not any(is_there(self.root, path.decode()) for path in looked_at):
-            which = "the first" if len(looked_at) == 1 else f"nor any of the first {len(looked_at)}"
+        self.paths, self.layout = adapt_paths(self.root, paths, flat_folder)
+        self.pixels: DecodedImages | None = None  # see `cache_decoded`
+        self.skipped = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
+        checked = self.paths[: CHECKED_IMAGES if skip_bad else 1].tolist()
+        if not any(image_exists(self.root, path.decode()) for path in checked):
+            which = "the first" if len(checked) == 1 else f"nor any of the first {len(checked)}"
             raise InputError(
-                f"{self.root / looked_at[0].decode()}: no such image, {which} of {self.list_file}; set --data-root to "
+                f"{self.root / checked[0].decode()}: no such image, {which} of {self.list_file}; set --data-root to "
                 "the folder that the list's paths start from"
             )
 
@@ -125,9 +132,9 @@ class LongTailDataset(Dataset):
         """Images per class, (C,) int64."""
         return np.bincount(self.labels, minlength=self.num_classes)
 
-    def line(self, index: int) -> str:
-        """Return the place of an image in the list, as FILE:LINE."""
-        return f"{self.list_file}:{(index if self.rows is None else self.rows[index]) + 1}"
+    def location(self, index: int) -> str:
+        """Return the location of an image in the list, as FILE:LINE."""
+        return f"{self.list_file}:{(index if self.line_numbers is None else self.line_numbers[index]) + 1}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,7 +145,7 @@ class LongTailDataset(Dataset):
         if draw is not None:
             # torchvision's transforms use torch's global CPU generator. It is seeded before
             # each image, so that a view does not depend on earlier draws.
-            torch.default_generator.manual_seed(counted_seed(self.seed, Stream.AUGMENT, draw))
+            torch.default_generator.manual_seed(derive_seed(self.seed, Stream.AUGMENT, draw))
         return self.transform(image), int(self.labels[index])
 
     def _readable(self, index: int) -> Image.Image:
@@ -146,39 +153,42 @@ class LongTailDataset(Dataset):
         try:
             return self.read(index)
         except InputError:
-            if self.passed_over is None:
+            if self.skipped is None:
                 raise
             return self._read_another(index)
 
     def _read_another(self, index: int) -> Image.Image:
         """Return the next readable image of the class. The choice is the same in every process."""
-        alike = np.flatnonzero(self.labels == self.labels[index])
-        for candidate in np.roll(alike, -int(np.searchsorted(alike, index))):
+        same_class = np.flatnonzero(self.labels == self.labels[index])
+        for candidate in np.roll(same_class, -int(np.searchsorted(same_class, index))):
             try:
                 return self.read(int(candidate))
             except InputError as error:
-                self.passed_over[int(candidate)] = True
-                last = error
-        raise InputError(f"class {self.labels[index]} has no readable image; the last error: {last}")
+                self.skipped[int(candidate)] = True
+                last_error = error
+        raise InputError(f"class {self.labels[index]} has no readable image; the last error: {last_error}")
 
-    def sample(self) -> cache.Sample:
-        return cache.sample(len(self), self._from_file)
+    def estimate_size(self) -> cache.SizeEstimate:
+        """Estimate the memory that the decoded images need, from a sample of them."""
+        return cache.estimate_size(len(self), self._read_file)
 
-    def keep_decoded(self) -> None:
+    def cache_decoded(self) -> None:
         """Decode all images now and keep them in memory, if they fit. Later reads give the same images."""
-        if self.pixels is None and self.sample().fits(distributed.world_size()):
+        if self.pixels is None and self.estimate_size().fits(distributed.world_size()):
             key = (str(self.root.resolve()), self.digest)
-            self.pixels = cache.shared(key, lambda: cache.decode(len(self), self._from_file, self.list_file.name))
+            self.pixels = cache.get_or_decode(
+                key, lambda: cache.decode(len(self), self._read_file, self.list_file.name)
+            )
 
-    def of_one_size(self) -> Tensor:
+    def stacked_pixels(self) -> Tensor:
         """Return all decoded images, (n, H, W, 3) uint8, with unreadable ones replaced if `skip_bad` is set.
 
         Raises:
             InputError: the images differ in size or do not fit; an image is unreadable and `skip_bad` is not set.
         """
         if self.pixels is not None and (0, 0) in self.pixels.sizes:
-            self.pixels = Pixels([np.array(self._readable(number)) for number in range(len(self))])
-        pixels = self.pixels and self.pixels.of_one_size()
+            self.pixels = DecodedImages([np.array(self._readable(number)) for number in range(len(self))])
+        pixels = self.pixels and self.pixels.stacked_pixels()
         if pixels is None:
             raise InputError(
                 f"{self.list_file}: images of different sizes, or more than --cache keeps; --device-aug expects "
@@ -188,14 +198,14 @@ class LongTailDataset(Dataset):
 
     def read(self, index: int) -> Image.Image:
         """Return the decoded RGB image of a line of the list."""
-        return (self.pixels and self.pixels.image(index)) or self._from_file(index)
+        return (self.pixels and self.pixels.image(index)) or self._read_file(index)
 
-    def _from_file(self, index: int) -> Image.Image:
+    def _read_file(self, index: int) -> Image.Image:
         path = self.root / self.paths[index].decode()
         try:
             return open_rgb(self.root, self.paths[index].decode())
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: not a readable image, {self.line(index)} ({error})") from None
+            raise InputError(f"{path}: not a readable image, {self.location(index)} ({error})") from None
 
 
 def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.device) -> None:
@@ -203,22 +213,22 @@ def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.dev
 
     All ranks must call this, after an epoch.
     """
-    if dataset.passed_over is None:
+    if dataset.skipped is None:
         return
-    found = distributed.sum_over_ranks(dataset.passed_over.int().to(device)).nonzero()[:, 0].tolist()
-    if not found or not distributed.is_main():
+    skipped = distributed.sum_over_ranks(dataset.skipped.int().to(device)).nonzero()[:, 0].tolist()
+    if not skipped or not distributed.is_main():
         return
-    file = run_dir / FILE
-    before = file.read_text().splitlines() if file.exists() else []  # lines from before a resume
-    lines = sorted({*before, *(_what_is_wrong(dataset, index) for index in found)})
-    if lines != before:
+    file = run_dir / BAD_IMAGES_FILE
+    old_lines = file.read_text().splitlines() if file.exists() else []  # from before a resume
+    lines = sorted({*old_lines, *(_describe_problem(dataset, index) for index in skipped)})
+    if lines != old_lines:
         write_text(file, "".join(f"{line}\n" for line in lines))
-        say(f"note: {len(lines)} unreadable images skipped so far, replaced by others of their class; see {file}")
+        log(f"note: {len(lines)} unreadable images skipped so far, replaced by others of their class; see {file}")
 
 
-def _what_is_wrong(dataset: LongTailDataset, index: int) -> str:
+def _describe_problem(dataset: LongTailDataset, index: int) -> str:
     try:
         dataset.read(index)
     except InputError as error:
         return one_line(error)
-    return f"{dataset.line(index)}: was unreadable during training, readable now"
+    return f"{dataset.location(index)}: was unreadable during training, readable now"

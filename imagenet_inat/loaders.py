@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imagenet_inat.images import LongTailDataset, report_bad_images
-from imagenet_inat.options import Data
+from imagenet_inat.options import DataConfig
 from imagenet_inat.paths import SPLITS
-from imagenet_inat.samplers import SAMPLERS, CountedBatches
+from imagenet_inat.samplers import SAMPLERS, EpochBatches, check_batch_size
 from moco.loader import Normalise, TwoCropsTransform
-from moco.views.batch import NUMBERS, BatchViews
+from moco.views.batch_views import NUM_RANDOM, BatchViews
 from utils import distributed
-from utils.distributed import say
-from utils.randomness import Stream, numpy_rng, sent
-from utils.run.launch import Place
+from utils.distributed import log
+from utils.randomness import Stream, numpy_rng, to_device
+from utils.run.launch import ProcessInfo
 from utils.run.signals import ignore_in_worker
 
 EVAL_BATCH = 256  # smallest evaluation batch of a process
@@ -26,23 +26,25 @@ EVAL_BATCH = 256  # smallest evaluation batch of a process
 class DeviceBatches:
     """A DataLoader whose batches are normalised views and labels on the device.
 
-    It yields (images, labels): images (N, 3, S, S) float32, or a list of two such tensors
-    if the data set's transform returns two crops; labels (N,) int64.
+    It yields (images, labels): images (N, 3, S, S) float32, or a list of two such tensors if the data set's transform
+    returns two crops; labels (N,) int64.
 
     Args:
-        order: DataLoader's arguments that select the images of each batch (sampler, batch_size, …).
+        loader_options: arguments of DataLoader that select the images of each batch (sampler, batch_size, …).
     """
 
-    def __init__(self, images: Dataset, normalise: Normalise, workers: int, **order):
+    def __init__(self, images: Dataset, normalise: Normalise, workers: int, **loader_options):
         self.dataset, self.normalise = images, normalise
         pin = normalise.device.type == "cuda"
-        self.loader = DataLoader(images, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_in_worker, **order)
+        self.loader = DataLoader(
+            images, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_in_worker, **loader_options
+        )
 
     def __len__(self) -> int:
         return len(self.loader)
 
     @property
-    def on_every_rank(self) -> int:
+    def num_common_batches(self) -> int:
         """Number of full batches that every rank has. In evaluation, some ranks have more images."""
         return len(self.dataset) // distributed.world_size() // self.loader.batch_size
 
@@ -64,17 +66,19 @@ class DeviceViews(DeviceBatches):
     """DeviceBatches for decoded images of one size: whole batches are augmented on the device, without workers.
 
     Args:
-        batches: the sampler's batches. view: the training view. count: views per image.
+        batches: the sampler's batches.
+        view: the training view.
+        count: views per image.
 
     Raises:
         InputError: the images differ in size.
     """
 
     def __init__(
-        self, images: LongTailDataset, normalise: Normalise, batches: CountedBatches, view: BatchViews, count: int
+        self, images: LongTailDataset, normalise: Normalise, batches: EpochBatches, view: BatchViews, count: int
     ):
         self.dataset, self.normalise, self.batches, self.view, self.count = images, normalise, batches, view, count
-        self.pixels, self.labels = images.of_one_size(), torch.from_numpy(images.labels)
+        self.pixels, self.labels = images.stacked_pixels(), torch.from_numpy(images.labels)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -86,84 +90,96 @@ class DeviceViews(DeviceBatches):
         device, size = self.normalise.device, self.batches.size
         # One row of random numbers per view of the epoch, so that a view does not depend on its batch or process.
         rng = numpy_rng(self.dataset.seed, Stream.BATCH_VIEWS, self.batches.epoch)
-        uniform = torch.from_numpy(rng.random((size, self.count, NUMBERS), dtype=np.float32))
-        for pairs in self.batches:
-            index, place = torch.tensor(pairs).T
-            pixels = sent(self.pixels[index], device).permute(0, 3, 1, 2)  # (N, 3, H, W)
-            rows = sent(uniform[place % self.batches.numbers], device)  # (N, count, NUMBERS)
-            views = [self.normalise.finish(self.view(pixels, row)) for row in rows.unbind(1)]
-            yield views if self.count > 1 else views[0], sent(self.labels[index], device)
+        uniform = torch.from_numpy(rng.random((size, self.count, NUM_RANDOM), dtype=np.float32))
+        for index_draw_pairs in self.batches:
+            index, draw = torch.tensor(index_draw_pairs).T
+            pixels = to_device(self.pixels[index], device).permute(0, 3, 1, 2)  # (N, 3, H, W)
+            rows = to_device(uniform[draw % self.batches.draws_per_epoch], device)  # (N, count, NUM_RANDOM)
+            views = [self.normalise.normalise(self.view(pixels, row)) for row in rows.unbind(1)]
+            yield views if self.count > 1 else views[0], to_device(self.labels[index], device)
 
 
-def train_loader(images: Dataset, batches: CountedBatches, normalise: Normalise, workers: int) -> DeviceBatches:
-    """Return a loader for this rank's share of the sampler's batches."""
+def build_train_loader(images: Dataset, batches: EpochBatches, normalise: Normalise, workers: int) -> DeviceBatches:
+    """Return a loader for this rank's part of the sampler's batches."""
     return DeviceBatches(images, normalise, workers, batch_sampler=batches, persistent_workers=workers > 0)
 
 
-def _open(data: Data, images: LongTailDataset, batches: CountedBatches, place: Place, views: int) -> DeviceBatches:
-    """Return the training loader of a run, with `views` views per image."""
-    normalise = data.normalise(place.device)
+def _build_training_loader(
+    data: DataConfig, images: LongTailDataset, batches: EpochBatches, process: ProcessInfo, views: int
+) -> DeviceBatches:
+    """Return the training loader of a run, with `views` views per image; see `DataConfig.batch_views`."""
+    normalise = data.normalise(process.device)
     if not data.batch_views:
-        return train_loader(images, batches, normalise, place.workers)
-    say(f"views: whole batches are augmented on {place.device}, from {len(images)} decoded images")
-    return DeviceViews(images, normalise, batches, data.batch_view(place.device), views)
+        return build_train_loader(images, batches, normalise, process.workers)
+    log(f"views: whole batches are augmented on {process.device}, from {len(images)} decoded images")
+    return DeviceViews(images, normalise, batches, data.batch_view(process.device), views)
 
 
-def eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers: int) -> DeviceBatches:
-    """Return a loader for this rank's share of the images, in order. Over all ranks, every image appears once.
+def build_eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers: int) -> DeviceBatches:
+    """Return a loader for this rank's images, in order. Over all ranks, every image appears once.
 
     The workers end after each pass, so that they hold no memory during the next training epoch.
     """
-    share = range(distributed.rank(), len(images), distributed.world_size())
-    return DeviceBatches(images, normalise, workers, batch_size=batch_size, sampler=share)
+    own_indices = range(distributed.rank(), len(images), distributed.world_size())
+    return DeviceBatches(images, normalise, workers, batch_size=batch_size, sampler=own_indices)
 
 
-def open_pairs(
-    data: Data, sampling: str, batch_size: int, seed: int, place: Place, keep_last: bool = False
+def build_stage1_loader(
+    data: DataConfig, sampling: str, batch_size: int, seed: int, process: ProcessInfo, keep_last: bool = False
 ) -> DeviceBatches:
     """Return the training loader of stage 1, with two views per image. sampling: a key of SAMPLERS."""
     images = data.open_decoded("train", TwoCropsTransform(data.train_view()), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed, keep_last)
-    return _open(data, images, batches, place, views=2)
+    return _build_training_loader(data, images, batches, process, views=2)
 
 
-def open_images(data: Data, sampling: str, batch_size: int, seed: int, place: Place) -> DeviceBatches:
+def build_stage2_loader(
+    data: DataConfig, sampling: str, batch_size: int, seed: int, process: ProcessInfo
+) -> DeviceBatches:
     """Return the training loader of stage 2, with one view per image. sampling: a key of SAMPLERS."""
     images = data.open_decoded("train", data.train_view(), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed)
-    return _open(data, images, batches, place, views=1)
+    return _build_training_loader(data, images, batches, process, views=1)
 
 
-def check_lists(data: Data, sampling: str, batch_size: int) -> dict[str, str]:
-    """Open the three lists once to check them, before stage 2 creates anything.
+def check_lists_and_hash(data: DataConfig, sampling: str, batch_size: int) -> dict[str, str]:
+    """Check the three lists, before stage 2 creates anything, and return their hashes.
 
     Returns:
-        The lists' digests, which are stored with the arguments: a resumed run must use the same lists.
+        The hashes as arguments of the run, such as {"train_list": digest}. A resumed run must use the same lists.
 
     Raises:
         InputError: a list cannot be used, or has too few images for a batch.
     """
     opened = {split: data.open(split) for split in SPLITS}
-    SAMPLERS[sampling](opened["train"].labels, data.spec.repeat, batch_size, 0)
+    check_batch_size(sampling, opened["train"].labels, data.spec.repeat, batch_size)
     return {f"{split}_list": images.digest for split, images in opened.items()}
 
 
-def open_splits(data: Data, splits: tuple[str, ...], batch_size: int, place: Place) -> dict[str, DeviceBatches]:
+def build_eval_loaders(
+    data: DataConfig, splits: tuple[str, ...], batch_size: int, process: ProcessInfo
+) -> dict[str, DeviceBatches]:
     """Return evaluation loaders for the splits. batch_size: images per batch in each process."""
-    normalise = data.normalise(place.device)
+    normalise = data.normalise(process.device)
     opened = {split: data.open_decoded(split, data.eval_view()) for split in splits}
-    return {split: eval_loader(images, batch_size, normalise, place.workers) for split, images in opened.items()}
+    return {
+        split: build_eval_loader(images, batch_size, normalise, process.workers) for split, images in opened.items()
+    }
 
 
-def open_evaluation(data: Data, batch_size: int, given: int | None, place: Place) -> dict[str, DeviceBatches]:
+def build_val_and_test_loaders(
+    data: DataConfig, batch_size: int, eval_batch_size: int | None, process: ProcessInfo
+) -> dict[str, DeviceBatches]:
     """Return the loaders of validation and test, or only one if the same list serves as both.
 
     Args:
-        batch_size: global batch size of training. given: --eval-batch-size.
+        batch_size: global batch size of training.
+        eval_batch_size: --eval-batch-size, per process; None: EVAL_BATCH, or the process's part of `batch_size` if that
+            is larger.
     """
-    size = given or max(EVAL_BATCH, batch_size // distributed.world_size())
-    opened = open_splits(data, ("val",) if data.val_is_test else ("val", "test"), size, place)
+    size = eval_batch_size or max(EVAL_BATCH, batch_size // distributed.world_size())
+    opened = build_eval_loaders(data, ("val",) if data.val_is_test else ("val", "test"), size, process)
     for images in (batches.dataset for batches in opened.values()):
         if images.layout:
-            say(f"{images.list_file.name}: layout {images.layout}")
+            log(f"{images.list_file.name}: layout {images.layout}")
     return opened

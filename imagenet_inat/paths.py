@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from imagenet_inat import datasets
 from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
-from imagenet_inat.lists.format import made_folders
+from imagenet_inat.lists.format import generated_folders
 from utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -16,22 +16,23 @@ class Lists(NamedTuple):
     """The lists of a run.
 
     Attributes:
-        root: folder that the lists' paths start from. files: the list of each split.
-        get: what to do if the list of a split is missing, for the error message.
+        root: folder that the lists' paths start from.
+        files: the list of each split.
+        hints: what to do if the list of a split is missing, for the error message.
     """
 
     root: Path
     files: dict[str, Path]
-    get: dict[str, str]
+    hints: dict[str, str]
 
-    def need(self, split: str) -> None:
+    def require(self, split: str) -> None:
         """Raise InputError if the list of a split is missing."""
         if not self.files[split].is_file():
-            raise InputError(f"{self.files[split]}: no such list; {self.get[split]}")
+            raise InputError(f"{self.files[split]}: no such list; {self.hints[split]}")
 
 
-def names_all_lists(args: argparse.Namespace) -> bool:
-    """Return whether the flags name every list, so that none is generated."""
+def all_lists_given(args: argparse.Namespace) -> bool:
+    """Return whether --splits, or all three list flags, are given, so that no list is generated."""
     return bool(args.splits) or all(getattr(args, f"{split}_txt") for split in SPLITS)
 
 
@@ -44,23 +45,24 @@ def find_lists(
     """
     data_root = args.data_root or "data"
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
-    if spec.write and not (names_all_lists(args) and spec.place):  # if only lists are written, named lists suffice
-        spec.write(root, imbalance, largest)
-    if spec.imbalance:
-        root, folder = made_folders(spec.set_name, root, imbalance, largest)
-    if spec.place:
-        root = spec.place(Path(data_root))
+    # If the images are not generated either (spec.image_folder), given lists leave nothing to write.
+    if spec.write_files and not (all_lists_given(args) and spec.image_folder):
+        spec.write_files(root, imbalance, largest)
+    if spec.imbalance_ratio:
+        root, folder = generated_folders(spec.set_name, root, imbalance, largest)
+    if spec.image_folder:
+        root = spec.image_folder(Path(data_root))
     folder = Path(args.splits or folder)
     given = {split: getattr(args, f"{split}_txt") for split in SPLITS}
     if spec.val_split == spec.test_split:
         val, test = given["val"], given["test"]
         given |= {"val": val or test, "test": test or val}
     files = {split: Path(file or folder / spec.list_name(split)) for split, file in given.items()}
-    get = {}
+    hints = {}
     for split, file in files.items():
         command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
-        get[split] = f"get it: {command}; or set --splits to the folder of the lists"
-    return Lists(root, files, get)
+        hints[split] = f"get it: {command}; or set --splits to the folder of the lists"
+    return Lists(root, files, hints)
 
 
 def resolve_largest(spec: DatasetSpec, given: int | None) -> int | None:
@@ -69,14 +71,18 @@ def resolve_largest(spec: DatasetSpec, given: int | None) -> int | None:
     Raises:
         InputError: the given size is out of range, or the size is fixed.
     """
-    if not spec.most:
+    if not spec.largest_class_max:
         if given is not None:
-            chosen = ", ".join(datasets.largest())
-            raise InputError(f"--largest {given}: the largest class of {spec.name} is fixed; use it only with {chosen}")
+            supported = ", ".join(datasets.default_largest_classes())
+            raise InputError(
+                f"--largest {given}: the largest class of {spec.name} is fixed; use it only with {supported}"
+            )
         return None
-    if given and given > spec.most:
-        raise InputError(f"--largest {given}: expected at most {spec.most} (the other images are for validation)")
-    return given or spec.largest
+    if given and given > spec.largest_class_max:
+        raise InputError(
+            f"--largest {given}: expected at most {spec.largest_class_max} (the other images are for validation)"
+        )
+    return given or spec.largest_class
 
 
 def resolve_imbalance(spec: DatasetSpec, given: float | None, largest: int | None = None) -> float | None:
@@ -88,10 +94,10 @@ def resolve_imbalance(spec: DatasetSpec, given: float | None, largest: int | Non
     Raises:
         InputError: the given imbalance is out of range, or the lists are fixed.
     """
-    if spec.imbalance is None and given is not None:
-        made = ", ".join(datasets.imbalances())
-        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; use it only with {made}")
-    imbalance = given or spec.imbalance
-    if imbalance and not 1 <= imbalance <= (most := largest or spec.largest):
+    if spec.imbalance_ratio is None and given is not None:
+        generated = ", ".join(datasets.default_imbalances())
+        raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; use it only with {generated}")
+    imbalance = given or spec.imbalance_ratio
+    if imbalance and not 1 <= imbalance <= (most := largest or spec.largest_class):
         raise InputError(f"--imbalance {imbalance:g}: expected 1 to {most}")
     return imbalance

@@ -1,6 +1,7 @@
 """Samplers: the images of each batch, as a function of (seed, epoch) that does not depend on the number of ranks.
 
-A sampler yields a rank's share of each global batch as (index, draw) pairs for `LongTailDataset`.
+A sampler yields a rank's part of each global batch as (index, draw) pairs for `LongTailDataset`. `draw` is the number
+of the draw in the run, from 0.
 """
 
 import functools
@@ -14,13 +15,15 @@ from utils.errors import InputError
 from utils.randomness import Stream, numpy_rng
 
 
-class CountedBatches(Sampler):
-    """Base class of the samplers. It yields batches from the epoch and step given to `set_epoch`.
+class EpochBatches(Sampler):
+    """Base class of the samplers: it yields the batches of an epoch, from the epoch and step given to `set_epoch`.
 
-    Subclasses implement `draw(epoch)`.
+    Subclasses implement `epoch_indices(epoch)`.
 
     Args:
-        epoch_size: images in an epoch. batch_size: global batch size, split evenly over the ranks. seed: run's seed.
+        epoch_size: images in an epoch.
+        batch_size: global batch size, split evenly over the ranks.
+        seed: the run's seed.
         keep_last: keep the last, incomplete batch of an epoch, except images that do not divide over the ranks;
             otherwise the batch is dropped.
 
@@ -32,8 +35,8 @@ class CountedBatches(Sampler):
         rest = epoch_size % batch_size // distributed.world_size() * distributed.world_size() if keep_last else 0
         self.size = epoch_size // batch_size * batch_size + rest
         self.steps = -(-self.size // batch_size)
-        # Offset of the draw numbers from epoch to epoch; it must not depend on the number of processes.
-        self.numbers = epoch_size if keep_last else self.size
+        # Draw i of epoch e has the number e * draws_per_epoch + i. This must not depend on the number of processes.
+        self.draws_per_epoch = epoch_size if keep_last else self.size
         if not self.steps:
             raise InputError(
                 f"--batch-size: {batch_size} images per step, expected at most {epoch_size}, the images in an epoch"
@@ -44,7 +47,7 @@ class CountedBatches(Sampler):
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         self.epoch, self.first_step = epoch, first_step
 
-    def draw(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         """Return the image indices of the epoch in order, (size,)."""
         raise NotImplementedError
 
@@ -52,34 +55,34 @@ class CountedBatches(Sampler):
         return self.steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        indices = self.draw(self.epoch).tolist()
+        indices = self.epoch_indices(self.epoch).tolist()
         for begin in range(self.first_step * self.batch_size, self.size, self.batch_size):
-            share = min(self.batch_size, self.size - begin) // distributed.world_size()
-            start = begin + distributed.rank() * share
-            yield [(indices[i], self.epoch * self.numbers + i) for i in range(start, start + share)]
+            local_size = min(self.batch_size, self.size - begin) // distributed.world_size()
+            start = begin + distributed.rank() * local_size
+            yield [(indices[i], self.epoch * self.draws_per_epoch + i) for i in range(start, start + local_size)]
 
 
-class ShuffledBatches(CountedBatches):
-    """Every image `repeat` times per epoch, in random order."""
+class ShuffledBatches(EpochBatches):
+    """Batches that contain every image `repeat` times per epoch, in random order."""
 
     def __init__(self, num_images: int, repeat: int, batch_size: int, seed: int, keep_last: bool = False):
         super().__init__(num_images * repeat, batch_size, seed, keep_last)
         self.num_images, self.epoch_size = num_images, num_images * repeat
 
-    def draw(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         order = numpy_rng(self.seed, Stream.ORDER, epoch).permutation(self.epoch_size)
         return order[: self.size] % self.num_images
 
 
-class ClassAwareBatches(CountedBatches):
+class ClassAwareBatches(EpochBatches):
     """Class-balanced batches (the sampler of the classifier-balancing code, Kang et al. 2020).
 
-    The sampler cycles over the classes in random order, reshuffled each cycle. A visit to
-    a class draws 4 images from the class's own shuffled cycle. Both cycles continue from
-    epoch to epoch. Draw t is computed without the draws before it: it belongs to class
-    visit t // 4. Each cycle visits every class once, so this is visit (t // 4) // C of the
-    class, and the image is number 4·visit + t % 4 in the class's own sequence.
-    Classes without images are omitted.
+    The sampler cycles over the classes in random order and reshuffles them after each cycle. Each visit to a class
+    draws 4 images from the class's own shuffled cycle over its images. Both cycles continue from epoch to epoch.
+
+    Draw t belongs to the class visit v = t // 4. With C classes, the class is entry v % C of class cycle v // C. The
+    image is number 4 · (v // C) + t % 4 of the class's own sequence. No earlier draw is needed to compute it. Classes
+    without images are omitted.
     """
 
     PER_VISIT = 4
@@ -100,18 +103,23 @@ class ClassAwareBatches(CountedBatches):
         return numpy_rng(self.seed, Stream.CLASS_IMAGES, label, cycle).permutation(self.images[label])
 
     def _image(self, draw: int) -> int:
-        visit, part = divmod(draw, self.PER_VISIT)
-        class_cycle, place = divmod(visit, len(self.images))
-        label = int(self._class_cycle(class_cycle)[place])
-        cycle, place = divmod(class_cycle * self.PER_VISIT + part, len(self.images[label]))
-        return int(self._image_cycle(label, cycle)[place])
+        visit, draw_in_visit = divmod(draw, self.PER_VISIT)
+        class_cycle, position = divmod(visit, len(self.images))
+        label = int(self._class_cycle(class_cycle)[position])
+        image_cycle, position = divmod(class_cycle * self.PER_VISIT + draw_in_visit, len(self.images[label]))
+        return int(self._image_cycle(label, image_cycle)[position])
 
-    def draw(self, epoch: int) -> np.ndarray:
-        return np.array([self._image(epoch * self.numbers + i) for i in range(self.size)])
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        return np.array([self._image(epoch * self.draws_per_epoch + i) for i in range(self.size)])
 
 
 # (labels, repeat, batch_size, seed, keep_last) -> batches.
-SAMPLERS: dict[str, Callable[..., CountedBatches]] = {
+SAMPLERS: dict[str, Callable[..., EpochBatches]] = {
     "class-balanced": ClassAwareBatches,
     "instance": lambda labels, *options: ShuffledBatches(len(labels), *options),
 }
+
+
+def check_batch_size(sampling: str, labels: np.ndarray, repeat: int, batch_size: int, keep_last: bool = False) -> None:
+    """Raise InputError if the batch is larger than an epoch. sampling: a key of SAMPLERS."""
+    SAMPLERS[sampling](labels, repeat, batch_size, 0, keep_last)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from moco.encoders import has_batch_norm
-from moco.encoders.memory import in_parts
+from moco.encoders.memory import encode_in_microbatches
 from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
-from moco.losses.positives import LARGEST_DRAW, Anchors, Chosen, choices
-from moco.targeted import Targeted
+from moco.losses.positives import RANDOM_INT_BOUND, ChosenPositives, PositivePool, positive_strategies
+from moco.targeted import TargetModel
 from moco.targets.centroids import queue_centroids
 from utils import distributed
-from utils.randomness import Stream, sent, torch_rng
+from utils.randomness import Stream, to_device, torch_rng
 
 
 class StepOutput(NamedTuple):
@@ -37,17 +37,17 @@ class StepOutput(NamedTuple):
     key_rank: Tensor | None
 
 
-def unit(features: Tensor) -> Tensor:
+def l2_normalise(features: Tensor) -> Tensor:
     """Normalise (N, D) features to unit length. Half precision, from an encoder under autocast, becomes float32."""
     return normalize(at_least_float32(features), dim=1)
 
 
-def deepened(fc: nn.Linear) -> nn.Sequential:
+def with_mlp(fc: nn.Linear) -> nn.Sequential:
     """Return the projection head of --mlp: Linear(d, d) and ReLU, followed by the last layer."""
     return nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
 
 
-class KCL(Targeted):
+class KCL(TargetModel):
     """Query and key encoder, queue, class centroids and class targets.
 
     The random draws of a step depend only on `seed`, `step` and the rank.
@@ -66,7 +66,7 @@ class KCL(Targeted):
         supervised: if False, the own key is the only positive (MoCo).
         loss_form: "release" or "paper", see `contrastive_loss`.
         assignment_interval: number of steps between target assignments.
-        parts: number of parts in which the encoders process a batch, see `moco.encoders.memory`.
+        parts: number of micro-batches in which the encoders process a batch, see `moco.encoders.memory`.
 
     Raises:
         InputError: If the targets have the wrong shape or are not unit vectors.
@@ -100,14 +100,14 @@ class KCL(Targeted):
         self.K, self.m, self.T = K, m, T
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
         self.sep_t, self.tw, self.parts = sep_t, tw, parts
-        self._kcl_positives, self._tsc_positives = choices(num_positive, K, supervised, sep_t, tr)
+        self._kcl_positives, self._tsc_positives = positive_strategies(num_positive, K, supervised, sep_t, tr)
 
         self.encoder_q, self.encoder_k = base_encoder(num_classes=dim), base_encoder(num_classes=dim)
         if mlp:
-            self.encoder_q.fc, self.encoder_k.fc = deepened(self.encoder_q.fc), deepened(self.encoder_k.fc)
+            self.encoder_q.fc, self.encoder_k.fc = with_mlp(self.encoder_q.fc), with_mlp(self.encoder_k.fc)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.encoder_k.requires_grad_(False)  # updated by momentum, never by a gradient
-        self.shuffles = has_batch_norm(self.encoder_k)
+        self.uses_shuffle_bn = has_batch_norm(self.encoder_k)
 
         self.register_buffer("queue", normalize(torch.randn(dim, K), dim=0))  # (D, Q)
         self.register_buffer("queue_labels", torch.full((1, K), -1))  # (1, Q), -1 = empty
@@ -120,19 +120,22 @@ class KCL(Targeted):
         Args:
             im_q, im_k: (N, 3, H, W), the two views. labels: (N,) int64.
         """
-        q = unit(in_parts(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
+        q = l2_normalise(encode_in_microbatches(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
         all_labels = distributed.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
             if self.targeted:
                 # centroids c_y: (C, D); the assignment σ is solved while the keys are encoded
-                self._start_assignment(distributed.gather(q.detach()), all_labels)
+                self._update_centroids_and_start_assignment(distributed.gather(q.detach()), all_labels)
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
             all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
-            drawn, assigned = self._choose_positives(labels)  # sums over the positives of each anchor: (N, D), (N,)
+            # each a PositiveSum: the sum of an anchor's positives, (N, D), and their number, (N,); or None (no targets)
+            queue_positives, target_positives = self._choose_positives(labels)
         targets = self.optimal_target if self.targeted else None  # t: (C·r, D)
         # Uses the queue before this step's keys (equation 2), plus the targets in TSC (equation 4). Scalars.
-        loss = contrastive_loss(q, k, self.queue, drawn, self.T, targets, assigned, self.tw, self.loss_form)
+        loss = contrastive_loss(
+            q, k, self.queue, queue_positives, self.T, targets, target_positives, self.tw, self.loss_form
+        )
         self._enqueue(all_k, all_labels)  # replaces the oldest B keys: (D, Q)
         self.step += 1
         return StepOutput(loss.loss, loss.loss_class, loss.loss_target, q, loss.key_rank)
@@ -144,37 +147,39 @@ class KCL(Targeted):
     def _encode_keys(self, im_k: Tensor) -> Tensor:
         """Return the unit keys of the global batch, (B, D), in the order of the ranks.
 
-        Shuffle-BN (MoCo): each rank encodes a random share of the global batch, so that a query
+        Shuffle-BN (MoCo): each rank encodes N random images of the global batch, so that a query
         and its key see different batch-norm statistics. With one process, or without batch norm,
         shuffling would change only the order and is skipped.
         """
         world, rank = distributed.world_size(), distributed.rank()
-        if world == 1 or not self.shuffles:
-            return distributed.gather(unit(in_parts(self.encoder_k, im_k, self.parts)))
+        if world == 1 or not self.uses_shuffle_bn:
+            return distributed.gather(l2_normalise(encode_in_microbatches(self.encoder_k, im_k, self.parts)))
         images = distributed.gather(im_k)  # (B, 3, H, W)
         rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # same on all ranks
-        order = sent(torch.randperm(len(images), generator=rng), images.device)  # (B,)
-        share = images[order.chunk(world)[rank]]  # (N, 3, H, W)
-        shuffled = distributed.gather(unit(in_parts(self.encoder_k, share, self.parts)))  # (B, D)
+        order = to_device(torch.randperm(len(images), generator=rng), images.device)  # (B,)
+        own_images = images[order.chunk(world)[rank]]  # (N, 3, H, W)
+        shuffled = distributed.gather(
+            l2_normalise(encode_in_microbatches(self.encoder_k, own_images, self.parts))
+        )  # (B, D)
         return shuffled[order.argsort()]
 
     @torch.no_grad()
-    def centroids_from_queue(self) -> None:
+    def init_centroids_from_queue(self) -> None:
         """Set the centroids to the class means of the queue, instead of random vectors. Call it before TSC starts."""
         self.class_centroid.copy_(queue_centroids(self.class_centroid, self.queue, self.queue_labels[0]))
 
-    def _choose_positives(self, labels: Tensor) -> Chosen:
+    def _choose_positives(self, labels: Tensor) -> ChosenPositives:
         """Choose the positives of the anchors: from the queue, and in TSC also from the targets."""
 
-        def draw(k: int) -> Tensor:
+        def random_ints(k: int) -> Tensor:
             rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
-            return sent(torch.randint(LARGEST_DRAW, (len(labels), k), generator=rng), labels.device)  # (N, k)
+            return to_device(torch.randint(RANDOM_INT_BOUND, (len(labels), k), generator=rng), labels.device)  # (N, k)
 
         choose, target = self._kcl_positives, None
         if self.targeted:
             choose, target = self._tsc_positives, self._assigned_targets(labels)  # t_σ(y): (N, D)
         with torch.autocast(labels.device.type, enabled=False):  # only the encoders run in half precision
-            return choose(Anchors(self.queue, self.queue_labels[0], labels, draw, target))
+            return choose(PositivePool(self.queue, self.queue_labels[0], labels, random_ints, target))
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:

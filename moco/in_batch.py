@@ -1,19 +1,19 @@
-"""KCL and TSC with in-batch contrast (no queue). `InBatch.forward` is one training step of the paper on CIFAR."""
+"""KCL and TSC with in-batch contrast (no queue). `InBatchKCL.forward` is one training step of the paper on CIFAR."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from moco.builder import StepOutput, deepened, unit
-from moco.encoders.memory import in_parts
-from moco.losses import LOSS_FORMS, InBatchTerms, in_batch_loss, in_batch_target_loss
-from moco.targeted import Targeted
+from moco.builder import StepOutput, l2_normalise, with_mlp
+from moco.encoders.memory import encode_in_microbatches
+from moco.losses import LOSS_FORMS, InBatchLossOutput, in_batch_loss, in_batch_target_loss
+from moco.targeted import TargetModel
 from utils.distributed import GatherWithGradient, gather
 from utils.randomness import Stream, torch_rng
 
 
-class InBatch(Targeted):
+class InBatchKCL(TargetModel):
     """A single encoder; each of the 2N views of a batch is an anchor, contrasted with all other views.
 
     With several processes, the loss is that of the global batch. Each process computes the whole loss with the same
@@ -25,9 +25,9 @@ class InBatch(Targeted):
         tr, tw: r and lambda, see loss_form.
         supervised: if False, the other view is the only positive (SimCLR).
         loss_form: form of the TSC loss. "paper": the target of a class is a positive of its images, in a term of
-            weight tw. "release" (the code released by the TSC authors): each view contains tr copies of each target
-            as additional images of the class. The copies are sampled as positives and are anchors themselves; tr is
-            their weight.
+            weight tw. "release" (the code released by the TSC authors): tr copies of each target are appended to both
+            views as if they were images of its class. They can be sampled as positives, and they are anchors. A
+            larger tr gives the targets more weight.
         only_targets: average over the target anchors only (TSC with "release").
         unbiased: remove images of the anchor's class from the denominator, except the positive in the numerator.
 
@@ -63,7 +63,7 @@ class InBatch(Targeted):
         self.tw, self.loss_form, self.only_targets, self.unbiased = tw, loss_form, only_targets, unbiased
         self.encoder_q = base_encoder(num_classes=dim)
         if mlp:
-            self.encoder_q.fc = deepened(self.encoder_q.fc)
+            self.encoder_q.fc = with_mlp(self.encoder_q.fc)
         self._add_targets(num_classes, dim, targets)
 
     def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:
@@ -73,18 +73,19 @@ class InBatch(Targeted):
             im_q, im_k: (N, 3, H, W), the two views. labels: (N,) int64.
         """
         both = torch.cat([im_q, im_k])  # (2N, 3, H, W)
-        v = unit(in_parts(self.encoder_q, both, self.parts))  # v = f(x) / |f(x)|: (2N, D)
+        v = l2_normalise(encode_in_microbatches(self.encoder_q, both, self.parts))  # v = f(x) / |f(x)|: (2N, D)
         views = GatherWithGradient.apply(torch.stack(v.chunk(2), dim=1))  # (B, 2, D)
         y = gather(labels) if self.supervised else torch.arange(len(views), device=labels.device)  # (B,)
         target = None
         if self.targeted:
-            self._start_assignment(views.detach().flatten(0, 1), y.repeat_interleave(2))  # centroids c_y: (C, D)
+            # centroids c_y: (C, D)
+            self._update_centroids_and_start_assignment(views.detach().flatten(0, 1), y.repeat_interleave(2))
             target = self._assigned_targets(torch.arange(len(self.class_centroid), device=y.device))  # t_σ(c): (C, D)
         loss = self._loss(views, y, target)  # scalars
         self.step += 1
         return StepOutput(*loss, v[: len(im_q)], None)
 
-    def _loss(self, views: Tensor, y: Tensor, target: Tensor | None) -> InBatchTerms:
+    def _loss(self, views: Tensor, y: Tensor, target: Tensor | None) -> InBatchLossOutput:
         """Return the KCL loss, or the TSC loss if `target` (C, D) is given. Views: (B, 2, D), labels y: (B,)."""
         rng = torch_rng(self.seed, Stream.POSITIVES, self.step)
         options = {"num_positive": self.num_positive, "temperature": self.T, "unbiased": self.unbiased}
@@ -95,4 +96,4 @@ class InBatch(Targeted):
         if target is not None:
             options |= {"target_repeat": self.tr, "anchors": "targets" if self.only_targets else "all"}
         loss = in_batch_loss(views, y, **options, generator=rng)
-        return InBatchTerms(loss, loss, torch.zeros_like(loss))
+        return InBatchLossOutput(loss, loss, torch.zeros_like(loss))

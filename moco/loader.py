@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from moco.views import jitter
-from moco.views.colour import AutoAugmented, Colours, cut_out
-from moco.views.geometry import Crop, PaddedCrop, Shift, to_pixels
-from moco.views.jitter import Jittered
+from moco.views.colour import CifarAutoAugment, Colours, cut_out
+from moco.views.geometry import AffineParams, CropParams, PaddedCropParams, to_pixels
+from moco.views.jitter import PendingJitter
 from utils.errors import InputError
 
 
@@ -21,18 +21,18 @@ class View:
     """Transforms from an RGB image of any size to the network's input.
 
     Attributes:
-        geometry: training crop, called with (size, device_aug). `prepare` of the result runs once per image;
-            `draw` then runs for each of the two views and returns (3, size, size) uint8.
-        colour: colour transform of training, called with (pixels, device_aug); returns pixels or Jittered. None:
-            no colour transform.
-        frame: evaluation crop, called with the size; returns the square part of the image to use.
+        geometry: parameters of the training geometry, called with (size, device_aug). `prepare` of the result runs
+            once per image; `draw` then runs for each of the two views and returns (3, size, size) uint8.
+        colour: colour transform of training, called with (pixels, device_aug); returns pixels or a PendingJitter.
+            None: no colour transform.
+        eval_transform: called with the size; returns the evaluation transform: resize and centre crop, or only resize.
         cutout: side of the square cut out in training, as a share of the view's side; 0: no cutout.
         help: text for --help.
     """
 
     geometry: Callable
-    colour: Callable[[Tensor, bool], Tensor | Jittered] | None
-    frame: Callable[[int], Callable[[Image.Image], Image.Image]]
+    colour: Callable[[Tensor, bool], Tensor | PendingJitter] | None
+    eval_transform: Callable[[int], Callable[[Image.Image], Image.Image]]
     cutout: float = 0.0
     help: str = ""
 
@@ -50,25 +50,27 @@ def _whole(size: int) -> T.Resize:
 PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
 SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
 VIEWS = {
-    "photo": View(Crop(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
-    "thumbnail": View(Crop(), PHOTO, _whole, help="as photo, for small images"),
+    "photo": View(CropParams(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
+    "thumbnail": View(CropParams(), PHOTO, _whole, help="as photo, for small images"),
     "simclr": View(
-        Crop((0.2, 1.0)),
+        CropParams((0.2, 1.0)),
         dataclasses.replace(SIMCLR, blur_p=0.5),
         _centre,
         help="crop (20 to 100 %), flip, jitter, grey, blur",
     ),
-    "cifar": View(Crop((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
-    "padded": View(PaddedCrop(), None, _whole, help="padded crop, flip, for small images"),
+    "cifar": View(CropParams((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
+    "padded": View(PaddedCropParams(), None, _whole, help="padded crop, flip, for small images"),
     "autoaugment": View(
-        PaddedCrop(),
-        AutoAugmented(),
+        PaddedCropParams(),
+        CifarAutoAugment(),
         _whole,
         cutout=0.5,
         help="padded crop, flip, AutoAugment, Cutout",
     ),
-    "grey": View(Crop((0.4, 1.0)), None, _whole, help="crop (40 to 100 %), flip, for small grey images"),
-    "digit": View(Shift(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="rotation, shift, scaling, contrast, no flip"),
+    "grey": View(CropParams((0.4, 1.0)), None, _whole, help="crop (40 to 100 %), flip, for small grey images"),
+    "digit": View(
+        AffineParams(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="rotation, shift, scaling, contrast, no flip"
+    ),
 }
 
 
@@ -86,8 +88,8 @@ def view_named(name: str, crop_scale: Sequence[float] | None = None) -> View:
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise InputError(f"--crop-scale {low:g} {high:g}: expected 0 < LO <= HI <= 1 (shares of the image area)")
-    if not isinstance(view.geometry, Crop):
-        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, Crop))
+    if not isinstance(view.geometry, CropParams):
+        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, CropParams))
         raise InputError(f"--crop-scale: not supported with --views {name}; use one of {named}")
     return dataclasses.replace(view, geometry=dataclasses.replace(view.geometry, scale=(low, high)))
 
@@ -99,11 +101,11 @@ class RandomView:
         self.view, self.device_aug, self.fill = view, device_aug, fill
         self.geometry, self.colour = view.geometry(size, device_aug), view.colour
 
-    def __call__(self, image: Image.Image) -> Tensor | Jittered:
-        """Return (3, S, S) uint8, or a Jittered with the jitter factors in addition."""
+    def __call__(self, image: Image.Image) -> Tensor | PendingJitter:
+        """Return (3, S, S) uint8, or a PendingJitter."""
         return self.draw(self.geometry.prepare(image))
 
-    def draw(self, prepared: Image.Image | Tensor) -> Tensor | Jittered:
+    def draw(self, prepared: Image.Image | Tensor) -> Tensor | PendingJitter:
         pixels = self.geometry.draw(prepared)
         pixels = self.colour(pixels, self.device_aug) if self.colour else pixels
         return cut_out(pixels, self.view.cutout, self.fill) if self.view.cutout else pixels
@@ -115,7 +117,7 @@ class TwoCropsTransform:
     def __init__(self, view: RandomView):
         self.view = view
 
-    def __call__(self, image: Image.Image) -> list[Tensor | Jittered]:
+    def __call__(self, image: Image.Image) -> list[Tensor | PendingJitter]:
         prepared = self.view.geometry.prepare(image)
         return [self.view.draw(prepared), self.view.draw(prepared)]
 
@@ -141,29 +143,28 @@ def train_transform(
 
 def eval_transform(view: str, image_size: int) -> T.Compose:
     """Return the evaluation transform (deterministic), with uint8 output as in training."""
-    return T.Compose([view_named(view).frame(image_size), to_pixels])
+    return T.Compose([view_named(view).eval_transform(image_size), to_pixels])
 
 
 class Normalise:
     """Conversion of loader batches to the model's input: uint8 is sent to the device and normalised there.
 
-    Colour jitter on the device is one matrix product. Only its result is clipped, not each of the
-    three steps, and nothing is rounded. On photographs at 224 px, the result differs from
-    `jitter.on_host` by 1.6 of 255 on average and by at most 50, where a colour is clipped between
-    the steps. Rounding down after each step on the host causes 1.4 of the 1.6.
+    Colour jitter on the device is one matrix product, whose result is clipped and not rounded. `jitter.on_host` clips
+    and rounds down after each of the three steps. On photographs at 224 px, the two differ by 1.6/255 on average,
+    mostly because of the rounding, and by up to 50/255 where the host clips between steps.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
         self.device = device
         self.mean, self.std = torch.tensor([mean, std], device=device)[:, :, None, None]  # (3, 1, 1) each
 
-    def __call__(self, view: Tensor | Jittered) -> Tensor:
-        """Convert (N, 3, S, S) uint8, with pending jitter if Jittered, to normalised float32 on the device."""
-        tensors = view if isinstance(view, Jittered) else (view,)
-        pixels, *drawn = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
+    def __call__(self, view: Tensor | PendingJitter) -> Tensor:
+        """Convert (N, 3, S, S) uint8, or a PendingJitter, to normalised float32 on the device. Jitter is applied."""
+        tensors = view if isinstance(view, PendingJitter) else (view,)
+        pixels, *jitter_args = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         x = pixels.float().div_(255)
-        return self.finish(jitter.apply_affine(x, *drawn) if drawn else x)
+        return self.normalise(jitter.apply_colour_affine(x, *jitter_args) if jitter_args else x)
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Normalise (N, 3, S, S) values from 0 to 1, on the device, in place."""
+    def normalise(self, x: Tensor) -> Tensor:
+        """Normalise (N, 3, S, S) values from 0 to 1 in place, on the device."""
         return x.sub_(self.mean).div_(self.std)

@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from moco.encoders.library import TIMM, own_names, published
+from moco.encoders.library import TIMM, download_weights, to_encoder_names
 from utils import distributed
-from utils.errors import InputError, brief
+from utils.errors import InputError, short_repr
 from utils.run import checkpoint
 
-QUERY, MOCO_V3, BACKBONE = "encoder_q.", "base_encoder.", "backbone."
+QUERY_PREFIX, MOCO_V3_PREFIX, BACKBONE_PREFIX = "encoder_q.", "base_encoder.", "backbone."
 SAFETENSORS = ".safetensors"
 LIBRARIES = ("torchvision", "timm")
 
@@ -34,32 +34,32 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     dropped: it is a projection, or a classifier for another data set.
 
     Raises:
-        InputError: As `checkpoint.read`, or if the file contains no encoder.
+        InputError: As `checkpoint.read_file`, or if the file contains no encoder.
     """
     weights, arch = read_weights(Path(path))
-    for prefix in (QUERY, MOCO_V3):
+    for prefix in (QUERY_PREFIX, MOCO_V3_PREFIX):
         if any(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    weights = {key.removeprefix(BACKBONE): value for key, value in weights.items() if not key.startswith("fc.")}
+    weights = {key.removeprefix(BACKBONE_PREFIX): value for key, value in weights.items() if not key.startswith("fc.")}
     if not weights:
         raise InputError(f"checkpoint {path}: contains no encoder, expected encoder_q.* or a plain state dict")
     return weights, arch
 
 
-def check_start(given: str, arch: str) -> None:
+def check_init_from(value: str, arch: str) -> None:
     """Raise InputError if --init-from is neither a file nor the library of the architecture."""
-    own = "timm" if arch.startswith(TIMM) else "torchvision"
-    if given in LIBRARIES and given != own:
-        raise InputError(f"--init-from {given}: --arch {arch} is a network of {own}; use {own} or a file")
-    if given not in LIBRARIES and not Path(given).is_file():
-        raise InputError(f"--init-from {given}: no such file; expected a file of encoder weights, or {own}")
+    library = "timm" if arch.startswith(TIMM) else "torchvision"
+    if value in LIBRARIES and value != library:
+        raise InputError(f"--init-from {value}: --arch {arch} is a network of {library}; use {library} or a file")
+    if value not in LIBRARIES and not Path(value).is_file():
+        raise InputError(f"--init-from {value}: no such file; expected a file of encoder weights, or {library}")
 
 
 def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
     """Load the weight (C, d) and bias (C,) of the classifier that a network was trained with.
 
     Raises:
-        InputError: As `checkpoint.read`, or if `fc` is a projection head, has another number of classes, or is not
+        InputError: As `checkpoint.read_file`, or if `fc` is a projection head, has another number of classes, or is not
             linear.
     """
     weights, _ = read_weights(Path(path))
@@ -68,25 +68,25 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
     if fc.keys() != {"weight", "bias"} or fc["weight"].ndim != 2 or {shape[:1] for shape in shapes} != {(num_classes,)}:
         found = (
             "a projection head"
-            if any(key.startswith(QUERY) for key in weights)
+            if any(key.startswith(QUERY_PREFIX) for key in weights)
             else f"fc with {sorted(fc)}, shapes {shapes}"
         )
         raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
     for name, value in fc.items():
-        if wrong := checkpoint.what_is_wrong(value, torch.zeros(())):
+        if wrong := checkpoint.tensor_problem(value, torch.zeros(())):
             raise InputError(f"checkpoint {path}: fc.{name} {wrong}; the file is damaged, use another checkpoint")
     return fc["weight"].float(), fc["bias"].float()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Load all tensors of a file by key, without the prefix `module.`, and the architecture name in it (or None)."""
-    state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read(path)
+    state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read_file(path)
     if "state_dict" not in state:
         state = {"state_dict": state.get("teacher", state)}
     checkpoint.check_tensors(state["state_dict"], path)
     if not isinstance(arch := state.get("arch"), str | None):
-        raise InputError(f"checkpoint {path}: arch is {brief(arch)}, expected the name of a network")
-    return checkpoint.unpacked(state), arch
+        raise InputError(f"checkpoint {path}: arch is {short_repr(arch)}, expected the name of a network")
+    return checkpoint.strip_prefix(state["state_dict"]), arch
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -100,7 +100,7 @@ def _read_safetensors(path: Path) -> dict:
         raise InputError(f"checkpoint {path}: not a safetensors file ({error})") from None
 
 
-def start_from(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
+def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
     """Load the weights of a file into encoders, except their heads. Return a summary of loaded and missing tensors.
 
     path: a file, or a name in LIBRARIES to use the weights published by that library. Only tensors with equal key
@@ -111,33 +111,37 @@ def start_from(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
     """
     if path in LIBRARIES:
         with distributed.main_process_first():  # the main process downloads the file
-            weights, found = published(arch), None
+            weights, stored_arch = download_weights(arch), None
     else:
-        weights, found = read_encoder(path)
-    if found not in (None, arch):
-        raise InputError(f"--init-from {path}: trained with --arch {found}, but this run uses --arch {arch}")
-    weights = own_names(encoders[0], weights)
-    own = {key: value for key, value in encoders[0].state_dict().items() if not key.startswith("fc.")}
-    taken = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
-    if not any(value.is_floating_point() for value in taken.values()):
+        weights, stored_arch = read_encoder(path)
+    if stored_arch not in (None, arch):
+        raise InputError(f"--init-from {path}: trained with --arch {stored_arch}, but this run uses --arch {arch}")
+    weights = to_encoder_names(encoders[0], weights)
+    model_weights = {key: value for key, value in encoders[0].state_dict().items() if not key.startswith("fc.")}
+    matching = {
+        key: value for key, value in weights.items() if key in model_weights and value.shape == model_weights[key].shape
+    }
+    if not any(value.is_floating_point() for value in matching.values()):
         raise InputError(
-            f"--init-from {path}: no tensor fits --arch {arch}; the file has {checkpoint.some(weights)}, expected "
-            f"{checkpoint.some(own)}"
+            f"--init-from {path}: no tensor fits --arch {arch}; the file has {checkpoint.first_keys(weights)}, "
+            f"expected {checkpoint.first_keys(model_weights)}"
         )
     for encoder in encoders:
-        rest = {key: value for key, value in encoder.state_dict().items() if key not in taken}
-        checkpoint.load_into(encoder, rest | taken, path)
-    left, missing = checkpoint.some(weights.keys() - taken.keys()), checkpoint.some(own.keys() - taken.keys())
-    return f"{path}: loaded {len(taken)} of {len(own)} encoder tensors; not used: {left}; still random: {missing}"
+        unmatched = {key: value for key, value in encoder.state_dict().items() if key not in matching}
+        checkpoint.load_weights(encoder, unmatched | matching, path)
+    unused = checkpoint.first_keys(weights.keys() - matching.keys())
+    missing = checkpoint.first_keys(model_weights.keys() - matching.keys())
+    counts = f"loaded {len(matching)} of {len(model_weights)} encoder tensors"
+    return f"{path}: {counts}; not used: {unused}; still random: {missing}"
 
 
 def load_encoder(model: nn.Module, path: str | Path, arch: str) -> None:
     """Load the encoder from a file, except its head, into a network with a new `fc`.
 
     Raises:
-        InputError: As `read_encoder` and `checkpoint.load_into`, or if the architecture differs.
+        InputError: As `read_encoder` and `checkpoint.load_weights`, or if the architecture differs.
     """
-    weights, found = read_encoder(path)
-    if found not in (None, arch):
-        raise InputError(f"checkpoint {path}: trained with --arch {found}, but this run uses --arch {arch}")
-    checkpoint.load_into(model, own_names(model, weights), path, missing={"fc.weight", "fc.bias"})
+    weights, stored_arch = read_encoder(path)
+    if stored_arch not in (None, arch):
+        raise InputError(f"checkpoint {path}: trained with --arch {stored_arch}, but this run uses --arch {arch}")
+    checkpoint.load_weights(model, to_encoder_names(model, weights), path, missing={"fc.weight", "fc.bias"})

@@ -13,8 +13,8 @@ from utils import distributed
 DERIVABLE = ("optimal_target_unique", "target_labels")
 
 
-class Targeted(nn.Module):
-    """A model with class centroids and, for TSC, targets.
+class TargetModel(nn.Module):
+    """Base class of models with class centroids and, for TSC, class targets.
 
     Attributes:
         class_centroid: buffer (C, D), unit vectors.
@@ -23,8 +23,8 @@ class Targeted(nn.Module):
         tr: number r of copies of each target.
         seed, step: determine the random draws of a step. Each step increments `step`; set it when resuming.
         assignment_interval: number of steps between target assignments; 0 keeps target y for class y.
-        assignment: (C,) row of each class's target after the last TSC step; None requests a new assignment at the
-            next step.
+        assignment: (C,) row of each class's target in the last TSC step; None before the first one. Set it to None to
+            recompute it at the next step.
     """
 
     class_centroid: Tensor
@@ -46,7 +46,7 @@ class Targeted(nn.Module):
         self.register_buffer("optimal_target", targets)
 
     @torch.no_grad()
-    def _start_assignment(self, features: Tensor, labels: Tensor) -> None:
+    def _update_centroids_and_start_assignment(self, features: Tensor, labels: Tensor) -> None:
         """Update the centroids and, every `assignment_interval` steps, start a new target assignment.
 
         Args:
@@ -58,7 +58,7 @@ class Targeted(nn.Module):
             )
         with torch.autocast(features.device.type, enabled=False):
             self.class_centroid.copy_(update_centroids(self.class_centroid, features, labels))
-        distributed.same_tensor(self.class_centroid)  # different GPU types may round, and then assign, differently
+        distributed.broadcast_tensor(self.class_centroid)  # different GPU types may round, and then assign, differently
         if not self.assignment_interval:
             self.assignment = torch.arange(len(self.class_centroid), device=labels.device)
         elif self.assignment is None or self.step % self.assignment_interval == 0:
@@ -73,7 +73,11 @@ class Targeted(nn.Module):
         return self.optimal_target[self.assignment[labels] * self.tr]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Accept the DERIVABLE buffers, and targets that only the model or only the checkpoint has (KCL needs none)."""
+        """Load the state dict, with two exceptions.
+
+        The buffers in DERIVABLE are ignored. Targets are loaded only if both the model and the checkpoint have them;
+        KCL has none.
+        """
         for name in DERIVABLE if self.optimal_target is not None else (*DERIVABLE, "optimal_target"):
             state_dict.pop(prefix + name, None)
         if self.optimal_target is not None:

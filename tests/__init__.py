@@ -1,4 +1,4 @@
-"""The tests: a room for each of the project's; oracle.py is the method in loops."""
+"""The tests, in the same folders as the code. `oracle.py` contains the method as plain loops."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Fixtures of all tests."""
+"""Fixtures shared by all tests."""
 
 import os
 
-# Two test processes' worth of threads on two cores: spinning threads only take each other's time.
+# Tests run in parallel processes. With several threads each, spinning threads only compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
@@ -25,34 +25,36 @@ def fixed_seed():
 
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory) -> Path:
-    """A data root; the first script that uses it writes the digits there."""
+    """Return an empty data root. The first script that uses it writes the digits there."""
     return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
 def data_flags(digits_root) -> list[str]:
-    """Flags of both stages' data: a quarter of the digits at 8 px, as custom lists, so that an epoch sees them once."""
-    root, lists = digits.prepare(digits_root, REGISTRY["digits"].imbalance)
+    """Return data flags of both stages: custom lists of a quarter of the digits at 8 px, so that an epoch is short."""
+    root, lists = digits.prepare(digits_root, REGISTRY["digits"].imbalance_ratio)
     files = []
     for split in ("train", "val", "test"):
         small = lists / f"quarter_{split}.txt"
-        small.write_text("".join(quarter((lists / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True))))
+        small.write_text(
+            "".join(first_quarter((lists / f"digits_LT_{split}.txt").read_text().splitlines(keepends=True)))
+        )
         files += [f"--{split}-txt", str(small)]
     words = f"--dataset custom --data-root {root} --views digit --statistics digits --image-size 8"
     return [*words.split(), *files]
 
 
-def quarter(lines: list[str]) -> list[str]:
-    """The first quarter of each class's lines in a split list, and at least two."""
+def first_quarter(lines: list[str]) -> list[str]:
+    """Return the first quarter of each class's lines in a split list, and at least two."""
     by_class: dict[str, list[str]] = {}
     for line in lines:
         by_class.setdefault(line.split()[-1], []).append(line)
-    return [line for of_class in by_class.values() for line in of_class[: max(2, -(-len(of_class) // 4))]]
+    return [line for class_lines in by_class.values() for line in class_lines[: max(2, -(-len(class_lines) // 4))]]
 
 
 @pytest.fixture(scope="session")
 def flags(data_flags, tmp_path_factory) -> list[str]:
-    """Flags of a stage-1 run that takes a second: resnet20 at 8 px, STEPS steps of BATCH images an epoch."""
+    """Return flags of a one-second stage-1 run: resnet20 at 8 px, STEPS steps of BATCH images per epoch."""
     targets = tmp_path_factory.mktemp("targets") / "optimal_10_16.npy"
     generate_file(targets, 10, 16)
     text = f"-a resnet20 -b {BATCH} --moco-k {QUEUE} --moco-dim 16 --mlp --cos --lr 0.1 --seed 1 -j 0 -p 2 --device cpu"
@@ -61,7 +63,7 @@ def flags(data_flags, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def digits_flags(digits_root) -> list[str]:
-    """The same of the named data set, for what its row says: 5 steps of 512, each image eight times an epoch."""
+    """Return flags of a stage-1 run with --dataset digits: 5 steps of 512 per epoch, with each image eight times."""
     text = f"""--dataset digits --data-root {digits_root} --image-size 8 -b 512 --moco-k 1024 --moco-dim 16 --mlp --cos
         --lr 0.1 --seed 1 -j 0 -p 2 --device cpu"""
     return text.split()
@@ -69,21 +71,21 @@ def digits_flags(digits_root) -> list[str]:
 
 @pytest.fixture(scope="session")
 def batch_flags(flags) -> list[str]:
-    """The same for contrast without a queue, but for --contrast itself."""
+    """Return `flags` without the queue's length, for tests that add `--contrast batch`."""
     at = flags.index("--moco-k")
     return [*flags[:at], *flags[at + 2 :]]
 
 
 @pytest.fixture(scope="session")
 def probe_flags(data_flags) -> list[str]:
-    """Flags of a stage-2 run to go with `flags`."""
+    """Return flags of a stage-2 run that fit `flags`."""
     text = f"-a resnet20 -b {BATCH} --lr 1 --seed 1 -j 0 -p 0 --device cpu"
     return [*data_flags, *text.split()]
 
 
 @pytest.fixture(scope="session")
 def tsc_run(flags, tmp_path_factory) -> Path:
-    """The folder of a TSC run of two epochs, one in each phase."""
+    """Train TSC for two epochs, one in each phase; return the run folder."""
     run = tmp_path_factory.mktemp("tsc") / "run"
     stage1.main([*flags, "--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(run), "-s", "1"])
     return run
@@ -91,7 +93,7 @@ def tsc_run(flags, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def probe_run(tsc_run, probe_flags) -> Path:
-    """The folder of a linear probe of `tsc_run`."""
+    """Train a linear probe on `tsc_run`; return its run folder."""
     run = tsc_run / "probe"
     checkpoint = str(tsc_run / "last.pth.tar")
     stage2.main([*probe_flags, "--epochs", "2", "--pretrained", checkpoint, "--run-dir", str(run)])
@@ -99,8 +101,8 @@ def probe_run(tsc_run, probe_flags) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(flags, tmp_path_factory) -> Path:
-    """The folder of a run of two epochs KCL and two TSC that nothing disturbed, each epoch's checkpoint kept."""
+def uninterrupted_run(flags, tmp_path_factory) -> Path:
+    """Train two epochs of KCL and two of TSC, with a checkpoint of each epoch; return the run folder."""
     run = tmp_path_factory.mktemp("whole") / "run"
     stage1.main([*flags, *FOUR_EPOCHS, "-s", "1", "--run-dir", str(run)])
     return run

@@ -1,6 +1,6 @@
 """The equations of the method, written with loops over anchors, columns and classes.
 
-Slow on purpose and without a line of the project's code: what the tests compare with.
+The code is slow on purpose and uses nothing of the project. The tests compare the project's results with it.
 """
 
 import itertools
@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def draw(size: int, draws: list[int]) -> list[int]:
-    """Floyd's algorithm for one anchor: min(len(draws), size) distinct numbers below size."""
+def floyd_sample(size: int, draws: list[int]) -> list[int]:
+    """Return min(len(draws), size) distinct numbers below size for one anchor, by Floyd's algorithm."""
     taken = min(len(draws), size)
     chosen: list[int] = []
     for slot in range(taken):
@@ -24,16 +24,16 @@ def draw(size: int, draws: list[int]) -> list[int]:
 def positives(
     labels: list[int], queue_labels: list[int], draws: list[list[int]] | None, copies: int, always: int
 ) -> list[tuple[list[int], int]]:
-    """For each anchor: the queue columns that are its positives, and how many target positives it has.
+    """Return for each anchor the queue columns that are its positives, and its number of target positives.
 
-    draws None takes the whole class. copies: of the target in the pool; always: target
-    positives besides the pool.
+    draws: None to use the whole class. copies: number of copies of the target in the pool. always: number of target
+    positives outside the pool.
     """
     out = []
     for i, label in enumerate(labels):
         entries = [column for column, other in enumerate(queue_labels) if other == label]
         pool = entries + ["target"] * copies
-        chosen = pool if draws is None else [pool[o] for o in draw(len(pool), draws[i])]
+        chosen = pool if draws is None else [pool[o] for o in floyd_sample(len(pool), draws[i])]
         out.append(([c for c in chosen if c != "target"], chosen.count("target") + always))
     return out
 
@@ -50,11 +50,11 @@ def loss(
     target_weight: float = 1.0,
     form: str = "release",
 ) -> tuple[Tensor, Tensor]:
-    """loss_class and loss_target for q, k (N, D), queue (D, Q), targets (C·r, D).
+    """Return loss_class and loss_target for q, k (N, D), queue (D, Q), targets (C·r, D).
 
-    target_row: for each class a row of `targets` that holds its target.
-    form: "release" divides both by the number of all positives, "paper" the class term
-    by own key and drawn ones, the target term by nothing.
+    target_row: for each class, the row of `targets` that contains its target.
+    form: "release" divides both terms by the number of all positives. "paper" divides the class term by the number of
+    its own positives (own key and sampled keys) and does not divide the target term.
     """
     loss_class = loss_target = torch.zeros((), dtype=q.dtype)
     for i, (columns, num_targets) in enumerate(chosen):
@@ -74,7 +74,7 @@ def loss(
 
 
 def centroids(before: Tensor, q: Tensor, labels: list[int]) -> Tensor:
-    """c_y <- normalise(0.9 c_y + 0.1 normalise(mean of q with label y)) for the classes present."""
+    """Return c_y <- normalise(0.9 c_y + 0.1 normalise(mean of q with label y)) for the classes present."""
     after = before.clone()
     for y in set(labels):
         mean = sum(q[i] for i in range(len(q)) if labels[i] == y) / labels.count(y)
@@ -84,12 +84,12 @@ def centroids(before: Tensor, q: Tensor, labels: list[int]) -> Tensor:
 
 
 def assignment(similarity: Tensor) -> list[int]:
-    """sigma: the row of each class's target that maximises the sum of similarities, by trying all."""
+    """Return sigma, the row of each class's target, which maximises the sum of similarities, by trying all."""
     n = len(similarity)
     return list(max(itertools.permutations(range(n)), key=lambda s: sum(similarity[y, s[y]] for y in range(n))))
 
 
-def full_assignment(centroids: Tensor, targets: Tensor) -> Tensor:
-    """sigma for more classes than can be tried, (C,), by SciPy's solve of the whole."""
+def scipy_assignment(centroids: Tensor, targets: Tensor) -> Tensor:
+    """Return sigma, (C,), by SciPy's assignment solver, for more classes than can be tried."""
     similarity = centroids.double() @ targets.double().T
     return torch.from_numpy(linear_sum_assignment(similarity, maximize=True)[1])

@@ -1,7 +1,7 @@
 """Start the project's programs in processes of their own, without paying for the imports each time.
 
 Importing PyTorch takes seconds. `Program` forks a program from a server (Python's forkserver) that has imported the
-project once per test process. Apart from that, it is a process like any other: its own session, signals and exit code.
+project once per test process. The program is otherwise an ordinary process with its own session, signals and exit code.
 Tests of the launchers themselves, and of the start of Python, use `subprocess`.
 """
 
@@ -35,7 +35,7 @@ TIMEOUT = 240.0  # seconds
 
 @cache
 def start_server() -> None:
-    """Start the server where it finds the modules to preload: it looks in its working directory."""
+    """Start the server in the project's root, because it looks for the modules to preload in its working directory."""
     before = Path.cwd()
     os.chdir(ROOT)
     forkserver.ensure_running()
@@ -43,7 +43,7 @@ def start_server() -> None:
 
 
 def spawn(work: Callable, args: tuple, nprocs: int) -> None:
-    """Run work(rank, *args) in nprocs processes and wait; raises what one of them raises."""
+    """Run work(rank, *args) in nprocs processes and wait. An exception in one of them is raised here."""
     start_server()
     mp.start_processes(work, args, nprocs, start_method="forkserver")
 
@@ -113,7 +113,7 @@ class Program:
         os.kill(self.pid, number)
 
     def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
-        """Wait for the end; return what was written to stdout and stderr."""
+        """Wait for the process to end; return what it wrote to stdout and stderr."""
         self._process.join(timeout)
         if self.poll() is None:
             self.kill()
@@ -121,7 +121,7 @@ class Program:
         return self.stdout, self.stderr
 
     def kill(self) -> None:
-        """Kill the process and all of its session."""
+        """Kill the process and all other processes of its session."""
         os.killpg(self.pid, signal.SIGKILL)
         self._process.join()
         self.poll()
@@ -156,9 +156,9 @@ def _run(words: list[str], cwd: str, environment: dict, changes: dict, outputs: 
         os.close(handle)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.process._parent_process = None  # the program is nobody's worker
-    # The server has imported this module, and multiprocessing drops in a fork what was registered before it.
-    multiprocessing.util.Finalize(None, signals._kill_workers_left, exitpriority=10)
+    multiprocessing.process._parent_process = None  # the program is not a multiprocessing worker
+    # multiprocessing drops finalizers registered before a fork, and the server imported this module before the fork.
+    multiprocessing.util.Finalize(None, signals._kill_remaining_workers, exitpriority=10)
     if fork_workers:
         mp.spawn = partial(mp.start_processes, start_method="fork")
     module = words[0] == "-m"
@@ -171,17 +171,17 @@ def _run(words: list[str], cwd: str, environment: dict, changes: dict, outputs: 
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the process and all that it has started, from /proc."""
+    """Return the process IDs of a process and all its descendants, read from /proc."""
     parent_of = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent_of[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
         except (OSError, IndexError):
-            continue  # gone meanwhile
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parent_of.items() if parent == member]
-    return family
+            continue  # the process has ended
+    pids = [pid]
+    for member in pids:
+        pids += [child for child, parent in parent_of.items() if parent == member]
+    return pids
 
 
 def free_port() -> int:
@@ -190,6 +190,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
+# For each launcher: the words before the script and the flags after it.
 LAUNCHERS = {
     "release": lambda: ([], ["--multiprocessing-distributed", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]),
     "torchrun": lambda: (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], []),

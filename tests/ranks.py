@@ -1,4 +1,4 @@
-"""Steps of training that two ranks share (gloo, CPU, or NCCL on GPUs)."""
+"""Training steps on two ranks (gloo on the CPU, NCCL on GPUs)."""
 
 import torch
 import torch.distributed as dist
@@ -9,17 +9,17 @@ from utils import distributed
 STEPS = 3
 
 
-def steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Tensor]]:
-    """Losses, gradients and state of some steps, and the images that became keys; each rank takes its half.
+def train_steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Tensor]]:
+    """Train for STEPS steps, each rank on its share of the batch; return records of the steps and the key images.
 
-    options: of the model; `switch`: the step from which on it is targeted; `shuffles`: False, as without batch norm.
-    where: the device, of this rank.
+    options: of the model; also `switch`, the step at which it becomes targeted, and `shuffles`, which is False for a
+    model without batch norm. where: the device of this rank.
     """
     torch.manual_seed(0)
     switch, shuffles = options.pop("switch", None), options.pop("shuffles", True)
     model = tiny_model(num_positive=0, **options).to(where)
-    model.shuffles = shuffles
-    ddp = distributed.wrap(model, torch.device(where))
+    model.uses_shuffle_bn = shuffles
+    ddp = distributed.wrap_ddp(model, torch.device(where))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     record, encoded = [], []
     model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
@@ -37,12 +37,13 @@ def steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[torch.Ten
     return record, encoded
 
 
-def two_ranks(rank: int, port: int, options: dict, folder: str, device: str = "cpu") -> None:
+def train_as_rank(rank: int, port: int, options: dict, folder: str, device: str = "cpu") -> None:
+    """Train as one of two ranks and save the records and the key images in the folder."""
     backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
     if device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    record, encoded = steps(options, where)
+    record, encoded = train_steps(options, where)
     torch.save(record, f"{folder}/{rank}.pt")
     torch.save(encoded, f"{folder}/encoded_{rank}.pt")
     dist.barrier()
@@ -52,5 +53,5 @@ def two_ranks(rank: int, port: int, options: dict, folder: str, device: str = "c
 METHODS = {
     "KCL": {},
     "TSC": {"targeted": True, "sep_t": True},
-    "KCL, then TSC": {"sep_t": True, "switch": 1},  # in one DistributedDataParallel, whose graph is static
+    "KCL, then TSC": {"sep_t": True, "switch": 1},  # with one DistributedDataParallel, whose graph is static
 }

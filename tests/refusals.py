@@ -1,4 +1,4 @@
-"""What a test of a message checks: the facts in it (flag, file, line, value), never its wording."""
+"""Checks of messages: the facts in them (flag, file, line, value), never the wording."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from utils.errors import InputError
 
 
 def refusal(action: Callable[[], object], *facts: object) -> str:
-    """Call action(), which must raise an InputError whose message is one line and names every fact. Return it."""
+    """Check that action() raises an InputError whose message is one line and names every fact; return the message."""
     with pytest.raises(InputError) as error:
         action()
     message = str(error.value)
@@ -19,7 +19,7 @@ def refusal(action: Callable[[], object], *facts: object) -> str:
 
 
 def exit_message(action: Callable[[], object], capsys: pytest.CaptureFixture, *facts: object, code: int = 2) -> str:
-    """Call action(), which must leave with this exit code and one line on stderr that names every fact. Return it."""
+    """Check that action() exits with this code and one line on stderr that names every fact; return the line."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         action()
@@ -31,7 +31,7 @@ def exit_message(action: Callable[[], object], capsys: pytest.CaptureFixture, *f
 
 
 def line_with(text: str, *facts: object) -> str:
-    """Return the only line of an output that names every fact."""
+    """Check that exactly one line of the text names every fact; return the line."""
     lines = [line for line in text.splitlines() if all(_names(line, fact) for fact in facts)]
     assert len(lines) == 1, f"{len(lines)} lines name {facts}, expected 1:\n{text}"
     return lines[0]
@@ -43,7 +43,7 @@ def assert_names(message: str, *facts: object) -> None:
 
 
 def at_line(file: object, number: int) -> re.Pattern:
-    """Return the fact that a message names this line of a file, as "FILE:NUMBER" or "FILE, line NUMBER"."""
+    """Return a pattern that finds a line of a file in a message, as "FILE:NUMBER" or "FILE, line NUMBER"."""
     return re.compile(rf"{re.escape(str(file))}\D{{1,8}}{number}\b")
 
 

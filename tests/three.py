@@ -1,4 +1,4 @@
-"""Sixteen images of three classes, and stage 1 on them."""
+"""A data set of sixteen images in three classes, and flags for runs on it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ ROW = DatasetSpec("three", "three", CLASSES, **IMAGENET_STATISTICS, source="nois
 
 
 def write(root: Path) -> Path:
-    """Sixteen 8-px images of three classes, their lists, and targets in eight dimensions."""
+    """Write sixteen 8-px images of three classes, their lists, and targets in eight dimensions; return the folder."""
     rng = np.random.default_rng(0)
     names = [f"{i}.png" for i in range(16)]
     for name in names:
@@ -26,10 +26,10 @@ def write(root: Path) -> Path:
 
 
 def register(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give it a row, so that --dataset takes it."""
+    """Add the data set to the registry, so that --dataset accepts its name."""
     monkeypatch.setitem(REGISTRY, ROW.name, ROW)
 
 
 def flags(root: Path) -> list[str]:
-    """Of either script: two epochs of two steps."""
+    """Return flags for either stage: two epochs of two steps."""
     return f"--dataset three --data-root {root} --splits {root} -j 0 -b 8 --device cpu --seed 3 -p 0 --epochs 2".split()

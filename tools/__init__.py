@@ -1,1 +1,1 @@
-"""Programs for developers that are no part of the package."""
+"""Development programs that are not part of the package."""

@@ -7,7 +7,7 @@ import torch
 from utils.errors import InputError, first_line
 
 
-def device_named(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """Return the device of --device; auto is a GPU if one is available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,27 +46,30 @@ def check_memory(flag: str, what: str, size: int, advice: str) -> None:
     """Raise InputError if `size` bytes exceed the machine's memory; without it the system kills the process silently.
 
     Args:
-        flag: the flag that the message names. what: the data. size: in bytes. advice: what the user can do.
+        flag: the flag that the message names.
+        what: the data that needs the memory.
+        size: the size in bytes.
+        advice: what the user can do.
     """
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > there:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
         raise InputError(
-            f"{flag}: {what} needs {size / 2**30:,.0f} GiB, this machine has {there / 2**30:,.0f}; {advice}"
+            f"{flag}: {what} needs {size / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}; {advice}"
         )
 
 
 def pick_device(name: str) -> torch.device:
     """Return the device of --device, for a single process. Raise InputError if it is not available."""
     check_device(name, 1)
-    return device_named(name)
+    return resolve_device(name)
 
 
 def check_gpus(device: torch.device, processes: int) -> None:
     """Raise InputError if this machine has fewer GPUs than processes; process i uses GPU i."""
     gpus = torch.cuda.device_count()
     # A launcher may show each process only its own GPU; `check_one_gpu_each` checks that when they have joined.
-    each_its_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
-    if device == torch.device("cuda") and 0 < gpus < processes and not each_its_own:
+    sees_only_own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if device == torch.device("cuda") and 0 < gpus < processes and not sees_only_own:
         raise InputError(f"{processes} processes on a machine with {gpus} GPUs; start {gpus}, or use --device cpu")
 
 

@@ -19,37 +19,37 @@ from utils import launchers
 from utils.errors import flush, printable
 
 
-def active() -> bool:
+def group_exists() -> bool:
     """Whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    return dist.get_world_size() if active() else 1
+    return dist.get_world_size() if group_exists() else 1
 
 
 def rank() -> int:
     """Return the global rank; 0 without a process group."""
-    return dist.get_rank() if active() else 0
+    return dist.get_rank() if group_exists() else 0
 
 
 def is_main() -> bool:
     """Whether this is the main process, the only one that writes files and prints."""
-    return rank() == 0 if active() else launchers.first_of_job()  # before the process has joined the group
+    return rank() == 0 if group_exists() else launchers.first_of_job()  # before the process has joined the group
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap the model in DistributedDataParallel; a single process returns the model itself.
 
     - Buffers are not broadcast: all ranks compute the same queue and centroids, and the queue would cost 33 MB per step
       at the size used in the authors' code (the code released by the TSC authors).
     - The graph is static: the same parameters have a gradient in KCL and in TSC.
     - Gradients are views of the communication buffers, which saves a copy.
-    - With more than two ranks, the order in which a gradient is summed depends on its place in its bucket, and buckets
-      change after the first step of each start. On the CPU and with --deterministic, resumed runs are bit-identical,
-      so there each rank receives all gradients and adds them in rank order.
+    - With more than two ranks, all-reduce sums in an order that depends on the bucket layout, which DDP changes after
+      the first step. Where resumed runs must be bit-identical (on the CPU, and with --deterministic), each rank
+      therefore gathers all gradients and adds them in rank order.
     """
-    if not active():
+    if not group_exists():
         return model
     ids = [device.index] if device.type == "cuda" else None
     ddp = nn.parallel.DistributedDataParallel
@@ -63,25 +63,25 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _mean_in_rank_order(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Return the mean over ranks of a bucket of gradients, summed in rank order."""
-    parts = [torch.empty_like(bucket.buffer()) for _ in range(world_size())]
-    received = dist.all_gather(parts, bucket.buffer(), async_op=True).get_future()
-    return received.then(lambda _: reduce(torch.add, parts) / world_size())
+    buffers = [torch.empty_like(bucket.buffer()) for _ in range(world_size())]
+    gathered = dist.all_gather(buffers, bucket.buffer(), async_op=True).get_future()
+    return gathered.then(lambda _: reduce(torch.add, buffers) / world_size())
 
 
 @torch.no_grad()
 def gather(tensor: Tensor) -> Tensor:
     """Concatenate the ranks' tensors along the first axis, in rank order, without gradient."""
-    if not active():
+    if not group_exists():
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    tensors = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(tensors, tensor.contiguous())
+    return torch.cat(tensors)
 
 
 class GatherWithGradient(torch.autograd.Function):
-    """Concatenate the ranks' tensors along the first axis, in rank order, with gradient for this rank's part.
+    """Concatenate the ranks' tensors along the first axis, in rank order, with a gradient for this rank's tensor.
 
-    Every rank computes the same loss of the whole batch. The backward pass returns this rank's part of the gradient,
+    Every rank computes the same loss of the whole batch. The backward pass returns this rank's rows of the gradient,
     multiplied by the number of ranks, because DistributedDataParallel averages over ranks. The averaged gradient is
     then that of the loss, and the backward pass needs no communication.
     """
@@ -89,7 +89,7 @@ class GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         ctx.rows = len(tensor)
-        return gather(tensor) if active() else tensor.view_as(tensor)
+        return gather(tensor) if group_exists() else tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class GatherWithGradient(torch.autograd.Function):
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Return the sum of the ranks' tensors, on every rank."""
-    if not active():
+    if not group_exists():
         return tensor
     tensor = tensor.clone()
     dist.all_reduce(tensor)
@@ -108,7 +108,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def max_over_ranks(number: int) -> int:
     """Return the largest of the ranks' numbers, on every rank, without waiting for the device."""
-    if not active():
+    if not group_exists():
         return number
     box = torch.tensor(int(number))
     dist.all_reduce(box, dist.ReduceOp.MAX)
@@ -117,42 +117,42 @@ def max_over_ranks(number: int) -> int:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    if active():
+    if group_exists():
         dist.barrier()
 
 
-def same_on_all_ranks(value):
+def broadcast_object(value):
     """Return rank 0's value on every rank."""
-    if not active():
+    if not group_exists():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def from_all_ranks(value) -> list:
+def gather_objects(value) -> list:
     """Return the list of the ranks' values, in rank order, on every rank."""
-    everyone = [value] * world_size()
-    if active():
-        dist.all_gather_object(everyone, value)
-    return everyone
+    values = [value] * world_size()
+    if group_exists():
+        dist.all_gather_object(values, value)
+    return values
 
 
-def same_tensor(tensor: Tensor) -> None:
+def broadcast_tensor(tensor: Tensor) -> None:
     """Copy rank 0's values to every rank, in place, without waiting for the device."""
-    if active():
+    if group_exists():
         dist.broadcast(tensor, src=0)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
     """Copy rank 0's buffers to every rank, because batch-norm statistics differ between ranks."""
     for buffer in model.buffers():
-        same_tensor(buffer)
+        broadcast_tensor(buffer)
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Run the block on rank 0 first: it creates a file that the others then find."""
+    """Run the block on rank 0 first, so that the other ranks find the file that rank 0 creates."""
     if not is_main():
         barrier()
     yield
@@ -160,10 +160,10 @@ def main_process_first() -> Iterator[None]:
         barrier()
 
 
-def say(text: str = "") -> None:
+def log(text: str = "") -> None:
     """Print a line on the main process, above any progress bar; control characters in it are escaped.
 
-    If the reader of stdout has gone, nothing is printed and the run continues.
+    If the program that reads stdout has exited, nothing is printed and the run continues.
     """
     if is_main():
         with suppress(BrokenPipeError):  # `flush` handles it

@@ -17,7 +17,7 @@ from tqdm import tqdm
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 # Characters that a terminal or a page interprets instead of showing: control and bidirectional characters, surrogates.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk, which often carry no file name
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk, which often carry no file name
 
 
 def printable(text: str) -> str:
@@ -28,7 +28,7 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def brief(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a value as text of at most 60 characters for a message, however large or deeply nested it is."""
     try:
         return reprlib.repr(value)[:60]
@@ -55,7 +55,7 @@ class Stopped(Exception):  # noqa: N818, it is not an error
         self.exit_code = exit_code
 
 
-class CannotMeet(InputError):  # noqa: N818
+class CannotConnect(InputError):  # noqa: N818
     """The processes of a job could not form a process group."""
 
 
@@ -66,89 +66,92 @@ class PeerLost(Exception):  # noqa: N818, the cause lies in another process
     """
 
 
-OF_THE_JOB = (CannotMeet, PeerLost)  # all processes of a machine raise these: their parent prints the message once
+JOB_ERRORS = (CannotConnect, PeerLost)  # all processes of a machine raise these: their parent prints the message once
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's error, with the next line if it ends in a colon; without text, its class."""
-    first, *others = str(error).splitlines() or [type(error).__name__]
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    """Return the first line of a library's error, and the next line if the first one ends in a colon.
+
+    If the error has no text, return the name of its class.
+    """
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def one_line(error: Exception) -> str:
     """Return the message without the traceback that a loader worker or a launched process wraps around it."""
-    return re.split("(?:InputError|CannotMeet|PeerLost): ", str(error))[-1].strip()
+    return re.split("(?:InputError|CannotConnect|PeerLost): ", str(error))[-1].strip()
 
 
-def of_the_job(error: Exception) -> Exception:
-    """Return the error of OF_THE_JOB that is named in the traceback of a launched process; without one, `error`."""
-    told = (kind(one_line(error)) for kind in OF_THE_JOB if f"{kind.__name__}: " in str(error))
-    return next(told, error)
+def job_error(error: Exception) -> Exception:
+    """Return the error of JOB_ERRORS that is named in a launched process's traceback, or `error` if there is none."""
+    named = (kind(one_line(error)) for kind in JOB_ERRORS if f"{kind.__name__}: " in str(error))
+    return next(named, error)
 
 
-def tell(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Print a line on stderr, below any progress bar; stdout may be read by a program."""
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def _complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print an error as a single line, even if a file name in it contains a line break."""
-    tell("error: " + text.replace("\n", "\\n"))
+    print_stderr("error: " + text.replace("\n", "\\n"))
 
 
 def run(main: Callable[[], None], interrupted: str = "no file is half written") -> None:
     """Run a command line's main function and exit with a code: 2 for bad input, 130 for Ctrl-C, or `Stopped`'s.
 
-    The exit code is 1 if memory runs out, if a loader process or another process of the job dies, or if the reader of
-    stdout has gone (`| head`).
+    The exit code is 1 if memory runs out, if a loader process or another process of the job dies, or if the program
+    that reads stdout has exited (`| head`).
 
     Args:
         interrupted: message after Ctrl-C: what has been written and how to continue.
     """
-    _print_anywhere()
+    _make_printing_safe()
     try:
         main()
     except (InputError, PeerLost) as error:
-        if isinstance(error, OF_THE_JOB) and multiprocessing.parent_process():
+        if isinstance(error, JOB_ERRORS) and multiprocessing.parent_process():
             raise
         if line := one_line(error):  # one process prints for all
-            _complain(line)
+            print_error(line)
         sys.exit(1 if isinstance(error, PeerLost) else 2)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and unread():
+        if isinstance(error, BrokenPipeError) and _stdout_reader_has_exited():
             sys.exit(1)
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and error.errno not in DISK_FULL:
             raise
         sys.unraisablehook = lambda _: None  # a half-made PyTorch loader fails once more at exit: do not print that
-        _complain(f"{error.filename or 'a log file, or shared memory (/dev/shm)'}: {error.strerror}")
+        print_error(f"{error.filename or 'a log file, or shared memory (/dev/shm)'}: {error.strerror}")
         sys.exit(2)
     except Stopped as stop:
         if message := str(stop):  # one process prints for all
-            tell(message)
+            print_stderr(message)
         sys.exit(stop.exit_code)
     except (RuntimeError, MemoryError) as error:
-        message, exit_code = _of_library(error)
+        message, exit_code = _explain_library_error(error)
         if not message:
             raise
-        _complain(message)
+        print_error(message)
         sys.exit(exit_code)
     except KeyboardInterrupt:
-        tell(f"\ninterrupted: {interrupted}")
+        print_stderr(f"\ninterrupted: {interrupted}")
         sys.exit(130)
     finally:
         flush()
 
 
-def _of_library(error: Exception) -> tuple[str, int]:
+def _explain_library_error(error: Exception) -> tuple[str, int]:
     """Return the message for a library's error, and the exit code; the message is "" for a bug of this project."""
     first = first_line(error).rstrip(".")
     if type(error).__name__ == "OutOfMemoryError":  # torch's class, compared by name to avoid importing torch
         return f"{first}. Reduce -b, or use --amp bf16", 1
-    asked = re.search(r"you tried to allocate (\d+) bytes", first)
-    if asked or isinstance(error, MemoryError) or first.startswith("Storage size calculation overflowed"):
-        size = f"{int(asked[1]) / 2**30:,.1f} GiB" if asked else first
+    allocation = re.search(r"you tried to allocate (\d+) bytes", first)
+    if allocation or isinstance(error, MemoryError) or first.startswith("Storage size calculation overflowed"):
+        size = f"{int(allocation[1]) / 2**30:,.1f} GiB" if allocation else first
         return f"not enough memory ({size}); reduce -b (--batch-size)", 1
     operation, nondeterministic, _ = first.partition(" does not have a deterministic implementation")
     if nondeterministic:
@@ -164,7 +167,7 @@ def _of_library(error: Exception) -> tuple[str, int]:
     return "", 0
 
 
-def _print_anywhere() -> None:
+def _make_printing_safe() -> None:
     """Make printing safe on a console that is closed or lacks characters such as ÷ or ≤."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -176,15 +179,15 @@ def _print_anywhere() -> None:
 
 
 def flush() -> None:
-    """Flush stdout; if its reader has gone, as after `| head`, discard further output."""
+    """Flush stdout. If the program that reads it has exited, as after `| head`, discard further output."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def unread() -> bool:
-    """Whether the reader of stdout has gone."""
+def _stdout_reader_has_exited() -> bool:
+    """Whether the program that reads stdout through a pipe has exited."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(state & select.POLLERR for _, state in poll.poll(0))

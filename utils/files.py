@@ -20,29 +20,29 @@ def draft_pattern(name: str) -> str:
     return f".{name}.draft-*"
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_old: Path | None = None) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], backup_path: Path | None = None) -> None:
     """Call write(file) on a draft and rename it to `path`; if the write fails, the old file is unchanged.
 
     Args:
-        keep_old: new name of the old file, if one exists.
+        backup_path: where the old file is moved, if it exists; None: it is replaced.
 
     Raises:
         InputError: see `check_regular`.
         OSError: the write failed, for example on a full disk; its filename is `path`.
     """
     check_regular(path)
-    if keep_old:
-        check_regular(keep_old)
+    if backup_path:
+        check_regular(backup_path)
     try:
-        handle, draft = tempfile.mkstemp(prefix=draft_pattern(path.name).rstrip("*"), dir=path.parent)
+        descriptor, draft = tempfile.mkstemp(prefix=draft_pattern(path.name).rstrip("*"), dir=path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(draft, 0o644)  # mkstemp's files are private
-            if keep_old and path.exists():
-                os.replace(path, keep_old)
+            if backup_path and path.exists():
+                os.replace(path, backup_path)
             os.replace(draft, path)
         except BaseException:
             Path(draft).unlink(missing_ok=True)
@@ -59,33 +59,33 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path}: exists but is not a regular file; choose another path")
 
 
-def first_free(name: Callable[[int], Path]) -> Path:
+def unused_name(name: Callable[[int], Path]) -> Path:
     """Return the first of name(1), name(2), ... that does not exist."""
     return next(path for path in map(name, count(1)) if not path.exists())
 
 
 def _flush_folder(folder: Path) -> None:
     """Flush a rename to disk, which the fsync of the file does not do."""
-    handle = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def csv_text(rows: Iterable[Iterable]) -> str:
+def format_csv(rows: Iterable[Iterable]) -> str:
     """Return a table as CSV; an apostrophe is put before text that a spreadsheet would run as a formula."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([*map(_harmless, row)] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([*map(_escape_formula, row)] for row in rows)
     return text.getvalue()
 
 
-def _harmless(cell):
+def _escape_formula(cell):
     if not isinstance(cell, str):
         return cell
     text = printable(cell)
@@ -96,7 +96,7 @@ def _harmless(cell):
     return text
 
 
-def json_text(value, indent: int | None = None) -> str:
+def format_json(value, indent: int | None = None) -> str:
     """Return standard JSON: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
@@ -109,21 +109,21 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_folder(place: Path, write: Callable[[Path], None]) -> None:
-    """Call write(folder) on a draft and rename it to `place`, unless `place` exists.
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Call write(folder) on a draft and rename it to `path`, unless `path` exists.
 
     If two processes do this at once, one copy is kept and the other is deleted.
     """
-    if place.is_dir():
+    if path.is_dir():
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         write(draft)
         draft.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(draft, place)
+        os.rename(draft, path)
     except OSError:
-        if not place.is_dir():  # if it exists, another process was faster, which is not a failure
+        if not path.is_dir():  # if it exists, another process was faster, which is not a failure
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -21,7 +21,7 @@ SRUN = (
 PORTS = 12_000, 20_000  # first port and number of ports for Slurm jobs, below the system's range of client ports
 
 
-class Numbers(NamedTuple):
+class Ranks(NamedTuple):
     """Global and local rank of this process, from 0, and the number of processes of the job and of its machine."""
 
     rank: int
@@ -38,18 +38,18 @@ def under_torchrun() -> bool:
 def under_srun() -> bool:
     """Whether srun has started this process as one of several tasks.
 
-    In a job of several tasks, these processes are not such tasks:
+    False for processes of a job of several tasks that srun did not start as a task:
     - the sbatch script, which has a rank but no step, or an inherited step of another size;
     - a salloc shell, which has no rank;
     - an interactive shell of `srun --pty`.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     of_this_step = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", tasks) == tasks
-    typed = "SLURM_PTY_PORT" in os.environ and sys.stdin is not None and sys.stdin.isatty()
-    return tasks != "1" and of_this_step and not typed and not under_torchrun()
+    interactive = "SLURM_PTY_PORT" in os.environ and sys.stdin is not None and sys.stdin.isatty()
+    return tasks != "1" and of_this_step and not interactive and not under_torchrun()
 
 
-def is_one_of_many() -> bool:
+def under_launcher() -> bool:
     """Whether a launcher (torchrun or srun) has started this process."""
     return under_torchrun() or under_srun()
 
@@ -61,54 +61,56 @@ def first_of_job() -> bool:
     return os.environ["SLURM_PROCID"] == "0" if under_srun() else True
 
 
-def numbers() -> Numbers:
-    """Return this process's numbers under torchrun or srun.
+def job_ranks() -> Ranks:
+    """Return this process's ranks under torchrun or srun.
 
     Raises:
         InputError: a variable is missing, is not a number, or contradicts the others.
     """
     if under_torchrun():
-        return _torchruns()
-    return _sruns()
+        return _torchrun_ranks()
+    return _srun_ranks()
 
 
-def _torchruns() -> Numbers:
-    end = "start with torchrun, or unset LOCAL_RANK"
+def _torchrun_ranks() -> Ranks:
+    advice = "start with torchrun, or unset LOCAL_RANK"
     if missing := [name for name in TORCHRUN if name not in os.environ]:
-        raise InputError(f"LOCAL_RANK is set but {', '.join(missing)} is not, expected all of torchrun's; {end}")
-    world = _whole("WORLD_SIZE", 1, None, end)
-    local = _whole("LOCAL_WORLD_SIZE", 1, world, f"because WORLD_SIZE is {world}; {end}")
-    rank = _whole("RANK", 0, world - 1, f"because WORLD_SIZE is {world}; {end}")
-    local_rank = _whole("LOCAL_RANK", 0, local - 1, f"because LOCAL_WORLD_SIZE is {local}; {end}")
-    _whole("MASTER_PORT", 1, 65535, end)
-    return Numbers(rank, world, local_rank, local)
+        raise InputError(f"LOCAL_RANK is set but {', '.join(missing)} is not, expected all of torchrun's; {advice}")
+    world = _integer_variable("WORLD_SIZE", 1, None, advice)
+    local = _integer_variable("LOCAL_WORLD_SIZE", 1, world, f"because WORLD_SIZE is {world}; {advice}")
+    rank = _integer_variable("RANK", 0, world - 1, f"because WORLD_SIZE is {world}; {advice}")
+    local_rank = _integer_variable("LOCAL_RANK", 0, local - 1, f"because LOCAL_WORLD_SIZE is {local}; {advice}")
+    _integer_variable("MASTER_PORT", 1, 65535, advice)
+    return Ranks(rank, world, local_rank, local)
 
 
-def _sruns() -> Numbers:
-    end = "start with srun, or unset SLURM_STEP_NUM_TASKS"
+def _srun_ranks() -> Ranks:
+    advice = "start with srun, or unset SLURM_STEP_NUM_TASKS"
     if missing := [name for name in SRUN if name not in os.environ]:
-        raise InputError(f"SLURM_STEP_NUM_TASKS is set but {', '.join(missing)} is not, expected all of srun's; {end}")
-    world = _whole("SLURM_STEP_NUM_TASKS", 1, None, end)
-    rank = _whole("SLURM_PROCID", 0, world - 1, f"because SLURM_STEP_NUM_TASKS is {world}; {end}")
-    per_node = _tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"], end)
-    local = per_node[_whole("SLURM_NODEID", 0, len(per_node) - 1, end)]
-    return Numbers(rank, world, _whole("SLURM_LOCALID", 0, local - 1, end), local)
+        raise InputError(
+            f"SLURM_STEP_NUM_TASKS is set but {', '.join(missing)} is not, expected all of srun's; {advice}"
+        )
+    world = _integer_variable("SLURM_STEP_NUM_TASKS", 1, None, advice)
+    rank = _integer_variable("SLURM_PROCID", 0, world - 1, f"because SLURM_STEP_NUM_TASKS is {world}; {advice}")
+    per_node = _tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"], advice)
+    local = per_node[_integer_variable("SLURM_NODEID", 0, len(per_node) - 1, advice)]
+    return Ranks(rank, world, _integer_variable("SLURM_LOCALID", 0, local - 1, advice), local)
 
 
-def _whole(name: str, least: int, most: int | None, end: str) -> int:
+def _integer_variable(name: str, least: int, most: int | None, advice: str) -> int:
     text = os.environ[name]
     if re.fullmatch("[0-9]+", text) and least <= int(text) <= (int(text) if most is None else most):
         return int(text)
     expected = f"{least} or more" if most is None else f"{least} to {most}"
-    raise InputError(f"{name}={text}: expected a whole number, {expected}, {end}")
+    raise InputError(f"{name}={text}: expected a whole number, {expected}, {advice}")
 
 
-def _tasks_per_node(text: str, end: str) -> list[int]:
+def _tasks_per_node(text: str, advice: str) -> list[int]:
     """Return the number of tasks of each node: `8(x2),4` -> [8, 8, 4]."""
-    parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
-    if not all(parts):
-        raise InputError(f"SLURM_STEP_TASKS_PER_NODE={text}: expected numbers such as 8(x2),4; {end}")
-    return [int(part[1]) for part in parts for _ in range(int(part[2] or 1))]
+    matches = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", match) for match in text.split(",")]
+    if not all(matches):
+        raise InputError(f"SLURM_STEP_TASKS_PER_NODE={text}: expected numbers such as 8(x2),4; {advice}")
+    return [int(match[1]) for match in matches for _ in range(int(match[2] or 1))]
 
 
 def slurm_address() -> str:
@@ -119,11 +121,11 @@ def slurm_address() -> str:
     Raises:
         InputError: the node's name does not resolve, or MASTER_PORT is not a port.
     """
-    host = os.environ.get("MASTER_ADDR") or _reachable(first_node(os.environ["SLURM_STEP_NODELIST"]))
+    host = os.environ.get("MASTER_ADDR") or _resolvable_address(first_node(os.environ["SLURM_STEP_NODELIST"]))
     if "MASTER_PORT" in os.environ:
-        return f"tcp://{host}:{_whole('MASTER_PORT', 1, 65535, 'or unset it')}"
+        return f"tcp://{host}:{_integer_variable('MASTER_PORT', 1, 65535, 'or unset it')}"
     # Each job and each step gets its own port, because they may share a node.
-    job, step = (_whole(name, 0, None, "as set by srun") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step = (_integer_variable(name, 0, None, "as set by srun") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return f"tcp://{host}:{PORTS[0] + (97 * job + step) % PORTS[1]}"
 
 
@@ -133,7 +135,7 @@ def first_node(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
-def _reachable(node: str) -> str:
+def _resolvable_address(node: str) -> str:
     """Return the name of a node if it resolves, otherwise its address according to Slurm."""
     try:
         socket.getaddrinfo(node, None)
@@ -141,11 +143,11 @@ def _reachable(node: str) -> str:
     except OSError:
         pass
     try:
-        said = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=60).stdout
+        printed = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
-        said = ""
-    if found := re.search(r"\bNodeAddr=(\S+)", said):
-        return found[1]
+        printed = ""
+    if match := re.search(r"\bNodeAddr=(\S+)", printed):
+        return match[1]
     raise InputError(f"node {node}: its name does not resolve, and scontrol reports no address; set MASTER_ADDR")
 
 
@@ -155,7 +157,7 @@ def check_tasks(machines: int) -> None:
     Raises:
         InputError: srun has started another number of tasks, each of which would start a whole job.
     """
-    tasks = numbers().world_size if under_srun() else machines
+    tasks = job_ranks().world_size if under_srun() else machines
     if tasks != machines:
         raise InputError(
             f"--multiprocessing-distributed: srun has started {tasks} tasks, expected --world-size {machines}; "
@@ -165,21 +167,22 @@ def check_tasks(machines: int) -> None:
 
 def check_port(url: str, flag: str) -> None:
     """Raise InputError if the URL's port is in use on this machine; the library's own error has forty lines."""
-    found = re.fullmatch(r"tcp://.*:(\d+)", url)
-    if not found or not 0 < int(found[1]) < 65536:
+    match = re.fullmatch(r"tcp://.*:(\d+)", url)
+    if not match or not 0 < int(match[1]) < 65536:
         return  # the process group reports a bad URL
     try:
-        socket.create_server(("", int(found[1]))).close()
+        socket.create_server(("", int(match[1]))).close()
     except OSError as error:
-        raise InputError(f"{flag} {url}: port {found[1]} of this machine: {error.strerror}; choose another") from None
+        raise InputError(f"{flag} {url}: port {match[1]} of this machine: {error.strerror}; choose another") from None
 
 
 def cores_of_process(usable: int, processes: int) -> int:
-    """Return a process's share of the `usable` cores; under srun, of the cores of its step, at most `usable`.
+    """Return the number of cores of one of a machine's processes: an equal share of the `usable` cores.
 
-    Slurm may have bound each task to its own cores, which must not be divided again.
+    Under srun it is an equal share of the step's cores, but at most `usable`, because Slurm may have bound each task to
+    its own cores. These must not be divided again.
     """
     if under_srun():
-        of_step = os.environ.get("SLURM_CPUS_ON_NODE", "")
-        return max(1, min(usable, int(of_step) // processes if of_step.isdecimal() else usable))
+        step_cores = os.environ.get("SLURM_CPUS_ON_NODE", "")
+        return max(1, min(usable, int(step_cores) // processes if step_cores.isdecimal() else usable))
     return max(1, usable // processes)

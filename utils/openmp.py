@@ -20,8 +20,8 @@ from utils.devices import usable_cores
 
 INTERVAL = 0.5  # seconds between two readings
 BUSY = 0.2  # share of the time for which a thread that could run has no core
-READINGS = {True: 2, False: 10}  # that must agree before spinning is limited (True), or allowed again (False)
-OWN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # the user's decision about spinning
+READINGS_TO_LIMIT, READINGS_TO_RELEASE = 2, 10  # consecutive readings before spinning is limited, or allowed again
+USER_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # the user's decision about spinning
 
 
 class SpinGuard:
@@ -39,10 +39,10 @@ class SpinGuard:
         self._stop, self._release = threading.Event(), threading.Event()
         self._library = _libgomp()
         self._watcher: threading.Thread | None = None
-        self._parked: threading.Thread | None = None
+        self._idle_team: threading.Thread | None = None
 
     def __enter__(self) -> "SpinGuard":
-        if self._library and torch.get_num_threads() > 1 and not any(name in os.environ for name in OWN_SETTINGS):
+        if self._library and torch.get_num_threads() > 1 and not any(name in os.environ for name in USER_SETTINGS):
             schedule = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
             self._watcher = threading.Thread(target=self._watch, args=(schedule,), daemon=True)
             self._watcher.start()
@@ -52,26 +52,26 @@ class SpinGuard:
         self._stop.set()
         if self._watcher:
             self._watcher.join()
-        self.limit(False)
+        self.set_limited(False)
 
     def _watch(self, schedule: Path) -> None:
         try:
-            before = waited(schedule)
+            previous = seconds_without_core(schedule)
             while not self._stop.wait(INTERVAL):
-                now = waited(schedule)
-                self.read((now - before) / INTERVAL)
-                before = now
+                current = seconds_without_core(schedule)
+                self.add_reading((current - previous) / INTERVAL)
+                previous = current
         except OSError:  # no /proc, or the thread has ended
-            self.limit(False)
+            self.set_limited(False)
 
-    def read(self, share: float) -> None:
-        """Take a reading: the share of the last interval for which the thread waited for a core."""
+    def add_reading(self, share: float) -> None:
+        """Add a reading: the share of the last interval for which the thread waited for a core."""
         busy = share > BUSY
         self._readings = self._readings + 1 if busy != self.limited else 0
-        if self._readings >= READINGS[busy]:
-            self.limit(busy)
+        if self._readings >= (READINGS_TO_LIMIT if busy else READINGS_TO_RELEASE):
+            self.set_limited(busy)
 
-    def limit(self, limited: bool) -> None:
+    def set_limited(self, limited: bool) -> None:
         """Limit spinning, or allow it again."""
         if limited == self.limited:
             return
@@ -79,14 +79,14 @@ class SpinGuard:
         if limited:
             ready = threading.Event()
             self._release.clear()
-            self._parked = threading.Thread(target=self._park, args=(ready,), daemon=True)
-            self._parked.start()
+            self._idle_team = threading.Thread(target=self._run_idle_team, args=(ready,), daemon=True)
+            self._idle_team.start()
             ready.wait()
         else:
             self._release.set()  # libgomp ends the threads of a team with the thread that started it
-            self._parked.join()
+            self._idle_team.join()
 
-    def _park(self, ready: threading.Event) -> None:
+    def _run_idle_team(self, ready: threading.Event) -> None:
         """Start a team of more threads than cores, which runs an empty function once and then sleeps."""
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL)
         self._library.GOMP_parallel(nothing, None, ctypes.c_uint(usable_cores() + 1), ctypes.c_uint(0))
@@ -94,7 +94,7 @@ class SpinGuard:
         self._release.wait()
 
 
-def waited(schedule: Path) -> float:
+def seconds_without_core(schedule: Path) -> float:
     """Return the seconds for which a thread could run and had no core, from its file schedstat in /proc."""
     return int(schedule.read_text().split()[1]) / 1e9
 

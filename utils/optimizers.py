@@ -6,15 +6,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-FACTOR = "factor"  # entry of a parameter group: its learning rate is the schedule's times this
-TRUST = 0.001  # trust coefficient of LARS: norm of a step relative to the weight's norm, at a learning rate of 1
+LR_FACTOR_KEY = "factor"  # entry of a parameter group: its learning rate is the schedule's times this
+TRUST_COEFFICIENT = 0.001  # of LARS: norm of a step relative to the weight's norm, at a learning rate of 1
 
 
 class Lars(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017) as in MoCo v3, which excludes biases and batch norm.
 
-    The gradient of a matrix, including weight decay, is scaled to the norm TRUST · |w| before momentum. Vectors are
-    updated by SGD without weight decay.
+    The gradient of a matrix, including weight decay, is scaled to the norm TRUST_COEFFICIENT · |w| before momentum.
+    Vectors are updated by SGD without weight decay.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
@@ -29,14 +29,14 @@ class Lars(torch.optim.Optimizer):
                 step = weight.grad
                 if weight.ndim > 1:
                     step = step.add(weight, alpha=group["weight_decay"])
-                    length, of_step = weight.norm(), step.norm()
-                    known = (length > 0) & (of_step > 0)  # stays on the device, so that the host does not wait
-                    step = step * torch.where(known, TRUST * length / of_step, 1.0)
+                    weight_norm, step_norm = weight.norm(), step.norm()
+                    nonzero = (weight_norm > 0) & (step_norm > 0)  # stays on the device, so that the host does not wait
+                    step = step * torch.where(nonzero, TRUST_COEFFICIENT * weight_norm / step_norm, 1.0)
                 state = self.state[weight]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(weight)
-                moving = state["momentum_buffer"].mul_(group["momentum"]).add_(step)
-                weight.sub_(moving * group["lr"])
+                momentum_buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(step)
+                weight.sub_(momentum_buffer * group["lr"])
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -53,16 +53,16 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight
 
 
 # Entries of an optimiser's state that are a single number for any shape of weight.
-SCALARS = {"step"}
+SCALAR_STATE = {"step"}
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": Lars}
 
 
-def optimizer_of(args: argparse.Namespace, parameters: Iterable) -> torch.optim.Optimizer:
-    """Return the optimiser of the flags; with --clip-grad, it clips the gradients before each step.
+def build_optimizer(args: argparse.Namespace, parameters: Iterable) -> torch.optim.Optimizer:
+    """Build the optimiser of the flags. With --clip-grad, it clips the gradients before each step.
 
     Args:
-        parameters: parameters or parameter groups, as for torch's optimisers; a group's entry FACTOR multiplies its
-            learning rate.
+        parameters: parameters or parameter groups, as for torch's optimisers. The entry LR_FACTOR_KEY of a group
+            multiplies the group's learning rate.
     """
     parameters = [*parameters]
     optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, args.momentum, args.weight_decay)
@@ -72,5 +72,5 @@ def optimizer_of(args: argparse.Namespace, parameters: Iterable) -> torch.optim.
     return optimizer
 
 
-def _clip(weights: list[nn.Parameter], length: float) -> None:
-    nn.utils.clip_grad_norm_(weights, length)
+def _clip(weights: list[nn.Parameter], max_norm: float) -> None:
+    nn.utils.clip_grad_norm_(weights, max_norm)

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Callable, Iterable
 
 from utils import launchers, recipes
-from utils.distributed import say
-from utils.safe_load import MOST
+from utils.distributed import log
+from utils.safe_load import MAX_COUNT
 
 Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
@@ -59,10 +59,10 @@ class Parser(argparse.ArgumentParser):
         if not self._subparsers:  # otherwise the subcommand's parser expands recipes
             words = recipes.expand(words, self._check_line)
         namespace, rest = super().parse_known_args(words, namespace)
-        self._refuse_empty(namespace)
+        self._check_no_empty_value(namespace)
         return namespace, rest
 
-    def _refuse_empty(self, namespace: argparse.Namespace) -> None:
+    def _check_no_empty_value(self, namespace: argparse.Namespace) -> None:
         for action in self._actions:
             value = getattr(namespace, action.dest, None)
             if value != action.default and "" in (value if isinstance(value, list) else [value]):
@@ -72,15 +72,15 @@ class Parser(argparse.ArgumentParser):
     def _check_line(self, words: list[str]) -> None:
         """Raise ValueError unless `words` are flags of this parser with valid values."""
 
-        def refuse(message: str):
+        def raise_error(message: str):
             if not message.startswith("the following arguments are required"):  # other lines may contain them
                 raise ValueError(message)
 
         outer = vars(self).get("error")
-        self.error = refuse  # on this instance only
+        self.error = raise_error  # on this instance only
         try:
             namespace, rest = super().parse_known_args(words)
-            self._refuse_empty(namespace)
+            self._check_no_empty_value(namespace)
             if rest:
                 raise ValueError(f"found {' '.join(rest)}, expected flags of --help with their values")
         finally:
@@ -125,67 +125,72 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         values = default if isinstance(default, list) else [default]
         first, *rest = action.help.split("\n")
-        shown = " ".join(map(str, values)).replace("%", "%%")
-        return "\n".join([f"{first.removesuffix('.')} (default: {shown}).", *rest])
+        value_text = " ".join(map(str, values)).replace("%", "%%")
+        return "\n".join([f"{first.removesuffix('.')} (default: {value_text}).", *rest])
 
 
-Cases = list[tuple[str, Iterable[str]]]  # a condition such as "without --targeted", and names of arguments
+FlagConditions = list[tuple[str, Iterable[str]]]  # a condition such as "without --targeted", and names of arguments
 
 
 def parse(
     parser: Parser,
     argv: list[str] | None,
-    ignored: Callable = lambda args: [],
-    refused: Callable = lambda args: [],
+    ignored_flags: Callable = lambda args: [],
+    unsupported_flags: Callable = lambda args: [],
 ) -> argparse.Namespace:
     """Parse a command line, print a note about ignored flags, and exit with an error for unsupported combinations.
 
     Args:
-        ignored: maps the arguments to the Cases of ignored flags. refused: the same for unsupported flags. Both
-            consider only flags that were typed, whatever their value.
+        ignored_flags: maps the arguments to the FlagConditions of the flags that are ignored.
+        unsupported_flags: maps the arguments to the FlagConditions of the flags that are errors. Both functions apply
+            only to flags that were typed, whatever their value.
     """
     args = parser.parse_args(argv)
     spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-    typed = _typed(parser, argv)
+    typed_names = _typed_names(parser, argv)
 
-    def among(cases: Cases) -> list[tuple[str, list[str]]]:
-        found = [(when, [spelling[name] for name in spelling if name in {*names} & typed]) for when, names in cases]
-        return [(when, flags) for when, flags in found if flags]
+    def typed_flags(conditions: FlagConditions) -> list[tuple[str, list[str]]]:
+        flags = [(text, [spelling[n] for n in spelling if n in {*names} & typed_names]) for text, names in conditions]
+        return [(text, typed) for text, typed in flags if typed]
 
-    alone = hasattr(args, "dist_url") and not (args.multiprocessing_distributed or launchers.is_one_of_many())
-    no_use = [("without --multiprocessing-distributed", ("dist_url",))] if alone else []
-    for when, flags in among([*refused(args), *no_use]):
-        parser.error(f"{', '.join(flags)}: not supported {when}; omit it")
-    cases = [*ignored(args)]
+    single_process = not (getattr(args, "multiprocessing_distributed", True) or launchers.under_launcher())
+    unsupported = [("without --multiprocessing-distributed", ("dist_url",))] if single_process else []
+    for condition, flags in typed_flags([*unsupported_flags(args), *unsupported]):
+        parser.error(f"{', '.join(flags)}: not supported {condition}; omit it")
+    ignored = [*ignored_flags(args)]
     if hasattr(args, "cos"):
-        cases += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
-        cases += [("with --optimizer adamw", ("momentum",))] if args.optimizer == "adamw" else []
-        cases += [] if args.warmup_epochs else [("without --warmup-epochs", ("warmup_from",))]
-    cases += [("for one process", ("dist_backend",))] if alone else []
-    cases += [("under torchrun", ("multiprocessing_distributed", *MACHINES))] if launchers.under_torchrun() else []
-    cases += [("under srun", MACHINES)] if launchers.under_srun() and not args.multiprocessing_distributed else []
-    for when, flags in among(cases):
-        say(f"note: {', '.join(flags)} ignored {when}")
+        ignored += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
+        ignored += [("with --optimizer adamw", ("momentum",))] if args.optimizer == "adamw" else []
+        ignored += [] if args.warmup_epochs else [("without --warmup-epochs", ("warmup_from",))]
+    ignored += [("for one process", ("dist_backend",))] if single_process else []
+    ignored += [("under torchrun", ("multiprocessing_distributed", *MACHINES))] if launchers.under_torchrun() else []
+    ignored += [("under srun", MACHINES)] if launchers.under_srun() and not args.multiprocessing_distributed else []
+    for condition, flags in typed_flags(ignored):
+        log(f"note: {', '.join(flags)} ignored {condition}")
     return args
 
 
-def _typed(parser: Parser, argv: list[str] | None) -> set[str]:
+def _typed_names(parser: Parser, argv: list[str] | None) -> set[str]:
     """Return the names of the arguments that were typed, even if the value is the default."""
     unset = object()
-    found = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
-    return {name for name, value in vars(found).items() if value is not unset}
+    namespace = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
+    return {name for name, value in vars(namespace).items() if value is not unset}
 
 
-def number(name: str, kind: type, allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+def number_type(
+    name: str, python_type: type, allowed: Callable[[float], bool], expected: str
+) -> Callable[[str], float]:
     """Return a type for `add_argument` that accepts allowed numbers only.
 
     Args:
-        name: what argparse calls the type in its messages. kind: int or float. allowed: whether a value is accepted.
+        name: what argparse calls the type in its messages.
+        python_type: int or float.
+        allowed: returns whether a value is accepted.
         expected: description of the accepted values, for the message.
     """
 
     def convert(text: str) -> float:
-        value = kind(text)
+        value = python_type(text)
         if not allowed(value):
             raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
         return value
@@ -194,22 +199,24 @@ def number(name: str, kind: type, allowed: Callable[[float], bool], expected: st
     return convert
 
 
-def count(name: str, least: int) -> Callable[[str], int]:
-    """Return a type for `add_argument` that accepts integers from `least` to MOST - 1, the range of library indices."""
-    at_least = number(name, int, lambda value: value >= least, f"{least} or more")
+def int_type(name: str, least: int) -> Callable[[str], int]:
+    """Return a type for `add_argument` that accepts integers from `least` to MAX_COUNT - 1, valid library indices."""
+    at_least = number_type(name, int, lambda value: value >= least, f"{least} or more")
 
     def convert(text: str) -> int:
-        if (value := at_least(text)) >= MOST:
-            raise argparse.ArgumentTypeError(f"found {text}, expected at most {MOST - 1}")
+        if (value := at_least(text)) >= MAX_COUNT:
+            raise argparse.ArgumentTypeError(f"found {text}, expected at most {MAX_COUNT - 1}")
         return value
 
     convert.__name__ = name
     return convert
 
 
-positive_int, natural = count("positive_int", 1), count("natural", 0)
-seconds = number("seconds", int, lambda value: 1 <= value <= 10**6, "1 to 1000000")
-seed_number = number("seed_number", int, lambda value: 0 <= value < 2**63, "0 to 2**63 - 1")
-positive_float = number("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
-unsigned_float = number("unsigned_float", float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-fraction = number("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")
+positive_int, nonnegative_int = int_type("positive_int", 1), int_type("nonnegative_int", 0)
+seconds = number_type("seconds", int, lambda value: 1 <= value <= 10**6, "1 to 1000000")
+seed_number = number_type("seed_number", int, lambda value: 0 <= value < 2**63, "0 to 2**63 - 1")
+positive_float = number_type("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
+nonnegative_float = number_type(
+    "nonnegative_float", float, lambda value: 0 <= value < float("inf"), "a number of at least 0"
+)
+fraction = number_type("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")

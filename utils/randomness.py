@@ -1,4 +1,4 @@
-"""Counter-based randomness: every random number is a function of the seed and of the place where it is used.
+"""Counter-based randomness: every random number is a function of the seed and of its purpose and position in the run.
 
 No random state is carried from step to step, so none has to be saved. A run resumed at any epoch, with any number of
 loader workers, therefore repeats the same draws.
@@ -25,7 +25,7 @@ class Stream(IntEnum):
     LAYERS = 8  # key: epoch, step, rank; dropout and other random layers
 
 
-def counted_seed(seed: int, stream: Stream, *key: int) -> int:
+def derive_seed(seed: int, stream: Stream, *key: int) -> int:
     """Return a 64-bit seed derived from the run's seed, the stream and the key."""
     return int(np.random.SeedSequence((seed, int(stream), *key)).generate_state(1, np.uint64)[0])
 
@@ -37,9 +37,9 @@ def numpy_rng(seed: int, stream: Stream, *key: int) -> np.random.Generator:
 
 def torch_rng(seed: int, stream: Stream, *key: int) -> torch.Generator:
     """Return a torch generator on the CPU, so that random numbers do not depend on the device."""
-    return torch.Generator().manual_seed(counted_seed(seed, stream, *key))
+    return torch.Generator().manual_seed(derive_seed(seed, stream, *key))
 
 
-def sent(draws: Tensor, device: torch.device) -> Tensor:
+def to_device(draws: Tensor, device: torch.device) -> Tensor:
     """Copy CPU numbers to the device without waiting; from pageable memory, the copy would wait for queued work."""
     return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)

@@ -20,8 +20,8 @@ def expand(words: list[str], check: Callable[[list[str]], None] = lambda words: 
     Raises:
         InputError: a file cannot be read or includes itself, or a line is wrong (named as FILE:LINE).
     """
-    given = [list(_words(Path(word[1:]), check)) if word.startswith("@") else [word] for word in words]
-    return [word for part in given for word in part]
+    expanded = [list(_words(Path(word[1:]), check)) if word.startswith("@") else [word] for word in words]
+    return [word for part in expanded for word in part]
 
 
 def _words(path: Path, check: Callable[[list[str]], None], outer: tuple[str, ...] = (), at: str = "") -> Iterator[str]:

@@ -11,19 +11,19 @@ import torch
 
 from utils.errors import InputError
 
-MOST = 2**31  # upper bound of counts: epochs, steps, images of a class
-LARGE = 1e100  # upper bound of numbers, which can still be plotted
-DEPTH = 20  # maximum nesting of plain data
-PICKLES = 5  # consecutive pickles in old files of torch.save
+MAX_COUNT = 2**31  # upper bound of counts: epochs, steps, images of a class
+MAX_NUMBER = 1e100  # upper bound of numbers, which can still be plotted
+MAX_DEPTH = 20  # maximum nesting of plain data
+MAX_PICKLES = 5  # consecutive pickles in old files of torch.save
 
 
 def is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < MOST
+    return type(value) is int and 0 <= value < MAX_COUNT
 
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite int or float of moderate size."""
-    return type(value) in (int, float) and -LARGE < value < LARGE
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def is_plain(value: object) -> bool:
@@ -63,8 +63,8 @@ def read_json(path: Path, otherwise: str = "not readable") -> dict:
     return content
 
 
-def swollen(path: str | Path) -> str | None:
-    """Return why an archive (.npz or torch.save) would need more memory than its size; None if it would not.
+def archive_problem(path: str | Path) -> str | None:
+    """Return why an archive (.npz or torch.save) is invalid, if it claims to contain more bytes than it has, else None.
 
     Both formats are written without compression, so the contents cannot be larger than the file.
     """
@@ -77,13 +77,13 @@ def swollen(path: str | Path) -> str | None:
     return None
 
 
-def overgrown(state: object, size: int) -> str | None:
-    """Return why data cannot come from a file of `size` bytes; None if it can.
+def size_problem(state: object, size: int) -> str | None:
+    """Return why data cannot come from a file of `size` bytes, or None if it can.
 
-    A tensor may claim more elements than it stores, and lists may contain each other.
+    In a malicious file, a tensor may claim more elements than it stores, and lists may contain each other.
     """
     level, seen = [state], set()
-    for _ in range(DEPTH):
+    for _ in range(MAX_DEPTH):
         inner: list[object] = []
         for value in level:
             if id(value) in seen:
@@ -91,26 +91,26 @@ def overgrown(state: object, size: int) -> str | None:
             seen.add(id(value))
             if torch.is_tensor(value) and value.numel() * value.element_size() > size:
                 return f"a tensor of shape {tuple(value.shape)} is larger than the file"
-            inner += _held_by(value)
+            inner += _children(value)
         level = inner
-    return f"its entries are nested more than {DEPTH} deep" if level else None
+    return f"its entries are nested more than {MAX_DEPTH} deep" if level else None
 
 
-def _held_by(value: object) -> Iterable[object]:
+def _children(value: object) -> Iterable[object]:
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     return value if isinstance(value, list | tuple | set | frozenset) else ()
 
 
-def code_in(path: str | Path) -> str | None:
-    """Return the first name in a pickle or a file of torch.save that is not PyTorch's, and could run code, or None.
+def foreign_code(path: str | Path) -> str | None:
+    """Return the first imported name that is not PyTorch's in a pickle (plain or of torch.save), or None.
 
-    The file is only scanned; nothing is loaded.
+    Loading such a name could run code. The file is only scanned; nothing is loaded.
     """
     with suppress(Exception):  # damage ends the search
         if not zipfile.is_zipfile(path):
             with Path(path).open("rb") as file:
-                return next((name for _ in range(PICKLES) for name in _foreign_names(file)), None)
+                return next((name for _ in range(MAX_PICKLES) for name in _foreign_names(file)), None)
         with zipfile.ZipFile(path) as archive:
             pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
             return next((name for entry in pickles for name in _foreign_names(archive.read(entry))), None)

@@ -1,1 +1,1 @@
-"""Tests and benchmarks that need a GPU: `make gpu` writes benchmarks/RESULTS-gpu.md."""
+"""Benchmarks that need a GPU. `make gpu` runs them and the GPU tests, and writes benchmarks/RESULTS-gpu.md."""

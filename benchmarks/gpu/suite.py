@@ -1,4 +1,4 @@
-"""Run the tests that need a GPU, before the measurements."""
+"""Run the tests that need a GPU."""
 
 import subprocess
 import sys
@@ -10,11 +10,11 @@ from benchmarks.gpu.plan import NEEDS_CUDA, Plan
 ROOT = Path(__file__).parent.parent.parent
 
 
-def lines_of(command: list[str]) -> Iterator[str]:
-    """Run a command and yield its output lines. If the generator is closed, the command is terminated.
+def stream_lines(command: list[str]) -> Iterator[str]:
+    """Run a command and yield its output lines. If the generator is closed, terminate the command.
 
     Raises:
-        RuntimeError: the exit code is not 0.
+        RuntimeError: The exit code is not 0.
     """
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -26,17 +26,17 @@ def lines_of(command: list[str]) -> Iterator[str]:
         raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {process.returncode}")
 
 
-def tests(plan: Plan, facts: dict) -> Iterator[str]:
-    """Run pytest -m gpu and print its output. Yield the last line, for the page.
+def run_gpu_tests(plan: Plan, metrics: dict) -> Iterator[str]:
+    """Run `pytest -m gpu` and print its output. Yield its last line for the page.
 
     Raises:
-        RuntimeError: a test failed.
+        RuntimeError: A test failed.
     """
-    if plan.rehearsal:
+    if plan.smoke_test:
         yield f"`pytest -m gpu`: {NEEDS_CUDA}"
         return
-    last = ""
-    for line in lines_of([sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "--color=no"]):
+    last_line = ""
+    for line in stream_lines([sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "--color=no"]):
         print(line, flush=True)
-        last = line.strip() or last
-    yield f"`pytest -m gpu`: {last}"
+        last_line = line.strip() or last_line
+    yield f"`pytest -m gpu`: {last_line}"

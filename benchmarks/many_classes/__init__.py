@@ -1,1 +1,1 @@
-"""Measure start, memory, steps and checkpoints with many classes: `python -m benchmarks.many_classes --help`."""
+"""Benchmarks with many classes: start, steps, memory, checkpoints. Help: `python -m benchmarks.many_classes --help`."""

@@ -1,10 +1,10 @@
-"""Measure stage 1 (KCL and TSC) for growing numbers of classes: start, step, memory, checkpoint.
+"""Measure stage 1 (KCL and TSC) with many classes: start, step, memory and checkpoint.
 
     python -m benchmarks.many_classes 10 1000 8142 80000
 
-The first number is the reference, where the encoders dominate. Each class has two images,
-all of them links to one 64 px JPEG. Targets are random unit vectors, and class y keeps
-target y; benchmarks.many_classes.assignment measures the assignment. Linux only.
+The floor is the KCL step with the first number of classes, at which the encoders dominate. Each
+class has two images, all of them links to one 64 px JPEG. Targets are random unit vectors, and
+class y keeps target y. benchmarks.many_classes.assignment measures the assignment. Linux only.
 """
 
 import shutil
@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from benchmarks.many_classes.real_sizes import REPOSITORY, link_images, watch
+from benchmarks.many_classes.real_sizes import REPOSITORY, link_images, run_steps
 from moco.targets.point_sets import random_points
 from utils.parser import Parser, positive_int
 
-LEAST = 2000  # minimum number of images, so that an epoch has enough steps
+MIN_IMAGES = 2000  # so that an epoch has enough steps
 HEADER = (
-    "| classes | phase | ready after | step | step ÷ floor | process at its peak | checkpoint |\n"
-    "|--:|---|--:|--:|--:|--:|--:|"
+    "| classes | phase | ready after | step | step ÷ floor | peak memory | checkpoint |\n|--:|---|--:|--:|--:|--:|--:|"
 )
 TSC = "--targeted --kcl-epochs 0 --sep_t --tw 0.2 --assignment-interval 0"
 PHASES = {"KCL": "", "TSC": TSC}
@@ -33,7 +32,7 @@ PHASES = {"KCL": "", "TSC": TSC}
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "classes", type=positive_int, nargs="+", metavar="C", help="Numbers of classes, the reference first."
+        "classes", type=positive_int, nargs="+", metavar="C", help="Numbers of classes; the first determines the floor."
     )
     parser.add_argument("-a", "--arch", default="resnet18", help="Encoder.")
     parser.add_argument("--image-size", type=positive_int, default=64, metavar="PX", help="Input size in pixels.")
@@ -45,8 +44,8 @@ def get_args_parser() -> Parser:
 
 
 def build(folder: Path, num_classes: int) -> str:
-    """Write images, lists and targets. Return the flags that name them."""
-    images = max(LEAST, 2 * num_classes)
+    """Write images, lists and targets. Return the flags that select them."""
+    images = max(MIN_IMAGES, 2 * num_classes)
     lines = [f"{i // 1000}/{i}.jpg {i % num_classes}" for i in range(images)]
     link_images(folder / "images", {line.split()[0] for line in lines}, size=(64, 64))
     for name in ("train", "val"):  # the only lists that stage 1 reads
@@ -56,29 +55,29 @@ def build(folder: Path, num_classes: int) -> str:
 
 
 def measure(args, num_classes: int, folder: Path) -> dict[str, tuple[float, str]]:
-    """Return for each phase the seconds per step, and its table row with a placeholder for step and floor."""
+    """Return phase -> (seconds per step, table row with a placeholder for the cells `step` and `step ÷ floor`)."""
     data, rows = build(folder, num_classes), {}
     for phase, flags in PHASES.items():
         run = folder / phase
-        words = (
+        arguments = (
             f"{data} -a {args.arch} --image-size {args.image_size} -b {args.batch_size} -j 0 --cache off --seed 0 "
             f"--mlp --epochs 1 --run-dir {run} {flags}"
         )
-        words += f" --targets {folder}/targets.npy" if flags else ""
-        command = [sys.executable, str(REPOSITORY / "main_moco_supcon_imba.py"), *words.split()]
-        seen = watch(command, args.steps, folder)
-        size = (run / "last.pth.tar").stat().st_size / 2**20
-        seconds = median(np.diff(seen["steps"])[1:])
-        row = (
-            f"| {num_classes:,} | {phase} | {seen['set_up']:.1f} s | {{}} | {seen['peak']:,.0f} MiB | {size:,.0f} MiB |"
-        )
+        arguments += f" --targets {folder}/targets.npy" if flags else ""
+        command = [sys.executable, str(REPOSITORY / "main_moco_supcon_imba.py"), *arguments.split()]
+        measured = run_steps(command, args.steps, folder)
+        checkpoint_mib = (run / "last.pth.tar").stat().st_size / 2**20
+        seconds = median(np.diff(measured["steps"])[1:])
+        memory = f"{measured['peak']:,.0f} MiB | {checkpoint_mib:,.0f} MiB"
+        row = f"| {num_classes:,} | {phase} | {measured['set_up']:.1f} s | {{}} | {memory} |"
         rows[phase] = seconds, row
     return rows
 
 
 def main() -> None:
     args, floor = get_args_parser().parse_args(), None
-    print(f"{common.machine()}\n\n{args.arch}, {args.image_size} px, {args.batch_size} images per step\n\n{HEADER}")
+    print(f"{common.describe_machine()}\n")
+    print(f"{args.arch}, {args.image_size} px, {args.batch_size} images per step\n\n{HEADER}")
     for num_classes in args.classes:
         folder = Path(tempfile.mkdtemp())
         try:

@@ -1,10 +1,10 @@
-"""Measure the assignment of targets to classes for growing numbers of classes: time and memory.
+"""Measure time and memory of the assignment of targets to classes, for several numbers of classes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.many_classes.assignment 1000 8142 80000
 
-Walks, floor and targets are those of bench_assignment.py. Each assignment is proved optimal
-from the solver's prices, as SciPy's solver would need 51 GB for 80,000 classes, which take
-hours. Times are CPU times.
+Walks, floor and targets are those of bench_assignment.py. The solver's prices prove that each
+assignment is optimal, because SciPy's solver would need 51 GB for 80,000 classes. 80,000 classes
+take hours. Times are CPU times.
 """
 
 import io
@@ -16,56 +16,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bench_assignment import WALKS, Walk, unit
+from benchmarks.bench_assignment import WALKS, Walk, unit_vectors
 from moco.targets.assignment import Assignment
 from utils.parser import Parser, positive_int
 
 HEADER = (
-    "| classes | first solve | step | floor | step ÷ floor | process at its peak | in a checkpoint | a C×C matrix |\n"
+    "| classes | first solve | step | floor | step ÷ floor | peak memory | in a checkpoint | C × C float64 matrix |\n"
     "|---|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Return the CPU time that one call takes, in seconds."""
     start = time.process_time()
-    work()
+    function()
     return time.process_time() - start
 
 
-def short_of_proof(solver: Assignment, centroids: Tensor, targets: Tensor) -> float:
-    """Return how far the assignment is from proved optimal: 0 if every class has its cheapest target.
+def optimality_gap(solver: Assignment, centroids: Tensor, targets: Tensor) -> float:
+    """Return an upper bound on the suboptimality per class: 0 proves that the assignment is optimal.
 
-    This is the largest difference, at the solver's prices, between the cost of a class's target and its lowest cost.
+    The bound is the largest difference, at the solver's prices, between the cost of a class's assigned target and the
+    cost of its cheapest target.
     """
-    sigma, price, short = torch.from_numpy(solver.solve(centroids)), torch.from_numpy(solver._price), 0.0
-    if len(sigma.unique()) < len(sigma):
+    assignment, price, gap = torch.from_numpy(solver.solve(centroids)), torch.from_numpy(solver._price), 0.0
+    if len(assignment.unique()) < len(assignment):
         raise SystemExit("the assignment is not a permutation")
     for rows in torch.arange(len(targets)).split(512):
-        offer = price - centroids[rows].double() @ targets.double().T  # (rows, C)
-        own = offer.gather(1, sigma[rows, None])[:, 0]
-        short = max(short, float((own - offer.amin(dim=1)).max()))
-    return short
+        cost = price - centroids[rows].double() @ targets.double().T  # (rows, C)
+        assigned_cost = cost.gather(1, assignment[rows, None])[:, 0]
+        gap = max(gap, float((assigned_cost - cost.amin(dim=1)).max()))
+    return gap
 
 
-def measure(num_classes: int, name: str, steps: int = 5) -> str:
-    """Return a table row with the time and memory for one number of classes."""
-    targets = unit(num_classes)
-    walk, solver = Walk(targets, WALKS[name]), Assignment(targets)
-    first = cpu_seconds(lambda: solver.solve(walk.centroids))
-    columns, ours, floor = targets.double().T, [], []
+def measure(num_classes: int, walk_name: str, steps: int = 5) -> str:
+    """Return a table row with time and memory for one number of classes."""
+    targets = unit_vectors(num_classes)
+    walk, solver = Walk(targets, WALKS[walk_name]), Assignment(targets)
+    first_seconds = cpu_seconds(lambda: solver.solve(walk.centroids))
+    targets_t, step_times, floor_times = targets.double().T, [], []
     for _ in range(steps):
         moved = walk.step()
-        floor.append(cpu_seconds(lambda y=moved: walk.centroids[y].double() @ columns))
-        ours.append(cpu_seconds(lambda: solver.solve(walk.centroids)))
+        floor_times.append(cpu_seconds(lambda classes=moved: walk.centroids[classes].double() @ targets_t))
+        step_times.append(cpu_seconds(lambda: solver.solve(walk.centroids)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if (short := short_of_proof(solver, walk.centroids, targets)) > 1e-10:
-        raise SystemExit(f"not the optimal assignment: a class's target costs {short:g} more than its cheapest")
-    saved = io.BytesIO()
-    torch.save({"class_centroid": walk.centroids, "optimal_target": targets, "assignment": solver._target}, saved)
-    spent, least = 1000 * np.mean(ours), 1000 * np.mean(floor)
+    if (gap := optimality_gap(solver, walk.centroids, targets)) > 1e-10:
+        raise SystemExit(f"not the optimal assignment: a class's target costs {gap:g} more than its cheapest")
+    checkpoint = io.BytesIO()
+    torch.save({"class_centroid": walk.centroids, "optimal_target": targets, "assignment": solver._target}, checkpoint)
+    step_ms, floor_ms = 1000 * np.mean(step_times), 1000 * np.mean(floor_times)
     return (
-        f"| {num_classes:,}, {name} | {first:.1f} s | {spent:.0f} ms | {least:.0f} ms | {spent / least:.1f} "
-        f"| {peak:,.0f} MiB | {saved.tell() / 2**20:.1f} MiB | {8 * num_classes**2 / 2**20:,.0f} MiB |"
+        f"| {num_classes:,}, {walk_name} | {first_seconds:.1f} s "
+        f"| {step_ms:.0f} ms | {floor_ms:.0f} ms | {step_ms / floor_ms:.1f} "
+        f"| {peak:,.0f} MiB | {checkpoint.tell() / 2**20:.1f} MiB | {8 * num_classes**2 / 2**20:,.0f} MiB |"
     )
 
 
@@ -87,9 +90,9 @@ def main() -> None:
     args = get_args_parser().parse_args()
     torch.manual_seed(0)
     print(HEADER)
-    for num_classes in sorted(args.classes):  # ascending, because the peak memory is that of the whole process
-        for name in args.walks:
-            print(measure(num_classes, name), flush=True)
+    for num_classes in sorted(args.classes):  # ascending, because the peak memory never decreases within a process
+        for walk_name in args.walks:
+            print(measure(num_classes, walk_name), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python -m benchmarks.many_classes.real_sizes --dataset imagenet --targeted
     python -m benchmarks.many_classes.real_sizes --dataset inat
 
-The benchmark creates lists and image paths of the real number and length (hard links to a
-few 500×375 JPEGs) in a temporary folder. It measures how long it takes to read a list, to
-verify a data root, and to reach the first step, and the memory of a loader process, with
-resnet50 at 224 px. Then both stages run to the end on a sample. The output is Markdown.
-Linux only.
+The benchmark writes lists and images to a temporary folder. The number of images and the length
+of their paths are real; the images are hard links to a few 500×375 JPEG files. With resnet50 at
+224 px, it measures the time to read a list, to verify a data root and to reach the first step,
+and the memory of a loader process. Then both stages run to the end on a sample. The output is
+Markdown. Linux only.
 """
 
 import json
@@ -27,10 +27,10 @@ from PIL import Image
 
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY
 from imagenet_inat.lists.format import read_split
-from utils.parser import Parser, natural, positive_int
+from utils.parser import Parser, nonnegative_int, positive_int
 
 REPOSITORY = Path(__file__).parent.parent.parent
-LINKS_A_FILE = 30_000  # hard links per file; ext4 allows 65,000
+LINKS_PER_FILE = 30_000  # hard links per file; ext4 allows 65,000
 
 
 def get_args_parser() -> Parser:
@@ -38,18 +38,20 @@ def get_args_parser() -> Parser:
     parser.add_argument(
         "--dataset", choices=["imagenet", "inat"], default="imagenet", metavar="NAME", help="Data set: %(choices)s."
     )
-    parser.add_argument("--splits", metavar="DIR", help="Folder with real lists, used where they exist.")
+    parser.add_argument("--splits", metavar="DIR", help="Folder with real lists, which are used if they exist.")
     parser.add_argument("--steps", type=positive_int, default=2, metavar="N", help="Steps per phase.")
     parser.add_argument("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="Batch size.")
     parser.add_argument(
-        "-j", "--workers", type=natural, default=2, metavar="N", help="Number of data-loading processes."
+        "-j", "--workers", type=nonnegative_int, default=2, metavar="N", help="Number of data-loading processes."
     )
     parser.add_argument("--targeted", action="store_true", help="Measure TSC as well; the targets are created first.")
-    parser.add_argument("--folder", metavar="DIR", help="Parent of the temporary folder (default: the system's).")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="Parent of the temporary folder (default: the system's temporary folder)."
+    )
     return parser
 
 
-def stand_in_lines(dataset: str) -> list[str]:
+def synthetic_lines(dataset: str) -> list[str]:
     """Return a synthetic training list with the real number of lines and realistic file names."""
     if dataset == "imagenet":
         counts = json.loads((LISTS_ROOT / "ImageNet_LT" / "train_counts.json").read_text())
@@ -64,7 +66,8 @@ def stand_in_lines(dataset: str) -> list[str]:
 def build(folder: Path, dataset: str, splits: str | None, sample: int) -> tuple[Path, Path]:
     """Write images to folder/images, the full lists to folder/full and samples of them to folder/sample.
 
-    Return the root of the images and the parent of the two list folders.
+    Returns:
+        The root of the images, and the parent of the two list folders.
     """
     spec, lists = REGISTRY[dataset], {}
     for name in spec.list_names:
@@ -72,59 +75,63 @@ def build(folder: Path, dataset: str, splits: str | None, sample: int) -> tuple[
         if real.is_file():
             lists[name] = real.read_text().splitlines()
     train_name, *others = spec.list_names
-    lists.setdefault(train_name, stand_in_lines(dataset))
+    lists.setdefault(train_name, synthetic_lines(dataset))
     for name in others:  # evaluation always uses a sample, because a full evaluation takes hours on a CPU
-        lists[name] = spaced(lists.get(name) or lists[train_name], sample)
-    for kind, train in (("full", lists[train_name]), ("sample", spaced(lists[train_name], sample))):
-        (folder / kind).mkdir()
+        lists[name] = evenly_spaced(lists.get(name) or lists[train_name], sample)
+    for list_name, train in (("full", lists[train_name]), ("sample", evenly_spaced(lists[train_name], sample))):
+        (folder / list_name).mkdir()
         for name, lines in (lists | {train_name: train}).items():
-            (folder / kind / name).write_text("\n".join(lines) + "\n")
+            (folder / list_name / name).write_text("\n".join(lines) + "\n")
     link_images(folder / "images", {line.rsplit(None, 1)[0] for lines in lists.values() for line in lines})
     return folder / "images", folder
 
 
-def spaced(lines: list[str], number: int) -> list[str]:
-    """Return `number` lines at equal distances."""
+def evenly_spaced(lines: list[str], number: int) -> list[str]:
+    """Return `number` lines at equal distances, including the first and the last."""
     return [lines[i] for i in np.linspace(0, len(lines) - 1, number, dtype=int)]
 
 
 def link_images(root: Path, paths: set[str], size: tuple[int, int] = (500, 375)) -> None:
+    """Create JPEG files at the given paths below root, as hard links to a few images."""
     rng, original = np.random.default_rng(1), root / "original.jpg"
     for folder in {os.path.dirname(path) for path in paths}:  # noqa: PTH120 pathlib is too slow for half a million paths
         (root / folder).mkdir(parents=True, exist_ok=True)
     for i, path in enumerate(paths):
-        if i % LINKS_A_FILE == 0:
+        if i % LINKS_PER_FILE == 0:
             original.unlink(missing_ok=True)
-            coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
-            coarse.resize(size, Image.Resampling.BICUBIC).save(original, quality=90)
+            image = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+            image.resize(size, Image.Resampling.BICUBIC).save(original, quality=90)
         os.link(original, root / path)
 
 
-def watch(command: list[str], steps: int, folder: Path) -> dict:
+def run_steps(command: list[str], steps: int, folder: Path) -> dict:
     """Run a script for some steps, measure the memory of its processes, and interrupt it.
 
     Returns:
-        set_up, first_step: seconds since the start of the command. steps: the same for the end of each step.
-        peak: peak memory of the process in MiB. workers: MiB of each loader process, private and proportional
-        (private plus its share of the shared memory).
+        A dict with these entries. Times are seconds since the start of the command, memory is in MiB.
+        set_up: Time at which the data and the model are ready.
+        first_step: Time at which the first step ends.
+        steps: Time at which each step ends.
+        peak: Peak memory of the process.
+        workers: Memory of each loader process, private and proportional (private plus its share of shared memory).
     """
-    started, seen = time.perf_counter(), {"steps": []}
+    started, measured = time.perf_counter(), {"steps": []}
     process = subprocess.Popen([*command, "-p", "1"], cwd=folder, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         now = time.perf_counter() - started
         if " steps per epoch, " in line:
-            seen["set_up"] = now
+            measured["set_up"] = now
         if line.startswith("Epoch: ") and "Time" in line:
-            seen.setdefault("first_step", now)
-            seen["steps"].append(now)
+            measured.setdefault("first_step", now)
+            measured["steps"].append(now)
             if f"[{steps:>4}/" in line:
-                seen |= {"workers": worker_memory(process.pid), "peak": peak_memory(process.pid)}
+                measured |= {"workers": worker_memory(process.pid), "peak": peak_memory(process.pid)}
                 process.send_signal(signal.SIGINT)
                 break
     process.stdout.read()
     if process.wait() != 130:
         sys.exit(f"{' '.join(command)}: exit code {process.returncode}, expected 130 after an interrupt")
-    return seen
+    return measured
 
 
 def peak_memory(pid: int) -> float:
@@ -134,7 +141,7 @@ def peak_memory(pid: int) -> float:
 
 
 def worker_memory(pid: int) -> list[tuple[float, float]]:
-    """Return the private and proportional MiB of each child process, without the batches in shared memory."""
+    """Return the private and proportional memory of each child process in MiB, without batches in shared memory."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     memory = []
     for child in children:
@@ -142,7 +149,7 @@ def worker_memory(pid: int) -> list[tuple[float, float]]:
         batch = False
         for line in Path(f"/proc/{child}/smaps").read_text().splitlines():
             field, *values = line.split()
-            if not field.endswith(":"):  # the first line of a mapping, which ends in its name
+            if not field.endswith(":"):  # the first line of a mapping, which ends with its name
                 batch = "/torch_" in line
             elif not batch:
                 private += int(values[0]) if field in ("Private_Clean:", "Private_Dirty:") else 0
@@ -151,7 +158,8 @@ def worker_memory(pid: int) -> list[tuple[float, float]]:
     return memory
 
 
-def timed(command: list[str], folder: Path) -> float:
+def time_command(command: list[str], folder: Path) -> float:
+    """Run a command in a folder. Return its seconds."""
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
@@ -168,7 +176,7 @@ def main() -> None:
 
 
 def measure(args, spec, root: Path, lists: Path) -> None:
-    """Run all measurements and print each table row when it is ready."""
+    """Run all measurements, and print each table row as soon as it is measured."""
     train_list = lists / "full" / spec.list_name("train")
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, PyTorch {torch.__version__}, "
@@ -181,10 +189,10 @@ def measure(args, spec, root: Path, lists: Path) -> None:
         started = time.process_time()
         paths, labels = read_split(train_list, spec.num_classes)
         seconds.append(time.process_time() - started)
-    report(f"reading {len(labels):,} lines, CPU time, best of 3", f"{min(seconds):.2f} s")
-    report("the list as arrays, one copy in all processes", f"{(paths.nbytes + labels.nbytes) / 2**20:.1f} MiB")
+    print_row(f"reading {len(labels):,} lines, CPU time, best of 3", f"{min(seconds):.2f} s")
+    print_row("the list in memory, shared by all processes", f"{(paths.nbytes + labels.nbytes) / 2**20:.1f} MiB")
     command = [sys.executable, "-c", VERIFY_IMAGES, str(train_list), str(root), args.dataset]
-    report(f"looking for {len(labels):,} images, with the program's start", f"{timed(command, REPOSITORY):.1f} s")
+    print_row(f"finding {len(labels):,} images, including program start", f"{time_command(command, REPOSITORY):.1f} s")
 
     common = f"--dataset {args.dataset} --data-root {root} -b {args.batch_size} -j {args.workers} --seed 0".split()
     pretraining = [sys.executable, str(REPOSITORY / "main_moco_supcon_imba.py"), *common, "--mlp"]
@@ -192,18 +200,18 @@ def measure(args, spec, root: Path, lists: Path) -> None:
     full, sample = ["--splits", str(lists / "full")], ["--splits", str(lists / "sample")]
     tsc = ["--targeted", "--sep_t", "--tw", "0.2"] if args.targeted else []
 
-    report_start("stage 1", watch([*pretraining, *full, "--epochs", "1", "--run-dir", "a"], args.steps, lists))
+    print_start("stage 1", run_steps([*pretraining, *full, "--epochs", "1", "--run-dir", "a"], args.steps, lists))
     epochs = "2" if args.targeted else "1"
-    seconds = timed([*pretraining, *sample, *tsc, "--epochs", epochs, "--run-dir", "run"], lists)
-    report(
-        f"stage 1 to its end on a sample, {args.steps} steps a phase{', KCL and TSC' if tsc else ''}",
+    seconds = time_command([*pretraining, *sample, *tsc, "--epochs", epochs, "--run-dir", "run"], lists)
+    print_row(
+        f"stage 1 on a sample, {args.steps} steps per phase{', KCL and TSC' if tsc else ''}",
         f"{seconds:.0f} s",
     )
-    report("stage 1: the checkpoint", f"{(lists / 'run' / 'last.pth.tar').stat().st_size / 2**20:.0f} MiB")
-    report_start("stage 2", watch([*probe, *full, "--epochs", "1", "--run-dir", "b"], args.steps, lists))
-    seconds = timed([*probe, *sample, "--epochs", "1", "--run-dir", "probe"], lists)
+    print_row("stage 1: size of the checkpoint", f"{(lists / 'run' / 'last.pth.tar').stat().st_size / 2**20:.0f} MiB")
+    print_start("stage 2", run_steps([*probe, *full, "--epochs", "1", "--run-dir", "b"], args.steps, lists))
+    seconds = time_command([*probe, *sample, "--epochs", "1", "--run-dir", "probe"], lists)
     results = json.loads((lists / "probe" / "results.json").read_text())
-    report(f"stage 2 to its end on a sample, {len(results['train_counts'])} classes", f"{seconds:.0f} s")
+    print_row(f"stage 2 on a sample, {len(results['train_counts'])} classes", f"{seconds:.0f} s")
 
 
 # Like `verify`, but only for the training list, because the other lists are samples here.
@@ -217,20 +225,24 @@ from imagenet_inat.splits.verify_images import check_images
 file, root, name = sys.argv[1:]
 spec, findings = REGISTRY[name], Findings()
 check_images(spec, name, read_split(Path(file), spec.num_classes)[0], Path(root), False, findings)
-sys.exit(findings.wrong)
+sys.exit(findings.num_problems)
 """
 
 
-def report(what: str, value: str) -> None:
-    print(f"| {what} | {value} |", flush=True)
+def print_row(name: str, value: str) -> None:
+    print(f"| {name} | {value} |", flush=True)
 
 
-def report_start(stage: str, seen: dict) -> None:
-    report(f"{stage}: from the command to the data and the model ready", f"{seen['set_up']:.1f} s")
-    report(f"{stage}: from the command to the first step done", f"{seen['first_step']:.1f} s")
-    report(f"{stage}: the process, at its peak", f"{seen['peak']:.0f} MiB")
-    for number, (private, proportional) in enumerate(seen["workers"]):
-        report(f"{stage}: loader process {number}, private / with its share", f"{private:.0f} / {proportional:.0f} MiB")
+def print_start(stage: str, measured: dict) -> None:
+    """Print the rows of a result of `run_steps`."""
+    print_row(f"{stage}: time until data and model are ready", f"{measured['set_up']:.1f} s")
+    print_row(f"{stage}: time until the end of the first step", f"{measured['first_step']:.1f} s")
+    print_row(f"{stage}: peak memory of the process", f"{measured['peak']:.0f} MiB")
+    for number, (private, proportional) in enumerate(measured["workers"]):
+        print_row(
+            f"{stage}: loader process {number}, private / proportional memory",
+            f"{private:.0f} / {proportional:.0f} MiB",
+        )
 
 
 if __name__ == "__main__":

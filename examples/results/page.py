@@ -1,4 +1,4 @@
-"""Write the page of a study, its table of trials (CSV), its figures, and the same summary in README."""
+"""Write the page of a study: its text, table of trials (CSV) and figures, and the summary in README."""
 
 from pathlib import Path
 
@@ -8,20 +8,21 @@ from examples.results import figures, reading, tables
 from examples.results.plan import VIEWS, Plan, Sweep
 from examples.results.reading import Results
 from utils.errors import InputError
-from utils.files import csv_text, write_text
-from utils.measure.results import SHOT_NOTE, SHOTS, best_of
+from utils.files import format_csv, write_text
+from utils.measure.results import SHOT_NOTE, SHOTS, best_head, format_markdown_table
+from utils.report.runs import Stage
 from utils.report.trials import CONFIDENCE
 
 BEGIN, END = "<!-- {}: written by python -m examples.results -->", "<!-- end of {} -->"
 README = "README.md"
-SWEEPS_A_FIGURE = 4
+SWEEPS_PER_FIGURE = 4
 
 
 def write(results: Results, output: Path, command: str) -> list[Path]:
-    """Write NAME.md, NAME.csv and the figures. If README in the parent folder has the page's block, replace it.
+    """Write NAME.md, NAME.csv and the figures. If README in the parent folder has the page's summary, replace it.
 
     Args:
-        command: Command that reproduces the page, printed on it.
+        command: Command that reproduces the page. The page shows it.
 
     Returns:
         The files written.
@@ -30,12 +31,12 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
         InputError: Some method has fewer than two finished seeds.
     """
     plan = results.plan
-    ways = {key: method.way for key, method in plan.methods.items()}
-    if min(len(runs) + (ways[key] not in VIEWS) for (_, key), runs in results.groups.items()) < 2:
+    stage1_of = {key: method.stage1 for key, method in plan.methods.items()}
+    if min(len(runs) + (stage1_of[key] not in VIEWS) for (_, key), runs in results.groups.items()) < 2:
         raise InputError(f"{plan.title}: expected 2 finished seeds of each method. Run the plan without --page first")
     output.mkdir(parents=True, exist_ok=True)
-    most = max(plan.imbalances)
-    drawn = {
+    largest = max(plan.imbalances)
+    drawn_figures = {
         "accuracy": (
             figures.accuracy(results),
             "Test accuracy with the classifier selected on validation, one dot per seed.",
@@ -45,143 +46,188 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
             f"Paired differences with {CONFIDENCE:.0%} confidence intervals.",
         ),
     }
-    if any(run.reached for runs in results.groups.values() for run in runs):
-        caption = f"Classes at ρ = {most:g}: how closely TSC's targets are reached, and test accuracy."
-        drawn["mechanism"] = figures.mechanism(results, most), caption
-    drawn["heads"] = figures.heads(results, most), "Accuracy of each classifier on the same features, mean over seeds."
-    swept = swept_of(results)
-    for number, first in enumerate(range(0, len(swept), SWEEPS_A_FIGURE), start=1):
-        part = swept[first : first + SWEEPS_A_FIGURE]
-        drawn[f"sweeps_{number}"] = figures.sweeps(results, part), " ".join(sweep.caption for sweep in part)
-    pictures = []
-    for name, (figure, caption) in drawn.items():
-        pictures.append((output / f"{plan.page}_{name}.png", caption))
-        figures.save(figure, pictures[-1][0])
+    if any(run.target_match for runs in results.groups.values() for run in runs):
+        caption = f"Classes at ρ = {largest:g}: how closely TSC's targets are reached, and test accuracy."
+        drawn_figures["mechanism"] = figures.mechanism(results, largest), caption
+    caption = "Accuracy of each classifier on the same features, mean over seeds."
+    drawn_figures["heads"] = figures.heads(results, largest), caption
+    sweeps = finished_sweeps(results)
+    for number, first in enumerate(range(0, len(sweeps), SWEEPS_PER_FIGURE), start=1):
+        group = sweeps[first : first + SWEEPS_PER_FIGURE]
+        drawn_figures[f"sweeps_{number}"] = figures.sweeps(results, group), " ".join(sweep.caption for sweep in group)
+    figure_files = []
+    for name, (figure, caption) in drawn_figures.items():
+        figure_files.append((output / f"{plan.page}_{name}.png", caption))
+        figures.save(figure, figure_files[-1][0])
     page, table = output / f"{plan.page}.md", output / f"{plan.page}.csv"
-    write_text(page, text(results, pictures, command))
-    write_text(table, trials(results))
+    write_text(page, page_text(results, figure_files, command))
+    write_text(table, csv_table(results))
     readme = output.resolve().parent / README
-    return [page, table, *(path for path, _ in pictures), *_replace_block(results, readme)]
+    return [page, table, *(path for path, _ in figure_files), *_replace_block(results, readme)]
 
 
 def write_block(plan: Plan, output: Path) -> list[Path]:
-    """Rewrite the summary and its sentences, on the page and in README, from the page's own table.
+    """Rewrite the summary on the page and in README from the CSV table of the page.
 
-    Raises InputError: the page or its table does not exist.
+    Raises:
+        InputError: The page or its table does not exist.
     """
     results, page = reading.read_table(plan, output / f"{plan.page}.csv"), output / f"{plan.page}.md"
     written = _replace_block(results, page)
     if not written:
-        raise InputError(f"{page}: no such page, or it has no summary; --page writes it from the runs")
+        raise InputError(f"{page}: no such page, or the page has no summary. --page writes it from the runs")
     return [*written, *_replace_block(results, output.resolve().parent / README)]
 
 
-def swept_of(results: Results) -> list[Sweep]:
+def finished_sweeps(results: Results) -> list[Sweep]:
     """Return the sweeps in which at least one method has finished runs for two values."""
 
-    def ended(sweep: Sweep, key: str) -> int:
+    def count_finished(sweep: Sweep, key: str) -> int:
         return sum(bool(runs) for (method, _), runs in results.sweeps[sweep.key].items() if method == key)
 
-    return [sweep for sweep in results.plan.sweeps if any(ended(sweep, key) > 1 for key in sweep.methods)]
+    return [sweep for sweep in results.plan.sweeps if any(count_finished(sweep, key) > 1 for key in sweep.methods)]
 
 
-def text(results: Results, pictures: list[tuple[Path, str]], command: str) -> str:
+def page_text(results: Results, figure_files: list[tuple[Path, str]], command: str) -> str:
+    """Return the page. figure_files: the file and the caption of each figure."""
     plan = results.plan
-    parts = [f"# {plan.title}", about(results, command), block(results)]
-    parts += [f"![{caption}]({path.name})\n\n{caption}" for path, caption in pictures]
-    parts += [folded("Paired differences", tables.differences(results))]
-    parts += [folded("Features", FEATURES + "\n\n" + tables.feature_table(results))]
-    parts += [folded(f"All classifiers, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
+    parts = [f"# {plan.title}", introduction(results, command), block(results)]
+    parts += [f"![{caption}]({path.name})" for path, caption in figure_files]
+    parts += [details("Paired differences", tables.differences(results))]
+    parts += [details("Features", FEATURES + "\n\n" + tables.feature_table(results))]
+    parts += [details(f"All classifiers, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
     parts += [
-        folded(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep))
-        for sweep in swept_of(results)
+        details(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep))
+        for sweep in finished_sweeps(results)
     ]
-    parts += [folded("Accuracy of each seed", tables.seed_table(results))]
+    parts += [details("Accuracy of each seed", tables.seed_table(results)), f"## {PROVENANCE}", provenance(results)]
     return "\n\n".join(parts) + "\n"
 
 
+PROVENANCE = "How this page was made"
 FEATURES = (
     "Measures of the validation features in the last epoch of stage 1: alignment A (lower is tighter), uniformity U "
-    "and U_k (higher is more even), neural collapse NC1 and NC2 (0 is complete). For TSC: the cosine of each class "
-    "centre and its target, averaged over all and over few-shot classes, and the share of images whose nearest target "
-    "is their own."
+    "and U_k (higher is more even), neural collapse NC1 and NC2 (0 is complete). [seeing.md](seeing.md#the-measures) "
+    "has the formulas. The last three columns are for TSC: the cosine between each class centre and its target, "
+    "averaged over all and over few-shot classes, and the share of images whose nearest target is that of their class."
 )
+BLOCK_DIFFERENCES = (
+    f"Differences in test accuracy, in percentage points, with {CONFIDENCE:.0%} confidence intervals. **Bold** means "
+    "that the interval does not contain 0, so the difference is significant:"
+).replace("%", " %")
 
 
 def block(results: Results) -> str:
-    """Return the part of the page that README also shows: the table and the sentences."""
-    lines = "\n".join(f"- {sentence}" for sentence in tables.verdict(results))
+    """Return the part of the page that README also shows: the summary table, its conclusion and the differences."""
     name = results.plan.page
-    return f"{BEGIN.format(name)}\n\n{tables.summary(results)}\n\n{lines}\n\n{END.format(name)}"
+    conclusion = " ".join([*tables.sentences(results), BLOCK_DIFFERENCES])
+    parts = [BEGIN.format(name), tables.summary(results), conclusion, tables.difference_summary(results)]
+    return "\n\n".join([*parts, END.format(name)])
 
 
-def about(results: Results, command: str) -> str:
-    """Describe what was run, on which machines, and how to read the table."""
-    runs = [run for runs in results.groups.values() for run in runs]
-    runs += [run for cells in results.sweeps.values() for runs in cells.values() for run in runs]
-    stages = {run.stage.folder: run.stage for run in runs if run.stage}.values()
-    machines = sorted(
-        {
-            f"{s.about['machine'].split('-')[0]}, {s.args['device']}, PyTorch {s.about['versions']['torch']}"
-            for s in stages
-        }
-    )
-    commits = sorted({str(stage.about["git"])[:10] for stage in stages})
-    hours = sum(record["seconds"] for stage in stages for record in stage.epochs) / 3600
-    counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
-    sizes = "; ".join(f"ρ = {rho:g}: {sum(of)} ({', '.join(map(str, of))})" for rho, of in counts.items())
+def introduction(results: Results, command: str) -> str:
+    """Say what the page compares, how to repeat the study, and how to read the tables."""
     plan = results.plan
+    counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
+    sizes = [[f"{rho:g}", f"{sum(sizes):,}", ", ".join(map(str, sizes))] for rho, sizes in counts.items()]
     tuned = f"one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
     tuned += ", averaged over each rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
     rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [
-            f"`{command}` ran {len(stages)} trainings, {hours:.1f} hours in total, with {how_many_seeds(results)}. "
-            f"Machines: {'; '.join(machines)}. Commits: {' and '.join(commits)}. {results.plan.same}",
+            f"This page compares {len(plan.methods)} methods, with {describe_seeds(results)}. ρ is the imbalance: the "
+            "number of training images of the largest class divided by that of the smallest. To repeat the study, run "
+            f"`{command}`. The training of all runs took {training_hours(results):.1f} hours in total "
+            f"([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
+            plan.same,
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
-            f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are selected on the "
-            f"validation split, by the same rule and from the same grid for all methods.{rates} Intervals are those of "
-            "paired differences, by Student's t. An interval that contains 0 does not show which method is better. "
-            f"Training images per class: {sizes}.",
+            f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are those with the best "
+            f"validation accuracy. All methods choose from the same grid.{rates} Intervals are those of paired "
+            "differences, from Student's t distribution. An interval that contains 0 does not show which method is "
+            "better.",
+            format_markdown_table(["ρ", "training images", "images of each class"], sizes),
         ]
     )
 
 
-def how_many_seeds(results: Results) -> str:
-    """Return `5 seeds` or `seeds: 5 at ρ = 100, 3 at ρ = 10`, and where the first pair has additional seeds."""
-    plan, trained = results.plan, [key for key, method in results.plan.methods.items() if method.way in VIEWS]
-    of = {rho: min(len(results.groups[rho, key]) for key in trained) for rho in plan.imbalances}
-    parts = [f"{number} at ρ = {rho:g}" for rho, number in of.items()]
-    text = f"{of[plan.imbalances[0]]} seeds" if len({*of.values()}) == 1 else "seeds: " + ", ".join(parts)
-    pairs = {rho: [results.groups[rho, key] for key in plan.pairs[0]] for rho in of} if plan.pairs else {}
-    more = [f"{most} at ρ = {rho:g}" for rho, pair in pairs.items() if (most := min(map(len, pair))) > plan.seeds]
-    note = f" (first pair: {', '.join(more)}, as fewer did not resolve it; its interval covers less than 95 %)"
-    return text + (note if more else "")
+def training_runs(results: Results) -> list[Stage]:
+    """Return all runs that train a network, each once."""
+    runs = [run for runs in results.groups.values() for run in runs]
+    runs += [run for cells in results.sweeps.values() for runs in cells.values() for run in runs]
+    return list({run.stage.folder: run.stage for run in runs if run.stage}.values())
 
 
-def folded(title: str, table: str) -> str:
+def training_hours(results: Results) -> float:
+    return sum(record["seconds"] for stage in training_runs(results) for record in stage.epochs) / 3600
+
+
+def provenance(results: Results) -> str:
+    """Describe the runs, the machines and the versions of the code."""
+    stages = training_runs(results)
+    machines = sorted(
+        {
+            f"{run.about['machine'].split('-')[0]}, {run.args['device']}, PyTorch {run.about['versions']['torch']}"
+            for run in stages
+        }
+    )
+    commits = sorted({str(stage.about["git"])[:10] for stage in stages})
+    return (
+        f"{len(stages)} networks were trained in {training_hours(results):.1f} hours. Machines: {'; '.join(machines)}. "
+        f"Commits: {' and '.join(commits)}."
+    )
+
+
+def describe_seeds(results: Results) -> str:
+    """Return `5 seeds`, or `5 seeds at ρ = 100 and 3 at ρ = 10`. Add a sentence if the first pair has more seeds."""
+    plan = results.plan
+    num_seeds = {rho: tables.num_common_seeds(results, rho) for rho in plan.imbalances}
+    *others, last = (f"{number} at ρ = {rho:g}" for rho, number in num_seeds.items())
+    text = f"{num_seeds[plan.imbalances[0]]} seeds"
+    if len({*num_seeds.values()}) > 1:
+        text = f"{', '.join(others)} and {last}".replace(" at", " seeds at", 1)
+    pairs = {rho: [results.groups[rho, key] for key in plan.pairs[0]] for rho in num_seeds} if plan.pairs else {}
+    more = [
+        f"{pair_seeds} seeds at ρ = {rho:g}"
+        for rho, pair in pairs.items()
+        if (pair_seeds := min(map(len, pair))) > plan.seeds
+    ]
+    if not more:
+        return text
+    first, other = (plan.methods[key].title for key in plan.pairs[0])
+    return (
+        f"{text}. {first} and {other} have {' and '.join(more)}, because the interval of their difference was too wide "
+        f"with {plan.seeds}. These seeds were added after looking at the interval, so it covers less than 95 %"
+    )
+
+
+def details(title: str, table: str) -> str:
+    """Return a section that is folded until the reader opens it."""
     return f"<details>\n<summary>{title}</summary>\n\n{table}\n\n</details>"
 
 
-def trials(results: Results) -> str:
+def csv_table(results: Results) -> str:
     """Return the CSV table with one row per trial."""
     rows = [["imbalance", "method", "sweep", "seed", "head", *SHOTS, "all", "val", *tables.MEASURES, "seconds"]]
     cells = [((rho, key, ""), runs) for (rho, key), runs in results.groups.items()]
     for sweep in results.plan.sweeps:
         for (key, value), runs in results.sweeps[sweep.key].items():
             cells.append(((sweep.imbalance, key, f"{sweep.flag.lstrip('-')} {value}"), runs))
-    for at, runs in cells:
+    for cell, runs in cells:
         for run in runs:
-            chosen = run.heads["selected"]
-            head = best_of(run.heads["heads"])
-            numbers = [*reading.accuracy([run])[0], chosen["val_balanced"], *(run.measure(m) for m in tables.MEASURES)]
-            shown = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
-            rows.append([*at, run.seed, head, *shown, f"{run.seconds:.0f}"])
-    return csv_text(rows)
+            selected = run.heads["selected"]
+            head = best_head(run.heads["heads"])
+            numbers = [
+                *reading.accuracy([run])[0],
+                selected["val_balanced"],
+                *(run.measure(m) for m in tables.MEASURES),
+            ]
+            formatted = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
+            rows.append([*cell, run.seed, head, *formatted, f"{run.seconds:.0f}"])
+    return format_csv(rows)
 
 
 def _replace_block(results: Results, file: Path) -> list[Path]:
-    """Replace the block between its marks. Return the file, or nothing if it has no such marks."""
+    """Replace the block between its marks. Return [file], or [] if the file has no such marks."""
     begin, end = (mark.format(results.plan.page) for mark in (BEGIN, END))
     content = file.read_text(encoding="utf-8") if file.is_file() else ""
     if begin not in content or end not in content:

@@ -7,29 +7,29 @@ from typing import NamedTuple
 
 from utils.parser import Parser
 
-FOLDER = Path(__file__).parent
-SCRIPTS = {  # way (how a method computes features) -> its script
+PLANS_DIR = Path(__file__).parent
+SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
     "contrast": "main_moco_supcon_imba.py",
     "cross-entropy": "-m examples.cross_entropy",
     "pixels": "-m examples.pixels",
 }
 HEADS = "main_lincls_imba.py"
-VIEWS = {"contrast": 2, "cross-entropy": 1}  # views per image and epoch, for the ways that are trained
+VIEWS = {"contrast": 2, "cross-entropy": 1}  # views per image and epoch, for the values of stage1 that train a network
 
 
-class Method(NamedTuple):
+class StudyMethod(NamedTuple):
     """A method of a study.
 
     Attributes:
         key: Name in run folders.
         title: Name in tables.
-        way: Key of SCRIPTS.
-        flags: Flags of this method only.
+        stage1: How it computes features, a key of SCRIPTS.
+        flags: Flags that only this method has.
     """
 
     key: str
     title: str
-    way: str
+    stage1: str
     flags: tuple[str, ...]
 
 
@@ -57,14 +57,15 @@ class Plan(NamedTuple):
 
     Attributes:
         page: Name of the page, without .md.
-        same: What all methods have in common, as text for the page.
-        epochs: Imbalance -> epochs of contrastive training, or empty if the flags set them. Cross-entropy trains twice
-            as many epochs, because it sees one view of an image per epoch instead of two.
+        same: Description of what all methods have in common, printed on the page.
+        epochs: Imbalance -> epochs of contrastive training, or empty if the flags set them. Cross-entropy trains for
+            twice as many epochs, because it uses one view of each image per epoch instead of two.
         data: Flags of all commands.
-        flags: Way (or "heads") -> its flags.
-        rates: Learning rates to select from, with one run of tune_seed each at tune_imbalance.
+        flags: Value of stage1, or "heads" -> flags of its script.
+        rates: Learning rates to select from. Each has one run, with tune_seed at tune_imbalance.
         pairs: Keys of two methods to compare, the first minus the second.
-        more_seeds: Number of seeds of the first pair, if its difference is not resolved to within `resolved` points.
+        more_seeds: Number of seeds of the first pair if its difference is unresolved.
+        resolved: A difference is unresolved if its interval contains 0 and is wider than ± this many points.
     """
 
     name: str
@@ -81,16 +82,17 @@ class Plan(NamedTuple):
     rates: tuple[str, ...]
     tune_imbalance: float
     tune_seed: int
-    methods: dict[str, Method]
+    methods: dict[str, StudyMethod]
     pairs: tuple[tuple[str, str], ...]
     sweeps: tuple[Sweep, ...]
 
 
-def parser_of(way: str) -> Parser:
-    """Return the parser of the script of a way."""
-    return parser_named(SCRIPTS[way].removeprefix("-m "))
+def stage1_parser(stage1: str) -> Parser:
+    """Return the parser of the script for a value of stage1."""
+    return script_parser(SCRIPTS[stage1].removeprefix("-m "))
 
 
 @cache
-def parser_named(script: str) -> Parser:
+def script_parser(script: str) -> Parser:
+    """Return the parser of a script or module, such as "main_lincls_imba.py"."""
     return import_module(script.removesuffix(".py")).get_args_parser()

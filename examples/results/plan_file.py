@@ -1,4 +1,4 @@
-"""Read plan files and check them before anything runs. fashion.ini is a commented example."""
+"""Read plan files and check them before any run starts. fashion.ini is a commented example."""
 
 import argparse
 import configparser
@@ -6,93 +6,101 @@ import itertools
 import shlex
 from pathlib import Path
 
-from examples.results.plan import FOLDER, HEADS, SCRIPTS, Method, Plan, Sweep, parser_named, parser_of
-from imagenet_inat.datasets import imbalances, row
+from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, Plan, StudyMethod, Sweep, script_parser, stage1_parser
+from imagenet_inat.datasets import default_imbalances, get_spec
 from imagenet_inat.paths import resolve_imbalance, resolve_largest
 from utils.errors import InputError, first_line
 from utils.parser import Parser
 
 
-def read_plan(named: str) -> Plan:
+def read_plan(name_or_path: str) -> Plan:
     """Read a plan by the name of a file in this folder, or by its path.
 
     Raises:
         InputError: The file does not exist, or a section or an entry is missing, unknown or invalid.
     """
-    path = FOLDER / f"{named}.ini" if "/" not in named and not named.endswith(".ini") else Path(named)
+    path = (
+        PLANS_DIR / f"{name_or_path}.ini"
+        if "/" not in name_or_path and not name_or_path.endswith(".ini")
+        else Path(name_or_path)
+    )
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",), strict=True)
     try:
         with path.open(encoding="utf-8") as file:
             parser.read_file(file)
     except OSError as error:
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.ini")))
+        known = ", ".join(sorted(file.stem for file in PLANS_DIR.glob("*.ini")))
         raise InputError(
-            f"plan {path}: cannot be read ({error.strerror}), expected {known}, or the path of an .ini file"
+            f"plan {path}: cannot be read ({error.strerror}). Expected {known}, or the path of an .ini file"
         ) from None
     except (configparser.Error, UnicodeDecodeError) as error:
         raise InputError(f"plan {path}: {first_line(error)}") from None
     sections = {name: Entries(path, name, dict(parser[name])) for name in parser.sections()}
-    plan = _plan(path, sections)
+    plan = _build_plan(path, sections)
     for entries in sections.values():
-        entries.refuse_rest()
-    _check(path, plan)
+        entries.refuse_unknown()
+    _check_plan(path, plan)
     return plan
 
 
 class Entries:
-    """The entries of a section. Each is removed when it is read, so that the remaining ones are unknown."""
+    """The entries of a section. Reading an entry removes it, so that the remaining entries are unknown ones."""
 
     def __init__(self, path: Path, section: str, values: dict[str, str]):
         self.path, self.section, self.values = path, section, values
 
-    def wrong(self, message: str) -> InputError:
+    def input_error(self, message: str) -> InputError:
         return InputError(f"plan {self.path}, [{self.section}]: {message}")
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self.values.pop(name, default)
         if value is None:
-            raise self.wrong(f"{name} is missing")
+            raise self.input_error(f"{name} is missing")
         return value
+
+    def stage1(self) -> str:
+        """Return the entry `stage1`. Its former name, `way`, is also accepted."""
+        return self.text("stage1", self.values.pop("way", None))
 
     def words(self, name: str, default: str | None = None) -> tuple[str, ...]:
         try:
             return tuple(shlex.split(self.text(name, default)))
         except ValueError as error:
-            raise self.wrong(f"{name}: {error}") from None
+            raise self.input_error(f"{name}: {error}") from None
 
-    def numbers(self, name: str, kind: type, default: str | None = None) -> tuple:
-        return self.as_numbers(name, self.words(name, default), kind)
+    def numbers(self, name: str, number_type: type, default: str | None = None) -> tuple:
+        return self.as_numbers(name, self.words(name, default), number_type)
 
-    def as_numbers(self, name: str, words: tuple[str, ...], kind: type) -> tuple:
+    def as_numbers(self, name: str, words: tuple[str, ...], number_type: type) -> tuple:
         try:
-            values = tuple(map(kind, words))
+            values = tuple(map(number_type, words))
         except ValueError:
-            raise self.wrong(f"{name}: found {' '.join(words)}, expected numbers") from None
+            raise self.input_error(f"{name}: found {' '.join(words)}, expected numbers") from None
         if not all(value > 0 for value in values):
-            raise self.wrong(f"{name}: found {' '.join(words)}, expected numbers above 0")
+            raise self.input_error(f"{name}: found {' '.join(words)}, expected numbers above 0")
         return values
 
-    def number(self, name: str, kind: type, default: str | None = None):
-        values = self.numbers(name, kind, default)
+    def number(self, name: str, number_type: type, default: str | None = None):
+        values = self.numbers(name, number_type, default)
         if len(values) != 1:
-            raise self.wrong(f"{name}: found {len(values)} numbers, expected one")
+            raise self.input_error(f"{name}: found {len(values)} numbers, expected one")
         return values[0]
 
-    def refuse_rest(self) -> None:
+    def refuse_unknown(self) -> None:
         if self.values:
-            raise self.wrong(f"unknown entry {', '.join(self.values)}")
+            raise self.input_error(f"unknown entry {', '.join(self.values)}")
 
 
-def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
+def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
     if "study" not in sections:
         raise InputError(f"plan {path}: no section [study]")
     study, methods, sweeps = sections["study"], {}, []
     for name, entries in sections.items():
         kind, _, key = name.partition(" ")
         if kind == "method" and key:
-            methods[key] = Method(key, entries.text("title"), entries.text("way"), entries.words("flags", ""))
+            methods[key] = StudyMethod(key, entries.text("title"), entries.stage1(), entries.words("flags", ""))
         elif kind == "sweep" and key:
-            sweeps.append(_sweep(key, entries))
+            sweeps.append(_build_sweep(key, entries))
         elif name != "study":
             raise InputError(f"plan {path}: unknown section [{name}], expected [study], [method KEY] or [sweep KEY]")
     seeds, imbalances = study.number("seeds", int), study.numbers("imbalances", float)
@@ -108,7 +116,7 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
         more_seeds=study.number("more_seeds", int, str(seeds)),
         resolved=study.number("resolved", float, "0.5"),
         data=study.words("data"),
-        flags={way: study.words(way, "") for way in (*SCRIPTS, "heads")},
+        flags={stage1: study.words(stage1, "") for stage1 in (*SCRIPTS, "heads")},
         rates=study.words("rates", ""),
         tune_imbalance=study.number("tune_imbalance", float, str(imbalances[0])),
         tune_seed=study.number("tune_seed", int, "100"),
@@ -117,11 +125,11 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
         sweeps=tuple(sweeps),
     )
     if seeds < 2:
-        raise study.wrong(f"seeds {seeds}: expected 2 or more (one seed has no standard deviation)")
+        raise study.input_error(f"seeds {seeds}: expected 2 or more (one seed has no standard deviation)")
     if plan.more_seeds < seeds:
-        raise study.wrong(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
+        raise study.input_error(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
     if len({*imbalances}) < len(imbalances):
-        raise study.wrong("imbalances: found a value twice, expected different values")
+        raise study.input_error("imbalances: found a value twice, expected different values")
     study.as_numbers("rates", plan.rates, float)
     return plan
 
@@ -129,14 +137,16 @@ def _plan(path: Path, sections: dict[str, Entries]) -> Plan:
 def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:
     epochs = study.numbers("epochs", int, "")
     if epochs and len(epochs) != len(imbalances):
-        raise study.wrong(f"epochs: found {len(epochs)} numbers, expected one for each of {len(imbalances)} imbalances")
+        raise study.input_error(
+            f"epochs: found {len(epochs)} numbers, expected one for each of {len(imbalances)} imbalances"
+        )
     return epochs
 
 
-def _sweep(key: str, entries: Entries) -> Sweep:
+def _build_sweep(key: str, entries: Entries) -> Sweep:
     values, labels = entries.words("values"), entries.words("labels", "")
     if labels and len(labels) != len(values):
-        raise entries.wrong(f"labels: found {len(labels)}, expected one for each of {len(values)} values")
+        raise entries.input_error(f"labels: found {len(labels)}, expected one for each of {len(values)} values")
     return Sweep(
         key,
         entries.words("methods"),
@@ -150,22 +160,24 @@ def _sweep(key: str, entries: Entries) -> Sweep:
     )
 
 
-def _check(path: Path, plan: Plan) -> None:
-    """Raise InputError if a method or way is unknown, or if a script does not accept its flags."""
+def _check_plan(path: Path, plan: Plan) -> None:
+    """Raise InputError if a method or a value of stage1 is unknown, or if a script does not accept its flags."""
     if not plan.methods:
         raise InputError(f"plan {path}: no section [method KEY]")
     for method in plan.methods.values():
-        if method.way not in SCRIPTS:
-            raise InputError(f"plan {path}, [method {method.key}]: way {method.way}, expected {', '.join(SCRIPTS)}")
-        flags = (*plan.flags[method.way], *method.flags, *plan.data)
-        args = parsed(path, f"method {method.key}", parser_of(method.way), flags)
+        if method.stage1 not in SCRIPTS:
+            raise InputError(
+                f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
+            )
+        flags = (*plan.flags[method.stage1], *method.flags, *plan.data)
+        args = parse_flags(path, f"method {method.key}", stage1_parser(method.stage1), flags)
         for epochs in plan.epochs.values():
-            _check_measured(path, "study", epochs, args)
-    parsed(path, "study", parser_named(HEADS), (*plan.flags["heads"], *plan.data))
+            _check_monitor_freq(path, "study", epochs, args)
+    parse_flags(path, "study", script_parser(HEADS), (*plan.flags["heads"], *plan.data))
     _check_data(path, plan)
-    named = [("study", key) for pair in plan.pairs for key in pair]
-    named += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
-    for section, key in named:
+    method_uses = [("study", key) for pair in plan.pairs for key in pair]
+    method_uses += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
+    for section, key in method_uses:
         if key not in plan.methods:
             known = ", ".join(plan.methods)
             raise InputError(f"plan {path}, [{section}]: unknown method {key}, expected one of {known}")
@@ -175,40 +187,42 @@ def _check(path: Path, plan: Plan) -> None:
     for sweep in plan.sweeps:
         for key, value in itertools.product(sweep.methods, sweep.values):
             method = plan.methods[key]
-            flags = (*plan.flags[method.way], *method.flags, *_words(path, sweep, value), *plan.data)
-            args = parsed(path, f"sweep {sweep.key}", parser_of(method.way), flags)
+            flags = (*plan.flags[method.stage1], *method.flags, *_split_flag(path, sweep, value), *plan.data)
+            args = parse_flags(path, f"sweep {sweep.key}", stage1_parser(method.stage1), flags)
             if "--epochs" in flags:
-                _check_measured(path, f"sweep {sweep.key}", args.epochs, args)
+                _check_monitor_freq(path, f"sweep {sweep.key}", args.epochs, args)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
     _check_epochs(path, "study", plan.tune_imbalance, plan)
 
 
 def _check_data(path: Path, plan: Plan) -> None:
     """Raise InputError unless long-tailed lists of the data set can be created at the plan's imbalances."""
-    asked = parsed(path, "study", parser_of("contrast"), plan.data)
-    spec = row(asked.dataset)
-    if not spec.imbalance:
-        made = ", ".join(imbalances())
-        raise InputError(f"plan {path}, [study]: data has --dataset {asked.dataset}, expected one of {made}")
+    data_args = parse_flags(path, "study", stage1_parser("contrast"), plan.data)
+    spec = get_spec(data_args.dataset)
+    if not spec.imbalance_ratio:
+        known = ", ".join(default_imbalances())
+        raise InputError(f"plan {path}, [study]: data has --dataset {data_args.dataset}, expected one of {known}")
     try:
-        largest = resolve_largest(spec, asked.largest)
+        largest = resolve_largest(spec, data_args.largest)
         for imbalance in plan.imbalances:
             resolve_imbalance(spec, imbalance, largest)
     except InputError as error:
         raise InputError(f"plan {path}, [study]: {error}") from None
 
 
-def _words(path: Path, sweep: Sweep, value: str) -> list[str]:
+def _split_flag(path: Path, sweep: Sweep, value: str) -> list[str]:
     try:
         return shlex.split(f"{sweep.flag} {value}")
     except ValueError as error:
         raise InputError(f"plan {path}, [sweep {sweep.key}]: flag {sweep.flag}: {error}") from None
 
 
-def _check_measured(path: Path, section: str, epochs: int, args: argparse.Namespace) -> None:
-    """Raise InputError unless the features of the last epoch are measured."""
-    if (every := getattr(args, "monitor_freq", 0)) and epochs % every:
-        raise InputError(f"plan {path}, [{section}]: epochs {epochs}: expected a multiple of --monitor-freq {every}")
+def _check_monitor_freq(path: Path, section: str, epochs: int, args: argparse.Namespace) -> None:
+    """Raise InputError unless the features are measured in the last epoch."""
+    if (monitor_freq := getattr(args, "monitor_freq", 0)) and epochs % monitor_freq:
+        raise InputError(
+            f"plan {path}, [{section}]: epochs {epochs}: expected a multiple of --monitor-freq {monitor_freq}"
+        )
 
 
 def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> None:
@@ -217,13 +231,13 @@ def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> Non
         raise InputError(f"plan {path}, [{section}]: no epochs for imbalance {imbalance:g}, expected one of {known}")
 
 
-def parsed(path: Path, section: str, parser: Parser, words: tuple[str, ...]) -> argparse.Namespace:
-    """Parse flags with the parser of a script. Raise InputError if the script does not accept them."""
+def parse_flags(path: Path, section: str, parser: Parser, words: tuple[str, ...]) -> argparse.Namespace:
+    """Parse flags with the parser of a script. Raise InputError if the parser rejects them."""
 
-    def refuse(message: str):
+    def raise_error(message: str):
         raise InputError(f"plan {path}, [{section}]: {message}")
 
-    parser.error = refuse
+    parser.error = raise_error
     try:
         return parser.parse_args(list(words))
     finally:

@@ -1,4 +1,4 @@
-"""Run the trials of a study in parallel, each on one core."""
+"""Run the trials of a study in parallel, one core each."""
 
 import ctypes
 import os
@@ -11,42 +11,44 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from examples.results.trials import Trial, ended
+from examples.results.trials import Trial, is_finished
 from utils import errors
-from utils.distributed import say
+from utils.distributed import log
 from utils.run.folder import lock_owner
 
 PR_SET_PDEATHSIG = 1
 
 
 def run_all(trials: list[Trial], jobs: int) -> None:
-    """Run the trials, `jobs` at a time. If one fails or this process stops, stop all; they save a checkpoint.
+    """Run the trials, `jobs` at a time.
+
+    If a trial fails or this process stops, stop all trials. They save a checkpoint.
 
     Raises:
         InputError: A trial failed, or stopped before its last epoch.
     """
-    waiting, running, clock = deque(trials), {}, Clock(trials)
+    waiting, running, estimate = deque(trials), {}, TimeEstimate(trials)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 trial = waiting.popleft()
-                running[start(trial)] = trial
+                running[start_trial(trial)] = trial
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
                 trial = running.pop(process)
                 if process.returncode:
                     raise errors.InputError(
-                        f"{trial.run_dir}: {why(process, trial)}. Its output is in {output_of(trial)}"
+                        f"{trial.run_dir}: {failure_reason(process, trial)}. Its output is in {output_file(trial)}"
                     )
-                if not ended(trial.commands[0]):  # a run that was asked to stop also exits with code 0
+                if not is_finished(trial.commands[0]):  # a run that a signal stopped also exits with code 0
                     raise errors.InputError(
                         f"{trial.run_dir}: stopped before its last epoch. Run the same command again to continue"
                     )
-                if rest := trial.commands[1:]:
-                    waiting.appendleft(trial._replace(commands=rest))
+                if later_commands := trial.commands[1:]:
+                    waiting.appendleft(trial._replace(commands=later_commands))
                     continue
-                clock.ended(trial)
-                say(f"[{clock.done:>3}/{len(trials)}] {trial.run_dir}  {clock.left()}")
+                estimate.add_finished(trial)
+                log(f"[{estimate.done:>3}/{len(trials)}] {trial.run_dir}  {estimate.remaining()}")
     finally:
         for process in running:
             process.terminate()
@@ -54,58 +56,61 @@ def run_all(trials: list[Trial], jobs: int) -> None:
             process.wait()
 
 
-class Clock:
-    """Estimate of the remaining time, from the weights of the trials that have finished since its creation."""
+class TimeEstimate:
+    """Estimate of the remaining time, from the weights of the trials that have finished so far."""
 
     def __init__(self, trials: list[Trial], now: Callable[[], float] = time.monotonic):
         self.now, self.started, self.done = now, now(), 0
-        self.whole, self.weight = sum(trial.weight for trial in trials), 0.0
+        self.total_weight, self.weight = sum(trial.weight for trial in trials), 0.0
 
-    def ended(self, trial: Trial) -> None:
+    def add_finished(self, trial: Trial) -> None:
         self.done, self.weight = self.done + 1, self.weight + trial.weight
 
-    def left(self) -> str:
-        seconds = (self.now() - self.started) / self.weight * (self.whole - self.weight)
-        return f"about {timedelta(seconds=round(seconds))} left in this stage"
+    def remaining(self) -> str:
+        seconds = (self.now() - self.started) / self.weight * (self.total_weight - self.weight)
+        return f"about {timedelta(seconds=round(seconds))} remaining in this stage"
 
 
-def wait_for_others(trials: list[Trial], seconds: float = 60) -> None:
-    """Wait until runs of an earlier, killed study have saved and ended (see `_end_with_parent`).
+def wait_for_earlier_runs(trials: list[Trial], seconds: float = 60) -> None:
+    """Wait until the runs of an earlier, killed study have saved and exited (see `_end_with_parent`).
 
     Raises:
-        InputError: A run has not ended after this many seconds.
+        InputError: A run has not exited after this many seconds.
     """
     for trial in trials:
-        ends, said = time.monotonic() + seconds, False
-        while who := lock_owner(trial.run_dir) or lock_owner(trial.run_dir / "heads"):
-            if not said:
-                say(f"{trial.run_dir}: waiting for {who} to finish writing")
-                said = True
-            if time.monotonic() > ends:
-                raise errors.InputError(f"{trial.run_dir}: {who} is still writing. End it, and run the command again")
+        deadline, logged = time.monotonic() + seconds, False
+        while owner := lock_owner(trial.run_dir) or lock_owner(trial.run_dir / "heads"):
+            if not logged:
+                log(f"{trial.run_dir}: waiting for {owner} to finish writing")
+                logged = True
+            if time.monotonic() > deadline:
+                raise errors.InputError(
+                    f"{trial.run_dir}: {owner} is still writing. Stop it, and run the command again"
+                )
             time.sleep(0.2)
 
 
 def _end_with_parent() -> None:
-    """Make a run receive SIGTERM, on which it saves, when the study is killed (Linux prctl)."""
+    """Let the kernel send SIGTERM to a run when the study is killed, so that the run saves and exits (Linux prctl)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def start(trial: Trial) -> subprocess.Popen:
-    """Start the first command of a trial on one core. Its output goes to a file in the run folder."""
+def start_trial(trial: Trial) -> subprocess.Popen:
+    """Start the first command of a trial with one thread. Append its output to a file in the run folder."""
     trial.run_dir.mkdir(parents=True, exist_ok=True)
-    with output_of(trial).open("a") as file:
+    with output_file(trial).open("a") as file:
         command = [sys.executable, *trial.commands[0]]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         options = {"preexec_fn": _end_with_parent} if sys.platform == "linux" else {}
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, **options)
 
 
-def output_of(trial: Trial) -> Path:
+def output_file(trial: Trial) -> Path:
     return trial.run_dir / "output.txt"
 
 
-def why(process: subprocess.Popen, trial: Trial) -> str:
+def failure_reason(process: subprocess.Popen, trial: Trial) -> str:
+    """Return the signal that killed a process, or the last line of its output."""
     if process.returncode < 0:
         return f"killed by {signal.Signals(-process.returncode).name}"
-    return (output_of(trial).read_text().splitlines() or ["ended without output"])[-1]
+    return (output_file(trial).read_text().splitlines() or ["ended without output"])[-1]

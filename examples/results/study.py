@@ -1,4 +1,4 @@
-"""A study: the trials of its plan, stage by stage, and their results."""
+"""A study: the trials of its plan in stages, and their results."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from examples.results import reading, trials
-from examples.results.plan import VIEWS, Plan, parser_of
-from examples.results.reading import Found, Results
-from examples.results.trials import Cell, Common, Trial
-from imagenet_inat.datasets import row
+from examples.results.plan import VIEWS, Plan, stage1_parser
+from examples.results.reading import Results, TrialResult
+from examples.results.trials import Cell, StudySettings, Trial
+from imagenet_inat.datasets import get_spec
 from imagenet_inat.lists.profiles import class_sizes
 from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file
@@ -17,12 +17,12 @@ from utils.errors import InputError
 from utils.report.runs import read_stage
 from utils.report.trials import paired_difference
 
-PIXELS = 400_000  # cost of fitting classifiers to pixels, as a number of training images
+PIXELS_COST = 400_000  # cost of fitting classifiers to pixels, as a number of views to train on
 TUNING = "learning rates"
 
 
 class Study:
-    """A study with its stages, in this order: learning rates, seeds, sweeps, and additional seeds.
+    """A study. Its stages are learning rates, methods, sweeps and more seeds, in this order.
 
     Args:
         plan: The plan.
@@ -32,86 +32,89 @@ class Study:
 
     def __init__(self, plan: Plan, folder: Path, device: torch.device):
         self.plan, self.folder, self.device = plan, folder, device
-        # The images are small and there is one run per core, so loader processes would not help.
-        self.common = Common(folder, ("--device", str(device), "-j", "0"))
-        asked = parser_of("contrast").parse_args([*plan.data])
-        self.spec, self.data_root = row(asked.dataset), Path(asked.data_root)
-        self.largest = asked.largest or (self.spec.largest if self.spec.most else None)
-        self._rates: dict[str, str] = {}
+        # No loader processes, because the images are small and every core already has a run.
+        self.settings = StudySettings(folder, ("--device", str(device), "-j", "0"))
+        data_args = stage1_parser("contrast").parse_args([*plan.data])
+        self.spec, self.data_root = get_spec(data_args.dataset), Path(data_args.data_root)
+        self.largest = data_args.largest or (self.spec.largest_class if self.spec.largest_class_max else None)
+        self._selected_rates: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Write the lists and targets in advance, so that simultaneous runs do not write them."""
+        """Write the lists and targets before the runs start, so that simultaneous runs do not write them."""
         cells = [*trials.main_cells(self.plan)]
         for sweep in self.plan.sweeps:
             cells += trials.sweep_cells(self.plan, sweep).values()
         for imbalance in sorted({cell.imbalance for cell in cells}):
-            if self.spec.write:
-                self.spec.write(self.data_root, imbalance, self.largest)
-        for file, dim in {(self.targets(dim), dim) for dim in map(self.dim_of_targets, cells) if dim}:
+            if self.spec.write_files:
+                self.spec.write_files(self.data_root, imbalance, self.largest)
+        for file, dim in {(self.target_file(dim), dim) for dim in map(self.target_dim, cells) if dim}:
             if not file.exists():
                 generate_file(file, self.spec.num_classes, dim)
 
-    def targets(self, dim: int) -> Path:
+    def target_file(self, dim: int) -> Path:
+        """Return the file of the targets of dimension dim."""
         return self.folder / target_file_name(self.spec.num_classes, dim)
 
-    def dim_of_targets(self, cell: Cell) -> int | None:
-        """Return the feature dimension of a cell that uses targets, or None."""
-        if cell.method.way != "contrast":
+    def target_dim(self, cell: Cell) -> int | None:
+        """Return the feature dimension of a cell, or None if it does not use targets."""
+        if cell.method.stage1 != "contrast":
             return None
-        asked = parser_of("contrast").parse_args(cell.words(self.plan))
-        return asked.moco_dim if asked.targeted else None
+        data_args = stage1_parser("contrast").parse_args(cell.train_flags(self.plan))
+        return data_args.moco_dim if data_args.targeted else None
 
     def trial(self, cell: Cell, seed: int) -> Trial:
-        dim, rate = self.dim_of_targets(cell), self.rate(cell)
-        more = ("--targets", str(self.targets(dim))) if dim else ()
-        more += ("--lr", rate) if rate else ()
-        trial = trials.trial_of(self.plan, cell, seed, self.common, more)
+        """Return the trial of a cell and a seed, with its targets, learning rate and weight."""
+        dim, rate = self.target_dim(cell), self.rate(cell)
+        extra_flags = ("--targets", str(self.target_file(dim))) if dim else ()
+        extra_flags += ("--lr", rate) if rate else ()
+        trial = trials.build_trial(self.plan, cell, seed, self.settings, extra_flags)
         return trial._replace(weight=self.weight(cell))
 
     def weight(self, cell: Cell) -> float:
-        """Return the cost of a cell, as the number of views that it trains on."""
-        if cell.method.way == "pixels":
-            return PIXELS
-        epochs = parser_of(cell.method.way).parse_args(cell.words(self.plan)).epochs
-        return self.views(cell.method.way, cell.imbalance, epochs)
+        """Return the cost of a cell, as the number of views to train on."""
+        if cell.method.stage1 == "pixels":
+            return PIXELS_COST
+        epochs = stage1_parser(cell.method.stage1).parse_args(cell.train_flags(self.plan)).epochs
+        return self.num_views(cell.method.stage1, cell.imbalance, epochs)
 
-    def views(self, way: str, imbalance: float, epochs: int) -> float:
-        sizes = class_sizes("exp", self.spec.num_classes, imbalance, self.largest or self.spec.largest)
-        return epochs * VIEWS[way] * self.spec.repeat * sum(sizes)
+    def num_views(self, stage1: str, imbalance: float, epochs: int) -> float:
+        """Return the number of views that a training uses."""
+        sizes = class_sizes("exp", self.spec.num_classes, imbalance, self.largest or self.spec.largest_class)
+        return epochs * VIEWS[stage1] * self.spec.repeat * sum(sizes)
 
     def rate(self, cell: Cell) -> str | None:
-        """Return the learning rate of a cell: selected, or the plan's only one. None if the method's flags set it."""
-        if cell.method.way not in VIEWS or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
+        """Return the learning rate of a cell: the selected one, or the plan's only one. None if flags set it."""
+        if cell.method.stage1 not in VIEWS or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
             return None
         return self.rates()[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 
     def rates(self) -> dict[str, str]:
         """Return method key -> learning rate, selected by balanced validation accuracy: see `best_rate`.
 
-        Each run is evaluated with the classifier that is selected on validation, as everywhere in the study.
+        Each run is evaluated with the classifier that is selected on validation, like all runs of the study.
 
         Raises:
             InputError: A run has not finished.
         """
-        if not self._rates:
-            found: dict[str, dict[str, float]] = {}
+        if not self._selected_rates:
+            accuracies: dict[str, dict[str, float]] = {}
             for cell, rate in trials.tuning_cells(self.plan).items():
                 trial = self.trial(cell, self.plan.tune_seed)
-                if trials.left_of(trial).commands:
+                if trials.unfinished_part(trial).commands:
                     raise InputError(
-                        f"{trial.run_dir}: not finished, but the {TUNING} are selected from it. Run the plan first"
+                        f"{trial.run_dir}: not finished, but needed to select the {TUNING}. Run the plan first"
                     )
-                run = reading.found(trial, self.plan.tune_seed)
-                found.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
-            self._rates = {key: best_rate(of_rates) for key, of_rates in found.items()}
-        return self._rates
+                run = reading.read_trial(trial, self.plan.tune_seed)
+                accuracies.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
+            self._selected_rates = {key: best_rate(by_rate) for key, by_rate in accuracies.items()}
+        return self._selected_rates
 
     def assume_rates(self) -> None:
-        """Use the first rate for all methods, to count the runs before rates are selected."""
-        self._rates = {key: self.plan.rates[0] for key in self.plan.methods}
+        """Use the plan's first rate for all methods, to count the runs before the rates are selected."""
+        self._selected_rates = {key: self.plan.rates[0] for key in self.plan.methods}
 
     def stages(self) -> Iterator[tuple[str, list[Trial]]]:
-        """Yield the name and trials of each stage in order. A stage may need the results of earlier ones."""
+        """Yield the name and trials of each stage in order. Some stages need the results of earlier ones."""
         plan = self.plan
         if tuning := trials.tuning_cells(plan):
             yield TUNING, [self.trial(cell, plan.tune_seed) for cell in tuning]
@@ -120,71 +123,79 @@ class Study:
         for sweep in plan.sweeps:
             cells = list(dict.fromkeys(trials.sweep_cells(plan, sweep).values()))
             yield f"sweep {sweep.key}", self.trials(cells, range(sweep.seeds))
-        if wanted := [cell for imbalance in self.unresolved() for cell in self.pair(imbalance)]:
-            yield "more seeds", self.trials(wanted, range(plan.seeds, plan.more_seeds))
+        if more_cells := [cell for imbalance in self.unresolved() for cell in self.first_pair(imbalance)]:
+            yield "more seeds", self.trials(more_cells, range(plan.seeds, plan.more_seeds))
 
     def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:
-        """Return the trials seed by seed, so that an interrupted study has complete seeds. Pixels have a single run."""
-        return [self.trial(cell, seed) for seed in seeds for cell in cells if cell.method.way != "pixels" or seed == 0]
+        """Return the trials of all cells, seed by seed, so that an interrupted study has complete seeds.
 
-    def hours(self, left: list[Trial]) -> float:
-        """Estimate the hours that the trials take on one core, from the training in this folder; 0 without any."""
+        Pixels have only seed 0, because they use no random numbers.
+        """
+        return [
+            self.trial(cell, seed) for seed in seeds for cell in cells if cell.method.stage1 != "pixels" or seed == 0
+        ]
+
+    def hours(self, remaining: list[Trial]) -> float:
+        """Estimate the hours of training on one core, from the runs in the folder. 0: the folder has no runs."""
         weight = seconds = 0.0
         for file in self.folder.glob("rho*/*/args.json"):
             stage = read_stage(file.parent)
             if stage.epochs:
-                way = "contrast" if "contrast" in stage.args else "cross-entropy"
-                weight += self.views(way, stage.args["imbalance"], len(stage.epochs))
+                stage1 = "contrast" if "contrast" in stage.args else "cross-entropy"
+                weight += self.num_views(stage1, stage.args["imbalance"], len(stage.epochs))
                 seconds += sum(record["seconds"] for record in stage.epochs)
-        return sum(trial.weight for trial in left) * seconds / weight / 3600 if weight else 0.0
+        return sum(trial.weight for trial in remaining) * seconds / weight / 3600 if weight else 0.0
 
-    def pair(self, imbalance: float) -> list[Cell]:
-        """Return the two methods of the plan's first pair."""
+    def first_pair(self, imbalance: float) -> list[Cell]:
+        """Return the cells of the plan's first pair of methods."""
         return [Cell(imbalance, self.plan.methods[key]) for key in self.plan.pairs[0]]
 
     def unresolved(self) -> list[float]:
-        """Return the imbalances at which the first pair's confidence interval contains 0 and is wide."""
+        """Return the imbalances at which the interval of the first pair's difference contains 0 and is too wide."""
         if not self.plan.pairs or self.plan.more_seeds <= self.plan.seeds:
             return []
-        found = []
+        unresolved = []
         for imbalance in self.plan.imbalances:
-            one, other = (self.found(cell, range(self.plan.seeds)) for cell in self.pair(imbalance))
-            if len(one) < self.plan.seeds or len(other) < self.plan.seeds:
+            first, second = (self.finished(cell, range(self.plan.seeds)) for cell in self.first_pair(imbalance))
+            if len(first) < self.plan.seeds or len(second) < self.plan.seeds:
                 continue
-            _, low, high = paired_difference(reading.accuracy(one)[:, -1] - reading.accuracy(other)[:, -1])
+            _, low, high = paired_difference(reading.accuracy(first)[:, -1] - reading.accuracy(second)[:, -1])
             if low <= 0 <= high and (high - low) / 2 > self.plan.resolved:
-                found.append(imbalance)
-        return found
+                unresolved.append(imbalance)
+        return unresolved
 
-    def found(self, cell: Cell, seeds: range) -> list[Found]:
-        """Return the finished runs of a cell, up to the first seed that has not finished."""
+    def finished(self, cell: Cell, seeds: range) -> list[TrialResult]:
+        """Return the results of a cell, up to the first seed that has not finished."""
         runs = []
-        for seed in seeds if cell.method.way != "pixels" else seeds[:1]:
+        for seed in seeds if cell.method.stage1 != "pixels" else seeds[:1]:
             trial = self.trial(cell, seed)
-            if trials.left_of(trial).commands:
+            if trials.unfinished_part(trial).commands:
                 break
-            runs.append(reading.found(trial, seed))
+            runs.append(reading.read_trial(trial, seed))
         return runs
 
     def results(self) -> Results:
-        """Return the results of all finished runs."""
-        plan, most = self.plan, range(self.plan.more_seeds)
-        groups = {(cell.imbalance, cell.method.key): self.found(cell, most) for cell in trials.main_cells(plan)}
+        """Return the results of all finished trials."""
+        plan, seeds = self.plan, range(self.plan.more_seeds)
+        groups = {(cell.imbalance, cell.method.key): self.finished(cell, seeds) for cell in trials.main_cells(plan)}
         sweeps = {}
         for sweep in plan.sweeps:
             cells = trials.sweep_cells(plan, sweep)
-            sweeps[sweep.key] = {at: self.found(cell, range(sweep.seeds)) for at, cell in cells.items()}
+            sweeps[sweep.key] = {key: self.finished(cell, range(sweep.seeds)) for key, cell in cells.items()}
         return Results(plan, groups, sweeps)
 
 
 def best_rate(accuracies: dict[str, float]) -> str:
     """Return the rate with the best mean accuracy over itself and its two neighbours in the grid.
 
-    The mean is used because the noise of one run exceeds the difference between neighbours. The ends of the grid have
-    only one neighbour and are never selected. In a grid of two, the better rate is selected. In a tie, the first wins.
+    The mean is used because the noise of one run exceeds the difference between neighbours. The first and the last rate
+    have only one neighbour and are never selected. Of two rates, the better one is selected. Of equal rates, the first
+    one is selected.
     """
     rates, values = [*accuracies], [*accuracies.values()]
     if len(rates) < 3:
         return max(rates, key=accuracies.get)
-    means = {rate: sum(values[at - 1 : at + 2]) / 3 for at, rate in enumerate(rates) if 0 < at < len(rates) - 1}
+    means = {
+        rate: sum(values[index - 1 : index + 2]) / 3 for index, rate in enumerate(rates) if 0 < index < len(rates) - 1
+    }
     return max(means, key=means.get)

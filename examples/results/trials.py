@@ -1,4 +1,4 @@
-"""The trials of a plan: their commands, and which of them have finished."""
+"""The trials of a plan: their commands, and whether they have finished."""
 
 import itertools
 import shlex
@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from examples import pixels
-from examples.results.plan import HEADS, SCRIPTS, VIEWS, Method, Plan, Sweep, parser_named, parser_of
+from examples.results.plan import HEADS, SCRIPTS, VIEWS, Plan, StudyMethod, Sweep, script_parser, stage1_parser
 from imagenet_inat import options
 from moco import methods
-from moco.heads import flags as heads
+from moco.heads import head_flags as heads
 from utils import errors
 from utils.report.runs import read_stage
 from utils.run import checkpoint
-from utils.run.arguments import FREE, LEGACY_DEFAULTS, changed
+from utils.run.arguments import RESUME_CHANGEABLE, RUN_LEGACY_DEFAULTS, changed_arguments
 
 
 class Trial(NamedTuple):
-    """One run of a method, and the comparison of heads on it.
+    """One run of a method, followed by the comparison of heads on its features.
 
     Attributes:
-        commands: Commands to run in this order, each as a list of words.
-        weight: Cost relative to other trials, as a number of views to train on.
+        commands: Commands to run in this order, each as a list of arguments.
+        weight: Cost relative to other trials, as the number of views to train on.
     """
 
     run_dir: Path
@@ -33,124 +33,145 @@ class Trial(NamedTuple):
 class Cell(NamedTuple):
     """A group of trials that differ only in the seed.
 
-    extra: Flags of a sweep, or of the selection of the learning rate.
+    Attributes:
+        extra: Flags of a sweep, or of the selection of the learning rate.
     """
 
     imbalance: float
-    method: Method
+    method: StudyMethod
     extra: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Return the name of the run folder, without the seed."""
+        """Name of the run folder, without the seed."""
         return "_".join([self.method.key, *(word.lstrip("-").replace("-", "_") for word in self.extra)])
 
-    def words(self, plan: Plan) -> list[str]:
-        """Return the training flags that come from the plan."""
-        way = self.method.way
-        words = [*plan.flags[way]]
-        if plan.epochs and way in VIEWS:
-            words += ["--epochs", str(2 * plan.epochs[self.imbalance] // VIEWS[way])]
-        return [*words, *self.method.flags, *self.extra]
+    def train_flags(self, plan: Plan) -> list[str]:
+        """Return the training flags that the plan sets."""
+        stage1 = self.method.stage1
+        flags = [*plan.flags[stage1]]
+        if plan.epochs and stage1 in VIEWS:
+            flags += ["--epochs", str(2 * plan.epochs[self.imbalance] // VIEWS[stage1])]
+        return [*flags, *self.method.flags, *self.extra]
 
 
-class Common(NamedTuple):
-    """Settings of all trials of a study: folder of the runs, and flags of all commands, such as --device."""
+class StudySettings(NamedTuple):
+    """Settings of all trials of a study.
+
+    Attributes:
+        folder: Folder for the runs.
+        flags: Flags of all commands, such as --device.
+    """
 
     folder: Path
     flags: tuple[str, ...]
 
 
-def trial_of(plan: Plan, cell: Cell, seed: int, common: Common, more: tuple[str, ...]) -> Trial:
-    """Build the trial of a cell and a seed. more: training flags that are not in the plan (learning rate, targets)."""
-    run_dir, way = common.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.way
-    data = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *common.flags]
-    data += ["--seed", str(seed), "--deterministic"] if way in VIEWS else []  # pixels involve no randomness
-    train = [*shlex.split(SCRIPTS[way]), *cell.words(plan), *more, *data, "--run-dir", str(run_dir)]
-    train += ["--resume", "auto"]
-    if way == "pixels":
-        return Trial(run_dir, (train,))
-    heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data, "--pretrained", str(run_dir / "last.pth.tar")]
-    return Trial(run_dir, (train, [*heads, "--run-dir", str(run_dir / "heads")]))
+def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extra_flags: tuple[str, ...]) -> Trial:
+    """Build the trial of a cell and a seed.
+
+    Args:
+        extra_flags: Training flags that are not in the plan, such as the selected learning rate and the targets.
+    """
+    run_dir, stage1 = settings.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.stage1
+    data_flags = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *settings.flags]
+    data_flags += ["--seed", str(seed), "--deterministic"] if stage1 in VIEWS else []  # pixels use no random numbers
+    train_command = [
+        *shlex.split(SCRIPTS[stage1]),
+        *cell.train_flags(plan),
+        *extra_flags,
+        *data_flags,
+        "--run-dir",
+        str(run_dir),
+    ]
+    train_command += ["--resume", "auto"]
+    if stage1 == "pixels":
+        return Trial(run_dir, (train_command,))
+    heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data_flags, "--pretrained", str(run_dir / "last.pth.tar")]
+    return Trial(run_dir, (train_command, [*heads, "--run-dir", str(run_dir / "heads")]))
 
 
 def tuning_cells(plan: Plan) -> dict[Cell, str]:
-    """Return the cells for the selection of learning rates, each with its rate."""
+    """Return cell -> learning rate, for the selection of learning rates."""
     if len(plan.rates) < 2:
         return {}
-    tuned = (method for method in plan.methods.values() if method.way in VIEWS)
+    tuned = (method for method in plan.methods.values() if method.stage1 in VIEWS)
     return {
         Cell(plan.tune_imbalance, method, ("--lr", rate)): rate for method, rate in itertools.product(tuned, plan.rates)
     }
 
 
 def main_cells(plan: Plan) -> list[Cell]:
+    """Return one cell per imbalance and method."""
     return [Cell(imbalance, method) for imbalance in plan.imbalances for method in plan.methods.values()]
 
 
 def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
-    """Return (method key, value) -> cell. If the value is the method's own, this is the method's main cell."""
-    found = {}
+    """Return (method key, value) -> cell. If the method already has the value, the cell is its main cell."""
+    cells = {}
     for key, value in itertools.product(sweep.methods, sweep.values):
         method = plan.methods[key]
-        words = tuple(shlex.split(f"{sweep.flag} {value}"))
+        extra = tuple(shlex.split(f"{sweep.flag} {value}"))
         cell = Cell(sweep.imbalance, method)
-        found[key, value] = cell if _changes_nothing(plan, cell, words) else cell._replace(extra=words)
-    return found
+        cells[key, value] = cell if _has_value(plan, cell, extra) else cell._replace(extra=extra)
+    return cells
 
 
-def _changes_nothing(plan: Plan, cell: Cell, words: tuple[str, ...]) -> bool:
-    parser, flags = parser_of(cell.method.way), cell.words(plan)
-    return parser.parse_args(flags) == parser.parse_args([*flags, *words])
+def _has_value(plan: Plan, cell: Cell, extra: tuple[str, ...]) -> bool:
+    """Return whether additional flags do not change the arguments of a cell."""
+    parser, flags = stage1_parser(cell.method.stage1), cell.train_flags(plan)
+    return parser.parse_args(flags) == parser.parse_args([*flags, *extra])
 
 
-def left_of(trial: Trial) -> Trial:
-    """Return the trial with its remaining commands: the first unfinished one and all after it, which depend on it.
+def unfinished_part(trial: Trial) -> Trial:
+    """Return the trial with only the first unfinished command and all commands after it, which depend on it.
 
     Raises:
-        InputError: See `ended`.
+        InputError: See `is_finished`.
     """
-    done = [ended(command) for command in trial.commands]
-    first = done.index(False) if False in done else len(done)
-    return trial._replace(commands=trial.commands[first:])
+    finished = [is_finished(command) for command in trial.commands]
+    first_unfinished = finished.index(False) if False in finished else len(finished)
+    return trial._replace(commands=trial.commands[first_unfinished:])
 
 
-def ended(command: list[str]) -> bool:
+def is_finished(command: list[str]) -> bool:
     """Return whether the run of a command has finished all its epochs.
 
     Raises:
         InputError: The folder contains a run with other arguments.
     """
     script, *flags = command[1:] if command[0] == "-m" else command
-    asked = resolved(script, parser_named(script).parse_args(flags))
-    folder = Path(asked.run_dir)
+    args = resolve_args(script, script_parser(script).parse_args(flags))
+    folder = Path(args.run_dir)
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
-    of_stage = heads.LEGACY_DEFAULTS if "pretrained" in stage.args else methods.LEGACY_DEFAULTS
-    its = LEGACY_DEFAULTS | of_stage | options.before(asked) | stage.args  # older runs lack newer arguments
-    if found := changed(its, vars(asked), FREE - {"seed"}):
-        listed = ", ".join(f"{name} {change}" for name, change in found.items())
+    stage_defaults = heads.HEAD_LEGACY_DEFAULTS if "pretrained" in stage.args else methods.METHOD_LEGACY_DEFAULTS
+    stored = (
+        RUN_LEGACY_DEFAULTS | stage_defaults | options.legacy_defaults(args) | stage.args
+    )  # older runs lack newer arguments
+    if changes := changed_arguments(stored, vars(args), RESUME_CHANGEABLE - {"seed"}):
+        differences = ", ".join(f"{name} {change}" for name, change in changes.items())
         raise errors.InputError(
-            f"{asked.run_dir}: made with other arguments ({listed}). Choose another --folder, or delete it"
+            f"{args.run_dir}: contains a run with other arguments ({differences}). Choose another --folder or delete it"
         )
-    written = stage.folder / ("features.npz" if getattr(asked, "monitor_freq", 0) else "results.json")
-    trained = script in (SCRIPTS["contrast"], SCRIPTS["cross-entropy"].removeprefix("-m "))
-    return written.exists() and (not trained or _epochs_done(folder / checkpoint.LAST) == asked.epochs)
+    output = stage.folder / ("features.npz" if getattr(args, "monitor_freq", 0) else "results.json")
+    trains = script in (SCRIPTS["contrast"], SCRIPTS["cross-entropy"].removeprefix("-m "))
+    return output.exists() and (not trains or _epochs_done(folder / checkpoint.LAST) == args.epochs)
 
 
 def _epochs_done(path: Path) -> int:
-    """Return the epochs of a checkpoint. The log is not used, because it may be one epoch ahead."""
-    return checkpoint.load(path, needs=("epoch", "state_dict"))["epoch"] if path.exists() else 0
+    """Return the number of epochs of a checkpoint. The log is not used, because it can be one epoch ahead."""
+    return checkpoint.read_checkpoint(path, needs=("epoch", "state_dict"))["epoch"] if path.exists() else 0
 
 
-def resolved(script: str, asked: Namespace) -> Namespace:
-    """Return the arguments as a run stores them, with all defaults resolved."""
-    options.resolve_defaults(asked)
+def resolve_args(script: str, args: Namespace) -> Namespace:
+    """Resolve all defaults, so that the arguments are those that a run stores. Return the arguments."""
+    options.resolve_defaults(args)
     if script == SCRIPTS["contrast"]:
-        methods.method_of(asked).check()
+        methods.build_method(args).check()
     if script == HEADS:
-        heads.settle(asked, 1)
+        heads.resolve_defaults(args, 1)
     if script == SCRIPTS["pixels"].removeprefix("-m "):
-        asked.arch = pixels.ARCH
-    return asked
+        args.arch = pixels.ARCH
+    return args

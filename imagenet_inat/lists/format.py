@@ -22,7 +22,8 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
         num_classes: C, or None if the list defines it (see `count_classes`).
 
     Returns:
-        paths: (n,) array of UTF-8 bytes, one block of memory that loader workers share. labels: (n,) int64.
+        paths: (n,) array of UTF-8 bytes, one block of memory that loader workers share.
+        labels: (n,) int64.
 
     Raises:
         InputError: the file is missing, empty or not text, or a line is not a path below
@@ -38,8 +39,8 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
                 raise ValueError
             label = int(label)
         except ValueError:
-            shown = line[:80].decode(errors="replace").rstrip("\r")
-            raise InputError(f'{path}:{number}: found "{shown}", expected "<path> <label>"') from None
+            excerpt = line[:80].decode(errors="replace").rstrip("\r")
+            raise InputError(f'{path}:{number}: found "{excerpt}", expected "<path> <label>"') from None
         if not 0 <= label < limit:
             most = "" if num_classes else f" at most (the list has {limit} lines)"
             raise InputError(f"{path}:{number}: label {label}, expected 0 to {limit - 1}{most}")
@@ -81,18 +82,22 @@ def count_classes(path: Path, labels: np.ndarray) -> int:
     return len(counts)
 
 
-def split_text(paths: list[str], labels: list[int]) -> str:
-    """Return the text of a split list. Raise InputError if a path cannot be written in a list."""
+def format_split(paths: list[str], labels: list[int]) -> str:
+    """Format a split list as text. Raise InputError if a path cannot be written in a list."""
     for path in paths:
         if re.search(r"[\r\n\0]|[ \t\f\v]$|[\ud800-\udfff]", path):  # surrogates: the name is not UTF-8
             raise InputError(f"{path!r}: lists cannot hold this file name; rename the file")
     return "".join(f"{path} {label}\n" for path, label in zip(paths, labels, strict=True))
 
 
-def made_folders(set_name: str, data_root: Path, imbalance: float, largest: int | None = None) -> tuple[Path, Path]:
+def generated_folders(
+    set_name: str, data_root: Path, imbalance: float, largest: int | None = None
+) -> tuple[Path, Path]:
     """Return two folders of a generated data set: the root of the lists' paths, and the folder of the lists.
 
-    largest: images of the largest class, or None without --largest.
+    Args:
+        imbalance: --imbalance.
+        largest: images of the largest class, or None without --largest.
     """
     root = Path(data_root) / set_name
     return root, root / (f"imbalance_{imbalance:g}" + (f"_largest_{largest}" if largest else ""))

@@ -43,8 +43,8 @@ PUBLISHED = {
 }
 
 
-def describe(data: bytes) -> KnownFile:
-    """Return the size, line count and SHA-256 of a list's bytes."""
+def fingerprint(data: bytes) -> KnownFile:
+    """Return the size, number of lines and SHA-256 of a list's bytes."""
     lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
     return KnownFile(len(data), lines, hashlib.sha256(data).hexdigest())
 
@@ -80,5 +80,5 @@ def write_lists(folder: Path, texts: dict[str, str], made: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
-    files = {name: describe(text.encode())._asdict() for name, text in texts.items()}
+    files = {name: fingerprint(text.encode())._asdict() for name, text in texts.items()}
     write_text(folder / MADE, json.dumps({**made, "files": files}, indent=1, ensure_ascii=False) + "\n")

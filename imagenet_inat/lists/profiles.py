@@ -8,7 +8,7 @@ import numpy as np
 
 EPSILON = 1e-9  # 1000·32^(-2/5) is 250, but 249.99999999999997 in floating point
 
-# The size of class c of C as a share of the largest, for the imbalance ρ = largest ÷ smallest.
+# The size of class c of C as a fraction of the largest, for the imbalance ρ = largest ÷ smallest.
 PROFILES: dict[str, Callable[[int, int, float], float]] = {
     # A straight line on a logarithmic axis, as in the usual long-tailed CIFAR (Cui et al. 2019).
     "exp": lambda c, num_classes, imbalance: imbalance ** (-c / (num_classes - 1)),
@@ -19,33 +19,35 @@ PROFILES: dict[str, Callable[[int, int, float], float]] = {
 }
 
 
-def shares(profile: str, num_classes: int, imbalance: float) -> list[float]:
-    """Return the class sizes as shares of the largest, from 1 down to 1/imbalance. Requires C ≥ 2."""
+def class_fractions(profile: str, num_classes: int, imbalance: float) -> list[float]:
+    """Return the class sizes as fractions of the largest, from 1 down to 1/imbalance. Requires C ≥ 2."""
     return [PROFILES[profile](c, num_classes, imbalance) for c in range(num_classes)]
 
 
 def class_sizes(profile: str, num_classes: int, imbalance: float, largest: int) -> list[int]:
-    """Return the images of each class, ⌊largest · share⌋."""
-    return [int(largest * share + EPSILON) for share in shares(profile, num_classes, imbalance)]
+    """Return the number of images of each class, ⌊largest · fraction⌋."""
+    return [int(largest * fraction + EPSILON) for fraction in class_fractions(profile, num_classes, imbalance)]
 
 
-def cut(
+def sample_splits(
     images: list[list[str]], sizes: list[int], val: int, test: int, seed: int
 ) -> dict[str, tuple[list[str], list[int]]]:
     """Select random images for train, val and test. The selection depends only on the seed, not on the machine.
 
     Args:
-        images: paths of each class. sizes: training images of each class. val, test: images per class.
+        images: paths of each class.
+        sizes: number of training images of each class.
+        val, test: number of validation and test images per class.
 
     Returns:
         The paths and labels of each split.
     """
     rng = np.random.RandomState(seed)  # the legacy generator gives the same numbers in every NumPy version
-    parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "val": ([], []), "test": ([], [])}
+    splits: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "val": ([], []), "test": ([], [])}
     for label, (paths, size) in enumerate(zip(images, sizes, strict=True)):
         shuffled = iter([paths[i] for i in rng.permutation(len(paths))])
         for split, count in (("test", test), ("val", val), ("train", size)):
-            part = list(islice(shuffled, count))
-            parts[split][0].extend(part)
-            parts[split][1].extend([label] * len(part))
-    return parts
+            selected = list(islice(shuffled, count))
+            splits[split][0].extend(selected)
+            splits[split][1].extend([label] * len(selected))
+    return splits

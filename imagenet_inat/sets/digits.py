@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagenet_inat.lists.format import made_folders, split_text
-from imagenet_inat.lists.profiles import class_sizes, cut
+from imagenet_inat.lists.format import format_split, generated_folders
+from imagenet_inat.lists.profiles import class_sizes, sample_splits
 from utils.files import write_folder
 
 NUM_CLASSES = 10
@@ -33,11 +33,11 @@ def train_counts(imbalance: float) -> list[int]:
 
 
 def prepare(data_root: Path, imbalance: float, largest: None = None) -> tuple[Path, Path]:
-    """Write images and lists below data_root unless they exist. Return their folders, as `made_folders`.
+    """Write images and lists below data_root unless they exist. Return their folders, as `generated_folders`.
 
     largest: unused, because the largest class is always TRAIN_LARGEST.
     """
-    root, splits = made_folders("digits_LT", data_root, imbalance)
+    root, splits = generated_folders("digits_LT", data_root, imbalance)
     write_folder(root / "images", _write_images)
     write_folder(splits, lambda folder: _write_lists(folder, imbalance))
     return root, splits
@@ -59,6 +59,6 @@ def _write_images(folder: Path) -> None:
 def _write_lists(folder: Path, imbalance: float) -> None:
     labels = load_digits().target
     images = [[_image_name(c, number) for number in np.flatnonzero(labels == c)] for c in range(NUM_CLASSES)]
-    parts = cut(images, train_counts(imbalance), VAL_PER_CLASS, TEST_PER_CLASS, SPLIT_SEED)
-    for split, part in parts.items():
-        (folder / f"digits_LT_{split}.txt").write_text(split_text(*part), encoding="utf-8")
+    splits = sample_splits(images, train_counts(imbalance), VAL_PER_CLASS, TEST_PER_CLASS, SPLIT_SEED)
+    for split, content in splits.items():
+        (folder / f"digits_LT_{split}.txt").write_text(format_split(*content), encoding="utf-8")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from imagenet_inat.lists.format import made_folders, split_text
+from imagenet_inat.lists.format import format_split, generated_folders
 from imagenet_inat.lists.known import MADE, write_lists
-from imagenet_inat.lists.profiles import class_sizes, cut
+from imagenet_inat.lists.profiles import class_sizes, sample_splits
 from imagenet_inat.sets import idx
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
 from utils.files import write_folder
 
@@ -35,30 +35,31 @@ SHA256 = {  # of the uncompressed content, because archives of the same content 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # from the package dataset-fashion-mnist
 
 
-def place(data_root: Path) -> Path:
+def find_image_folder(data_root: Path) -> Path:
     """Return the folder of the IDX files: --data-root, torchvision's folder below it, or Debian's. Otherwise download.
 
     Raises:
         InputError: a folder holds only some of the files, or no folder holds them and the download fails.
     """
     downloaded = Path(data_root) / "FashionMNIST" / "raw"
-    places = (Path(data_root), downloaded, DEBIAN)
-    for folder in places:
-        there = [name for name in SHA256 if idx.found(folder / name).is_file()]
-        if len(there) == len(SHA256):
+    candidates = (Path(data_root), downloaded, DEBIAN)
+    for folder in candidates:
+        existing = [name for name in SHA256 if idx.find_file(folder / name).is_file()]
+        if len(existing) == len(SHA256):
             return folder
-        if there:  # perhaps another data set or an incomplete download, so do not look further
-            lacks = next(name for name in SHA256 if name not in there)
+        if existing:  # perhaps another data set or an incomplete download, so do not look further
+            missing = next(name for name in SHA256 if name not in existing)
             raise InputError(
-                f"{folder / lacks}: no such file, with or without .gz, although {there[0]} exists; add the missing "
-                "files (four in all), or remove those that exist"
+                f"{folder / missing}: no such file, with or without .gz, although {existing[0]} exists; add the "
+                "missing files (four in all), or remove those that exist"
             )
     try:
         FashionMNIST(str(data_root), download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"Fashion-MNIST: not found in {', '.join(map(str, places))}, and the download failed ({error}); put its "
-            f"four files *-ubyte.gz into {data_root}, or on Debian and Ubuntu: apt-get install dataset-fashion-mnist"
+            f"Fashion-MNIST: not found in {', '.join(map(str, candidates))}, and the download failed ({error}); put "
+            f"its four files *-ubyte.gz into {data_root}, or, on Debian and Ubuntu, run apt-get install "
+            "dataset-fashion-mnist"
         ) from None
     return downloaded
 
@@ -70,36 +71,36 @@ def prepare(data_root: Path, imbalance: float, largest: int) -> None:
         largest: training images of the largest class.
 
     Raises:
-        InputError: as `place`; a file is invalid; a class has too few images; or existing lists were generated from
-            other labels.
+        InputError: as `find_image_folder`; a file is invalid; a class has too few images; or existing lists were
+            generated from other labels.
     """
-    folder = place(data_root)
-    lists = made_folders(SET_NAME, data_root, imbalance, largest)[1]
-    labels = {name: idx.content(idx.found(folder / name)) for _, name in (TRAIN, TEST)}
+    folder = find_image_folder(data_root)
+    lists = generated_folders(SET_NAME, data_root, imbalance, largest)[1]
+    labels = {name: idx.content(idx.find_file(folder / name)) for _, name in (TRAIN, TEST)}
     digest = hashlib.sha256(b"".join(labels.values())).hexdigest()
     write_folder(lists, lambda draft: _write_lists(draft, folder, imbalance, largest, digest))
     try:
-        made = json.loads((lists / MADE).read_text(encoding="utf-8"))["labels"]
+        stored_digest = json.loads((lists / MADE).read_text(encoding="utf-8"))["labels"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{lists / MADE}: cannot be read ({error}); delete {lists} to create it again") from None
-    if made != digest:
+    if stored_digest != digest:
         raise InputError(f"{lists}: generated from other labels than those in {folder}; delete it to create it again")
 
 
 def _write_lists(draft: Path, folder: Path, imbalance: float, largest: int, digest: str) -> None:
     labels = {}
     for part in (TRAIN, TEST):
-        files = [idx.found(folder / name) for name in part]
+        files = [idx.find_file(folder / name) for name in part]
         images, labels[part] = idx.read(files[0], 3), idx.read(files[1], 1)
         if len(images) != len(labels[part]):
             raise InputError(f"{files[0]}: {len(images)} images, expected {len(labels[part])} as in {files[1].name}")
-        _note_others(dict(zip(part, files, strict=True)))
+        _note_unknown_content(dict(zip(part, files, strict=True)))
     sizes = class_sizes("exp", NUM_CLASSES, imbalance, largest)
-    _check(labels[TRAIN], sizes, idx.found(folder / TRAIN[1]))
-    of_class = [[_path(TRAIN, i) for i in np.flatnonzero(labels[TRAIN] == c)] for c in range(NUM_CLASSES)]
-    parts = cut(of_class, sizes, VAL_PER_CLASS, 0, SPLIT_SEED)
+    _check_class_sizes(labels[TRAIN], sizes, idx.find_file(folder / TRAIN[1]))
+    images_of_class = [[_path(TRAIN, i) for i in np.flatnonzero(labels[TRAIN] == c)] for c in range(NUM_CLASSES)]
+    parts = sample_splits(images_of_class, sizes, VAL_PER_CLASS, 0, SPLIT_SEED)
     parts["test"] = [_path(TEST, i) for i in range(len(labels[TEST]))], labels[TEST].tolist()
-    texts = {f"{SET_NAME}_{split}.txt": split_text(*part) for split, part in parts.items()}
+    texts = {f"{SET_NAME}_{split}.txt": format_split(*part) for split, part in parts.items()}
     made = {"source": str(folder), "profile": "exp", "imbalance": imbalance, "largest": largest, "labels": digest}
     write_lists(draft, texts, made)
 
@@ -108,14 +109,14 @@ def _path(part: tuple[str, str], number: int) -> str:
     return f"{part[0]}/{number:05d}"
 
 
-def _note_others(files: dict[str, Path]) -> None:
+def _note_unknown_content(files: dict[str, Path]) -> None:
     for name, file in files.items():
-        found = hashlib.sha256(idx.content(file)).hexdigest()
-        if found != SHA256[name]:
-            say(f"note: {file}: not Fashion-MNIST's (SHA-256 {found[:16]}…, not {SHA256[name][:16]}…), used anyway")
+        digest = hashlib.sha256(idx.content(file)).hexdigest()
+        if digest != SHA256[name]:
+            log(f"note: {file}: not Fashion-MNIST's (SHA-256 {digest[:16]}…, not {SHA256[name][:16]}…), used anyway")
 
 
-def _check(labels: np.ndarray, sizes: list[int], file: Path) -> None:
+def _check_class_sizes(labels: np.ndarray, sizes: list[int], file: Path) -> None:
     """Raise InputError unless each class, 0 to 9, has enough images for training and validation."""
     counts = np.bincount(labels, minlength=NUM_CLASSES)
     if len(counts) != NUM_CLASSES:

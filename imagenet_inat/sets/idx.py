@@ -30,20 +30,20 @@ def image(root: Path, path: str) -> np.ndarray:
         InputError: as `read`; or the file holds no image of this number.
     """
     name, number = IMAGE.fullmatch(path).groups()
-    file = found(root / name)
-    images = _kept(file)
+    file = find_file(root / name)
+    images = _read_images(file)
     if int(number) >= len(images):
         raise InputError(f"{file}: no image {number}, the file holds {len(images)}")
     return images[int(number)]
 
 
-def found(file: Path) -> Path:
+def find_file(file: Path) -> Path:
     """Return the file if it exists, otherwise its name with .gz."""
     return file if file.is_file() else file.with_name(f"{file.name}.gz")
 
 
 @lru_cache(maxsize=4)
-def _kept(file: Path) -> np.ndarray:
+def _read_images(file: Path) -> np.ndarray:
     return read(file, 3)
 
 
@@ -54,26 +54,26 @@ def read(file: Path, dimensions: int) -> np.ndarray:
         InputError: the file is missing, truncated or not such an IDX file.
     """
     header = 4 + 4 * dimensions
-    start, wanted = content(file, header), bytes((0, 0, UNSIGNED_BYTE, dimensions))
-    if start[:4] != wanted or len(start) < header:
-        found, kind = start[:4].hex(), KINDS[dimensions]
-        raise InputError(f"{file}: begins with {found}, expected {wanted.hex()} (IDX file of {kind})")
+    start, magic = content(file, header), bytes((0, 0, UNSIGNED_BYTE, dimensions))
+    if start[:4] != magic or len(start) < header:
+        magic_hex, kind = start[:4].hex(), KINDS[dimensions]
+        raise InputError(f"{file}: begins with {magic_hex}, expected {magic.hex()} (IDX file of {kind})")
     shape = [int(number) for number in np.frombuffer(start, ">u4", dimensions, offset=4)]
-    size, said = math.prod(shape), " × ".join(map(str, shape))
-    if not 0 < size <= MOST:
-        raise InputError(f"{file}: the header gives {said} bytes, expected 1 to {MOST:,}")
+    size, shape_text = math.prod(shape), " × ".join(map(str, shape))
+    if not 0 < size <= MAX_BYTES:
+        raise InputError(f"{file}: the header gives {shape_text} bytes, expected 1 to {MAX_BYTES:,}")
     data = content(file, header + size + 1)  # one byte more detects excess data without unpacking all of an archive
     if len(data) != header + size:
         rest = "more" if len(data) > header + size else f"{len(data) - header:,}"
-        raise InputError(f"{file}: the header gives {said} bytes, the file holds {rest}; replace the file")
+        raise InputError(f"{file}: the header gives {shape_text} bytes, the file holds {rest}; replace the file")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
 KINDS = {1: "labels", 3: "images"}
-MOST = 2**31  # bytes
+MAX_BYTES = 2**31  # bytes
 
 
-def content(file: Path, most: int = MOST) -> bytes:
+def content(file: Path, most: int = MAX_BYTES) -> bytes:
     """Return the first `most` bytes of a file, uncompressed. Raise InputError if the file cannot be read."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:

@@ -16,18 +16,18 @@ import shlex
 import sys
 from pathlib import Path
 
-from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, names, row
-from imagenet_inat.flags import add_list_arguments
+from imagenet_inat.data_flags import add_list_arguments
+from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, get_spec, names
 from imagenet_inat.lists.profiles import PROFILES
 from imagenet_inat.options import find_lists, resolve_imbalance, resolve_largest
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
-from imagenet_inat.splits.make import Plan, make_inat, make_split
+from imagenet_inat.splits.make import SplitPlan, make_inat, make_split
 from imagenet_inat.splits.verify import verify
 from utils import errors
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
-from utils.parser import Parser, number, positive_float, positive_int
+from utils.parser import Parser, number_type, positive_float, positive_int
 
 PUBLISHED = sorted(name for name, spec in REGISTRY.items() if spec.published)
 VERIFY = ["python", "-m", "imagenet_inat.splits", "verify"]
@@ -42,7 +42,7 @@ MAKE_DEFAULTS = {
 
 
 # The seeds that NumPy's legacy generator accepts.
-list_seed = number("list_seed", int, lambda value: 0 <= value < 2**32, "less than 2**32, and 0 or more")
+list_seed = number_type("list_seed", int, lambda value: 0 <= value < 2**32, "less than 2**32, and 0 or more")
 
 
 def get_args_parser() -> Parser:
@@ -122,44 +122,48 @@ def run_download(args: argparse.Namespace) -> None:
     output = Path(args.output or LISTS_ROOT / spec.set_name)
     download(spec, output, args.source)
     splits = ["--splits", args.output] if args.output else []
-    say(f"next: check the images: {shlex.join([*VERIFY, args.name, *splits, '--data-root', 'DIR'])}")
+    log(f"next: check the images: {shlex.join([*VERIFY, args.name, *splits, '--data-root', 'DIR'])}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    spec = row(args.name)
+    spec = get_spec(args.name)
     if args.decode and not args.data_root:
         raise InputError("--decode: expected --data-root, the folder of the images")
     largest = resolve_largest(spec, args.largest)
     lists = find_lists(spec, args, resolve_imbalance(spec, args.imbalance, largest), largest)
-    wrong = verify(spec, lists.files, lists.get, lists.root if args.data_root else None, args.decode)
-    say(f"{wrong} {'problem' if wrong == 1 else 'problems'} found" if wrong else "no problems found")
-    if wrong:
+    num_problems = verify(spec, lists.files, lists.hints, lists.root if args.data_root else None, args.decode)
+    log(
+        f"{num_problems} {'problem' if num_problems == 1 else 'problems'} found"
+        if num_problems
+        else "no problems found"
+    )
+    if num_problems:
         sys.exit(1)
 
 
 def run_make(args: argparse.Namespace) -> None:
     kind = "cifar" if args.source in torchvision_sets.SETS else "inat" if args.source == "inat" else "images"
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "source")}
+    typed = {name: value for name, value in vars(args).items() if name not in ("command", "source")}
     defaults = MAKE_DEFAULTS[kind]
-    if strange := sorted(given.keys() - defaults.keys()):
-        takes = ", ".join(f"--{name}" for name in sorted(defaults))
-        raise InputError(f"--{strange[0]}: not supported by `make {args.source}`, which accepts {takes}")
-    {"cifar": make_cifar, "inat": make_inat_lists, "images": make_images}[kind](args.source, **(defaults | given))
+    if unsupported := sorted(typed.keys() - defaults.keys()):
+        supported = ", ".join(f"--{name}" for name in sorted(defaults))
+        raise InputError(f"--{unsupported[0]}: not supported by `make {args.source}`, which accepts {supported}")
+    {"cifar": make_cifar, "inat": make_inat_lists, "images": make_images}[kind](args.source, **(defaults | typed))
 
 
 def make_cifar(name: str, output: str, imbalance: float, seed: int) -> None:
     root, lists = torchvision_sets.make(name, Path(output), imbalance, seed)
-    say(f"wrote {root}: images/ and the lists in {lists.name}/")
-    which = ["--splits", str(lists)] if seed else ["--imbalance", f"{imbalance:g}"]
-    say_next(name, ["--data-root", output, *which])
+    log(f"wrote {root}: images/ and the lists in {lists.name}/")
+    list_flags = ["--splits", str(lists)] if seed else ["--imbalance", f"{imbalance:g}"]
+    log_next_commands(name, ["--data-root", output, *list_flags])
 
 
 def make_inat_lists(name: str, output: str, json: list[str] | None) -> None:
     if json is None:
         raise InputError("make inat: no annotations; add --json train2018.json val2018.json")
     make_inat(dict(zip(("train", "val"), map(Path, json), strict=True)), Path(output))
-    say(f"wrote {output}: iNaturalist18_train.txt, iNaturalist18_val.txt, made.json")
-    say_next(name, ["--splits", output, "--data-root", "DIR"])
+    log(f"wrote {output}: iNaturalist18_train.txt, iNaturalist18_val.txt, made.json")
+    log_next_commands(name, ["--splits", output, "--data-root", "DIR"])
 
 
 def make_images(source: str, output: str | None, **plan) -> None:
@@ -167,18 +171,18 @@ def make_images(source: str, output: str | None, **plan) -> None:
         raise InputError("make: no folder for the lists; add --output DIR")
     if plan["imbalance"] < 1:
         raise InputError(f"--imbalance {plan['imbalance']:g}: expected 1 (balanced) or more")
-    sizes = sorted(make_split(Path(source), Path(output), Plan(**plan)), reverse=True)
-    say(
+    sizes = sorted(make_split(Path(source), Path(output), SplitPlan(**plan)), reverse=True)
+    log(
         f"wrote {output}: custom_{{train,val,test}}.txt and made.json; {len(sizes)} classes, {sum(sizes):,} training "
         f"images, {sizes[0]} … {sizes[-1]} per class"
     )
     root = source if Path(source).is_dir() else "DIR"
-    say_next("custom", ["--splits", output, "--data-root", root])
+    log_next_commands("custom", ["--splits", output, "--data-root", root])
 
 
-def say_next(name: str, flags: list[str]) -> None:
-    say(f"next: check the data: {shlex.join([*VERIFY, name, *flags])}")
-    say(f"then train: {shlex.join(['python', 'main_moco_supcon_imba.py', '--dataset', name, *flags])}")
+def log_next_commands(name: str, flags: list[str]) -> None:
+    log(f"next: check the data: {shlex.join([*VERIFY, name, *flags])}")
+    log(f"then train: {shlex.join(['python', 'main_moco_supcon_imba.py', '--dataset', name, *flags])}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.lists.format import read_split
-from imagenet_inat.lists.known import PUBLISHED, SOURCE, describe
-from utils.distributed import say
+from imagenet_inat.lists.known import PUBLISHED, SOURCE, fingerprint
+from utils.distributed import log
 from utils.errors import InputError
 
 CHUNK, TIMEOUT_S = 1 << 16, 30
@@ -36,9 +36,9 @@ def download(spec: DatasetSpec, output: Path, source: str | None) -> None:
 
 def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
     """Download or copy one list; see `download`."""
-    place, part = output / name, output / f"{name}.part"
-    if place.exists():
-        say(f"{place}: already exists, {_checked(place, name, num_classes, 'delete it to download it again')}")
+    path, part = output / name, output / f"{name}.part"
+    if path.exists():
+        log(f"{path}: already exists, {_check_and_describe(path, name, num_classes, 'delete it to download it again')}")
         return
     if source.startswith(("http://", "https://")):
         _transfer(f"{source.rstrip('/')}/{name}", part)
@@ -48,26 +48,28 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
             raise InputError(f"{original}: no such file; set --from to the folder or http(s) address of the lists")
         shutil.copyfile(original, part)
     try:
-        verdict = _checked(part, name, num_classes, f"the file from {source} was deleted")
+        description = _check_and_describe(part, name, num_classes, f"the file from {source} was deleted")
     except InputError:
         part.unlink()
         raise
-    os.replace(part, place)
-    say(f"{place}: {verdict}")
+    os.replace(part, path)
+    log(f"{path}: {description}")
 
 
-def _checked(path: Path, name: str, num_classes: int, otherwise: str) -> str:
-    """Describe a valid file. If the file is not valid, raise an InputError that ends in `otherwise`."""
-    found, known = describe(path.read_bytes()), PUBLISHED.get(name)
+def _check_and_describe(path: Path, name: str, num_classes: int, advice: str) -> str:
+    """Check a file and return its description. If it is not valid, raise an InputError that ends in `advice`."""
+    actual, known = fingerprint(path.read_bytes()), PUBLISHED.get(name)
     if known is None:
         read_split(path, num_classes)
-        return f"{found.lines:,} lines; the published SHA-256 is unknown, only the format was checked ({found.sha256})"
-    if found != known:
-        raise InputError(
-            f"{path}: not the published {name}: {found.bytes:,} bytes with SHA-256 {found.sha256}, "
-            f"expected {known.bytes:,} with {known.sha256}; {otherwise}"
+        return (
+            f"{actual.lines:,} lines; the published SHA-256 is unknown, only the format was checked ({actual.sha256})"
         )
-    return f"{found.lines:,} lines, the published list (SHA-256 verified)"
+    if actual != known:
+        raise InputError(
+            f"{path}: not the published {name}: {actual.bytes:,} bytes with SHA-256 {actual.sha256}, "
+            f"expected {known.bytes:,} with {known.sha256}; {advice}"
+        )
+    return f"{actual.lines:,} lines, the published list (SHA-256 verified)"
 
 
 def _transfer(url: str, part: Path) -> None:
@@ -90,8 +92,8 @@ def _transfer(url: str, part: Path) -> None:
         ) from None
     except (OSError, HTTPException, ValueError) as error:  # ValueError: invalid address
         reason = getattr(error, "reason", None) or error
-        kept = "run the same command again to continue" if part.exists() else "check the connection"
-        raise InputError(f"{url}: {reason}; {kept}, or set --from to a folder or mirror that has the lists") from None
+        advice = "run the same command again to continue" if part.exists() else "check the connection"
+        raise InputError(f"{url}: {reason}; {advice}, or set --from to a folder or mirror that has the lists") from None
 
 
 def _receive(response: BinaryIO, file: BinaryIO, title: str, done: int, total: int | None) -> None:

@@ -2,31 +2,34 @@
 
 from collections.abc import Iterable
 
-from utils.distributed import say
+from utils.distributed import log
 
-SHOWN = 5  # cases named before "and N more"
+MAX_CASES = 5  # cases named before "and N more"
 
 
 class Findings:
-    """Prints each finding as it is reported. `wrong` is the number of problems."""
+    """Prints each finding as it is reported. `num_problems` is the number of problems."""
 
     def __init__(self):
-        self.wrong = 0
+        self.num_problems = 0
 
     def good(self, text: str) -> None:
-        say(f"  ok     {text}")
+        log(f"  ok     {text}")
 
     def note(self, text: str) -> None:
-        say(f"  note   {text}")
+        log(f"  note   {text}")
 
     def bad(self, text: str) -> None:
-        self.wrong += 1
-        say(f"  WRONG  {text}")
+        self.num_problems += 1
+        log(f"  WRONG  {text}")
 
 
-def some(cases: Iterable, total: int | None = None) -> str:
-    """Return the first cases and the number of others. total: number of all cases, if `cases` holds only some."""
+def format_first_cases(cases: Iterable, total: int | None = None) -> str:
+    """Format the first cases and the number of the others.
+
+    total: number of all cases, if `cases` contains only some of them.
+    """
     cases = [str(case) for case in cases]
     total = len(cases) if total is None else total
-    more = f", and {total - SHOWN:,} more" if total > SHOWN else ""
-    return ", ".join(cases[:SHOWN]) + more
+    more = f", and {total - MAX_CASES:,} more" if total > MAX_CASES else ""
+    return ", ".join(cases[:MAX_CASES]) + more

@@ -8,15 +8,23 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from imagenet_inat.lists.format import count_classes, read_split, split_text
+from imagenet_inat.lists.format import count_classes, format_split, read_split
 from imagenet_inat.lists.known import write_lists
-from imagenet_inat.lists.profiles import EPSILON, class_sizes, cut, shares
+from imagenet_inat.lists.profiles import EPSILON, class_fractions, class_sizes, sample_splits
 from utils.errors import InputError
 from utils.safe_load import parse_json
 
 
-class Plan(NamedTuple):
-    """Settings of a split. val, test: images per class. largest: size of the largest class; None: the maximum."""
+class SplitPlan(NamedTuple):
+    """Settings of a split.
+
+    Attributes:
+        profile: a key of PROFILES.
+        imbalance: largest / smallest class.
+        seed: random seed of the selection of images.
+        val, test: number of validation and test images per class.
+        largest: number of training images of the largest class; None: as many as possible.
+    """
 
     profile: str
     imbalance: float
@@ -62,39 +70,39 @@ def read_images(source: Path) -> tuple[list[str], list[list[str]]]:
     return [str(label) for label in range(num_classes)], [decoded[labels == c].tolist() for c in range(num_classes)]
 
 
-def train_sizes(available: list[int], plan: Plan, names: list[str]) -> list[int]:
+def train_sizes(available: list[int], plan: SplitPlan, names: list[str]) -> list[int]:
     """Return the training images of each class. Classes are ranked by available images, ties by label.
 
     Raises:
         InputError: there are not enough images for the plan.
     """
-    left = np.array(available) - plan.val - plan.test
-    if left.min() < 1:
-        name, count = names[int(left.argmin())], available[int(left.argmin())]
+    remaining = np.array(available) - plan.val - plan.test
+    if remaining.min() < 1:
+        name, count = names[int(remaining.argmin())], available[int(remaining.argmin())]
         raise InputError(f"class {name}: {count} images, none left after --val {plan.val} and --test {plan.test}")
-    order = np.argsort(-left, kind="stable")
-    wanted = np.array(shares(plan.profile, len(left), plan.imbalance))
-    possible = int((left[order] / wanted + EPSILON).min())
+    order = np.argsort(-remaining, kind="stable")
+    fractions = np.array(class_fractions(plan.profile, len(remaining), plan.imbalance))
+    possible = int((remaining[order] / fractions + EPSILON).min())
     largest = possible if plan.largest is None else plan.largest
     if largest > possible:
         raise InputError(f"--largest {largest}: expected at most {possible} with these images, profile and imbalance")
-    sizes = class_sizes(plan.profile, len(left), plan.imbalance, largest)
+    sizes = class_sizes(plan.profile, len(remaining), plan.imbalance, largest)
     if sizes[-1] < 1:
         raise InputError(
             f"--imbalance {plan.imbalance:g}: the smallest class would be empty; expected at most {largest}, the "
             f"images of the largest class"
         )
-    by_label = np.empty(len(left), dtype=int)
+    by_label = np.empty(len(remaining), dtype=int)
     by_label[order] = sizes
     return by_label.tolist()
 
 
-def make_split(source: Path, output: Path, plan: Plan) -> list[int]:
+def make_split(source: Path, output: Path, plan: SplitPlan) -> list[int]:
     """Write custom_{train,val,test}.txt and made.json from a folder or a list of images. Return `train_sizes`."""
     classes, images = read_images(source) if source.is_file() else find_images(source)
     sizes = train_sizes([len(paths) for paths in images], plan, classes)
-    parts = cut(images, sizes, plan.val, plan.test, plan.seed)
-    texts = {f"custom_{split}.txt": split_text(*part) for split, part in parts.items()}
+    splits = sample_splits(images, sizes, plan.val, plan.test, plan.seed)
+    texts = {f"custom_{split}.txt": format_split(*content) for split, content in splits.items()}
     write_lists(output, texts, {"source": str(source), **plan._asdict(), "classes": classes, "train_counts": sizes})
     return sizes
 
@@ -127,4 +135,4 @@ def _inat_text(path: Path) -> str:
             f"{path}: not iNaturalist 2018 annotations ({kind}: {error}); expected train2018.json or val2018.json, "
             "with images (id, file_name) and annotations (image_id, category_id)"
         ) from None
-    return split_text(images, labels)
+    return format_split(images, labels)

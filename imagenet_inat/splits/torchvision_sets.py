@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from tqdm import tqdm
 
-from imagenet_inat.lists.format import made_folders, split_text
+from imagenet_inat.lists.format import format_split, generated_folders
 from imagenet_inat.lists.known import write_lists
-from imagenet_inat.lists.profiles import class_sizes, cut
+from imagenet_inat.lists.profiles import class_sizes, sample_splits
 from utils.errors import InputError
 from utils.files import write_folder
 
@@ -23,13 +23,14 @@ def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Pa
     """Write the images, unless they exist, and the lists for an imbalance and a seed. Return their folders.
 
     Args:
-        name: key of SETS. output: data root, which holds CIFAR's archive or to which it is downloaded.
+        name: a key of SETS.
+        output: data root that contains CIFAR's archive, or to which it is downloaded.
 
     Raises:
-        InputError: CIFAR does not exist and cannot be downloaded, or as `split_texts`.
+        InputError: CIFAR does not exist and cannot be downloaded, or as `format_splits`.
     """
     set_name, source = SETS[name]
-    root, lists = made_folders(set_name, output, imbalance)
+    root, lists = generated_folders(set_name, output, imbalance)
     if seed:
         lists = lists.with_name(f"{lists.name}_seed_{seed}")
     output.mkdir(parents=True, exist_ok=True)
@@ -41,15 +42,15 @@ def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Pa
             f"from {source.url}, and run the same command again"
         ) from None
     write_folder(root / "images", lambda folder: _write_images(folder, {"train": train, "test": test}))
-    texts = split_texts(np.array(train.targets), np.array(test.targets), imbalance, seed)
+    texts = format_splits(np.array(train.targets), np.array(test.targets), imbalance, seed)
     texts = {f"{set_name}_{split}.txt": text for split, text in texts.items()}
     made = {"source": name, "profile": "exp", "imbalance": imbalance, "seed": seed, "classes": train.classes}
     write_folder(lists, lambda folder: write_lists(folder, texts, made))
     return root, lists
 
 
-def split_texts(train_labels: np.ndarray, test_labels: np.ndarray, imbalance: float, seed: int) -> dict[str, str]:
-    """Return the texts of the training and test lists.
+def format_splits(train_labels: np.ndarray, test_labels: np.ndarray, imbalance: float, seed: int) -> dict[str, str]:
+    """Format the training and test lists as texts.
 
     Raises:
         InputError: the smallest class would have no image.
@@ -58,19 +59,19 @@ def split_texts(train_labels: np.ndarray, test_labels: np.ndarray, imbalance: fl
     if not 1 <= imbalance <= counts.max():
         raise InputError(f"--imbalance {imbalance:g}: expected 1 to {counts.max()} (the images per class)")
     images = [[_image_name("train", c, i) for i in np.flatnonzero(train_labels == c)] for c in range(len(counts))]
-    train = cut(images, class_sizes("exp", len(counts), imbalance, counts.max()), 0, 0, seed)["train"]
+    train = sample_splits(images, class_sizes("exp", len(counts), imbalance, counts.max()), 0, 0, seed)["train"]
     test = [_image_name("test", label, i) for i, label in enumerate(test_labels)]
-    return {"train": split_text(*train), "test": split_text(test, test_labels)}
+    return {"train": format_split(*train), "test": format_split(test, test_labels)}
 
 
 def _image_name(split: str, label: int, number: int) -> str:
     return f"images/{split}/{label}/{number:05d}.png"
 
 
-def _write_images(folder: Path, parts: dict) -> None:
-    total = sum(len(data.targets) for data in parts.values())
+def _write_images(folder: Path, datasets: dict) -> None:
+    total = sum(len(data.targets) for data in datasets.values())
     with tqdm(total=total, desc="images", unit="file", leave=False, disable=None) as bar:
-        for split, data in parts.items():
+        for split, data in datasets.items():
             for number, (pixels, label) in enumerate(zip(data.data, data.targets, strict=True)):
                 path = folder / _image_name(split, label, number).removeprefix("images/")
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ import numpy as np
 
 from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
 from imagenet_inat.lists.format import BYTE_ORDER_MARK, count_classes, read_split
-from imagenet_inat.lists.known import KnownFile, describe, known_files
-from imagenet_inat.splits.findings import SHOWN, Findings, some
+from imagenet_inat.lists.known import KnownFile, fingerprint, known_files
+from imagenet_inat.splits.findings import MAX_CASES, Findings, format_first_cases
 from imagenet_inat.splits.verify_images import check_images
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
 from utils.measure.metrics import shots
 
@@ -26,34 +26,36 @@ class SplitList(NamedTuple):
     labels: np.ndarray
 
 
-def verify(spec: DatasetSpec, files: dict[str, Path], get: dict[str, str], root: Path | None, decode: bool) -> int:
+def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], root: Path | None, decode: bool) -> int:
     """Check the lists of a data set and, if `root` is given, every image. Return the number of problems.
 
     Args:
-        files, get: see `Lists`; a list may serve as two splits. root: data root, or None. decode: open every image.
+        files, hints: see `Lists`; a list may serve as two splits.
+        root: data root, or None.
+        decode: whether to open every image.
     """
     findings, lists = Findings(), {}
     num_classes = spec.num_classes or None
     for file in dict.fromkeys(files.values()):
-        serves = [split for split in files if files[split] == file]
-        say(f"{file} ({' and '.join(serves)})")
+        splits = [split for split in files if files[split] == file]
+        log(f"{file} ({' and '.join(splits)})")
         if not file.is_file():
-            findings.bad(f"no such list; {get[serves[0]]}")
+            findings.bad(f"no such list; {hints[splits[0]]}")
             continue
-        read = _check_list(file, num_classes, "train" in serves, findings)
-        if read is not None:
-            lists[file] = read
-            if "train" in serves and num_classes is None:
-                num_classes = int(read.labels.max()) + 1
+        split_list = _check_list(file, num_classes, "train" in splits, findings)
+        if split_list is not None:
+            lists[file] = split_list
+            if "train" in splits and num_classes is None:
+                num_classes = int(split_list.labels.max()) + 1
     _check_overlap(list(lists.values()), findings)
     if root is None:
-        say("images")
+        log("images")
         findings.note("not checked; add --data-root to check them")
     else:
-        say(f"images below {root}")
+        log(f"images below {root}")
         for split_list in lists.values():
             check_images(spec, split_list.file.name, split_list.paths, root, decode, findings)
-    return findings.wrong
+    return findings.num_problems
 
 
 def _check_list(file: Path, num_classes: int | None, is_train: bool, findings: Findings) -> SplitList | None:
@@ -84,18 +86,18 @@ def _show_counts(counts: np.ndarray, is_train: bool, findings: Findings) -> None
 def _check_bytes(file: Path, findings: Findings) -> None:
     """Compare the list with its known SHA-256. Lists that differ only in line ends or blanks count as equal."""
     data, known = file.read_bytes(), known_files(file)
-    found, plain = describe(data), describe(_plainly_written(data))
+    actual, normalised = fingerprint(data), fingerprint(_normalise_layout(data))
     if not known:
-        findings.note(f"no known SHA-256 for this list, so paths and labels were not compared ({found.sha256})")
-    elif found in known:
-        findings.good(f"the known list, byte for byte (SHA-256 {found.sha256[:16]}…)")
-    elif plain in known:
-        findings.note(f"the known list, formatted differently ({_ways_of_writing(data)}); it reads the same")
+        findings.note(f"no known SHA-256 for this list, so paths and labels were not compared ({actual.sha256})")
+    elif actual in known:
+        findings.good(f"the known list, byte for byte (SHA-256 {actual.sha256[:16]}…)")
+    elif normalised in known:
+        findings.note(f"the known list, formatted differently ({_format_differences(data)}); it reads the same")
     else:
         findings.bad(
-            f"not the known list: {found.lines:,} lines, {found.bytes:,} bytes, SHA-256 {found.sha256[:16]}…; "
+            f"not the known list: {actual.lines:,} lines, {actual.bytes:,} bytes, SHA-256 {actual.sha256[:16]}…; "
             f"expected {known[0].lines:,} lines, {known[0].bytes:,} bytes, {known[0].sha256[:16]}…"
-            f"{_likely_change(plain, known[0])}"
+            f"{_likely_change(normalised, known[0])}"
         )
 
 
@@ -105,33 +107,33 @@ def _likely_change(found: KnownFile, known: KnownFile) -> str:
     return "; same number of lines: labels or paths were changed" if found.lines == known.lines else ""
 
 
-def _plainly_written(data: bytes) -> bytes:
+def _normalise_layout(data: bytes) -> bytes:
     """Return the list with one blank before each label, \\n after each line, and no byte-order mark."""
     lines = data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n")
     return b"".join(b" ".join(line.rsplit(None, 1)) + b"\n" for line in lines)
 
 
-def _ways_of_writing(data: bytes) -> str:
-    ways = {
+def _format_differences(data: bytes) -> str:
+    variants = {
         "a byte-order mark": data.startswith(BYTE_ORDER_MARK),
         "Windows line ends": b"\r\n" in data,
         "tabs": b"\t" in data,
         "no newline at the end": not data.endswith(b"\n"),
     }
-    return ", ".join(way for way, is_so in ways.items() if is_so) or "other blanks"
+    return ", ".join(name for name, present in variants.items() if present) or "other blanks"
 
 
 def _check_counts(name: str, counts: np.ndarray, is_train: bool, findings: Findings) -> None:
     if (counts == 0).any():
         gaps = np.flatnonzero(counts == 0)
-        tell = findings.bad if is_train else findings.note
-        tell(f"{len(gaps)} classes without images: {some(gaps.tolist())}")
+        report = findings.bad if is_train else findings.note
+        report(f"{len(gaps)} classes without images: {format_first_cases(gaps.tolist())}")
     known = LISTS_ROOT / name.removesuffix("_train.txt") / "train_counts.json"
     if is_train and known.is_file():
         expected = np.array(json.loads(known.read_text()))
         if len(expected) == len(counts) and (differ := np.flatnonzero(expected != counts)).size:
             cases = [f"class {c}: {counts[c]}, expected {expected[c]}" for c in differ]
-            findings.bad(f"images per class differ from the published list: {some(cases)}")
+            findings.bad(f"images per class differ from the published list: {format_first_cases(cases)}")
 
 
 def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
@@ -141,13 +143,13 @@ def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
         return
     repeated = np.flatnonzero(times > 1)
     cases = []
-    for i in repeated[np.argsort(first[repeated])][:SHOWN]:
+    for i in repeated[np.argsort(first[repeated])][:MAX_CASES]:
         lines = np.flatnonzero(paths == unique[i])
-        found = f"lines {', '.join(str(n + 1) for n in lines[:SHOWN])}"
+        location = f"lines {', '.join(str(n + 1) for n in lines[:MAX_CASES])}"
         if len(classes := sorted(set(labels[lines].tolist()))) > 1:
-            found += f" with labels {', '.join(map(str, classes))}"
-        cases.append(f"{unique[i].decode()} ({found})")
-    findings.bad(f"{len(repeated)} repeated images: {some(cases, len(repeated))}")
+            location += f" with labels {', '.join(map(str, classes))}"
+        cases.append(f"{unique[i].decode()} ({location})")
+    findings.bad(f"{len(repeated)} repeated images: {format_first_cases(cases, len(repeated))}")
 
 
 def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
@@ -162,21 +164,20 @@ def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
     cases = []
     for number, (path, label) in enumerate(zip(paths.tolist(), labels.tolist(), strict=True), start=1):
         usual = main[path.rpartition(b"/")[0]][0]
-        if label != usual and len(cases) < SHOWN:
+        if label != usual and len(cases) < MAX_CASES:
             cases.append(f"line {number}, {path.decode()} with label {label}, others in its folder {usual}")
-    findings.bad(f"{odd} images whose label differs from their folder's: {some(cases, odd)}")
+    findings.bad(f"{odd} images whose label differs from their folder's: {format_first_cases(cases, odd)}")
 
 
 def _check_overlap(lists: list[SplitList], findings: Findings) -> None:
     if len(lists) < 2:
         return
-    say("overlap")
+    log("overlap")
     for one, other in combinations(lists, 2):
         common = np.intersect1d(one.paths, other.paths)
         if len(common):
-            names = [path.decode() for path in common[:SHOWN]]
-            findings.bad(
-                f"{len(common)} images are in {one.file.name} and {other.file.name}: {some(names, len(common))}"
-            )
+            names = [path.decode() for path in common[:MAX_CASES]]
+            cases = format_first_cases(names, len(common))
+            findings.bad(f"{len(common)} images are in {one.file.name} and {other.file.name}: {cases}")
         else:
             findings.good(f"no image of {one.file.name} is in {other.file.name}")

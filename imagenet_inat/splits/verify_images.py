@@ -9,9 +9,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
-from imagenet_inat.images import in_found_layout, is_there, open_rgb
+from imagenet_inat.images import adapt_paths, image_exists, open_rgb
 from imagenet_inat.sets import idx
-from imagenet_inat.splits.findings import Findings, some
+from imagenet_inat.splits.findings import Findings, format_first_cases
 from utils.errors import InputError
 
 THREADS, CHUNK = 32, 256  # CHUNK: images per task
@@ -20,24 +20,28 @@ THREADS, CHUNK = 32, 256  # CHUNK: images per task
 def check_images(
     spec: DatasetSpec, name: str, listed: np.ndarray, root: Path, decode: bool, findings: Findings
 ) -> None:
-    """Look for every image of a list and report the layout. listed: paths, (n,) bytes."""
+    """Look for every image of a list, and report missing images and the layout.
+
+    listed: the list's paths, (n,) bytes.
+    """
     if not root.is_dir():
         findings.bad(f"{name}: no such folder, expected the root of {spec.source}")
         return
-    paths, layout = in_found_layout(root, listed, spec.flat_folder)
+    paths, layout = adapt_paths(root, listed, spec.flat_folder)
     names = [path.decode() for path in paths.tolist()]
-    wrong: dict[str, list[str]] = {}  # what is wrong -> images
-    for path, fault in zip(names, _in_threads(lambda path: _fault(root, path, decode), names, name), strict=True):
-        if fault:
-            kind = fault.split(":")[0]
-            wrong.setdefault(kind, []).append(path + fault.removeprefix(kind))
+    problems: dict[str, list[str]] = {}  # kind of problem -> images
+    checks = _map_in_threads(lambda path: _image_problem(root, path, decode), names, name)
+    for path, problem in zip(names, checks, strict=True):
+        if problem:
+            kind = problem.split(":")[0]
+            problems.setdefault(kind, []).append(path + problem.removeprefix(kind))
     layout = f", layout {layout}" if layout else ""
-    if "missing" in wrong and not layout and spec.flat_folder and _has_class_folders(root / spec.flat_folder, names):
+    if "missing" in problems and not layout and spec.flat_folder and _has_class_folders(root / spec.flat_folder, names):
         findings.note(f"{spec.flat_folder}/ has class folders, {name} has none; use the published list")
-    if not wrong:
+    if not problems:
         findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'found'}{layout}")
-    for kind, cases in wrong.items():
-        findings.bad(f"{name}: {len(cases):,} of {len(names):,} images {kind}{layout}: {some(cases)}")
+    for kind, cases in problems.items():
+        findings.bad(f"{name}: {len(cases):,} of {len(names):,} images {kind}{layout}: {format_first_cases(cases)}")
 
 
 def _has_class_folders(folder: Path, names: list[str]) -> bool:
@@ -45,10 +49,10 @@ def _has_class_folders(folder: Path, names: list[str]) -> bool:
     return flat and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
-def _fault(root: Path, path: str, decode: bool) -> str:
+def _image_problem(root: Path, path: str, decode: bool) -> str:
     """Return the problem with an image, or ""."""
     try:
-        if not is_there(root, path):
+        if not image_exists(root, path):
             return "missing"
         if not idx.is_inside(path) and (root / path).stat().st_size == 0:
             return "empty"
@@ -59,7 +63,7 @@ def _fault(root: Path, path: str, decode: bool) -> str:
     return ""
 
 
-def _in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
+def _map_in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
     """Yield check(item) of each item, in order, computed in many threads, with a progress bar."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     with (

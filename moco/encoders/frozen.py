@@ -9,7 +9,7 @@ from moco.encoders.library import Backbone
 from utils.errors import InputError
 
 
-def freeze_parts(encoder: nn.Module, names: Sequence[str], arch: str) -> None:
+def freeze_modules(encoder: nn.Module, names: Sequence[str], arch: str) -> None:
     """Disable gradients of modules and keep them in evaluation mode, so that batch norm uses its stored statistics.
 
     Args:
@@ -19,18 +19,18 @@ def freeze_parts(encoder: nn.Module, names: Sequence[str], arch: str) -> None:
         InputError: If the network has no module of that name; the message lists the existing ones.
     """
     network = encoder.backbone if isinstance(encoder, Backbone) else encoder
-    parts = dict(network.named_modules())
-    if unknown := [name for name in names if name not in parts or name in ("", "fc")]:
-        there = ", ".join(name for name, part in network.named_children() if name != "fc" and [*part.parameters()])
+    modules = dict(network.named_modules())
+    if unknown := [name for name in names if name not in modules or name in ("", "fc")]:
+        existing = ", ".join(name for name, child in network.named_children() if name != "fc" and [*child.parameters()])
         raise InputError(
-            f"--freeze {unknown[0]}: no such module in {arch}; expected one of {there}, or a module inside them"
+            f"--freeze {unknown[0]}: no such module in {arch}; expected one of {existing}, or a module inside them"
         )
     for name in names:
-        parts[name].requires_grad_(False).eval()
-        for module in parts[name].modules():
-            module.train = partial(_stays, module)
+        modules[name].requires_grad_(False).eval()
+        for module in modules[name].modules():
+            module.train = partial(_keep_in_eval, module)
 
 
-def _stays(module: nn.Module, mode: bool = True) -> nn.Module:
+def _keep_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     """Ignore the mode. Replaces `module.train`, which `network.train()` calls on all modules."""
     return module

@@ -15,7 +15,7 @@ from utils.errors import InputError, first_line
 TIMM = "timm:"
 SMALL = "_small"  # suffix: a torchvision ResNet with a stem for small images
 # Networks built for one image size, and torchvision's argument for that size.
-SIZED = {"vit_": lambda side: {"image_size": side}, "maxvit_": lambda side: {"input_size": (side, side)}}
+SIZE_KWARGS = {"vit_": lambda side: {"image_size": side}, "maxvit_": lambda side: {"input_size": (side, side)}}
 
 
 class Backbone(nn.Module):
@@ -34,13 +34,13 @@ class Backbone(nn.Module):
         return self.fc(self.backbone(x))
 
 
-def published(arch: str) -> dict[str, Tensor]:
+def download_weights(arch: str) -> dict[str, Tensor]:
     """Return the weights published by the network's library, under its names. Download them if they are not cached.
 
     Raises:
         InputError: If the library publishes no weights for this network, or the download fails.
     """
-    what = f"--init-from: weights of {arch.removeprefix(TIMM)}"
+    subject = f"--init-from: weights of {arch.removeprefix(TIMM)}"
     try:
         if arch.startswith(TIMM):
             import timm
@@ -49,19 +49,19 @@ def published(arch: str) -> dict[str, Tensor]:
         weights = torchvision.models.get_model_weights(arch.removesuffix(SMALL)).DEFAULT  # the small stem stays random
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
-        raise InputError(f"{what}: download failed ({first_line(error)}); pass the path of a file instead") from None
+        raise InputError(f"{subject}: download failed ({first_line(error)}); pass the path of a file instead") from None
     except (ValueError, RuntimeError, AttributeError) as error:
         raise InputError(
-            f"{what}: not published by the library ({first_line(error)}); pass the path of a file instead"
+            f"{subject}: not published by the library ({first_line(error)}); pass the path of a file instead"
         ) from None
 
 
-def own_names(encoder: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_encoder_names(encoder: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights from the library's names to those of an encoder, without the library's classifier."""
     if not isinstance(encoder, Backbone):
         return weights
-    left = tuple(f"{name}." for name in encoder.classifiers)
-    return {f"backbone.{name}": value for name, value in weights.items() if not name.startswith(left)}
+    classifiers = tuple(f"{name}." for name in encoder.classifiers)
+    return {f"backbone.{name}": value for name, value in weights.items() if not name.startswith(classifiers)}
 
 
 def ends_in_fc(network: nn.Module) -> bool:
@@ -79,8 +79,8 @@ def from_torchvision(arch: str, image_size: int) -> Callable[..., nn.Module]:
     """
 
     def build(num_classes: int = 1000) -> nn.Module:
-        sized = next((of(image_size) for prefix, of in SIZED.items() if arch.startswith(prefix)), {})
-        network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **sized)
+        size_kwargs = next((make(image_size) for prefix, make in SIZE_KWARGS.items() if arch.startswith(prefix)), {})
+        network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **size_kwargs)
         if ends_in_fc(network):
             return network
         last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
@@ -111,20 +111,21 @@ def timm_names() -> list[str]:
 
 
 def from_timm(arch: str, image_size: int) -> Callable[..., nn.Module]:
-    """Return the constructor of a timm network, as `from_torchvision`. timm reports the names of its classifiers."""
+    """Return the constructor of a timm network, as `from_torchvision`. timm provides the names of its classifiers."""
     import timm
 
     name = arch.removeprefix(TIMM)
-    fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    sized = {"img_size": image_size} if fixed and fixed.fixed_input_size else {}
+    default_cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    size_kwargs = {"img_size": image_size} if default_cfg and default_cfg.fixed_input_size else {}
 
     def build(num_classes: int = 1000) -> nn.Module:
-        network = timm.create_model(name, pretrained=False, num_classes=num_classes, **sized)
+        network = timm.create_model(name, pretrained=False, num_classes=num_classes, **size_kwargs)
         if ends_in_fc(network):
             return network
-        called = network.pretrained_cfg["classifier"]
+        names = network.pretrained_cfg["classifier"]  # a name or several
+        classifier_names = (names,) if isinstance(names, str) else tuple(names)
         network.reset_classifier(0)
         width = getattr(network, "head_hidden_size", network.num_features)
-        return Backbone(network, nn.Linear(width, num_classes), (called,) if isinstance(called, str) else tuple(called))
+        return Backbone(network, nn.Linear(width, num_classes), classifier_names)
 
     return build

@@ -1,8 +1,8 @@
-"""Save memory by recomputing activations in the backward pass.
+"""Save memory by recomputing activations in the backward pass (activation checkpointing).
 
-`in_parts` (--accum-steps) recomputes one part of the batch at a time, `recompute_blocks` (--grad-checkpointing) one
-block of the network at a time. Losses and gradients are those of the whole batch up to rounding. The exception is
-batch norm with `in_parts`, because it uses the statistics of each part.
+`encode_in_microbatches` (--accum-steps) recomputes one micro-batch at a time, `recompute_blocks` (--grad-checkpointing)
+one block of the network at a time. Losses and gradients are those of the whole batch up to rounding. The exception is
+batch norm with `encode_in_microbatches`, because it uses the statistics of each micro-batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,16 +18,16 @@ from utils.errors import InputError
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def in_parts(encoder: nn.Module, images: Tensor, parts: int) -> Tensor:
-    """Return `encoder(images)`, (N, 3, H, W) to (N, d), computed for N / parts images at a time.
+def encode_in_microbatches(encoder: nn.Module, images: Tensor, num_microbatches: int) -> Tensor:
+    """Return `encoder(images)`, (N, 3, H, W) to (N, d), computed for N / num_microbatches images at a time.
 
-    With gradients enabled, the activations of a part are freed after its forward pass and recomputed in the backward
-    pass. At any time, memory holds the activations of at most one part.
+    With gradients enabled, the activations of a micro-batch are freed after its forward pass and recomputed in the
+    backward pass. At any time, memory holds the activations of at most one micro-batch.
     """
-    if parts == 1:
+    if num_microbatches == 1:
         return encoder(images)
-    run = partial(_twice, encoder, encoder)
-    return torch.cat([run(part) for part in images.chunk(parts)])
+    run = partial(_checkpointed, encoder, encoder)
+    return torch.cat([run(microbatch) for microbatch in images.chunk(num_microbatches)])
 
 
 def recompute_blocks(network: nn.Module, arch: str) -> int:
@@ -36,12 +36,12 @@ def recompute_blocks(network: nn.Module, arch: str) -> int:
     Raises:
         InputError: If the network has no blocks.
     """
-    found = list(_blocks(network))
-    if not found:
+    blocks = list(_blocks(network))
+    if not blocks:
         raise InputError(f"--grad-checkpointing: {arch} has no blocks of layers to recompute; omit it")
-    for block in found:
-        block.forward = partial(_twice, block, block.forward)
-    return len(found)
+    for block in blocks:
+        block.forward = partial(_checkpointed, block, block.forward)
+    return len(blocks)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -53,20 +53,20 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def _twice(module: nn.Module, forward: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+def _checkpointed(module: nn.Module, forward: Callable[..., Tensor], *args, **kwargs) -> Tensor:
     """Call `forward` now and, if gradients are enabled, again in the backward pass, with the same random draws."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    contexts = partial(_contexts, module)
+    contexts = partial(_checkpoint_contexts, module)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
-def _contexts(module: nn.Module) -> tuple:
-    return nullcontext(), _uncounted(module)
+def _checkpoint_contexts(module: nn.Module) -> tuple:
+    return nullcontext(), _frozen_bn_statistics(module)
 
 
 @contextmanager
-def _uncounted(module: nn.Module) -> Iterator[None]:
+def _frozen_bn_statistics(module: nn.Module) -> Iterator[None]:
     """Keep batch norm from updating its running statistics a second time with the same batch."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

@@ -23,13 +23,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from moco.encoders import OWN, get_encoder
+from moco.encoders import PROJECT_NETWORKS, get_encoder
 from moco.encoders.library import TIMM
 from moco.export.programs import onnx_file, pt2_file, trained_network
 from moco.pretrained import SAFETENSORS, load_encoder, read_encoder
 from utils import errors
-from utils.distributed import say
-from utils.files import write_whole
+from utils.distributed import log
+from utils.files import write_atomically
 from utils.parser import Parser, positive_int
 from utils.run import checkpoint
 
@@ -88,37 +88,39 @@ def main(argv: list[str] | None = None) -> None:
     # Check that the weights fit: no unknown tensors, and only `fc` may be missing.
     load_encoder(get_encoder(arch, image_size)(num_classes=1000), source, arch)
     write_weights(output, weights, arch)
-    home = "moco.encoders" if arch in OWN else {"torchvision": "torchvision.models", "timm": "timm"}[library]
-    say(f"wrote {output}: {len(weights)} tensors of {arch.removeprefix(TIMM)}, named as in {home}, no classifier")
-    say(f"next: python main_lincls_imba.py --arch {arch} --pretrained {output}")
+    home = (
+        "moco.encoders" if arch in PROJECT_NETWORKS else {"torchvision": "torchvision.models", "timm": "timm"}[library]
+    )
+    log(f"wrote {output}: {len(weights)} tensors of {arch.removeprefix(TIMM)}, named as in {home}, no classifier")
+    log(f"next: python main_lincls_imba.py --arch {arch} --pretrained {output}")
 
 
 def write_weights(output: Path, weights: dict[str, Tensor], arch: str) -> None:
     weights = {key: value.contiguous() for key, value in weights.items()}
     if output.suffix == SAFETENSORS:
         data = safetensors.torch.save(weights, metadata={"arch": arch, "format": "pt"})
-        write_whole(output, lambda file: file.write(data))
+        write_atomically(output, lambda file: file.write(data))
     else:
-        write_whole(output, lambda file: torch.save(weights, file))
+        write_atomically(output, lambda file: torch.save(weights, file))
 
 
 def write_program(output: Path, source: Path, arch: str, image_size: int) -> None:
     """Export the network and write it, after a check that its outputs match the network's."""
     network = trained_network(source, arch, image_size)
     data = PROGRAMS[output.suffix](network, image_size)
-    write_whole(output, lambda file: file.write(data))
-    say(
-        f"wrote {output}: {arch}, maps images (N, 3, {image_size}, {image_size}) to {' and '.join(network.names)}. "
-        "Checked: the outputs match the network's on the same images"
+    write_atomically(output, lambda file: file.write(data))
+    log(
+        f"wrote {output}: {arch}, maps images (N, 3, {image_size}, {image_size}) to "
+        f"{' and '.join(network.output_names)}. Checked: the outputs match the network's on the same images"
     )
-    say("images: prepared as for evaluation, resized and normalised with the data set's mean and standard deviation")
+    log("images: prepared as for evaluation, resized and normalised with the data set's mean and standard deviation")
 
 
 def trained_size(source: Path) -> int | None:
     """Return the --image-size stored in a checkpoint, or None if the file does not contain it."""
-    state = {} if source.suffix == SAFETENSORS else checkpoint.read(source)
-    about = state.get("args")
-    return about.get("image_size") if isinstance(about, dict) else None
+    state = {} if source.suffix == SAFETENSORS else checkpoint.read_file(source)
+    args = state.get("args")
+    return args.get("image_size") if isinstance(args, dict) else None
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moco.builder import unit
+from moco.builder import l2_normalise
 from moco.encoders import get_encoder
 from moco.heads.classifiers import fitted_classifier, projection_like
-from moco.pretrained import QUERY, load_encoder, read_weights
+from moco.pretrained import QUERY_PREFIX, load_encoder, read_weights
 from utils.errors import InputError, first_line
 from utils.run import checkpoint
 
@@ -22,50 +22,50 @@ ONNX_LIMIT = 2**31 - 2**20  # bytes of weights: the 2 GiB of an ONNX file, minus
 TOLERANCE = 1e-3  # largest allowed difference, relative to the largest output; sums may be in another order
 
 
-class Outputs(nn.Module):
+class ExportNetwork(nn.Module):
     """Network that maps images (N, 3, S, S) to the encoder's features (N, d) and to the output of its head, if any.
 
     For stage 1, the head is the projection and its output `embedding` (N, D) has unit length. For stage 2, the head is
     the classifier and its output is `logits` (N, C).
     """
 
-    def __init__(self, network: nn.Module, head: nn.Module | None, name: str):
+    def __init__(self, network: nn.Module, head: nn.Module | None, head_output: str):
         super().__init__()
         network.fc = nn.Identity()
-        self.encoder, self.head, self.name = network, head, name
+        self.encoder, self.head, self.head_output = network, head, head_output
 
     @property
-    def names(self) -> list[str]:
-        return [FEATURES, self.name] if self.head else [FEATURES]
+    def output_names(self) -> list[str]:
+        return [FEATURES, self.head_output] if self.head else [FEATURES]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder(images)
         if self.head is None:
             return (features,)
         out = self.head(features)
-        return features, unit(out) if self.name == EMBEDDING else out
+        return features, l2_normalise(out) if self.head_output == EMBEDDING else out
 
 
-def trained_network(source: Path, arch: str, image_size: int) -> Outputs:
+def trained_network(source: Path, arch: str, image_size: int) -> ExportNetwork:
     """Load the network of a checkpoint of either stage, or of an encoder file, on the CPU and in evaluation mode.
 
     Raises:
         InputError: See `get_encoder` and `load_encoder`; or the head is not one of this project's.
     """
     weights, _ = read_weights(source)
-    name = EMBEDDING if any(key.startswith(QUERY) for key in weights) else LOGITS
-    fc = {key.removeprefix(QUERY): value for key, value in weights.items()}
+    head_output = EMBEDDING if any(key.startswith(QUERY_PREFIX) for key in weights) else LOGITS
+    fc = {key.removeprefix(QUERY_PREFIX): value for key, value in weights.items()}
     fc = {key: value for key, value in fc.items() if key.startswith("fc.")}
     network = get_encoder(arch, image_size)(num_classes=2)
     load_encoder(network, source, arch)
     head = None
     if fc:
-        head = projection_like(fc) if name == EMBEDDING else fitted_classifier(fc, source)
-        checkpoint.load_into(head, {key.removeprefix("fc."): value for key, value in fc.items()}, source)
-    return Outputs(network, head, name).float().eval().requires_grad_(False)
+        head = projection_like(fc) if head_output == EMBEDDING else fitted_classifier(fc, source)
+        checkpoint.load_weights(head, {key.removeprefix("fc."): value for key, value in fc.items()}, source)
+    return ExportNetwork(network, head, head_output).float().eval().requires_grad_(False)
 
 
-def as_program(network: Outputs, image_size: int) -> torch.export.ExportedProgram:
+def as_program(network: ExportNetwork, image_size: int) -> torch.export.ExportedProgram:
     """Export the network for batches of any size, with images of this size.
 
     Raises:
@@ -86,7 +86,7 @@ def as_program(network: Outputs, image_size: int) -> torch.export.ExportedProgra
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def pt2_file(network: Outputs, image_size: int) -> bytes:
+def pt2_file(network: ExportNetwork, image_size: int) -> bytes:
     """Return the content of a .pt2 file. `torch.export.load(FILE).module()(images)` computes the outputs.
 
     Raises:
@@ -102,8 +102,8 @@ def pt2_file(network: Outputs, image_size: int) -> bytes:
     return file.getvalue()
 
 
-def onnx_file(network: Outputs, image_size: int) -> bytes:
-    """Return the content of an ONNX file, with inputs and outputs named as IMAGES and `network.names`.
+def onnx_file(network: ExportNetwork, image_size: int) -> bytes:
+    """Return the content of an ONNX file, with inputs and outputs named as IMAGES and `network.output_names`.
 
     Raises:
         InputError: onnx, onnxscript or onnxruntime is missing, PyTorch is too old, or the network is too large. See
@@ -120,7 +120,11 @@ def onnx_file(network: Outputs, image_size: int) -> bytes:
     import onnxruntime
 
     program = torch.onnx.export(
-        as_program(network, image_size), input_names=[IMAGES], output_names=network.names, dynamo=True, verbose=False
+        as_program(network, image_size),
+        input_names=[IMAGES],
+        output_names=network.output_names,
+        dynamo=True,
+        verbose=False,
     )
     data = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -137,16 +141,17 @@ def _images(count: int, image_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _check(network: Outputs, run: Callable, image_size: int, who: str) -> None:
+def _check(network: ExportNetwork, run: Callable, image_size: int, program_name: str) -> None:
     """Compare the program with the network on the same images. The batch is larger than the traced one.
 
     Raises:
         InputError: The outputs differ by more than TOLERANCE.
     """
     images = _images(3, image_size)
-    for name, ours, theirs in zip(network.names, network(images), run(images), strict=True):
+    for name, ours, theirs in zip(network.output_names, network(images), run(images), strict=True):
         error = (ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12)
         if not error < TOLERANCE:
             raise InputError(
-                f"{who}: its {name} differ from the network's by {error:.1e} of the largest value. Nothing was written"
+                f"{program_name}: its {name} differ from the network's by {error:.1e} of the largest value. "
+                "Nothing was written"
             )

@@ -1,6 +1,6 @@
 """The network of stage 2: a frozen encoder with a classifier `fc`, and a check that the encoder did not change.
 
-To add a classifier, add a row to HEADS and a function: one that builds the module, or one in fitted.py that fits it.
+To add a classifier, add a row to HEADS and a function, which builds the module or fits it (in candidates.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import skip_init
 
 from moco.encoders import get_encoder
-from moco.heads import fitted
+from moco.heads import candidates
+from moco.heads.candidates import Balancing, Candidate, FitInputs
 from moco.heads.classifiers import CosineClassifier, Float32Linear
 from moco.heads.fits import log_prior
-from moco.heads.fitted import Candidate, Problem, Way
 from moco.losses.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
 from moco.pretrained import load_encoder
 
@@ -29,34 +29,41 @@ class Head(NamedTuple):
 
     Attributes:
         help: Description for --help.
-        make: make(d, counts) returns the module that becomes `fc`, mapping (N, d) to (N, C). counts: (C,) training
+        build: build(d, counts) returns the module that becomes `fc`, mapping (N, d) to (N, C). counts: (C,) training
             images per class.
         loss: loss(logits, labels, epoch) of (N, C) and (N,) returns a scalar. Epochs count from 0.
-        loss_of: loss_of(counts, epochs) returns the loss, if it depends on the class sizes or the number of epochs.
-        fit: Generator of the candidates for selection on validation. Replaces make and loss.
+        build_loss: build_loss(counts, epochs) returns the loss, if it depends on the class sizes or the number of
+            epochs.
+        candidates: For a fitted head, candidates(inputs, balancing) yields lists of fitted candidates, from which one
+            is selected on validation. Replaces build and loss.
         samplings, adjustments: Allowed values of --sampling and --logit-adjustment. The first is the default.
         needs: What the checkpoint must contain besides an encoder: "targets" (TSC), "classifier" or "" (nothing).
     """
 
     help: str
-    make: Callable[[int, np.ndarray], nn.Module] | None = None
+    build: Callable[[int, np.ndarray], nn.Module] | None = None
     loss: Loss = lambda logits, labels, epoch: cross_entropy(logits, labels)
-    loss_of: Callable[[np.ndarray, int], Loss] | None = None
-    fit: Callable[[Problem, Way], Iterator[list[Candidate]]] | None = None
+    build_loss: Callable[[np.ndarray, int], Loss] | None = None
+    candidates: Callable[[FitInputs, Balancing], Iterator[list[Candidate]]] | None = None
     samplings: tuple[str, ...] = ("class-balanced", "instance")
     adjustments: tuple[str, ...] = ("off",)
     needs: str = ""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the classifier is fitted to stored features, instead of trained on random views."""
+        return self.candidates is not None
+
     def criterion(self, counts: np.ndarray, epochs: int, adjustment: str, device: torch.device) -> Loss:
         """Return the loss of a run with this many epochs. adjustment "train" adds the log class prior to the logits."""
-        loss = self.loss_of(counts, epochs) if self.loss_of else self.loss
+        loss = self.build_loss(counts, epochs) if self.build_loss else self.loss
         if adjustment != "train":
             return loss
         prior = log_prior(torch.from_numpy(counts)).float().to(device)  # (C,)
         return lambda logits, labels, epoch: loss(logits + prior, labels, epoch)
 
 
-def _linear(width: int, counts: np.ndarray) -> nn.Module:
+def _build_linear(width: int, counts: np.ndarray) -> nn.Module:
     """Build the linear probe of the TSC authors' code: weights from N(0, 0.01²), bias 0."""
     fc = skip_init(Float32Linear, width, len(counts))
     nn.init.normal_(fc.weight, mean=0.0, std=0.01)
@@ -64,7 +71,7 @@ def _linear(width: int, counts: np.ndarray) -> nn.Module:
     return fc
 
 
-def _ldam(width: int, counts: np.ndarray) -> nn.Module:
+def _build_ldam(width: int, counts: np.ndarray) -> nn.Module:
     """Build LDAM's cosine classifier: only the directions are trained, scale and bias are fixed."""
     fc = CosineClassifier(normalize(torch.empty(len(counts), width).uniform_(-1, 1), dim=1), SCALE)
     fc.scale.requires_grad_(False)
@@ -72,7 +79,7 @@ def _ldam(width: int, counts: np.ndarray) -> nn.Module:
     return fc
 
 
-def _ldam_drw(counts: np.ndarray, epochs: int) -> Loss:
+def _build_ldam_loss(counts: np.ndarray, epochs: int) -> Loss:
     margins, weights = ldam_margins(counts), effective_weights(counts)
 
     def loss(logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
@@ -87,51 +94,51 @@ INSTANCE, BOTH, ADJUSTED = ("instance",), ("instance", "class-balanced"), ("post
 HEADS = {
     "linear": Head(
         "linear probe, trained with cross-entropy, as in the authors' code",
-        make=_linear,
+        build=_build_linear,
         adjustments=("off", "train"),
     ),
     "ldam": Head(
         "cosine classifier with larger margins for rare classes and re-weighting late in training (LDAM-DRW)",
-        make=_ldam,
-        loss_of=_ldam_drw,
+        build=_build_ldam,
+        build_loss=_build_ldam_loss,
         samplings=INSTANCE,
     ),
     "logistic": Head(
         "logistic regression; its L2 penalty is selected on validation",
-        fit=fitted.logistic,
+        candidates=candidates.logistic_candidates,
         samplings=BOTH,
         adjustments=ADJUSTED,
     ),
     "cosine": Head(
         "cosine classifier with one learned scale",
-        fit=fitted.cosine,
+        candidates=candidates.cosine_candidates,
         samplings=BOTH,
         adjustments=ADJUSTED,
     ),
     "ncm": Head(
         "nearest class mean, by cosine or Euclidean distance",
-        fit=fitted.nearest_mean,
+        candidates=candidates.ncm_candidates,
         samplings=INSTANCE,
     ),
     "tau": Head(
         "logistic regression with weights divided by their norm to the power tau",
-        fit=fitted.tau_normalised,
+        candidates=candidates.tau_candidates,
         samplings=INSTANCE,
     ),
     "lws": Head(
         "logistic regression with one scale per class, learned with class balancing",
-        fit=fitted.learned_scales,
+        candidates=candidates.lws_candidates,
         samplings=INSTANCE,
     ),
     "target": Head(
-        "nearest TSC target of the projected features",
-        fit=fitted.nearest_target,
+        "nearest TSC target; needs no training (TSC checkpoints only)",
+        candidates=candidates.target_candidates,
         samplings=INSTANCE,
         needs="targets",
     ),
     "own": Head(
         "classifier that the checkpoint was trained with",
-        fit=fitted.own_classifier,
+        candidates=candidates.own_candidates,
         samplings=INSTANCE,
         adjustments=("post", "off"),
         needs="classifier",
@@ -155,7 +162,7 @@ def build_classifier(
         batch: Images per process and step; the input has the shape (batch, 3, image_size, image_size).
         pretrained: File of the encoder. None keeps random weights, for a checkpoint that replaces all of them.
         head: Name in HEADS.
-        counts: See `freeze`.
+        counts: See `freeze_and_replace_classifier`.
 
     Raises:
         InputError: See `get_encoder` and `load_encoder`.
@@ -163,10 +170,12 @@ def build_classifier(
     model = get_encoder(arch, image_size, batch)(num_classes=num_classes)
     if pretrained is not None:
         load_encoder(model, pretrained, arch)
-    return freeze(model, head, counts)
+    return freeze_and_replace_classifier(model, head, counts)
 
 
-def freeze(model: nn.Module, head: str = "linear", counts: np.ndarray | None = None) -> nn.Module:
+def freeze_and_replace_classifier(
+    model: nn.Module, head: str = "linear", counts: np.ndarray | None = None
+) -> nn.Module:
     """Freeze the network and give it a new `fc`, the only trainable part. Return the network.
 
     Args:
@@ -174,8 +183,8 @@ def freeze(model: nn.Module, head: str = "linear", counts: np.ndarray | None = N
     """
     model.requires_grad_(False)
     counts = np.ones(model.fc.out_features, dtype=np.int64) if counts is None else counts
-    make = HEADS[head].make or _linear  # a fitted head replaces the linear `fc` later
-    model.fc = make(model.fc.in_features, counts)
+    build = HEADS[head].build or _build_linear  # a fitted head replaces the linear `fc` later
+    model.fc = build(model.fc.in_features, counts)
     return model
 
 
@@ -206,7 +215,7 @@ def frozen_weights(model: nn.Module, bn_mode: str) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items() if not name.startswith("fc.")}
 
 
-def moved(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
+def changed_weights(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
     """Return the names of frozen weights that are no longer bit-identical."""
-    now = model.state_dict()
-    return [name for name, before in frozen.items() if not torch.equal(now[name], before)]
+    current = model.state_dict()
+    return [name for name, stored in frozen.items() if not torch.equal(current[name], stored)]

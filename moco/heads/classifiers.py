@@ -11,7 +11,7 @@ from torch.nn.utils import skip_init
 from moco.losses import at_least_float32
 from utils.errors import InputError
 
-NEVER = -1e6  # logit of a class without training images
+ABSENT_CLASS_LOGIT = -1e6  # logit of a class without training images
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
@@ -19,8 +19,8 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 
     Exported programs cannot contain the autocast context, hence the null context.
     """
-    on = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 class Float32Linear(nn.Linear):
@@ -61,7 +61,7 @@ class CosineClassifier(nn.Module):
             return self.scale * cosines + self.bias
 
 
-class Projected(nn.Module):
+class ProjectedClassifier(nn.Module):
     """A classifier on the output (N, D) of the stage-1 projection head."""
 
     def __init__(self, projection: nn.Module, classifier: nn.Module):
@@ -78,13 +78,12 @@ class Projected(nn.Module):
 
 
 @torch.no_grad()
-def without_absent(classifier: nn.Module, counts: Tensor) -> nn.Module:
-    """Exclude classes without training images from the predictions, by a very low bias. Return the classifier.
+def exclude_absent_classes(classifier: nn.Module, counts: Tensor) -> None:
+    """Exclude classes without training images from the predictions: set their bias to a very low value, in place.
 
     The log prior treats such a class as if it had one image. counts: (C,) training images per class.
     """
-    classifier.bias[counts == 0] = NEVER
-    return classifier
+    classifier.bias[counts == 0] = ABSENT_CLASS_LOGIT
 
 
 def fitted_classifier(weights: dict[str, Tensor], source: object) -> nn.Module:
@@ -99,19 +98,19 @@ def fitted_classifier(weights: dict[str, Tensor], source: object) -> nn.Module:
     """
     fc = {name.removeprefix("fc."): weight for name, weight in weights.items() if name.startswith("fc.")}
     try:
-        return _like(fc)
+        return _classifier_like(fc)
     except (KeyError, ValueError, IndexError, TypeError):
         raise InputError(
             f"checkpoint {source}: fc has {sorted(fc)}, expected the weights of a fitted classifier"
         ) from None
 
 
-def _like(weights: dict[str, Tensor]) -> nn.Module:
+def _classifier_like(weights: dict[str, Tensor]) -> nn.Module:
     if "classifier.weight" in weights:
         projection = {name: weight for name, weight in weights.items() if name.startswith("projection.")}
         inner = {name.removeprefix("classifier."): weight for name, weight in weights.items()}
-        classifier = _like({name: inner[name] for name in ("weight", "scale", "bias")})
-        return Projected(projection_like(projection), classifier)
+        classifier = _classifier_like({name: inner[name] for name in ("weight", "scale", "bias")})
+        return ProjectedClassifier(projection_like(projection), classifier)
     empty = torch.zeros_like(weights["weight"], device="cpu")
     return CosineClassifier(empty, 1.0) if "scale" in weights else linear_classifier(empty, empty[:, 0])
 

@@ -3,19 +3,19 @@
 from pathlib import Path
 
 from moco.heads import HEADS
-from moco.heads.choice import Task, choose, titled
-from moco.heads.flags import ways
-from utils.distributed import say
+from moco.heads.head_flags import compared_settings
+from moco.heads.selection import HeadData, head_title, select_head
+from utils.distributed import log
 from utils.errors import InputError
 from utils.files import write_text
-from utils.measure.results import HEADS_NOTE, SHOT_NOTE, best_of, heads_rows, markdown
+from utils.measure.results import HEADS_NOTE, SHOT_NOTE, best_head, format_markdown_table, heads_rows
 from utils.report.figures import heads_picture
-from utils.report.runs import probes_of
+from utils.report.runs import find_probes
 from utils.run.evaluation import write_results
 
 TABLE, PICTURE = "heads.md", "heads.png"
-LISTS = ("train_list", "val_list", "test_list")  # hashes of the lists, in args.json
-OF_COMPARISON = (
+LIST_DIGEST_KEYS = ("train_list", "val_list", "test_list")  # arguments in args.json that hold the hashes of the lists
+COMPARISON_KEYS = (
     "head",
     "sampling",
     "logit_adjustment",
@@ -25,7 +25,7 @@ OF_COMPARISON = (
 )  # keys in `heads` that a plain entry does not have
 
 
-def run(run_dir: Path, args: dict, task: Task) -> None:
+def run(run_dir: Path, args: dict, head_data: HeadData) -> None:
     """Fit all heads that the checkpoint supports; write the table, the figure and results.json.
 
     Args:
@@ -34,53 +34,56 @@ def run(run_dir: Path, args: dict, task: Task) -> None:
     Raises:
         InputError: No head could be fitted.
     """
-    heads = compare(task)
+    heads = compare(head_data)
     if not heads:
         raise InputError(f"{args['pretrained'] or run_dir}: no classifier could be fitted; see the messages above")
     if args["pretrained"]:
-        heads |= beside(Path(args["pretrained"]), {name: args[name] for name in LISTS})
-    best = {name: value for name, value in heads[best_of(heads)].items() if name not in OF_COMPARISON}
-    chosen = {"on": task.chosen_on, "from": {"head": [*heads]}}
-    write_results(run_dir, args, {"selected": best, "heads": heads}, task.counts, chosen)
-    header, rows = heads_rows(heads, task.chosen_on)
-    table = markdown(header, rows, words=2)
+        heads |= nearby_probes(Path(args["pretrained"]), {name: args[name] for name in LIST_DIGEST_KEYS})
+    best = {name: value for name, value in heads[best_head(heads)].items() if name not in COMPARISON_KEYS}
+    chosen = {"on": head_data.selection_split, "from": {"head": [*heads]}}
+    write_results(run_dir, args, {"selected": best, "heads": heads}, head_data.counts, chosen)
+    header, rows = heads_rows(heads, head_data.selection_split)
+    table = format_markdown_table(header, rows, text_columns=2)
     write_text(run_dir / TABLE, f"{HEADS_NOTE}\n\n{SHOT_NOTE}.\n\n{table}\n")
     heads_picture(heads, run_dir / PICTURE)
-    say("\n" + table + "\n")
-    say(f"wrote {run_dir}: args.json, results.json, {TABLE}, {PICTURE}")
+    log("\n" + table + "\n")
+    log(f"wrote {run_dir}: args.json, results.json, {TABLE}, {PICTURE}")
 
 
-def compare(task: Task) -> dict[str, dict]:
-    """Return title -> entry of each fitted head, in the order of HEADS, with the values tried."""
-    found, lacks = {}, task.problem.lacks
+def compare(head_data: HeadData) -> dict[str, dict]:
+    """Fit every head that the checkpoint supports. Return a dict that maps titles to entries, in the order of HEADS."""
+    entries, lacks = {}, head_data.inputs.lacks
     for name, head in HEADS.items():
-        if head.fit is None:
+        if not head.is_fitted:
             continue
         if head.needs in lacks:
-            say(f"skipped: {name} ({lacks[head.needs]})")
+            log(f"skipped: {name} ({lacks[head.needs]})")
             continue
-        for sampling, adjustment in ways(head):
-            title = titled(name, sampling, adjustment)
+        for sampling, adjustment in compared_settings(head):
+            title = head_title(name, sampling, adjustment)
             try:
-                chosen = choose(name, sampling, adjustment, task)
+                selected = select_head(name, sampling, adjustment, head_data)
             except InputError as error:  # other heads can still be fitted
-                say(f"skipped: {error}")
+                log(f"skipped: {error}")
                 continue
-            about = {"head": name, "sampling": sampling, "logit_adjustment": adjustment, "from": chosen.tried}
-            found[title] = {**about, **chosen.entry, "seconds": round(chosen.seconds, 2)}
-            say(f"{title}: {task.chosen_on} {chosen.entry['val_balanced']:.2f}  test {chosen.entry['acc1']:.2f}")
-    return found
+            settings = {"head": name, "sampling": sampling, "logit_adjustment": adjustment, "from": selected.tried}
+            entries[title] = {**settings, **selected.entry, "seconds": round(selected.seconds, 2)}
+            split, entry = head_data.selection_split, selected.entry
+            log(f"{title}: {split} {entry['val_balanced']:.2f}  test {entry['acc1']:.2f}")
+    return entries
 
 
-def beside(checkpoint: Path, lists: dict[str, str]) -> dict[str, dict]:
-    """Return title -> selected entry of each probe that was trained on this checkpoint, in folders next to it.
+def nearby_probes(checkpoint: Path, lists: dict[str, str]) -> dict[str, dict]:
+    """Find the probes that were trained on this checkpoint, in folders next to it.
+
+    Return a dict that maps their titles to their selected entries.
 
     lists: hashes of the lists. Probes that used other lists are not comparable and are omitted.
     """
-    found = {}
-    for folder, results in probes_of(checkpoint, lists).items():
-        about = {"head": "trained", "folder": str(folder), "from": results.get("chosen", {}).get("from", {})}
+    entries = {}
+    for folder, results in find_probes(checkpoint, lists).items():
+        source = {"head": "trained", "folder": str(folder), "from": results.get("chosen", {}).get("from", {})}
         entry = results["selected"]
-        before = {"val_balanced": entry["val_acc1"]}  # older runs lack it; their val split was balanced
-        found[f"{folder.name} (trained)"] = {**about, **before, **entry, "seconds": None}
-    return found
+        default = {"val_balanced": entry["val_acc1"]}  # for older runs, which lack it; their val split was balanced
+        entries[f"{folder.name} (trained)"] = {**source, **default, **entry, "seconds": None}
+    return entries

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = 8192  # images per block of logits
-MOST_STEPS = 500  # limit of L-BFGS iterations
-# A fit ends when the gradient is FLAT times the initial gradient (at 0 for logistic regression), or when a step lowers
-# the loss by less than STILL times its value. In the second case, the gradient may be REST times larger. In float32 the
-# loss is within 1e-5 of its optimum; reaching more digits would double the number of passes.
-FLAT = {torch.float64: 1e-6, torch.float32: 1e-4}
-STILL = {torch.float64: 1e-14, torch.float32: 1e-6}
-REST = {torch.float64: 10, torch.float32: 1000}
+MAX_ITERATIONS = 500  # of L-BFGS
+# A fit ends when its largest gradient entry is GRADIENT_TOLERANCE times that of a reference point (the start; 0 for
+# logistic regression), or when an iteration lowers the loss by less than LOSS_TOLERANCE times its value. In the second
+# case, it has converged only if the gradient is at most MAX_GRADIENT_EXCESS times the first limit. In float32 the loss
+# is within 1e-5 of its optimum; reaching more digits would double the number of passes.
+GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+LOSS_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
+MAX_GRADIENT_EXCESS = {torch.float64: 10, torch.float32: 1000}
 
 
 class Fit(NamedTuple):
@@ -38,18 +39,18 @@ class Fit(NamedTuple):
     scale: float = 1.0
 
 
-def class_means(features: Tensor, labels: Tensor, num_classes: int, unit: bool = False) -> Tensor:
+def class_means(features: Tensor, labels: Tensor, num_classes: int, normalise_features: bool = False) -> Tensor:
     """Return the mean of the features (n, d) of each class, (C, d) float64; zeros for a class without images.
 
-    unit: average the features scaled to unit length.
+    normalise_features: average the features scaled to unit length.
     """
     total = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for z, y in zip(features.split(BLOCK), labels.split(BLOCK), strict=True):
-        total.index_add_(0, y, normalize(z.double(), dim=1) if unit else z.double())
+        total.index_add_(0, y, normalize(z.double(), dim=1) if normalise_features else z.double())
     return (total / torch.bincount(labels, minlength=num_classes).clamp(min=1)[:, None]).cpu()
 
 
-def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+def balanced_image_weights(labels: Tensor, num_classes: int) -> Tensor:
     """Return image weights (n,) with mean 1, with which all classes that have images count equally."""
     counts = torch.bincount(labels, minlength=num_classes)
     return (len(labels) / ((counts > 0).sum() * counts[labels].double())).cpu()
@@ -61,7 +62,7 @@ def log_prior(counts: Tensor) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-def logistic(
+def fit_logistic(
     features: Tensor,
     labels: Tensor,
     num_classes: int,
@@ -69,44 +70,47 @@ def logistic(
     weights: Tensor | None = None,
     offset: Tensor | None = None,
     start: Fit | None = None,
-    unit: float = 1.0,
+    feature_scale: float = 1.0,
     intercept: bool = True,
 ) -> Fit:
-    """Fit a multinomial logistic regression: scikit-learn's objective divided by n·C, for C = 1 / (n·l2),
+    """Fit a multinomial logistic regression. It minimises scikit-learn's objective, scaled to a mean over images:
 
-        mean_i w_i cross_entropy(W z_i + b + offset, y_i) + l2 / 2 · |W / unit|²
+        mean_i w_i cross_entropy(W z_i + b + offset, y_i) + l2 / 2 · |W / feature_scale|²
+
+    scikit-learn's parameter C is 1 / (n · l2).
 
     Args:
         features: (n, d). labels: (n,). weights: (n,).
         offset: (C,), such as the log prior (balanced softmax).
         start: Initial value. intercept: Whether to fit b.
-        unit: Penalise W as if the features were multiplied by `unit`.
+        feature_scale: Penalise W as if the features were multiplied by this factor.
     """
     d, mean = features.shape[1], torch.zeros(1, features.shape[1], dtype=torch.float64)
     if intercept:  # centred features have the same optimum, and converge faster because W and b are less coupled
         mean = class_means(features, torch.zeros_like(labels), 1)
     # Scale each class by its curvature, which is proportional to its share of the loss.
     share = _shares(labels, num_classes, weights)[:, None]
-    step, step_of_bias = unit * (share + l2) ** -0.5, share**-0.5  # (C, 1)
+    weight_scale, bias_scale = feature_scale * (share + l2) ** -0.5, share**-0.5  # (C, 1), a diagonal preconditioner
     offset = torch.zeros(num_classes) if offset is None else offset
     if start is None:
         start = Fit(torch.zeros(num_classes, d), intercept * (share[:, 0].log() - offset))
 
     def split(x: Tensor) -> tuple[Tensor, Tensor]:
-        weight, bias = step * x[:, :d], (step_of_bias * x[:, d:])[:, :1].sum(1)
+        weight, bias = weight_scale * x[:, :d], (bias_scale * x[:, d:])[:, :1].sum(1)
         return weight, bias - (weight @ mean.T)[:, 0]
 
     def loss(x: Tensor) -> tuple[float, Tensor]:
         weight, bias = split(x.view(num_classes, -1))
         value, by_weight, by_bias = _cross_entropy(features, labels, weight, bias + offset, weights)
-        value += l2 / 2 * float((weight / unit).square().sum())
-        by_weight = step * (by_weight - by_bias[:, None] * mean + l2 / unit**2 * weight)
-        by_bias = step_of_bias * by_bias[:, None]
+        value += l2 / 2 * float((weight / feature_scale).square().sum())
+        by_weight = weight_scale * (by_weight - by_bias[:, None] * mean + l2 / feature_scale**2 * weight)
+        by_bias = bias_scale * by_bias[:, None]
         return value, torch.cat([by_weight, by_bias] if intercept else [by_weight], 1).flatten()
 
     weight, bias = start.weight.double(), start.bias.double() + (start.weight.double() @ mean.T)[:, 0]
-    begin = torch.cat([weight / step, bias[:, None] / step_of_bias] if intercept else [weight / step], 1).flatten()
-    x, converged = _descend(loss, begin, features.dtype, steep=torch.zeros_like(begin))
+    blocks = [weight / weight_scale, bias[:, None] / bias_scale] if intercept else [weight / weight_scale]
+    x0 = torch.cat(blocks, 1).flatten()
+    x, converged = _minimise(loss, x0, features.dtype, reference_point=torch.zeros_like(x0))
     return Fit(*split(x.view(num_classes, -1)), converged)
 
 
@@ -119,7 +123,7 @@ def _shares(labels: Tensor, num_classes: int, weights: Tensor | None) -> Tensor:
     return counts / counts.sum()
 
 
-def cosine(
+def fit_cosine(
     features: Tensor,
     labels: Tensor,
     num_classes: int,
@@ -133,16 +137,16 @@ def cosine(
         mean_i w_i cross_entropy(s · cos(w_c, z_i) + offset, y_i) + l2 / 2 · s²
 
     Without the penalty, s diverges if the classes are separable. The problem is not convex; `converged` means that the
-    gradient is small. The arguments are those of `logistic`.
+    gradient is small. The arguments are those of `fit_logistic`.
     """
-    unit, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features
+    unit_features, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features
     offset = torch.zeros(num_classes) if offset is None else offset
 
     def loss(x: Tensor) -> tuple[float, Tensor]:
         raw, log_scale = x[:-1].view(num_classes, d), x[-1]
         length = raw.norm(dim=1, keepdim=True).clamp(min=1e-12)
         direction, scale = raw / length, log_scale.exp()
-        value, by_weight, _ = _cross_entropy(unit, labels, scale * direction, offset, weights)
+        value, by_weight, _ = _cross_entropy(unit_features, labels, scale * direction, offset, weights)
         value += l2 / 2 * float(scale**2)
         by_direction = scale * by_weight
         by_raw = (by_direction - (by_direction * direction).sum(1, keepdim=True) * direction) / length
@@ -150,16 +154,16 @@ def cosine(
         return value, torch.cat([by_raw.flatten(), by_log_scale[None]])
 
     if start is None:
-        means = class_means(unit, labels, num_classes)
+        means = class_means(unit_features, labels, num_classes)
         means[~means.any(dim=1)] = -means.sum(0)  # a class without images has no direction: point away from the others
         start = Fit(means, torch.zeros(num_classes), scale=1.0)
-    begin = [normalize(start.weight.double(), dim=1).flatten(), torch.tensor([np.log(start.scale)])]
-    x, converged = _descend(loss, torch.cat(begin), features.dtype)
+    x0 = torch.cat([normalize(start.weight.double(), dim=1).flatten(), torch.tensor([np.log(start.scale)])])
+    x, converged = _minimise(loss, x0, features.dtype)
     directions = normalize(x[:-1].view(num_classes, d), dim=1)
     return Fit(directions, torch.zeros(num_classes), converged, float(x[-1].exp()))
 
 
-def tau_normalised(fit: Fit, tau: float) -> Fit:
+def normalise_by_tau(fit: Fit, tau: float) -> Fit:
     """Return w_c / |w_c|^tau without bias (Kang et al. 2020), because frequent classes have larger weight norms."""
     return fit._replace(
         weight=fit.weight / fit.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau,
@@ -167,7 +171,7 @@ def tau_normalised(fit: Fit, tau: float) -> Fit:
     )
 
 
-def learned_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor) -> Fit:
+def fit_class_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor) -> Fit:
     """Fit LWS (Kang et al. 2020): s_c · w_c, where only the scales s (C,) are optimised, starting from 1."""
     classes = len(fit.weight)
 
@@ -175,7 +179,7 @@ def learned_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor) 
         value, by_weight, _ = _cross_entropy(features, labels, scales[:, None] * fit.weight, fit.bias, weights)
         return value, (by_weight * fit.weight).sum(1)
 
-    scales, converged = _descend(loss, torch.ones(classes), features.dtype)
+    scales, converged = _minimise(loss, torch.ones(classes), features.dtype)
     return Fit(scales[:, None] * fit.weight, fit.bias, converged and fit.converged)
 
 
@@ -199,12 +203,15 @@ def _cross_entropy(
     return value, by_weight.cpu(), by_bias.cpu()
 
 
-def _descend(
-    loss: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, dtype: torch.dtype, steep: Tensor | None = None
+def _minimise(
+    loss: Callable[[Tensor], tuple[float, Tensor]],
+    x0: Tensor,
+    dtype: torch.dtype,
+    reference_point: Tensor | None = None,
 ) -> tuple[Tensor, bool]:
-    """Minimise with L-BFGS from `start`. Return the minimum, and whether it converged to the precision of dtype.
+    """Minimise with L-BFGS from x0. Return the minimum, and whether it converged to the precision of dtype.
 
-    steep: the point whose gradient FLAT refers to; None for the start.
+    loss: returns the value and the gradient. reference_point: point for GRADIENT_TOLERANCE, by default x0.
     """
     from scipy.optimize import minimize  # imported here because it takes a third of a second
 
@@ -212,9 +219,12 @@ def _descend(
         value, gradient = loss(torch.from_numpy(x))
         return value, gradient.double().numpy()
 
-    steepest = np.abs(as_numpy((start if steep is None else steep).double().numpy())[1]).max()
-    flat = FLAT[dtype] * max(float(steepest), 1e-12)
-    options = {"maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS, "gtol": flat, "ftol": STILL[dtype]}
+    reference_point = x0 if reference_point is None else reference_point
+    reference_gradient = np.abs(as_numpy(reference_point.double().numpy())[1]).max()
+    gtol = GRADIENT_TOLERANCE[dtype] * max(float(reference_gradient), 1e-12)
+    options = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "gtol": gtol, "ftol": LOSS_TOLERANCE[dtype]}
     options["maxcor"] = 30  # steps in memory: a third fewer passes over the features than with 10
-    found = minimize(as_numpy, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
-    return torch.from_numpy(found.x), bool(found.success and np.abs(found.jac).max() <= REST[dtype] * flat)
+    result = minimize(as_numpy, x0.double().numpy(), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(result.x), bool(
+        result.success and np.abs(result.jac).max() <= MAX_GRADIENT_EXCESS[dtype] * gtol
+    )

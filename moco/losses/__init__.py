@@ -1,13 +1,13 @@
 """Losses for contrast with a queue and inside the batch, and the selection of positives: pure functions of tensors."""
 
-from moco.losses.blocks import InBatchTerms
-from moco.losses.in_batch import in_batch_loss, in_batch_target_loss
-from moco.losses.queue import LOSS_FORMS, LossOutput, at_least_float32, contrastive_loss
+from moco.losses.batch_loss import in_batch_loss, in_batch_target_loss
+from moco.losses.blocks import InBatchLossOutput
+from moco.losses.queue_loss import LOSS_FORMS, QueueLossOutput, at_least_float32, contrastive_loss
 
 __all__ = [
     "LOSS_FORMS",
-    "InBatchTerms",
-    "LossOutput",
+    "InBatchLossOutput",
+    "QueueLossOutput",
     "at_least_float32",
     "contrastive_loss",
     "in_batch_loss",

@@ -1,7 +1,7 @@
 """In-batch losses, summed over blocks of anchors.
 
-Symbols: N images, D feature dimension, C targets; U = 2N + C distinct vectors, the columns. All copies of a target
-have the same logits, so large matrices have U columns, and each column carries its number of copies.
+Symbols: N images, D feature dimension, C targets; U = 2N + C distinct vectors. All copies of a target have the same
+logits. Large matrices therefore have U columns, one per distinct vector, which is weighted by its number of copies.
 """
 
 from typing import NamedTuple
@@ -9,21 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Logits computed at a time: few enough for the cache of a CPU, enough to keep a GPU busy.
-LOGITS = {"cpu": 2**18, "cuda": 2**24}
-Block = tuple[slice, Tensor | None]  # rows of some anchors, and the columns of their positives
+# Logits computed at a time, per device type: few enough for the cache of a CPU, enough to keep a GPU busy.
+MAX_LOGITS_PER_BLOCK = {"cpu": 2**18, "cuda": 2**24}
+Block = tuple[
+    slice, Tensor | None
+]  # some anchors as a slice of the distinct vectors, and the columns of their positives
 
 
-class Rows(NamedTuple):
-    """The distinct vectors: N images of view 1, N of view 2, C targets. copies: how often each occurs in the batch."""
+class DistinctVectors(NamedTuple):
+    """The distinct vectors of a batch: N images of view 1, N of view 2, C targets."""
 
     vector: Tensor  # (U, D)
     label: Tensor  # (U,)
-    copies: Tensor  # (U,), in the vectors' dtype
-    images: int  # 2N
+    multiplicity: Tensor  # (U,) how often each occurs in the batch, in the dtype of the vectors
+    num_images: int  # 2N
 
 
-class InBatchTerms(NamedTuple):
+class InBatchLossOutput(NamedTuple):
     """The loss and its parts, scalars: loss = loss_class (image positives) + loss_target (target positives).
 
     Only loss carries a gradient.
@@ -34,77 +36,82 @@ class InBatchTerms(NamedTuple):
     loss_target: Tensor
 
 
-def rows_of(views: Tensor, labels: Tensor, targets: Tensor, target_class: Tensor, copies: int) -> Rows:
+def distinct_vectors(
+    views: Tensor, labels: Tensor, targets: Tensor, target_class: Tensor, copies: int
+) -> DistinctVectors:
     """Collect the distinct vectors of a batch. copies: number of copies of each target over both views."""
     dtype = torch.promote_types(views.dtype, torch.float32)  # exp(1/0.07) is beyond float16
     vector = torch.cat([views[:, 0].to(dtype), views[:, 1].to(dtype), targets.to(dtype)])
-    images = 2 * len(views)
-    number = vector.new_ones(len(vector))
-    number[images:] = copies
-    return Rows(vector, torch.cat([labels, labels, target_class]), number, images)
+    num_images = 2 * len(views)
+    multiplicity = vector.new_ones(len(vector))
+    multiplicity[num_images:] = copies
+    return DistinctVectors(vector, torch.cat([labels, labels, target_class]), multiplicity, num_images)
 
 
-def blocks_of(rows: Rows, drawn: tuple[Tensor, Tensor] | None, anchors: str) -> list[Block]:
+def anchor_blocks(distinct: DistinctVectors, positives: tuple[Tensor, Tensor] | None, anchors: str) -> list[Block]:
     """Split the anchors into blocks of images or of targets, each with the columns of its positives.
 
     Args:
-        drawn: columns for the images and for the targets, see `_anchor_losses`; None uses the whole class.
+        positives: positives of the images and of the targets, each as the argument `columns` of `_anchor_losses`; None
+            uses the whole class.
         anchors: "all", "images" or "targets".
     """
-    images, end = rows.images, len(rows.label)
-    blocks, size = [], max(1, LOGITS.get(rows.vector.device.type, LOGITS["cuda"]) // end)
-    for group, (kind, first, last) in enumerate([("images", 0, images), ("targets", images, end)]):
+    num_images, end = distinct.num_images, len(distinct.label)
+    max_logits = MAX_LOGITS_PER_BLOCK.get(distinct.vector.device.type, MAX_LOGITS_PER_BLOCK["cuda"])
+    blocks, size = [], max(1, max_logits // end)
+    for group, (kind, first, last) in enumerate([("images", 0, num_images), ("targets", num_images, end)]):
         if anchors not in ("all", kind):
             continue
         for begin in range(first, last, size):
-            place = slice(begin, min(begin + size, last))
-            blocks.append((place, None if drawn is None else drawn[group][begin - first : place.stop - first]))
+            anchor_slice = slice(begin, min(begin + size, last))
+            columns = None if positives is None else positives[group][begin - first : anchor_slice.stop - first]
+            blocks.append((anchor_slice, columns))
     return blocks
 
 
-def mean_over(
-    rows: Rows, blocks: list[Block], temperature: float, unbiased: bool, target_weight: float | None
-) -> InBatchTerms:
+def mean_loss(
+    distinct: DistinctVectors, blocks: list[Block], temperature: float, unbiased: bool, target_weight: float | None
+) -> InBatchLossOutput:
     """Return the mean loss over the anchors of the blocks, each counted as often as it occurs in the batch."""
-    number = sum(rows.copies[place].sum() for place, _ in blocks)
-    with torch.autocast(rows.vector.device.type, enabled=False):
-        total, parts = SumInBlocks.apply(rows.vector, rows, blocks, temperature, unbiased, target_weight)
-    return InBatchTerms(total / number, *(parts / number))
+    num_anchors = sum(distinct.multiplicity[anchor_slice].sum() for anchor_slice, _ in blocks)
+    with torch.autocast(distinct.vector.device.type, enabled=False):
+        total, terms = SumInBlocks.apply(distinct.vector, distinct, blocks, temperature, unbiased, target_weight)
+    return InBatchLossOutput(total / num_anchors, *(terms / num_anchors))
 
 
 class SumInBlocks(torch.autograd.Function):
-    """The sum of the anchors' losses, a scalar, and its two parts, (2,), computed block by block.
+    """The sum of the anchors' losses, a scalar, and its image and target terms, (2,), computed block by block.
 
     The forward pass also computes the gradient of each block, so the logits of a block are neither stored nor
-    recomputed. Arguments of forward: vector (U, D) of the rows, then the arguments of `_anchor_losses`, with `blocks`
-    in place of `place` and `columns`.
+    recomputed. Arguments of forward: vector (U, D), then the arguments of `_anchor_losses`, with `blocks` in place of
+    `anchor_slice` and `columns`.
     """
 
     @staticmethod
     def forward(
         ctx,
         vector: Tensor,
-        rows: Rows,
+        distinct: DistinctVectors,
         blocks: list[Block],
         temperature: float,
         unbiased: bool,
         target_weight: float | None,
     ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[0]
-        parts, gradient = vector.new_zeros(2), torch.zeros_like(vector)
-        for place, columns in blocks:
-            with torch.set_grad_enabled(wanted):
-                leaf = vector.detach().requires_grad_(wanted)
-                of_block = rows._replace(vector=leaf)
-                losses = _anchor_losses(of_block, place, columns, temperature, unbiased, target_weight)  # (B, 2)
-                sums = (losses * rows.copies[place, None]).sum(0)  # (2,)
+        needs_grad = ctx.needs_input_grad[0]
+        terms, gradient = vector.new_zeros(2), torch.zeros_like(vector)
+        for anchor_slice, columns in blocks:
+            with torch.set_grad_enabled(needs_grad):
+                leaf = vector.detach().requires_grad_(needs_grad)
+                inputs = distinct._replace(vector=leaf)
+                losses = _anchor_losses(inputs, anchor_slice, columns, temperature, unbiased, target_weight)  # (B, 2)
+                sums = (losses * distinct.multiplicity[anchor_slice, None]).sum(0)  # (2,)
                 loss = sums.sum()
-            parts += sums.detach()
-            if wanted:
+            terms += sums.detach()
+            if needs_grad:
                 gradient += torch.autograd.grad(loss, leaf)[0]
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(parts)
-        return parts.sum(), parts
+        ctx.mark_non_differentiable(terms)
+        return terms.sum(), terms
 
     @staticmethod
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
@@ -115,41 +122,44 @@ class SumInBlocks(torch.autograd.Function):
 
 
 def _anchor_losses(
-    rows: Rows,
-    place: slice,
+    distinct: DistinctVectors,
+    anchor_slice: slice,
     columns: Tensor | None,
     temperature: float,
     unbiased: bool,
     target_weight: float | None,
 ) -> Tensor:
-    """Return the loss of each anchor, (B, 2): the part of the images and the part of the targets.
+    """Return the loss of each anchor, (B, 2): its terms for image positives and for target positives.
 
     Args:
-        place: rows of the B anchors among the U vectors.
+        anchor_slice: the B anchors, as a slice of the U vectors.
         columns: (B, w) int64, columns of the positives; a column may repeat, U means no positive. None uses the whole
             class.
         target_weight: weight of the class's target, added to the mean over the images. None treats targets like
             images.
     """
-    logits = (rows.vector[place] / temperature) @ rows.vector.T  # (B, U)
-    same = rows.label[place, None] == rows.label  # (B, U)
-    others = rows.copies.repeat(len(logits), 1)  # (B, U) copies of each column, without the anchor itself
-    others.diagonal(place.start).sub_(1)
+    num_images = distinct.num_images
+    logits = (distinct.vector[anchor_slice] / temperature) @ distinct.vector.T  # (B, U)
+    same = distinct.label[anchor_slice, None] == distinct.label  # (B, U)
+    others = distinct.multiplicity.repeat(len(logits), 1)  # (B, U) copies of each column, without the anchor itself
+    others.diagonal(anchor_slice.start).sub_(1)
     if columns is None:
         weight = others * same  # (B, U)
     else:
-        weight = logits.new_zeros(len(logits), len(rows.label) + 1)
+        weight = logits.new_zeros(len(logits), len(distinct.label) + 1)
         weight = weight.scatter_add_(1, columns, torch.ones_like(columns, dtype=weight.dtype))[:, :-1]  # (B, U)
     if target_weight is None:
         weight = weight / weight.sum(1, keepdim=True)  # 1 / |P_i| for each positive
     else:
-        images, own = weight[:, : rows.images], same[:, rows.images :].to(weight.dtype)  # (B, 2N), (B, C)
-        own = own * (target_weight / own.sum(1, keepdim=True).clamp(min=1))
-        weight = torch.cat([images / images.sum(1, keepdim=True), own], dim=1)  # (B, U)
+        on_images = weight[:, :num_images]  # (B, 2N)
+        on_targets = same[:, num_images:].to(weight.dtype)  # (B, C)
+        on_targets = on_targets * (target_weight / on_targets.sum(1, keepdim=True).clamp(min=1))
+        weight = torch.cat([on_images / on_images.sum(1, keepdim=True), on_targets], dim=1)  # (B, U)
     if unbiased:
-        negatives = (logits + rows.copies.log()).masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
+        # (B, 1): all columns of other labels
+        negatives = (logits + distinct.multiplicity.log()).masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
         log_z = torch.logaddexp(negatives, logits)  # (B, U): one denominator per positive
     else:
         log_z = (logits + others.log()).logsumexp(1, keepdim=True)  # (B, 1)
     losses = weight * (log_z - logits)  # (B, U)
-    return torch.stack([losses[:, : rows.images].sum(1), losses[:, rows.images :].sum(1)], dim=1)
+    return torch.stack([losses[:, :num_images].sum(1), losses[:, num_images:].sum(1)], dim=1)

@@ -5,34 +5,35 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from utils.parser import Cases, Group
+from utils.parser import FlagConditions, Group
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
 
 class Method:
-    """A training method of stage 1. Every function except `build` has a default that does nothing.
+    """A training method of stage 1. Every function except `build` has a default.
 
     A run creates one instance of a class in METHODS. `build` returns `model`. The call model(im_q, im_k, labels), with
     two views of N images and their labels, returns an object with a scalar `loss`. Stage 2 uses `model.encoder_q`.
 
     Attributes:
-        meaning: text for --help.
-        arguments: functions that add the flags of the method, add(model, loss); `model` is the group of flags that
-            describe the network. Flags of other methods are rejected.
-        sizes: argument -> (tensor of a checkpoint, axis) whose length must equal the argument.
+        help: text for --help.
+        argument_adders: functions that add the flags of the method, add(model, loss); `model` is the group of flags
+            that describe the network. Flags of other methods are rejected.
+        stored_sizes: maps an argument to (tensor name, axis). In a checkpoint, the tensor's length along that axis must
+            equal the argument.
     """
 
-    meaning = ""
-    arguments: tuple[Callable[[Group, Group], None], ...] = ()
-    sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
+    help = ""
+    argument_adders: tuple[Callable[[Group, Group], None], ...] = ()
+    stored_sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module
 
     def __init__(self, args):
         self.args = args
 
     @classmethod
-    def ignored_flags(cls, args) -> Cases:
+    def ignored_flags(cls, args) -> FlagConditions:
         """Return the flags that are ignored because of other flags."""
         return []
 
@@ -44,11 +45,11 @@ class Method:
     def check_files(self, num_classes: int) -> None:
         """Raise InputError for files that do not fit the arguments. Called before anything is written."""
 
-    def read_state(self, state: RunState) -> None:
-        """Read the state to resume from. Raise InputError if `state.extra` contains invalid entries."""
+    def check_extra_state(self, state: RunState) -> None:
+        """Raise InputError if `state.extra`, from a checkpoint, contains invalid entries. Called before `build`."""
 
     @property
-    def images_a_step(self) -> int:
+    def global_batch_size(self) -> int:
         """The number of images per optimiser step, over all processes: the global batch of the loss."""
         return self.args.batch_size * self.args.accum_steps
 
@@ -60,8 +61,8 @@ class Method:
         """Build the model on the CPU from `state.seed`, identical on all ranks."""
         raise NotImplementedError
 
-    def restore(self, state: RunState) -> None:
-        """Restore `state.extra` after the weights have been loaded into `model`. Raise InputError if it is invalid."""
+    def load_extra_state(self, state: RunState) -> None:
+        """Load `state.extra`, after the weights were loaded into `model`. Raise InputError if it does not fit them."""
 
     def parameters(self) -> Iterable:
         """Return the parameters, or parameter groups, for the optimiser."""
@@ -74,14 +75,14 @@ class Method:
     def begin_phase(self, name: str, fresh: bool) -> None:
         """Prepare for a phase. fresh: no step of the phase has been trained yet."""
 
-    def begin_epoch(self, step: int, goes_on: bool) -> None:
-        """Start an epoch, or resume one in the middle (goes_on). step: step of the run, from 0."""
+    def begin_epoch(self, step: int, resumed: bool) -> None:
+        """Start an epoch, or resume one in the middle (`resumed`). step: step of the run, from 0."""
 
-    def shown(self, output) -> dict[str, Tensor]:
+    def step_metrics(self, output) -> dict[str, Tensor]:
         """Return scalars of a step, including `loss`. Their means over the epoch are logged."""
         return {"loss": output.loss}
 
-    def facts(self) -> tuple[dict[str, float | None], str]:
+    def epoch_metrics(self) -> tuple[dict[str, float | None], str]:
         """Return the metrics of an epoch at its end: a dict for the log, and text for the console."""
         return {}, ""
 
@@ -89,6 +90,6 @@ class Method:
         """Return the entries that the method adds to a checkpoint: plain data and tensors."""
         return {}
 
-    def assigned(self) -> tuple[Tensor, Tensor] | None:
+    def class_targets_and_cosines(self) -> tuple[Tensor, Tensor] | None:
         """Return the target of each class (C, D), and the cosine of its centroid to it (C,); None without targets."""
         return None

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from utils.distributed import say
+from utils.distributed import log
 
-LENGTH = 0.999  # norm of the mean of unit features, equal to their mean cosine with its direction
-FEWEST = 32  # features in a process's batch; a smaller batch may contain a single class
+MEAN_NORM_LIMIT = 0.999  # of the norm of the mean of unit features, which is their mean cosine with its direction
+MIN_BATCH_SIZE = 32  # features in a process's batch; a smaller batch may contain a single class
 ADVICE = "start a new run with --warmup-epochs, a smaller --lr or a larger --moco-t"
 
 
@@ -27,9 +27,9 @@ class CollapseDetector:
         self.features = q.detach()
 
     def end_epoch(self) -> None:
-        if self.features is None or len(self.features) < FEWEST:
+        if self.features is None or len(self.features) < MIN_BATCH_SIZE:
             return
-        length = float(self.features.float().mean(dim=0).norm())
-        self.epochs = self.epochs + 1 if length > LENGTH else 0
+        mean_norm = float(self.features.float().mean(dim=0).norm())
+        self.epochs = self.epochs + 1 if mean_norm > MEAN_NORM_LIMIT else 0
         if self.epochs == 2:
-            say(f"note: all features have collapsed onto one point (their mean has length {length:.5f}); {ADVICE}")
+            log(f"note: all features have collapsed onto one point (their mean has length {mean_norm:.5f}); {ADVICE}")

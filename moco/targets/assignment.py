@@ -1,17 +1,19 @@
 """Exact assignment of targets to classes at every step, updated for the classes whose centroids moved.
 
 The permutation sigma that maximises sum_y c_y · t_sigma(y) solves a linear assignment problem with
-costs -c_y · t_j. Give every target a price. If each class has the target with the least cost + price
-for it, then no permutation is better (linear programming duality): the prices prove optimality.
-A step moves only the centroids of one batch, so the proof is checked for those classes only. A class
-whose target is no longer the cheapest gets a new one by shortest augmenting paths (Jonker and
-Volgenant 1987, "A shortest augmenting path algorithm for dense and sparse linear assignment
-problems").
+costs -c_y · t_j. Give every target a price; the priced cost of a target for a class is its cost plus
+its price. If each class has the target with the least priced cost for it, then no permutation is
+better (linear programming duality): the prices prove optimality. A step moves only the centroids of
+one batch, so the proof is checked for those classes only. A class whose target is no longer the
+cheapest (least priced cost) is unassigned: it gives up its target and gets a new one by shortest
+augmenting paths (Jonker and Volgenant 1987, "A shortest augmenting path algorithm for dense and
+sparse linear assignment problems").
 
 Only a few targets are close enough to a class to matter. Each class therefore keeps a list: its own
-target, the targets that were cheapest when the list was made, and the least cost + price of all other
-targets at that time. Prices only rise. While its own target costs no more than that least value, no
-target outside the list is cheaper. If the list cannot prove this, the class compares all targets again.
+target, the targets that were cheapest when the list was made, and the least priced cost of all other
+targets at that time. Prices only rise. While the priced cost of its own target is at most that least
+value, no target outside the list is cheaper. If the list cannot prove this, the class compares all
+targets again.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,6 +22,8 @@ from itertools import count
 import numpy as np
 import torch
 from torch import Tensor
+
+from moco.targets.chains import shortest_chains
 
 TOLERANCE = 1e-12  # of the optimality proof, as a cosine: the rounding of some thousand float64 additions
 ROWS = 128  # rows of a (rows, C) intermediate result
@@ -47,16 +51,16 @@ class Assignment:
         self._incoming = torch.empty(targets.shape, dtype=targets.dtype, pin_memory=on_gpu)  # (C, D)
         self._centroids = torch.full_like(self._incoming, torch.nan)  # of the last solve; nan: unequal to all
         self._target = np.arange(num_classes)  # (C,) target of each class
-        self._own = np.empty(num_classes)  # (C,) cost of this target
+        self._assigned_cost = np.empty(num_classes)  # (C,) cost of this target
         self._price = None  # (C,) price of each target, set by the first solve
-        self._beyond = np.empty(num_classes)  # (C,) least cost + price of the targets not on the list
+        self._unlisted_min = np.empty(num_classes)  # (C,) least priced cost of the targets not on the list
         self._clear_lists(min(WIDTH, num_classes))
         self._pending: Future | None = None
         self._device = targets.device
 
     def _clear_lists(self, width: int) -> None:
-        self._near = np.zeros((len(self._target), width), dtype=np.int64)  # (C, width) targets
-        self._cost = np.full(self._near.shape, np.inf)  # (C, width) their costs; inf: unused entry
+        self._listed = np.zeros((len(self._target), width), dtype=np.int64)  # (C, width) targets
+        self._listed_cost = np.full(self._listed.shape, np.inf)  # (C, width) their costs; inf: unused entry
 
     def start(self, centroids: Tensor) -> None:
         """Start to solve for these (C, D) centroids in a thread. `result` waits for it."""
@@ -89,159 +93,91 @@ class Assignment:
         self._centroids[moved] = centroids[moved]
         if self._price is None:  # minus the mean cost of each target, which is common to all classes
             self._price = -(self._centroids.double().mean(dim=0) @ self._minus_targets).numpy()
-        losers = self._look(moved.numpy(), make_lists=False)
-        if len(losers):
-            self._repair(losers)
+        unassigned = self._compare_all_targets(moved.numpy(), make_lists=False)
+        if len(unassigned):
+            self._repair(unassigned)
             level = np.floor(self._price.min())  # subtracting an integer is exact and keeps prices small
             self._price -= level
-            self._beyond -= level
+            self._unlisted_min -= level
         return self._target.copy()
 
-    def _look(self, classes: np.ndarray, make_lists: bool) -> np.ndarray:
+    def _compare_all_targets(self, classes: np.ndarray, make_lists: bool) -> np.ndarray:
         """Compare all targets for these classes. Return the classes for which another target is cheaper than their own.
 
         A class that keeps its target needs no list. Without `make_lists`, lists are made only for blocks of classes
         of which at least one has a cheaper target.
         """
-        losers = [classes[:0]]
+        unassigned = [classes[:0]]
         for rows in np.split(classes, range(ROWS, len(classes), ROWS)):
             cost = (self._centroids[rows].double() @ self._minus_targets).numpy()  # (rows, C)
             own = np.arange(len(rows)), self._target[rows]
-            offer = cost + self._price
-            limit = offer[own] - TOLERANCE
-            offer[own] = np.inf  # from here on: offers of all other targets
-            self._own[rows], self._beyond[rows] = cost[own], offer.min(axis=1)
-            losers.append(rows[self._beyond[rows] < limit])
-            self._near[rows, 0], self._cost[rows, 0], self._cost[rows, 1:] = own[1], cost[own], np.inf
-            if len(losers[-1]) or make_lists:
-                self._list_others(rows, cost, offer)
-        return np.concatenate(losers)
+            priced_cost = cost + self._price
+            limit = priced_cost[own] - TOLERANCE
+            priced_cost[own] = np.inf  # from here on: of all other targets
+            self._assigned_cost[rows], self._unlisted_min[rows] = cost[own], priced_cost.min(axis=1)
+            unassigned.append(rows[self._unlisted_min[rows] < limit])
+            self._listed[rows, 0], self._listed_cost[rows, 0], self._listed_cost[rows, 1:] = own[1], cost[own], np.inf
+            if len(unassigned[-1]) or make_lists:
+                self._list_others(rows, cost, priced_cost)
+        return np.concatenate(unassigned)
 
-    def _list_others(self, rows: np.ndarray, cost: np.ndarray, offer: np.ndarray) -> None:
-        """Fill the lists of these classes with their cheapest other targets; `cost` and `offer` are (rows, C)."""
-        others = self._near.shape[1] - 1
-        offers, order = torch.from_numpy(offer).topk(others + 1, largest=False)  # the cheapest first
+    def _list_others(self, rows: np.ndarray, cost: np.ndarray, priced_cost: np.ndarray) -> None:
+        """Fill the lists of these classes with their cheapest other targets; the costs are (rows, C)."""
+        others = self._listed.shape[1] - 1
+        cheapest, order = torch.from_numpy(priced_cost).topk(others + 1, largest=False)  # the cheapest first
         order = order[:, :others].numpy()
-        self._near[rows, 1:] = order
-        self._cost[rows, 1:] = np.take_along_axis(cost, order, axis=1)
-        self._beyond[rows] = offers[:, others].numpy()  # inf if all targets are listed
+        self._listed[rows, 1:] = order
+        self._listed_cost[rows, 1:] = np.take_along_axis(cost, order, axis=1)
+        self._unlisted_min[rows] = cheapest[:, others].numpy()  # inf if all targets are listed
 
-    def _repair(self, losers: np.ndarray) -> None:
-        """Find targets for the losers, until the lists prove that every class has its cheapest target."""
+    def _repair(self, unassigned: np.ndarray) -> None:
+        """Find targets for the unassigned classes, until the lists prove that every class has its cheapest target."""
         for rounds in count(1):
-            waiting = self._move_on(losers)
-            doubtful = self._doubtful(waiting)
-            if not len(waiting) and not len(doubtful):
+            still_unassigned = self._reassign(unassigned)
+            unproven = self._unproven(still_unassigned)
+            if not len(still_unassigned) and not len(unproven):
                 return
-            if len(waiting) and rounds % REVIEW:  # the rest is checked together, after prices have risen further
-                doubtful = np.intersect1d(doubtful, waiting, assume_unique=True)
+            if len(still_unassigned) and rounds % REVIEW:  # the rest is checked together, after prices have risen
+                unproven = np.intersect1d(unproven, still_unassigned, assume_unique=True)
             if rounds % PATIENCE == 0:
-                self._clear_lists(min(2 * self._near.shape[1], len(self._target)))
-                doubtful = np.arange(len(self._target))
-            losers = np.setdiff1d(waiting, doubtful, assume_unique=True)
-            if len(doubtful):
-                losers = np.concatenate([losers, self._look(doubtful, make_lists=True)])
+                self._clear_lists(min(2 * self._listed.shape[1], len(self._target)))
+                unproven = np.arange(len(self._target))
+            unassigned = np.setdiff1d(still_unassigned, unproven, assume_unique=True)
+            if len(unproven):
+                unassigned = np.concatenate([unassigned, self._compare_all_targets(unproven, make_lists=True)])
 
-    def _doubtful(self, waiting: np.ndarray) -> np.ndarray:
-        """Return the classes whose list does not prove their target (if waiting: some target) to be the cheapest."""
-        limit = self._own + self._price[self._target]
-        limit[waiting] = (self._cost[waiting] + self._price[self._near[waiting]]).min(axis=1)
+    def _unproven(self, still_unassigned: np.ndarray) -> np.ndarray:
+        """Return the classes whose list does not prove that their target is the cheapest one.
+
+        The list of a class that is still unassigned must prove that the cheapest target is on the list.
+        """
+        limit = self._assigned_cost + self._price[self._target]
+        cheapest = self._listed_cost[still_unassigned] + self._price[self._listed[still_unassigned]]
+        limit[still_unassigned] = cheapest.min(axis=1)
         limit -= TOLERANCE
-        doubtful = np.flatnonzero(self._beyond < limit)
-        if not len(doubtful) and not len(waiting):  # targets off the lists are no cheaper; check the lists
-            doubtful = np.flatnonzero((self._cost + self._price[self._near]).min(axis=1) < limit)
-        return doubtful
+        unproven = np.flatnonzero(self._unlisted_min < limit)
+        if not len(unproven) and not len(still_unassigned):  # targets off the lists are no cheaper; check the lists
+            unproven = np.flatnonzero((self._listed_cost + self._price[self._listed]).min(axis=1) < limit)
+        return unproven
 
-    def _move_on(self, losers: np.ndarray) -> np.ndarray:
-        """Give some losers their targets. Return the others; they get the remaining targets for now."""
-        if not len(losers):
-            return losers
-        pays = self._own + self._price[self._target]
-        chains, self._price = shortest_chains(self._near, self._cost, self._target, pays, self._price, losers)
-        left = set(self._target[losers].tolist())
+    def _reassign(self, unassigned: np.ndarray) -> np.ndarray:
+        """Give some unassigned classes their targets. Return the others; they hold the remaining targets for now."""
+        if not len(unassigned):
+            return unassigned
+        current = self._assigned_cost + self._price[self._target]
+        chains, self._price = shortest_chains(
+            self._listed, self._listed_cost, self._target, current, self._price, unassigned
+        )
+        remaining = set(self._target[unassigned].tolist())
         for chain in chains:
             for mover, target in chain:
                 self._target[mover] = target
-                self._own[mover] = self._cost[mover, (self._near[mover] == target).argmax()]
-            left.remove(chain[0][1])
+                self._assigned_cost[mover] = self._listed_cost[mover, (self._listed[mover] == target).argmax()]
+            remaining.remove(chain[0][1])
         if not chains:  # forces new lists, which include the own target
-            self._beyond[losers] = -np.inf
-        waiting = np.array(sorted(set(losers.tolist()) - {chain[-1][0] for chain in chains}), dtype=np.int64)
-        self._target[waiting] = sorted(left)
-        return waiting
-
-
-def shortest_chains(
-    near: np.ndarray, cost: np.ndarray, target: np.ndarray, pays: np.ndarray, price: np.ndarray, losers: np.ndarray
-) -> tuple[list[list[tuple[int, int]]], np.ndarray]:
-    """Find targets for the losers, each through a chain of classes that change targets with the least total loss.
-
-    The losers give up their targets. If a class moves to a target on its list, its loss is cost + price minus what it
-    pays now; a loser pays its cheapest cost + price. All losers search at once, by relaxation (Bellman and Ford), up to
-    the nearest quarter of the targets given up. In the example, class 2 takes target 0 from class 0, which takes
-    target 1 at a loss of 1 from class 1, which takes target 2 at a loss of 3. The new prices prove optimality:
-
-    >>> near, target, price = np.array(3 * [[0, 1, 2]]), np.array([0, 1, 2]), np.zeros(3)
-    >>> cost = np.array([[0.0, 1.0, 5.0], [2.0, 0.0, 3.0], [0.0, 5.0, 9.0]])
-    >>> chains, risen = shortest_chains(near, cost, target, cost.diagonal(), price, losers=np.array([2]))
-    >>> chains, risen.tolist()
-    ([[(1, 2), (0, 1), (2, 0)]], [4.0, 3.0, 0.0])
-
-    Args:
-        near, cost: (C, width), the targets on each class's list and their costs; inf: unused entry. The list includes
-            the class's own target, except for losers that hold a remaining target.
-        target, pays: (C,), the target of each class, and its cost + price.
-        price: (C,), the price of each target. At these prices, the target of each class except the losers is the
-            cheapest on its list.
-        losers: (L,) classes.
-
-    Returns:
-        Chains of moves (class, new target) without common classes, each ending with the move of a loser; and the
-        prices (C,) after these moves. There are no chains if the lists lead to no target that was given up.
-    """
-    pays = pays.copy()
-    pays[losers] = (cost[losers] + price[near[losers]]).min(axis=1)
-    loss, sender, limit = _search(near, cost, target, pays, price, losers)
-    chains, found, searching = [], set(), set(losers.tolist())
-    ends = target[losers]
-    ends = ends[loss[ends] < np.inf]
-    if not len(ends):
-        return [], price
-    limit = min(limit, loss[ends].max())
-    for end in ends[loss[ends] <= limit]:
-        chain = [(int(sender[end]), int(end))]
-        while (mover := chain[-1][0]) not in searching:
-            chain.append((int(sender[target[mover]]), int(target[mover])))
-        if mover not in found:
-            found.add(mover)
-            chains.append(chain)
-    # Raise the price of each target by its distance to the limit. The old and the new target of a class on a chain
-    # then cost the same, and no other target costs any class less.
-    return chains, price + np.maximum(limit - loss, 0)
-
-
-def _search(near, cost, target, pays, price, losers) -> tuple[np.ndarray, np.ndarray, float]:
-    """Search for `shortest_chains`. Return losses (C,), exact below the limit, moving classes (C,), and limit."""
-    holder, given_up, quarter = np.empty_like(target), target[losers], (len(losers) - 1) // 4
-    holder[target] = np.arange(len(target))
-    loss = np.full(len(target), np.inf)  # (C,) loss of the best known chain to each target
-    sender = np.empty_like(target)  # (C,) class that would move to it
-    unread = np.zeros(len(target), dtype=bool)  # (C,) chain improved since its class was expanded
-    movers, so_far, limit = losers, np.zeros(len(losers)), np.inf
-    while len(movers):
-        wanted = near[movers]  # (movers, width)
-        onward = np.maximum(cost[movers] + price[wanted] - pays[movers, None], 0) + so_far[:, None]
-        nearer = onward < np.minimum(loss[wanted], limit)
-        to, by, onward = wanted[nearer], np.repeat(movers, nearer.sum(axis=1)), onward[nearer]
-        np.minimum.at(loss, to, onward)
-        best = onward == loss[to]
-        sender[to[best]] = by[best]
-        limit = np.partition(loss[given_up], quarter)[quarter]
-        unread[to], unread[given_up] = True, False
-        reached = np.flatnonzero(unread)
-        reached = reached[loss[reached] < limit]
-        if len(reached) > ROWS:  # nearest first: fewer are expanded twice
-            reached = reached[np.argpartition(loss[reached], ROWS)[:ROWS]]
-        unread[reached] = False
-        movers, so_far = holder[reached], loss[reached]
-    return loss, sender, limit
+            self._unlisted_min[unassigned] = -np.inf
+        still_unassigned = np.array(
+            sorted(set(unassigned.tolist()) - {chain[-1][0] for chain in chains}), dtype=np.int64
+        )
+        self._target[still_unassigned] = sorted(remaining)
+        return still_unassigned

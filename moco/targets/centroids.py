@@ -48,14 +48,14 @@ def queue_centroids(centroids: Tensor, queue: Tensor, queue_labels: Tensor) -> T
     return torch.where(present.to(centroids.device)[:, None], means, centroids)
 
 
-def target_facts(
-    centroids: Tensor, targets: Tensor | None, now: list[int] | None, before: list[int] | None
+def target_metrics(
+    centroids: Tensor, targets: Tensor | None, assignment: list[int] | None, previous_assignment: list[int] | None
 ) -> dict[str, float | None]:
     """Return how well the class centroids match their targets.
 
     Args:
-        centroids, targets: (C, D). now, before: row of each class's target now and one epoch ago; None before the
-            first assignment.
+        centroids, targets: (C, D). assignment, previous_assignment: row of each class's target now and one epoch ago;
+            None before the first assignment.
 
     Returns:
         target_cosine, the mean cosine between the centroid and the target of a class, and target_changed, the
@@ -63,10 +63,12 @@ def target_facts(
     """
     if targets is None:
         return {}
-    if now is None:
+    if assignment is None:
         return {"target_cosine": None, "target_changed": None}
-    cosine = float(target_cosines(centroids, targets, now).mean())
-    changed = None if before is None else 100 * float(np.mean(np.array(now) != np.array(before)))
+    cosine = float(target_cosines(centroids, targets, assignment).mean())
+    changed = None
+    if previous_assignment is not None:
+        changed = 100 * float(np.mean(np.array(assignment) != np.array(previous_assignment)))
     return {"target_cosine": cosine, "target_changed": changed}
 
 
@@ -75,8 +77,8 @@ def target_cosines(centroids: Tensor, targets: Tensor, assignment: list[int]) ->
     return (normalize(centroids, dim=1) * targets[assignment]).sum(dim=1)
 
 
-def describe_facts(facts: dict[str, float | None]) -> str:
-    """Format `target_facts` for the console; empty before the first assignment."""
-    cosine, changed = facts.get("target_cosine"), facts.get("target_changed")
-    shown = "" if cosine is None else f"  cos(centroid, target) {cosine:.3f}"
-    return shown if changed is None else f"{shown}  targets changed {changed:.0f} %"
+def format_target_metrics(metrics: dict[str, float | None]) -> str:
+    """Format `target_metrics` for the console; empty before the first assignment."""
+    cosine, changed = metrics.get("target_cosine"), metrics.get("target_changed")
+    text = "" if cosine is None else f"  cos(centroid, target) {cosine:.3f}"
+    return text if changed is None else f"{text}  targets changed {changed:.0f} %"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from moco.targets import spread
-from moco.targets.certificate import certificate, energy_of, verdict
+from moco.targets import optimize
+from moco.targets.bounds import format_energy, format_gap, target_quality
 from moco.targets.files import check_size, check_targets
 from moco.targets.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
-from utils.errors import tell
-from utils.files import first_free, write_whole
+from utils.errors import print_stderr
+from utils.files import unused_name, write_atomically
 
 TEMPERATURE = 0.07
 DIM = 128
@@ -29,34 +29,34 @@ def generate_file(
     keep_interrupted: on Ctrl-C, save the best set found so far and exit with code 130.
     """
     check_size(num_classes, dim)
-    best = spread.Best()
+    best = optimize.BestPoints()
     try:
         targets = generate(num_classes, dim, temperature, best=best, **search)
     except KeyboardInterrupt:
         if best.points is None or not keep_interrupted:
             raise
-        place = output
+        path = output
         if output.exists():  # the existing file may be better than an unfinished search
-            place = first_free(lambda n: output.with_suffix(".interrupted.npy" if n == 1 else f".interrupted-{n}.npy"))
-        save(place, best.points)
-        tell(f"\ninterrupted: saved the best set so far to {place}, {brief(best.points, temperature)}")
+            path = unused_name(lambda n: output.with_suffix(".interrupted.npy" if n == 1 else f".interrupted-{n}.npy"))
+        save(path, best.points)
+        print_stderr(f"\ninterrupted: saved the best set so far to {path}, {format_targets(best.points, temperature)}")
         sys.exit(130)
     save(output, targets)
-    tell(f"wrote {output}: {brief(targets, temperature)}")
+    print_stderr(f"wrote {output}: {format_targets(targets, temperature)}")
     return targets
 
 
 def save(output: Path, targets: Tensor) -> None:
     check_targets(targets, *targets.shape)
-    write_whole(output, lambda file: np.save(file, targets.cpu().numpy()))
+    write_atomically(output, lambda file: np.save(file, targets.cpu().numpy()))
 
 
-def brief(targets: Tensor, temperature: float) -> str:
+def format_targets(targets: Tensor, temperature: float) -> str:
     """Format size, energy ratio and distance from the bound in one short phrase."""
     if len(targets) < 2:
         return f"{len(targets)} targets in R^{targets.shape[1]}"
-    facts = certificate(targets.cpu().numpy(), temperature)
-    return f"{energy_of(facts)}, {verdict(facts)}"
+    quality = target_quality(targets.cpu().numpy(), temperature)
+    return f"{format_energy(quality)}, {format_gap(quality)}"
 
 
 def generate(
@@ -69,7 +69,7 @@ def generate(
     restarts: int = 1,
     optimizer: str = "lbfgs",
     device: torch.device | str = "cpu",
-    best: spread.Best | None = None,
+    best: optimize.BestPoints | None = None,
 ) -> Tensor:
     """Return C unit vectors in R^D that are spread as evenly as possible, (C, D) float32 on the CPU.
 
@@ -84,25 +84,25 @@ def generate(
     rng = torch.Generator().manual_seed(seed)
     if num_classes == 1 or (num_classes <= dim + 1 and optimizer == "lbfgs"):
         return regular_simplex(num_classes, dim, rng).float()
-    search = getattr(spread, optimizer)
-    iters = iters or (EVALUATIONS if optimizer == "lbfgs" else spread.RELEASE_STEPS)
-    best = best or spread.Best()
+    search = getattr(optimize, optimizer)
+    iters = iters or (EVALUATIONS if optimizer == "lbfgs" else optimize.RELEASE_STEPS)
+    best = best or optimize.BestPoints()
     title = f"targets {num_classes}×{dim}"
     with tqdm(total=iters * restarts, desc=title, unit="eval", leave=False, disable=None) as bar:
-        for number, start in enumerate(starts(num_classes, dim, restarts, optimizer, rng)):
-            search(start.to(device), temperature, iters, best, lambda energy: advance(bar, energy))
+        for number, start in enumerate(starting_points(num_classes, dim, restarts, optimizer, rng)):
+            search(start.to(device), temperature, iters, best, lambda log_energy: advance(bar, log_energy))
             bar.update((number + 1) * iters - bar.n)  # the search may have converged earlier
     return best.points.cpu()
 
 
-def starts(num_classes: int, dim: int, number: int, optimizer: str, rng: torch.Generator) -> Iterator[Tensor]:
+def starting_points(num_classes: int, dim: int, count: int, optimizer: str, rng: torch.Generator) -> Iterator[Tensor]:
     """Yield starting points for the search, (C, D) float32 each.
 
     L-BFGS starts near an elliptic quadric if one fits, then from random unit rows. Adam starts from normal vectors of
     norm about √D, as in the authors' code; the norm matters, because the step length of Adam does not depend on it.
     """
     q = fitting_quadric(num_classes, dim)
-    for i in range(number):
+    for i in range(count):
         if optimizer == "adam":
             yield torch.randn(num_classes, dim, generator=rng)
         elif i == 0 and q is not None:
@@ -111,6 +111,6 @@ def starts(num_classes: int, dim: int, number: int, optimizer: str, rng: torch.G
             yield random_points(num_classes, dim, rng)
 
 
-def advance(bar: tqdm, energy: float) -> None:
-    bar.set_postfix_str(f"energy ratio {np.exp(energy):.4f}", refresh=False)
+def advance(bar: tqdm, log_energy: float) -> None:
+    bar.set_postfix_str(f"energy ratio {np.exp(log_energy):.4f}", refresh=False)
     bar.update()

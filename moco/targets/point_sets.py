@@ -66,8 +66,8 @@ def elliptic_quadric(q: int) -> np.ndarray:
     form = np.zeros((6, 6), dtype=np.int64)  # Q(x) = x·form·x
     form[0, 1] = form[2, 3] = form[4, 4] = 1
     form[4, 5], form[5, 5] = b, c
-    on = vectors[((vectors @ form) * vectors).sum(axis=1) % q == 0]
-    collinear = on @ (form + form.T) @ on.T % q == 0
+    on_quadric = vectors[((vectors @ form) * vectors).sum(axis=1) % q == 0]
+    collinear = on_quadric @ (form + form.T) @ on_quadric.T % q == 0
     gram = np.where(collinear, -1 / q, 1 / q**2)
     np.fill_diagonal(gram, 1)
     values, vectors = np.linalg.eigh(gram)  # rank D: this is the Gram matrix of vectors in R^D

@@ -12,7 +12,7 @@ from torchvision import transforms as T
 
 from moco.views import jitter
 from moco.views.geometry import to_pixels
-from moco.views.jitter import Jittered
+from moco.views.jitter import PendingJitter
 
 BLUR = (0.1, 2.0)  # smallest and largest standard deviation in pixels (SimCLR)
 
@@ -30,8 +30,8 @@ class Colours:
     blur_p: float = 0.0
 
     @property
-    def plain(self) -> bool:
-        """Whether this is jitter without hue on every view and nothing more, which moco.views.jitter implements."""
+    def is_jitter_only(self) -> bool:
+        """Whether every view gets jitter without hue, and nothing else. moco.views.jitter implements this case."""
         return not self.jitter[3] and self.jitter_p == 1 and not self.grey_p and not self.blur_p
 
     @cached_property
@@ -43,13 +43,13 @@ class Colours:
         parts = [T.RandomApply([self.ranges], self.jitter_p), T.RandomGrayscale(self.grey_p)]
         return T.Compose([*parts, *([T.RandomApply([_blur], self.blur_p)] if self.blur_p else [])])
 
-    def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor | Jittered:
-        """Augment (3, S, S) uint8. With device_aug, return the sampled jitter for the device, if it is plain."""
-        if not self.plain:
+    def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor | PendingJitter:
+        """Augment (3, S, S) uint8. With device_aug, a jitter without other operations is sampled but not applied."""
+        if not self.is_jitter_only:
             return to_pixels(self._on_pillow(to_image(pixels)))
         factors, order = jitter.draw(self.ranges)
         if device_aug:
-            return Jittered(pixels, torch.tensor(factors), torch.tensor(order))
+            return PendingJitter(pixels, torch.tensor(factors), torch.tensor(order))
         return jitter.on_host(pixels, factors, order)
 
 
@@ -62,7 +62,7 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0)))
 
 
-class AutoAugmented:
+class CifarAutoAugment:
     """torchvision's AutoAugment policy for CIFAR-10 (Cubuk et al. 2019)."""
 
     def __init__(self):

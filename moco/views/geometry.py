@@ -1,7 +1,7 @@
 """Geometric augmentations: parameters, and the transforms that loader workers apply.
 
-Each set of parameters, called with (size, fast), returns a transform. The transform's `prepare` runs once per image.
-Its `draw` runs once per view and returns (3, size, size) uint8, using torch's global random generator.
+Each set of parameters, called with (size, device_aug), returns a transform. The transform's `prepare` runs once per
+image. Its `draw` runs once per view and returns (3, size, size) uint8, using torch's global random generator.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Crop:
-    """RandomResizedCrop and RandomHorizontalFlip.
+class CropParams:
+    """Parameters of RandomResizedCrop, followed by RandomHorizontalFlip.
 
     Attributes:
         scale: Smallest and largest crop, as a share of the image area.
@@ -33,41 +33,41 @@ class Crop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def __call__(self, size: int, fast: bool) -> "PhotoCrop":
-        return PhotoCrop(size, fast, self)
+    def __call__(self, size: int, device_aug: bool) -> "CropTransform":
+        return CropTransform(size, device_aug, self)
 
 
-class PhotoCrop:
-    """Transform of a Crop. Samples the same parameters as torchvision.
+class CropTransform:
+    """RandomResizedCrop and RandomHorizontalFlip. Samples the same parameters as torchvision.
 
-    fast: Resize with torch's uint8 kernel, which takes a third of Pillow's time; each byte is within 1 of Pillow's.
-        Otherwise the result equals torchvision's on Pillow images.
+    device_aug: Resize with torch's uint8 kernel, which takes a third of Pillow's time; each byte is within 1 of
+        Pillow's. Otherwise the result equals torchvision's on Pillow images.
     """
 
-    def __init__(self, size: int, fast: bool, crop: Crop = Crop()):
-        self.size, self.fast = size, fast
+    def __init__(self, size: int, device_aug: bool, crop: CropParams = CropParams()):
+        self.size, self.device_aug = size, device_aug
         self.crop = T.RandomResizedCrop(size, crop.scale, crop.ratio)
 
     def prepare(self, image: Image.Image) -> Image.Image | Tensor:
         # (3, H, W) with channels last in memory, which the kernel requires
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if self.fast else image
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if self.device_aug else image
 
     def draw(self, image: Image.Image | Tensor) -> Tensor:
         top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         size = (self.size, self.size)
-        if self.fast:
+        if self.device_aug:
             box = image[None, :, top : top + height, left : left + width]
             pixels = interpolate(box, size, mode="bilinear", antialias=True)[0].contiguous()
         else:
-            # Crop first: resize(box=...) also uses pixels outside of the box, and is not faster.
+            # Crop before resizing: resize(box=...) also uses pixels outside of the box, and is not faster.
             box = image.crop((left, top, left + width, top + height))
             pixels = to_pixels(box.resize(size, Image.Resampling.BILINEAR))
         return pixels.flip(2) if torch.rand(1) < 0.5 else pixels
 
 
 @dataclass(frozen=True)
-class Shift:
-    """Small rotation, translation and scaling, for digits. There is no flip, because it would change the symbol.
+class AffineParams:
+    """Parameters of RandomAffine: small rotation, translation and scaling, for digits. No flip: it changes the symbol.
 
     Attributes:
         degrees: Largest rotation in either direction.
@@ -79,40 +79,40 @@ class Shift:
     translate: float = 0.1
     scale: tuple[float, float] = (0.85, 1.15)
 
-    def __call__(self, size: int, fast: bool) -> "DigitShift":
-        return DigitShift(size, self)
+    def __call__(self, size: int, device_aug: bool) -> "AffineTransform":
+        return AffineTransform(size, self)
 
 
-class DigitShift:
-    """Transform of a Shift. Samples the same parameters as torchvision."""
+class AffineTransform:
+    """RandomAffine. Samples the same parameters as torchvision."""
 
-    def __init__(self, size: int, shift: Shift):
+    def __init__(self, size: int, params: AffineParams):
         self.prepare = T.Resize((size, size))
-        self.affine = T.RandomAffine(shift.degrees, (shift.translate,) * 2, shift.scale, interpolation=BILINEAR)
+        self.affine = T.RandomAffine(params.degrees, (params.translate,) * 2, params.scale, interpolation=BILINEAR)
 
     def draw(self, image: Image.Image) -> Tensor:
         return to_pixels(self.affine(image))
 
 
 @dataclass(frozen=True)
-class PaddedCrop:
-    """RandomCrop of an image with a black border, and RandomHorizontalFlip.
+class PaddedCropParams:
+    """Parameters of RandomCrop on an image with a black border, followed by RandomHorizontalFlip.
 
     padding: Width of the border on each side, as a share of the image side.
     """
 
     padding: float = 1 / 8
 
-    def __call__(self, size: int, fast: bool) -> "BorderCrop":
-        return BorderCrop(size, self)
+    def __call__(self, size: int, device_aug: bool) -> "PaddedCropTransform":
+        return PaddedCropTransform(size, self)
 
 
-class BorderCrop:
-    """Transform of a PaddedCrop. Samples the same parameters as torchvision."""
+class PaddedCropTransform:
+    """RandomCrop with a black border, and RandomHorizontalFlip. Samples the same parameters as torchvision."""
 
-    def __init__(self, size: int, crop: PaddedCrop):
+    def __init__(self, size: int, params: PaddedCropParams):
         self.prepare = T.Resize((size, size))
-        self.crop = T.Compose([T.RandomCrop(size, round(crop.padding * size)), T.RandomHorizontalFlip()])
+        self.crop = T.Compose([T.RandomCrop(size, round(params.padding * size)), T.RandomHorizontalFlip()])
 
     def draw(self, image: Image.Image) -> Tensor:
         return to_pixels(self.crop(image))

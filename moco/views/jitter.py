@@ -16,16 +16,16 @@ LUMA = (19595 / 2**16, 38470 / 2**16, 7471 / 2**16)  # Pillow's weights of R, G,
 
 
 @functools.lru_cache
-def on(device: torch.device, *values: float) -> Tensor:
-    """Return float32 constants on the device.
+def cached_constant(device: torch.device, *values: float) -> Tensor:
+    """Return a float32 tensor of constants on the device.
 
-    They are cached, because each copy to the device makes the host wait for all queued kernels.
+    It is cached, because each copy to the device makes the host wait for all queued kernels.
     """
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-class Jittered(NamedTuple):
-    """Views with the jitter that is still to be applied. In a loader worker, there is no dimension N.
+class PendingJitter(NamedTuple):
+    """Views whose colour jitter has been sampled but not applied. In a loader worker, there is no dimension N.
 
     Attributes:
         pixels: (N, 3, S, S) uint8.
@@ -39,7 +39,7 @@ class Jittered(NamedTuple):
 
 
 def draw(ranges: T.ColorJitter) -> tuple[list[float], list[int]]:
-    """Sample factors and order, as in Jittered. Uses torch's global generator exactly as torchvision does."""
+    """Sample factors and order, as in `PendingJitter`. Uses torch's global generator exactly as torchvision does."""
     order, *factors, _ = T.ColorJitter.get_params(ranges.brightness, ranges.contrast, ranges.saturation, ranges.hue)
     factors = [1.0 if factor is None else factor for factor in factors]
     return factors, [kind for kind in order.tolist() if kind <= SATURATION]
@@ -71,13 +71,13 @@ def _luma(x: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).add_(0.5).floor_()
 
 
-def apply_affine(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Jitter (N, 3, S, S) images in [0, 1] and clip once at the end. factors, order: see Jittered."""
-    matrix, offset = affine_maps(x.mean((2, 3)), factors, order)
+def apply_colour_affine(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Jitter (N, 3, S, S) images in [0, 1] and clip once at the end. factors, order: see `PendingJitter`."""
+    matrix, offset = colour_affine_maps(x.mean((2, 3)), factors, order)
     return torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).clamp_(0, 1).view_as(x)
 
 
-def affine_maps(mean: Tensor, factors: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+def colour_affine_maps(mean: Tensor, factors: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Express the jitter of each image as x -> matrix @ x + offset per pixel, without rounding and clipping.
 
     Contrast needs the mean luma of the image after the previous operations. These operations are affine, so the mean
@@ -85,12 +85,12 @@ def affine_maps(mean: Tensor, factors: Tensor, order: Tensor) -> tuple[Tensor, T
 
     Args:
         mean: (N, 3) mean colours of the original images.
-        factors, order: See Jittered.
+        factors, order: See `PendingJitter`.
 
     Returns:
         matrix (N, 3, 3) and offset (N, 3).
     """
-    luma = on(mean.device, *LUMA)
+    luma = cached_constant(mean.device, *LUMA)
     matrix, offset = torch.eye(3, device=mean.device).expand(len(mean), 3, 3), torch.zeros_like(mean)
     for kind, factor in zip(order.T, factors.gather(1, order).T, strict=True):  # (N,) each
         row, level = luma @ matrix, offset @ luma  # (N, 3), (N,): the current luma is row @ x + level

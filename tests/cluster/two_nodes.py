@@ -1,4 +1,4 @@
-"""A Slurm of two nodes of one core each on this machine, in one folder, for as long as it is open."""
+"""A Slurm of two nodes with one core each, run on this machine and in one folder by a context manager."""
 
 import getpass
 import os
@@ -17,9 +17,9 @@ from tests import ROOT
 from tests.processes import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
-NEEDED = "needs Slurm, of which it finds no {}; on Debian or Ubuntu, as root: apt-get install -y slurm-wlm munge"
+NEEDED = "needs Slurm, but cannot find {}. On Debian or Ubuntu, run as root: apt-get install -y slurm-wlm munge"
 NODES = ("n1", "n2")
-WAIT = 5  # seconds: what the credential of a step lasts, by which a job that is queued again waits; 120 by default
+WAIT = 5  # seconds until a step's credential expires; a requeued job waits this long. Slurm's default is 120
 CONFIGURATION = """
 ClusterName=two
 SlurmctldHost={host}(127.0.0.1)
@@ -46,31 +46,31 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def wait_for(what: str, there: Callable[[], object], seconds: float, also: Callable[[], str] = str) -> None:
-    """Wait until it is true; also: more to say where it does not become so."""
+def wait_for(what: str, condition: Callable[[], object], seconds: float, details: Callable[[], str] = str) -> None:
+    """Wait until condition() is true. After a timeout, fail with the text `what` and details()."""
     ends = time.monotonic() + seconds
-    while not there():
+    while not condition():
         if time.monotonic() > ends:
-            pytest.fail(f"after {seconds:.0f} seconds still not: {what}\n{also()}")
+            pytest.fail(f"after {seconds:.0f} seconds still not: {what}\n{details()}")
         time.sleep(0.2)
 
 
 class TwoNodes:
-    """Its names do not resolve, as little as those of some clusters; both nodes are 127.0.0.1.
+    """A Slurm whose two nodes are both 127.0.0.1. As in some clusters, the names of the nodes do not resolve.
 
     Args:
-        folder: for all of it.
+        folder: for all files of this Slurm.
     """
 
     def __init__(self, folder: Path):
-        # Daemons may be in places that are not on a user's path.
+        # Daemons may be in folders that are not in a user's PATH.
         self.path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin", "/usr/local/sbin"])
         missing = [name for name in PROGRAMS if not shutil.which(name, path=self.path)]
         assert not missing, NEEDED.format(", ".join(missing))
         self.folder, self.running = folder, {}
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": self.path}
         for name in [name for name in self.environment if name.startswith("SLURM_") and name != "SLURM_CONF"]:
-            del self.environment[name]  # of a cluster that runs this
+            del self.environment[name]  # set by a cluster that runs these tests
 
     def __enter__(self) -> "TwoNodes":
         for name in ("munge", "state", *NODES):
@@ -81,14 +81,14 @@ class TwoNodes:
         options |= {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": self.folder}
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**options))
         files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
-        places = [f"--{flag}={self.folder / 'munge' / name}" for flag, name in files.items()]
+        munge_flags = [f"--{flag}={self.folder / 'munge' / name}" for flag, name in files.items()]
         try:
-            self.start("munged", "--foreground", "--force", *places)
+            self.start("munged", "--foreground", "--force", *munge_flags)
             wait_for("munged answers", (self.folder / "munge" / "socket").exists, 30, self.logs)
             self.start("slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            wait_for("both nodes are idle", lambda: self.said("sinfo", "-h", "-o", "%D %t") == "2 idle", 60, self.logs)
+            wait_for("both nodes are idle", lambda: self.run("sinfo", "-h", "-o", "%D %t") == "2 idle", 60, self.logs)
         except BaseException:
             self.__exit__()
             raise
@@ -96,7 +96,7 @@ class TwoNodes:
 
     def __exit__(self, *_) -> None:
         for process in self.running.values():
-            process.kill()  # nothing of theirs is to last
+            process.kill()  # they have nothing to save
             process.wait()
         self.kill(self.processes())
 
@@ -111,13 +111,13 @@ class TwoNodes:
         self.start("slurmd", "-D", "-N", node, name=node)
 
     def kill_node(self, node: str) -> None:
-        """Its daemon, and all of the steps that it has started: by SIGKILL, so that nobody can say anything."""
+        """Kill a node's daemon and all steps that it started, by SIGKILL, so that nothing can report the end."""
         self.running[node].kill()
         self.running.pop(node).wait()
         self.kill(self.processes(f"SLURMD_NODENAME={node}"))
 
     def kill(self, tasks: list[int]) -> None:
-        """Processes of jobs, and those of Slurm that watch over them."""
+        """Kill processes of jobs and the Slurm processes that supervise them."""
         parents = {parent_of(pid) for pid in tasks}
         for pid in {*tasks, *(pid for pid in parents if "slurmstepd" in read(f"/proc/{pid}/cmdline"))}:
             try:
@@ -126,22 +126,20 @@ class TwoNodes:
                 continue
 
     def processes(self, *variables: str) -> list[int]:
-        """Those that are of jobs of this Slurm, and have these in their environment too."""
+        """Return the processes of this Slurm's jobs that also have these variables in their environment."""
         found = [entry.name for entry in Path("/proc").glob("[0-9]*")]
-        held = {int(pid): {*read(f"/proc/{pid}/environ").split("\0")} for pid in found}
-        wanted = {f"SLURM_CONF={self.folder / 'slurm.conf'}", *variables}
-        return [pid for pid, words in held.items() if wanted <= words and "SLURM_CLUSTER_NAME=two" in words]
+        environments = {int(pid): {*read(f"/proc/{pid}/environ").split("\0")} for pid in found}
+        required = {f"SLURM_CONF={self.folder / 'slurm.conf'}", *variables}
+        return [pid for pid, words in environments.items() if required <= words and "SLURM_CLUSTER_NAME=two" in words]
 
-    def said(self, *command: str) -> str:
-        """What a command of Slurm's says."""
+    def run(self, *command: str) -> str:
+        """Run a command of Slurm and return its output."""
         done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
         return (done.stdout + done.stderr).strip()
 
-    def about(self, job: str, word: str) -> str:
-        """What Slurm has of a job: JobState, Restarts, ..."""
-        fields = dict(
-            field.split("=", 1) for field in self.said("scontrol", "show", "job", job).split() if "=" in field
-        )
+    def job_field(self, job: str, word: str) -> str:
+        """Return a field of Slurm's record of a job: JobState, Restarts, ..."""
+        fields = dict(field.split("=", 1) for field in self.run("scontrol", "show", "job", job).split() if "=" in field)
         return fields.get(word, "")
 
     def logs(self) -> str:

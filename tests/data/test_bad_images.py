@@ -1,4 +1,4 @@
-"""Images that cannot be read: they end the run with their name and line, or are passed over and listed."""
+"""Unreadable images: they end the run with their name and line, or are skipped and listed."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from utils.run import checkpoint
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Thirty-two images of two classes; two of class 1 are damaged, one is missing."""
+    """Write thirty-two images of two classes. In class 1 two images are damaged and one is missing."""
     for i in range(32):
         Image.new("RGB", (9, 8), (8 * i, 100, 200)).save(tmp_path / f"{i}.png")
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:50])
@@ -44,7 +44,7 @@ BAD = {"5.png": at_line(TRAIN, 6), "7.png": at_line(TRAIN, 8), "9.png": at_line(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_ends_the_run_with_its_name_its_line_and_what_pillow_said(workers, folder):
+def test_bad_image_ends_run_and_error_names_file_line_and_cause(workers, folder):
     with pytest.raises(InputError) as error:
         stage1.main([*flags(folder, workers), *STAGE_1, "--run-dir", str(folder / "run")])
     line = one_line(error.value)
@@ -61,24 +61,24 @@ def test_skipped_images_are_counted_and_listed_in_both_stages(workers, folder, c
     line_with(capsys.readouterr().out, "note", 3, run / "bad_images.txt")
     lines = (run / "bad_images.txt").read_text().splitlines()
     assert len(lines) == 3
-    for name, place in BAD.items():
-        line_with("\n".join(lines), name, place)
+    for name, facts in BAD.items():
+        line_with("\n".join(lines), name, facts)
 
     pretrained = ["--pretrained", str(run / "last.pth.tar"), "--run-dir", str(folder / "probe"), "--lr", "0.1"]
     stage2.main([*flags(folder, workers), *pretrained, *skip])
     assert (folder / "probe" / "bad_images.txt").read_text().splitlines() == lines
 
 
-def test_the_images_taken_instead_do_not_depend_on_the_workers(folder):
+def test_replacement_images_do_not_depend_on_workers(folder):
     weights = []
     for workers in (0, 2):
         run = folder / f"run{workers}"
         stage1.main([*flags(folder, workers), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(run)])
-        weights.append(checkpoint.load(run / "last.pth.tar")["state_dict"])
+        weights.append(checkpoint.read_checkpoint(run / "last.pth.tar")["state_dict"])
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def test_where_all_is_well_nothing_is_said(folder, capsys):
+def test_skip_writes_no_list_when_all_images_are_readable(folder, capsys):
     for name in BAD:
         shutil.copy(folder / "1.png", folder / name)
     stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")])
@@ -86,14 +86,14 @@ def test_where_all_is_well_nothing_is_said(folder, capsys):
     assert not (folder / "run" / "bad_images.txt").exists()
 
 
-def test_a_class_without_a_readable_image_ends_the_run(folder):
+def test_class_without_readable_images_ends_run(folder):
     for i in range(1, 32, 2):
         (folder / f"{i}.png").write_bytes(b"")
     words = [*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")]
     refusal(lambda: stage1.main(words), "class 1")
 
 
-def test_in_evaluation_a_bad_image_always_ends_the_run(folder):
+def test_bad_image_in_evaluation_always_ends_run(folder):
     stage1.main([*flags(folder), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(folder / "run")])
     (folder / "custom_test.txt").write_text("2.png 0\n7.png 1\n")
     pretrained = ["--pretrained", str(folder / "run" / "last.pth.tar"), "--run-dir", str(folder / "probe")]
@@ -101,7 +101,7 @@ def test_in_evaluation_a_bad_image_always_ends_the_run(folder):
     refusal(lambda: stage2.main(words), "7.png", at_line("custom_test.txt", 2))
 
 
-def test_where_bad_images_are_skipped_the_first_may_be_missing(folder, capsys):
+def test_first_image_may_be_missing_only_with_skip(folder, capsys):
     (folder / "0.png").unlink()
     words = [*flags(folder), *STAGE_1, "--run-dir", str(folder / "run")]
     refusal(lambda: stage1.main(words), "0.png", TRAIN)
@@ -114,15 +114,15 @@ def test_where_bad_images_are_skipped_the_first_may_be_missing(folder, capsys):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
-def test_what_is_no_file_is_no_image_and_nobody_waits_for_it(make, folder):
+def test_fifo_device_and_folder_are_refused_as_images(make, folder):
     (folder / "7.png").unlink()
     make(folder / "7.png")
     dataset = LongTailDataset(folder, folder / "custom_train.txt", 2, transform=None)
     refusal(lambda: dataset.read(7), "7.png", at_line(TRAIN, 8))
 
 
-def test_a_bad_image_of_validation_costs_no_epoch(folder, monkeypatch):
-    """It is found when an epoch has been trained: that epoch is there when the image has been mended."""
+def test_bad_validation_image_loses_no_trained_epoch(folder, monkeypatch):
+    """The image is found after an epoch has been trained. Once it is repaired, the run resumes after that epoch."""
     for name in BAD:
         shutil.copy(folder / "1.png", folder / name)
     (folder / "1.png").write_bytes(b"")
@@ -130,18 +130,18 @@ def test_a_bad_image_of_validation_costs_no_epoch(folder, monkeypatch):
     run, probe = folder / "run", folder / "probe"
     first = [*flags(folder), *STAGE_1, "--monitor-freq", "1", "--resume", "auto", "--run-dir", str(run)]
     second = [*flags(folder), "--pretrained", str(run / "last.pth.tar"), "--resume", "auto", "--run-dir", str(probe)]
-    for main, words, kept in ((stage1.main, first, run), (stage2.main, second, probe)):
+    for main, words, run_dir in ((stage1.main, first, run), (stage2.main, second, probe)):
         refusal(lambda main=main, words=words: main(words), "1.png", at_line("custom_val.txt", 2))
-        state = checkpoint.load(kept / "last.pth.tar")
+        state = checkpoint.read_checkpoint(run_dir / "last.pth.tar")
         assert (state["epoch"], state["step"]) == (0, 2)
         shutil.copy(folder / "2.png", folder / "1.png")
         main(words)
-        assert checkpoint.load(kept / "last.pth.tar")["epoch"] == 2
+        assert checkpoint.read_checkpoint(run_dir / "last.pth.tar")["epoch"] == 2
         (folder / "1.png").write_bytes(b"")
 
 
-def test_a_loader_process_that_dies_is_an_error_with_its_cause(folder):
-    """As when the system takes its memory: killed from outside."""
+def test_killed_loader_process_is_reported_with_cause(folder):
+    """The system may kill a loader process when memory runs out."""
     for name in BAD:
         shutil.copy(folder / "1.png", folder / name)
     words = ["main_moco_supcon_imba.py", *flags(folder, 1), *STAGE_1, "--epochs", "5000"]
@@ -151,10 +151,10 @@ def test_a_loader_process_that_dies_is_an_error_with_its_cause(folder):
     _, err = program.communicate()
     assert program.returncode == 1
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert "Killed" in err or "exited unexpectedly" in err  # torch finds out in one of two ways
+    assert "Killed" in err or "exited unexpectedly" in err  # PyTorch reports it in one of two ways
 
 
-def test_a_file_that_ends_in_its_tags_is_one_error_without_pillows_warnings(folder):
+def test_truncated_tiff_gives_one_error_without_pillow_warnings(folder):
     whole = io.BytesIO()
     Image.new("L", (8, 8)).save(whole, "TIFF")
     (folder / "0.png").write_bytes(whole.getvalue()[:25])

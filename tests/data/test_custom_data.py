@@ -1,4 +1,4 @@
-"""Any folder of images: `make`, `verify`, then both scripts; and which lists a data set's flags name."""
+"""Any folder of images: `make`, `verify`, then both stages; and which lists the data flags select."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat import options
-from imagenet_inat.datasets import row
+from imagenet_inat.datasets import get_spec
 from imagenet_inat.splits import __main__ as splits
 from moco.targets.generation import generate_file
 from tests.refusals import at_line, refusal
@@ -23,7 +23,7 @@ TINY_STAGE_1 = [*TINY, "--moco-k", "32", "--moco-dim", "8", "--mlp", "--epochs",
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """photos/<colour>/: 40 noisy pictures of each of three colours, in any shape; lists/ made of them."""
+    """Write 40 noisy pictures of each of three colours to photos/<colour>/, in several shapes, and make lists/."""
     folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (folder / "photos" / name).mkdir(parents=True)
@@ -40,8 +40,8 @@ def data_flags(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def own_run(photos) -> Path:
-    """A TSC run on the photos, its folder named by the scripts, and its probe in it."""
+def custom_run(photos) -> Path:
+    """Train TSC on the photos and a probe of it, in folders that the scripts name; return the run folder."""
     runs = photos / "runs"
     targets = ["--targets", str(photos / "optimal_3_8.npy")]
     splits.main(f"verify custom --data-root {photos}/photos --splits {photos}/lists".split())
@@ -53,19 +53,19 @@ def own_run(photos) -> Path:
     return run
 
 
-def test_a_folder_of_images_goes_through_make_and_both_stages(own_run, photos):
-    (file,) = own_run.glob("custom-photos_linear_*/results.json")
+def test_folder_of_images_trains_through_both_stages(custom_run, photos):
+    (file,) = custom_run.glob("custom-photos_linear_*/results.json")
     results = json.loads(file.read_text())
     assert results["train_counts"] == [30, 12, 5] and len(results["last"]["per_class"]) == 3
     assert results["last"]["medium"] is not None and results["last"]["many"] is None
-    assert results["best_on_test"]["acc1"] > 60, "three plain colours are told apart"
-    weights = checkpoint.load(own_run / "last.pth.tar")["state_dict"]
+    assert results["best_on_test"]["acc1"] > 60, "three plain colours should be separable"
+    weights = checkpoint.read_checkpoint(custom_run / "last.pth.tar")["state_dict"]
     assert weights["module.class_centroid"].shape == (3, 8)
 
 
-def test_the_run_is_named_after_the_images_and_says_what_to_type_next(own_run, photos):
-    assert own_run.name.startswith("custom-photosLT_resnet20_")
-    args = json.loads((own_run / "args.json").read_text())["args"]
+def test_run_is_named_after_images_and_next_command_has_lists(custom_run, photos):
+    assert custom_run.name.startswith("custom-photosLT_resnet20_")
+    args = json.loads((custom_run / "args.json").read_text())["args"]
     assert args["num_classes"] == 3
     args = stage1.get_args_parser().parse_args([*data_flags(photos), "--train-txt", "t.txt"])
     args.image_size, args.arch = 8, "resnet20"
@@ -73,27 +73,27 @@ def test_the_run_is_named_after_the_images_and_says_what_to_type_next(own_run, p
     assert f"--splits {photos}/lists --train-txt t.txt" in command and "--imbalance" not in command
 
 
-def test_a_run_does_not_go_on_with_another_number_of_classes(own_run, photos, tmp_path):
+def test_resume_refuses_other_number_of_classes(custom_run, photos, tmp_path):
     lines = (photos / "lists" / "custom_train.txt").read_text(encoding="utf-8").splitlines()
     (tmp_path / "two.txt").write_text("".join(f"{line}\n" for line in lines if not line.endswith("2")), "utf-8")
-    resume = ["--resume", "auto", "--run-dir", str(own_run), "--train-txt", str(tmp_path / "two.txt")]
+    resume = ["--resume", "auto", "--run-dir", str(custom_run), "--train-txt", str(tmp_path / "two.txt")]
     flags = [flag for flag in TINY_STAGE_1 if flag not in ("--targeted", "--sep_t")]
     refusal(lambda: stage1.main([*data_flags(photos), *flags, *resume]), "num_classes", 3, 2)
 
 
 def lists_of(*flags: str) -> dict[str, str]:
     args = stage1.get_args_parser().parse_args(list(flags))
-    spec = row(args.dataset)
-    lists = options.find_lists(spec, args, args.imbalance or spec.imbalance)
+    spec = get_spec(args.dataset)
+    lists = options.find_lists(spec, args, args.imbalance or spec.imbalance_ratio)
     return {split: str(path) for split, path in lists.files.items()}
 
 
-def test_lists_are_found_by_name_or_as_given():
+def test_lists_are_found_by_name_or_flag():
     named = {split: f"d/custom_{split}.txt" for split in ("train", "val", "test")}
     assert lists_of("--dataset", "custom", "--splits", "d") == named
     assert lists_of("--dataset", "custom", "--splits", "d", "--val-txt", "v") == named | {"val": "v"}
     given = lists_of("--dataset", "inat", "--train-txt", "t", "--val-txt", "v")
-    assert given == {"train": "t", "val": "v", "test": "v"}, "one list serves as both"
+    assert given == {"train": "t", "val": "v", "test": "v"}, "one list should serve as both"
     assert lists_of("--dataset", "cifar100", "--train-txt", "t", "--test-txt", "v") == given
     assert lists_of("--dataset", "cifar10", "--data-root", "d", "--imbalance", "10") == {
         "train": "d/CIFAR10_LT/imbalance_10/CIFAR10_LT_train.txt",
@@ -111,7 +111,7 @@ def test_lists_are_found_by_name_or_as_given():
         (None, ["python -m imagenet_inat.splits make"]),
     ],
 )
-def test_own_lists_are_checked_before_anything_is_written(text, facts, photos, tmp_path):
+def test_custom_lists_are_checked_before_anything_is_written(text, facts, photos, tmp_path):
     if text is not None:
         (tmp_path / "custom_train.txt").write_text(text)
     flags = ["--dataset", "custom", "--data-root", str(photos / "photos"), "--splits", str(tmp_path)]
@@ -120,7 +120,7 @@ def test_own_lists_are_checked_before_anything_is_written(text, facts, photos, t
     assert not (tmp_path / "run").exists()
 
 
-def test_imbalance_is_for_sets_that_are_made():
+def test_imbalance_is_accepted_only_for_generated_splits():
     made = ("imagenet", "cifar10", "cifar100", "digits")
     refusal(lambda: stage1.main(["--imbalance", "10"]), "--imbalance", 10, *made)
     refusal(lambda: stage1.main(["--dataset", "cifar100", "--imbalance", "600"]), "--imbalance", 600, 500)

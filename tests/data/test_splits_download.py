@@ -1,4 +1,4 @@
-"""`download` against a local HTTP server that truncates, tampers, refuses ranges, or is not there."""
+"""`download` from a local HTTP server that truncates or changes files, ignores ranges, or does not exist."""
 
 import functools
 import http.server
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagenet_inat.lists import known
-from imagenet_inat.lists.known import describe
+from imagenet_inat.lists.known import fingerprint
 from imagenet_inat.splits import __main__ as splits
 from imagenet_inat.splits import download
 from tests.refusals import at_line, exit_message, line_with, refusal
@@ -19,7 +19,7 @@ NAMES = [f"Places_LT_{split}.txt" for split in ("train", "val", "test")]
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; knows ranges, and the server's list of faults, taken one a request."""
+    """Serve a folder, with range requests. Each request takes the next fault from the server's list."""
 
     def do_GET(self):
         self.server.requests.append((self.path, self.headers.get("Range")))
@@ -62,25 +62,25 @@ def server(tmp_path):
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
-    """Places-LT's training list is known to be TEXT here; the others have no known hash, as in truth."""
-    monkeypatch.setitem(known.PUBLISHED, NAMES[0], describe(TEXT))
+    """Register TEXT as the known training list of Places-LT. As in reality, the other lists have no known hash."""
+    monkeypatch.setitem(known.PUBLISHED, NAMES[0], fingerprint(TEXT))
 
 
 def fetch(source: str, output: Path) -> None:
     splits.main(["download", "places", "--from", source, "--output", str(output)])
 
 
-def test_lists_are_fetched_verified_and_named_at_last(server, tmp_path, capsys):
+def test_lists_are_downloaded_verified_and_then_renamed(server, tmp_path, capsys):
     fetch(server.url, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(NAMES)
     assert all((tmp_path / "out" / name).read_bytes() == TEXT for name in NAMES)
     out = capsys.readouterr().out
-    for name in NAMES:  # of a list without a known hash, the hash is shown
-        assert (describe(TEXT).sha256 in line_with(out, name, "1,095", "SHA-256")) == (name != NAMES[0])
+    for name in NAMES:  # the hash is printed if the list has no known hash
+        assert (fingerprint(TEXT).sha256 in line_with(out, name, "1,095", "SHA-256")) == (name != NAMES[0])
     assert f"verify places --splits {tmp_path}/out --data-root DIR" in out
 
 
-def test_what_is_there_is_verified_and_not_fetched_again(server, tmp_path, capsys):
+def test_existing_lists_are_verified_and_not_downloaded_again(server, tmp_path, capsys):
     fetch(server.url, tmp_path)
     count = len(server.requests)
     capsys.readouterr()
@@ -90,14 +90,14 @@ def test_what_is_there_is_verified_and_not_fetched_again(server, tmp_path, capsy
     assert all(line_with(out, tmp_path / name) for name in NAMES)
 
 
-def test_another_file_of_that_name_is_left_alone(server, tmp_path):
+def test_other_file_of_same_name_is_not_overwritten(server, tmp_path):
     (tmp_path / NAMES[0]).write_text("mine.jpg 0\n")
-    refusal(lambda: fetch(server.url, tmp_path), NAMES[0], 11, describe(TEXT).sha256)
+    refusal(lambda: fetch(server.url, tmp_path), NAMES[0], 11, fingerprint(TEXT).sha256)
     assert (tmp_path / NAMES[0]).read_text() == "mine.jpg 0\n"
 
 
 @pytest.mark.parametrize("server_says", ["ranges", "no ranges"])
-def test_a_truncated_transfer_is_continued(server_says, server, tmp_path):
+def test_truncated_download_is_continued(server_says, server, tmp_path):
     server.faults = ["truncated", server_says]
     refusal(lambda: fetch(server.url, tmp_path), NAMES[0], f"{len(TEXT) // 2:,}", f"{len(TEXT):,}")
     assert not (tmp_path / NAMES[0]).exists()
@@ -108,40 +108,40 @@ def test_a_truncated_transfer_is_continued(server_says, server, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_complete_part_needs_no_bytes(server, tmp_path):
+def test_complete_part_file_needs_no_download(server, tmp_path):
     (tmp_path / f"{NAMES[0]}.part").write_bytes(TEXT)
     fetch(server.url, tmp_path)
     assert (tmp_path / NAMES[0]).read_bytes() == TEXT
 
 
 @pytest.mark.parametrize("faults", [["tampered"], ["truncated", "tampered"]])
-def test_a_tampered_transfer_never_gets_the_name_and_is_dropped(faults, server, tmp_path):
+def test_tampered_download_is_deleted_and_never_renamed(faults, server, tmp_path):
     server.faults = list(faults)
     if faults[0] == "truncated":
         (tmp_path / f"{NAMES[0]}.part").write_bytes(TEXT[:200].replace(b"0.jpg 7\n", b"0.jpg 8\n").replace(b"1", b"2"))
         server.faults = []
-    refusal(lambda: fetch(server.url, tmp_path), NAMES[0], describe(TEXT).sha256)
+    refusal(lambda: fetch(server.url, tmp_path), NAMES[0], fingerprint(TEXT).sha256)
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".txt", ".part")] == []
     server.faults = []
-    fetch(server.url, tmp_path)  # and the next try is a fresh one
+    fetch(server.url, tmp_path)  # the next try starts again
     assert (tmp_path / NAMES[0]).read_bytes() == TEXT
 
 
-def test_a_page_instead_of_a_list_without_a_hash_is_refused(server, tmp_path):
+def test_html_page_instead_of_list_is_refused(server, tmp_path):
     (server.folder / NAMES[1]).write_text("<html>sign in</html>\n")
     refusal(lambda: fetch(server.url, tmp_path), at_line("Places_LT_val.txt.part", 1), "<html>sign in</html>")
     assert (tmp_path / NAMES[0]).exists() and not (tmp_path / NAMES[1]).exists()
 
 
-def test_an_interrupted_transfer_is_continued(server, tmp_path, monkeypatch):
-    """Ctrl-C after the first bytes."""
+def test_interrupted_download_is_continued(server, tmp_path, monkeypatch):
+    """The user presses Ctrl-C after the first bytes."""
     monkeypatch.setattr(download, "CHUNK", 1000)
     monkeypatch.setattr(download, "tqdm", InterruptedBar)
     with pytest.raises(KeyboardInterrupt):
         fetch(server.url, tmp_path)
     assert 0 < (tmp_path / f"{NAMES[0]}.part").stat().st_size < len(TEXT)
     monkeypatch.undo()
-    monkeypatch.setitem(known.PUBLISHED, NAMES[0], describe(TEXT))
+    monkeypatch.setitem(known.PUBLISHED, NAMES[0], fingerprint(TEXT))
     fetch(server.url, tmp_path)
     assert (tmp_path / NAMES[0]).read_bytes() == TEXT and server.requests[1][1].startswith("bytes=")
 
@@ -164,7 +164,7 @@ class InterruptedBar:
             raise KeyboardInterrupt
 
 
-def test_a_folder_serves_as_well(server, tmp_path):
+def test_folder_is_accepted_as_source(server, tmp_path):
     fetch(str(server.folder), tmp_path)
     assert (tmp_path / NAMES[2]).read_bytes() == TEXT and not server.requests
 
@@ -178,20 +178,20 @@ def test_a_folder_serves_as_well(server, tmp_path):
         ("nowhere", "nowhere"),
     ],
 )
-def test_a_source_that_does_not_exist_is_reported_in_one_line(source, fact, server, tmp_path):
+def test_missing_source_is_reported_in_one_line(source, fact, server, tmp_path):
     refusal(lambda: fetch(source.format(url=server.url), tmp_path / "out"), fact, "--from")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_public_source_is_named_by_commit_set_and_file(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: asked.append(request.full_url) or 1 / 0)
+def test_url_of_public_source_has_commit_dataset_and_file(tmp_path, monkeypatch):
+    requested = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: requested.append(request.full_url) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         splits.main(["download", "imagenet", "--output", str(tmp_path)])
     commit = "f162adef63fdf592d0b8a0f6e52bc481fc08785f"
     base = f"https://raw.githubusercontent.com/facebookresearch/classifier-balancing/{commit}/data"
-    assert asked == [f"{base}/ImageNet_LT/ImageNet_LT_train.txt"]
+    assert requested == [f"{base}/ImageNet_LT/ImageNet_LT_train.txt"]
 
 
-def test_a_set_that_is_made_cannot_be_downloaded(capsys):
+def test_generated_split_cannot_be_downloaded(capsys):
     exit_message(lambda: splits.main(["download", "cifar10"]), capsys, "cifar10", "imagenet", "inat", "places")

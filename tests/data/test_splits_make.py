@@ -1,4 +1,4 @@
-"""`make`: long tails of any images."""
+"""`make` cuts long-tailed splits from any images."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ import pytest
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.profiles import PROFILES, class_sizes
 from imagenet_inat.splits import __main__ as splits
-from imagenet_inat.splits.make import Plan, train_sizes
+from imagenet_inat.splits.make import SplitPlan, train_sizes
 from tests.refusals import refusal
 from tests.verifying import wrong_lines
 
 NAMES = {"ant": 30, "bee": 50, "cat": 40, "dog": 30}
 
 
-def test_profiles_have_their_shapes():
+def test_profiles_have_expected_class_sizes():
     assert class_sizes("exp", 3, 100, 1000) == [1000, 100, 10]
     assert class_sizes("exp", 6, 32, 1000) == [1000, 500, 250, 125, 62, 31]
     assert class_sizes("step", 5, 10, 50) == [50, 50, 50, 5, 5]
@@ -32,13 +32,13 @@ def test_profiles_have_their_shapes():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """A folder of class folders; `dog` has a folder of its own inside, and a file that is no image."""
+    """Write a folder of class folders. `dog` also contains a subfolder and a file that is not an image."""
     folder = tmp_path_factory.mktemp("images")
     for name, count in NAMES.items():
         for i in range(count):
-            place = folder / name / ("puppies" if name == "dog" and i % 2 else "") / f"{i}.JPG"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
+            file = folder / name / ("puppies" if name == "dog" and i % 2 else "") / f"{i}.JPG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
     (folder / "dog" / "notes.txt").touch()
     return folder
 
@@ -48,10 +48,10 @@ def make(source, output: Path, flags: str = "") -> dict[str, tuple[np.ndarray, n
     return {split: read_split(output / f"custom_{split}.txt", None) for split in ("train", "val", "test")}
 
 
-def test_a_folder_becomes_three_lists_and_a_record(images, tmp_path, capsys):
+def test_folder_becomes_three_lists_and_a_record(images, tmp_path, capsys):
     lists = make(images, tmp_path / "lists", "--imbalance 4 --val 3 --test 5")
     counts = {split: np.bincount(labels).tolist() for split, (_, labels) in lists.items()}
-    # bee has most images left, 42, so it is the head; then cat, and ant before dog, who have as many
+    # bee has the most remaining images, 42, and becomes the head; then cat, then ant and dog, which tie
     assert counts == {"train": [16, 42, 26, 10], "val": [3] * 4, "test": [5] * 4}
     paths = np.concatenate([paths for paths, _ in lists.values()]).tolist()
     assert len(set(paths)) == len(paths) and all((images / path.decode()).is_file() for path in paths)
@@ -66,18 +66,18 @@ def test_a_folder_becomes_three_lists_and_a_record(images, tmp_path, capsys):
     assert f"main_moco_supcon_imba.py --dataset custom {flags}" in capsys.readouterr().out
 
 
-def test_the_next_command_can_be_typed_and_names_in_it_act_on_no_terminal(images, tmp_path, capsys):
+def test_next_command_is_quoted_and_control_characters_are_escaped(images, tmp_path, capsys):
     make(images, tmp_path / "my lists", "--imbalance 2 --test 5")
     check, train = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
     for command in (check, train):
         assert command[-4:] == ["--splits", str(tmp_path / "my lists"), "--data-root", str(images)]
     splits.main(check[check.index("verify") : -2])  # the images of this folder are empty files
     make(images, tmp_path / "\x1b[2J", "--imbalance 2 --test 5")
-    said = capsys.readouterr().out
-    assert not wrong_lines(said) and "\x1b" not in said and r"/\x1b[2J" in said
+    out = capsys.readouterr().out
+    assert not wrong_lines(out) and "\x1b" not in out and r"/\x1b[2J" in out
 
 
-def test_the_seed_decides_which_images(images, tmp_path):
+def test_seed_decides_which_images_are_selected(images, tmp_path):
     first, again, other = (
         make(images, tmp_path / name, f"--imbalance 2 --test 5 --seed {seed}")
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -87,17 +87,17 @@ def test_the_seed_decides_which_images(images, tmp_path):
     assert np.array_equal(first["train"][1], other["train"][1])
 
 
-def test_a_list_is_cut_like_a_folder(tmp_path):
+def test_list_is_split_like_a_folder(tmp_path):
     (tmp_path / "all.txt").write_text("".join(f"x/{i} {c}.jpg {c}\n" for c in range(2) for i in range(50)))
     lists = make(tmp_path / "all.txt", tmp_path / "lists", "--profile step --imbalance 5 --largest 20")
     assert np.bincount(lists["train"][1]).tolist() == [20, 4]
     assert all(path.endswith(f" {label}.jpg".encode()) for path, label in zip(*lists["train"], strict=True))
 
 
-def test_a_made_list_is_not_written_over(images, tmp_path):
+def test_existing_list_is_not_overwritten(images, tmp_path):
     make(images, tmp_path, "--imbalance 2 --test 5")
     before = (tmp_path / "custom_train.txt").read_bytes()
-    make(images, tmp_path, "--imbalance 2 --test 5")  # the same again is no loss
+    make(images, tmp_path, "--imbalance 2 --test 5")  # writing the same split again is accepted
     refusal(lambda: make(images, tmp_path, "--imbalance 3 --test 5"), "custom_train.txt", "--output")
     assert (tmp_path / "custom_train.txt").read_bytes() == before
 
@@ -112,12 +112,12 @@ def test_a_made_list_is_not_written_over(images, tmp_path):
         ("--json a b", "--json make"),
     ],
 )
-def test_a_split_that_cannot_be_made_is_refused_and_nothing_written(flags, facts, images, tmp_path):
+def test_impossible_split_is_refused_and_nothing_written(flags, facts, images, tmp_path):
     refusal(lambda: make(images, tmp_path / "lists", flags), *facts.split())
     assert not (tmp_path / "lists").exists()
 
 
-def test_sources_that_are_none_are_refused(images, tmp_path):
+def test_invalid_sources_are_refused(images, tmp_path):
     (tmp_path / "one" / "class").mkdir(parents=True)
     cases = {tmp_path / "nowhere": "nowhere", tmp_path / "one": "class", images / "ant": "0"}
     for source, fact in cases.items():
@@ -128,15 +128,15 @@ def test_sources_that_are_none_are_refused(images, tmp_path):
 
 
 @pytest.mark.parametrize("name", [b"a\nb.png", b"\xff.png"])
-def test_a_file_name_that_no_list_can_hold_is_refused(name, tmp_path):
+def test_file_name_that_lists_cannot_contain_is_refused(name, tmp_path):
     for path in (b"0/1.png", b"0/2.png", b"0/" + name, b"1/1.png", b"1/2.png", b"1/3.png"):
-        place = tmp_path / "images" / os.fsdecode(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
+        file = tmp_path / "images" / os.fsdecode(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     refusal(lambda: make(tmp_path / "images", tmp_path / "lists", "--imbalance 1 --val 1 --test 1"), "png")
     assert not (tmp_path / "lists").exists()
 
 
-def test_the_head_is_where_the_images_are():
-    plan = Plan("exp", 10, 0, 1, 1)
+def test_class_with_most_images_becomes_head():
+    plan = SplitPlan("exp", 10, 0, 1, 1)
     assert train_sizes([12, 102, 52], plan, ["a", "b", "c"]) == [10, 100, 31]

@@ -1,4 +1,4 @@
-"""`make` of sets that others publish: CIFAR as torchvision has it, iNaturalist's annotations."""
+"""`make` for published data sets: CIFAR from torchvision, and iNaturalist's annotations."""
 
 import hashlib
 import json
@@ -17,20 +17,20 @@ from imagenet_inat.paths import find_lists
 from imagenet_inat.splits import __main__ as splits
 from imagenet_inat.splits import torchvision_sets
 from tests.refusals import refusal
-from tests.verifying import known_lists, run, wrong_lines
+from tests.verifying import known_lists, run_splits, wrong_lines
 
 
 @pytest.mark.parametrize(
     ("name", "imbalance", "total"),
     [("cifar10", 10, 20431), ("cifar10", 50, 13996), ("cifar10", 100, 12406), ("cifar100", 100, 10847)],
 )
-def test_cifar_has_the_fields_number_of_images(name, imbalance, total):
+def test_cifar_lt_has_commonly_used_number_of_images(name, imbalance, total):
     spec = REGISTRY[name]
-    assert sum(class_sizes("exp", spec.num_classes, imbalance, spec.largest)) == total
+    assert sum(class_sizes("exp", spec.num_classes, imbalance, spec.largest_class)) == total
 
 
-def ldams_images(labels: np.ndarray, imbalance: float) -> list[int]:
-    """Which images LDAM's published split keeps of labels (n,), in its order: NumPy's global generator, seed 0."""
+def ldam_split_images(labels: np.ndarray, imbalance: float) -> list[int]:
+    """Return which of labels (n,) LDAM's published split keeps, in its order: NumPy's global generator with seed 0."""
     np.random.seed(0)
     kept, classes = [], np.unique(labels)
     for c in classes:
@@ -41,7 +41,7 @@ def ldams_images(labels: np.ndarray, imbalance: float) -> list[int]:
     return kept
 
 
-SPLITS_AS_IN_THE_FIELD = {
+LDAM_SPLIT_HASHES = {
     ("cifar10", 100): "c61d148501864ceb",
     ("cifar10", 50): "6abc8a667776a07c",
     ("cifar10", 10): "3abe1754fa7273bd",
@@ -51,20 +51,20 @@ SPLITS_AS_IN_THE_FIELD = {
 }
 
 
-@pytest.mark.parametrize(("name", "imbalance"), SPLITS_AS_IN_THE_FIELD, ids=str)
-def test_the_cifar_split_is_the_fields_image_for_image(name, imbalance):
-    """On labels in a made-up order, 50,000 of them; pinned, so that no NumPy and no change here moves an image."""
+@pytest.mark.parametrize(("name", "imbalance"), LDAM_SPLIT_HASHES, ids=str)
+def test_cifar_split_matches_ldam_split_image_for_image(name, imbalance):
+    """Uses 50,000 labels in a synthetic order. The hashes detect changes of the split in NumPy or in this project."""
     classes = REGISTRY[name].num_classes
     labels = np.arange(50_000) * 7919 % classes
-    lines = torchvision_sets.split_texts(labels, np.arange(classes), imbalance, 0)["train"].splitlines()
+    lines = torchvision_sets.format_splits(labels, np.arange(classes), imbalance, 0)["train"].splitlines()
     kept = [int(line.split()[0].rsplit("/", 1)[1].removesuffix(".png")) for line in lines]
-    assert kept == ldams_images(labels, imbalance)
-    assert hashlib.sha256(str(kept).encode()).hexdigest()[:16] == SPLITS_AS_IN_THE_FIELD[name, imbalance]
+    assert kept == ldam_split_images(labels, imbalance)
+    assert hashlib.sha256(str(kept).encode()).hexdigest()[:16] == LDAM_SPLIT_HASHES[name, imbalance]
 
 
 @pytest.fixture
 def cifar_files(tmp_path, monkeypatch) -> Path:
-    """CIFAR-10's files as torchvision expects them, with 40 training and 10 test images of noise."""
+    """Write CIFAR-10's files as torchvision expects them, with 40 training and 10 test images of noise."""
     folder, rng = tmp_path / "data" / "cifar-10-batches-py", np.random.default_rng(0)
     folder.mkdir(parents=True)
 
@@ -82,7 +82,7 @@ def cifar_files(tmp_path, monkeypatch) -> Path:
     return tmp_path / "data"
 
 
-def test_cifar_is_written_once_as_files_and_found_by_its_row(cifar_files, capsys):
+def test_cifar_images_are_written_and_found_by_dataset_name(cifar_files, capsys):
     splits.main(["make", "cifar10", "--output", str(cifar_files), "--imbalance", "4"])
     assert f"--dataset cifar10 --data-root {cifar_files} --imbalance 4" in capsys.readouterr().out
     given = Namespace(data_root=str(cifar_files), splits=None, train_txt=None, val_txt=None, test_txt=None)
@@ -100,7 +100,7 @@ def test_cifar_is_written_once_as_files_and_found_by_its_row(cifar_files, capsys
     )
 
 
-def test_another_imbalance_or_seed_uses_the_images_that_are_there(cifar_files, capsys):
+def test_other_imbalance_or_seed_reuses_written_images(cifar_files, capsys):
     commands = ("--imbalance 4", "--imbalance 2", "--imbalance 4 --seed 7")
     for flags in commands:
         splits.main(["make", "cifar10", "--output", str(cifar_files), *flags.split()])
@@ -114,20 +114,22 @@ def test_another_imbalance_or_seed_uses_the_images_that_are_there(cifar_files, c
     assert f"--splits {root}/imbalance_4_seed_7" in capsys.readouterr().out
     texts = [(root / name / "CIFAR10_LT_train.txt").read_text() for name in ("imbalance_4", "imbalance_4_seed_7")]
     assert texts[0] != texts[1]
-    code, out = run(["verify", "cifar10", "--data-root", str(cifar_files), "--imbalance", "4", "--decode"], capsys)
+    code, out = run_splits(
+        ["verify", "cifar10", "--data-root", str(cifar_files), "--imbalance", "4", "--decode"], capsys
+    )
     assert code == 0 and not wrong_lines(out)
 
 
-def test_cifar_that_cannot_be_had_is_said_in_one_line(tmp_path, monkeypatch):
+def test_failed_cifar_download_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision_sets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     words = ["make", "cifar10", "--output", str(tmp_path)]
     refusal(lambda: splits.main(words), "cifar10", "cifar-10-python.tar.gz")
     labels, classes = np.arange(40) % 10, np.arange(10)
-    refusal(lambda: torchvision_sets.split_texts(labels, classes, 5, 0), "--imbalance", 5, 4)
+    refusal(lambda: torchvision_sets.format_splits(labels, classes, 5, 0), "--imbalance", 5, 4)
 
 
 def inat_json(path: Path, count: int, **change) -> Path:
-    """An annotation file of the competition's form, annotations in another order than the images."""
+    """Write an annotation file in the competition's format, with annotations in another order than the images."""
     images = [
         {"id": 100 + i, "file_name": f"train_val2018/Aves/{i % 3}/{i:032x}.jpg", "width": 8} for i in range(count)
     ]
@@ -136,14 +138,14 @@ def inat_json(path: Path, count: int, **change) -> Path:
     return path
 
 
-def test_inaturalists_annotations_become_its_lists(tmp_path, capsys):
+def test_inaturalist_annotations_become_lists(tmp_path, capsys):
     files = [str(inat_json(tmp_path / f"{split}2018.json", count)) for split, count in (("train", 9), ("val", 3))]
     splits.main(["make", "inat", "--json", *files, "--output", str(tmp_path / "lists")])
     text = (tmp_path / "lists" / "iNaturalist18_train.txt").read_text()
     assert text == "".join(f"train_val2018/Aves/{i % 3}/{i:032x}.jpg {i % 3}\n" for i in range(9))
     assert len(read_split(tmp_path / "lists" / "iNaturalist18_val.txt", 8142)[1]) == 3
-    code, out = run(["verify", "inat", "--splits", str(tmp_path / "lists")], capsys)
-    assert code == 1  # most classes have no image here
+    code, out = run_splits(["verify", "inat", "--splits", str(tmp_path / "lists")], capsys)
+    assert code == 1  # most classes have no image
     assert len(known_lists(out)) == 2 and not any("SHA-256" in line for line in wrong_lines(out))
 
 
@@ -158,7 +160,7 @@ def one_image(name, category) -> dict:
         *(one_image(3, 0), one_image("a.jpg", "x"), one_image("a.jpg", -1), one_image("a.jpg", 1.5)),
     ],
 )
-def test_a_file_that_is_no_annotation_file_is_refused(change, tmp_path):
+def test_file_without_annotations_is_refused(change, tmp_path):
     bad = str(inat_json(tmp_path / "bad.json", 3, **change))
     words = ["make", "inat", "--json", bad, bad, "--output", str(tmp_path / "lists")]
     refusal(lambda: splits.main(words), "bad.json")
@@ -166,7 +168,7 @@ def test_a_file_that_is_no_annotation_file_is_refused(change, tmp_path):
     refusal(lambda: splits.main(["make", "inat"]), "--json")
 
 
-def test_annotations_nested_without_end_are_refused(tmp_path):
+def test_deeply_nested_annotations_are_refused(tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text("[" * 100_000)
     words = ["make", "inat", "--json", str(bad), str(bad), "--output", str(tmp_path / "lists")]

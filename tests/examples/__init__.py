@@ -1,1 +1,1 @@
-"""README, its pages and the examples."""
+"""The README, the pages in docs/ and the examples."""

@@ -1,6 +1,6 @@
-"""The Slurm scripts of docs/cluster.md queue themselves again when they should; Slurm is played by a few small scripts.
+"""The Slurm scripts of docs/cluster.md requeue themselves when they should. A few small scripts imitate Slurm.
 
-`make test-cluster` runs them under a real one.
+`make test-cluster` runs them under a real Slurm.
 """
 
 import os
@@ -13,12 +13,12 @@ import pytest
 
 from tests import ROOT
 
-FOUND = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+PAGE_SCRIPTS = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
 TORCHRUN, ARRAY, DIRECT = "torchrun", "--array", "srun alone"
-SCRIPTS = {next((word for word in (TORCHRUN, ARRAY) if word in script), DIRECT): script for script in FOUND}
+SCRIPTS = {next((word for word in (TORCHRUN, ARRAY) if word in script), DIRECT): script for script in PAGE_SCRIPTS}
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "64"}
 SLURM |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
-# As Slurm 22.05 does: SIGTERM to srun kills the step at once, `scancel --signal=TERM` lets it end by itself.
+# As in Slurm 22.05, SIGTERM to srun kills the step at once, and `scancel --signal=TERM` lets it end by itself.
 COMMANDS = {
     "srun": 'trap "kill -KILL %1" TERM; "${@:2}" & echo $! > step; wait; wait',
     "scancel": '[ "$*" = "--signal=TERM 7.0" ] && kill -TERM $(cat step)',
@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def start(script: str, commands: dict[str, str], folder: Path, more: dict[str, str]) -> subprocess.Popen:
-    """A script of the page, with these commands before all others."""
+    """Start a script of the page, with these commands first in PATH."""
     for name, text in commands.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
@@ -37,10 +37,10 @@ def start(script: str, commands: dict[str, str], folder: Path, more: dict[str, s
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_job_with_torchrun_saves_and_then_queues_itself_again(tmp_path):
+def test_torchrun_job_saves_and_then_requeues_itself(tmp_path):
     job = start(TORCHRUN, COMMANDS, tmp_path, {})
     assert job.stdout.readline() == "started on first\n"
-    job.send_signal(signal.SIGUSR1)  # as `--signal=B:USR1@120` does, to the script alone
+    job.send_signal(signal.SIGUSR1)  # `--signal=B:USR1@120` signals only the script
     assert job.communicate(timeout=20)[0] == "saved\nrequeue 7\n"
 
 
@@ -58,7 +58,7 @@ def test_the_job_with_torchrun_saves_and_then_queues_itself_again(tmp_path):
         (ARRAY, 0, "0", ""),
     ],
 )
-def test_a_job_queues_itself_again_by_its_exit_code(script, code, restarts, output, tmp_path):
+def test_job_requeues_itself_depending_on_exit_code(script, code, restarts, output, tmp_path):
     commands = {"srun": f"exit {code}", "scontrol": "echo $*"}
     job = start(script, commands, tmp_path, {"SLURM_RESTART_COUNT": restarts})
     assert job.communicate(timeout=20)[0] == output

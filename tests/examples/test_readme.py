@@ -1,4 +1,4 @@
-"""What README, the pages in docs/ and the scripts' docstrings show is right: commands, make targets, links, files."""
+"""Commands, make targets, links and files in the README, the pages in docs/ and the docstrings of scripts are valid."""
 
 import re
 import shlex
@@ -58,18 +58,18 @@ def test_every_script_is_shown_in_a_command():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_shown_command_parses(command):
+def test_shown_command_parses(command):
     words = shlex.split(command, comments=True)
     script = next(word for word in words if word in PARSERS)
     PARSERS[script]().parse_args(words[words.index(script) + 1 :])
 
 
-def test_the_help_of_a_package_shows_how_to_call_it():
+def test_help_of_package_shows_how_to_call_it():
     help_text = run(["-m", "imagenet_inat.splits", "--help"]).stdout
     assert help_text.startswith("usage: python -m imagenet_inat.splits ")
 
 
-def test_the_demos_own_commands_parse():
+def test_commands_of_demo_parse():
     stage_1 = f"{demo.STAGE_1} {demo.METHODS['TSC']}".format(epochs=1, seed=0, folder="f")
     for command in (stage_1, demo.STAGE_2.format(seed=0), demo.REPORT.format(folder="f").removeprefix("-m ")):
         script, *flags = shlex.split(command)
@@ -77,7 +77,7 @@ def test_the_demos_own_commands_parse():
 
 
 def test_make_targets_exist():
-    """Those in code: at the start of a line of a fenced block, or of an inline span."""
+    """Checks the targets in code: at the start of a line of a fenced block or of an inline span."""
     code = [span for page in PAGES for span in re.findall(r"`(make [a-z-]+)", page.read_text())]
     code += [line for page in PAGES for _, block in FENCED.findall(page.read_text()) for line in block.splitlines()]
     named = {word for line in code for word in re.findall(r"^make ([a-z-]+)", line)}
@@ -87,7 +87,7 @@ def test_make_targets_exist():
 
 
 @each_page
-def test_links_within_the_project_lead_somewhere(page):
+def test_links_within_project_resolve(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         name, _, anchor = target.partition("#")
         linked = page.parent / name if name else page
@@ -96,25 +96,25 @@ def test_links_within_the_project_lead_somewhere(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """Return what a link may have after its #: the headings, as GitHub names them."""
+    """Return the anchors of a page: its headings, as GitHub names them."""
     headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_anchors_are_the_headings(tmp_path):
+def test_anchors_are_headings(tmp_path):
     (tmp_path / "page.md").write_text("# One: `two`, 3-4\n```bash\n# no heading\n```\ntext\n### Five?\n")
     assert anchors(tmp_path / "page.md") == {"one-two-3-4", "five"}
 
 
-def test_the_index_links_to_every_page_and_readme_to_the_index():
-    """Except for the pages of other studies, which a user may have run."""
+def test_index_links_to_every_page():
+    """The README links to the index. Pages of studies that a user has run need no link."""
     linked = re.findall(r"\]\(([^)#]+)", (ROOT / "docs" / "README.md").read_text())
     found = {(ROOT / "docs" / name).resolve() for name in linked}
     assert not {page for page in PAGES if page.name != "README.md" and not page.match("results_*.md")} - found
     assert "](docs/README.md)" in (ROOT / "README.md").read_text()
 
 
-def paths_of_map(text: str) -> list[Path]:
+def paths_in_file_map(text: str) -> list[Path]:
     """Return the paths that a map of the files names. Indented names lie in the folder above them."""
     folder, paths = ROOT, []
     for line in text.splitlines():
@@ -127,17 +127,17 @@ def paths_of_map(text: str) -> list[Path]:
     return paths
 
 
-def test_a_map_names_paths():
+def test_paths_in_file_map_follow_indentation():
     text = "a.py  first   b/c.py   second\nd/            the third\n  e.py  f/  in it\n"
-    assert paths_of_map(text) == [ROOT / name for name in ("a.py", "b/c.py", "d", "d/e.py", "d/f")]
+    assert paths_in_file_map(text) == [ROOT / name for name in ("a.py", "b/c.py", "d", "d/e.py", "d/f")]
 
 
 @each_page
 def test_files_that_a_page_names_exist(page):
-    """Inline, a path of the project's folders; and what a map of the files shows, or a test of that name."""
+    """Checks inline paths in the project's folders, and file maps, whose paths may be relative to tests/."""
     text = page.read_text()
     maps = [block for language, block in FENCED.findall(text) if not language and re.match(r"[\w/]+(\.py|/)\s", block)]
-    paths = [path for block in maps for path in paths_of_map(block)]
+    paths = [path for block in maps for path in paths_in_file_map(block)]
     spans = re.findall(r"`([\w.-]+/[\w./-]*)`", FENCED.sub("", text))
     folders = {path.parent.name for path in ROOT.glob("*/*.py")} | {"recipes"}
     paths += [ROOT / span for span in spans if span.endswith((".py", ".txt", "/")) and span.split("/")[0] in folders]

@@ -1,4 +1,4 @@
-"""Every recipe of the project trains two steps on stand-in images, as it stands but for sizes."""
+"""Every recipe starts to train on images of noise, unchanged except for sizes."""
 
 import numpy as np
 import pytest
@@ -7,35 +7,37 @@ from PIL import Image
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import REGISTRY
-from imagenet_inat.lists.format import made_folders
+from imagenet_inat.lists.format import generated_folders
 from moco.targets.generation import generate
 from tests import ROOT
-from tests.idx_files import write_parts
+from tests.idx_files import write_fashion_mnist
 from tests.stopping import log_of
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.txt"))
-FASHION = ("fashion_kcl", "fashion_tsc")  # which make their lists themselves
+FASHION = ("fashion_kcl", "fashion_tsc")  # these recipes make their own lists
 TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release"))]
 TRAIN = [name for name in TRAIN if name not in FASHION]
 PROBES = {"imagenet_probe": "imagenet_kcl", "inat_probe": "inat_kcl", "cifar_probe": "cifar10_kcl_100"}
 PROBES |= {"cifar_ldam_drw": "cifar10_tsc_100"}
-# Of what is trained: two batches of eight, images and network small; the recipe's own flags come before.
+# Added after the recipe's own flags: a small network, small images and two batches of eight per epoch.
 SMALL = "-a resnet20 --image-size 8 -b 8 --epochs 2 --device cpu -j 0 -p 0"
-WITHOUT_WARM_UP = "--warmup-epochs 0"  # its ten epochs are more than these
+WITHOUT_WARM_UP = "--warmup-epochs 0"  # the recipes warm up for ten epochs, more than the tests train
 CLASSES = {"imagenet": 1000, "inat": 8142, "cifar10": 10, "cifar100": 100}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Sixteen 32-px images, and lists of them; targets that no one has spread."""
+    """Write sixteen 32-px images of noise and a list of them; return the folder."""
     folder = tmp_path_factory.mktemp("stand-in")
     rng = np.random.default_rng(0)
-    places = {folder} | {made_folders(REGISTRY[name].set_name, folder, 100)[0] for name in ("cifar10", "cifar100")}
+    folders = {folder} | {
+        generated_folders(REGISTRY[name].set_name, folder, 100)[0] for name in ("cifar10", "cifar100")
+    }
     for number in range(16):
         image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        for place in places:
-            place.mkdir(exist_ok=True)
-            image.save(place / f"{number}.png")
+        for target in folders:
+            target.mkdir(exist_ok=True)
+            image.save(target / f"{number}.png")
     (folder / "list.txt").write_text("".join(f"{number}.png {number % 8}\n" for number in range(16)))
     return folder
 
@@ -59,7 +61,7 @@ def pretrain(recipe: str, root, run: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("recipe", TRAIN)
-def test_a_recipe_starts(recipe, root, tmp_path):
+def test_stage_1_recipe_starts(recipe, root, tmp_path):
     log = pretrain(recipe, root, str(tmp_path / "run"))
     second = "TSC" if "tsc" in recipe else "KCL"
     first = "TSC" if recipe.endswith("release") else "KCL"
@@ -68,7 +70,7 @@ def test_a_recipe_starts(recipe, root, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", PROBES)
-def test_a_recipe_of_stage_2_starts(recipe, root, tmp_path):
+def test_stage_2_recipe_starts(recipe, root, tmp_path):
     pretrain(PROBES[recipe], root, str(tmp_path / "run"))
     data = PROBES[recipe].split("_")[0]
     flags = [*words(recipe, root, data, str(tmp_path / "probe")), "--dataset", data, "--lr", "1"]
@@ -77,9 +79,9 @@ def test_a_recipe_of_stage_2_starts(recipe, root, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", FASHION)
-def test_a_recipe_of_fashion_starts(recipe, tmp_path):
-    """On files of noise, with the recipe's own network."""
-    write_parts(tmp_path, 120, 1)
+def test_fashion_recipe_starts(recipe, tmp_path):
+    """Uses files of noise and the recipe's own network."""
+    write_fashion_mnist(tmp_path, 120, 1)
     small = f"--largest 20 --imbalance 2 --epochs 2 --device cpu -j 0 -p 0 --targets {tmp_path}/targets.npy"
     if recipe == "fashion_tsc":
         np.save(tmp_path / "targets.npy", generate(10, 128).numpy())
@@ -90,7 +92,7 @@ def test_a_recipe_of_fashion_starts(recipe, tmp_path):
     assert [line["phase"] for line in log_of(tmp_path / "run")] == ["KCL", "TSC" if "tsc" in recipe else "KCL"]
 
 
-def test_no_recipe_is_left_out():
+def test_every_recipe_is_tested():
     assert set(RECIPES) == {
         *TRAIN,
         *PROBES,
@@ -99,4 +101,4 @@ def test_no_recipe_is_left_out():
         "imagenet",
         "cifar",
         "cifar_targeted",
-    }  # the last ones are what others take in
+    }  # the last ones are included by other recipes

@@ -1,4 +1,4 @@
-"""The sheet of views is written by its command."""
+"""examples/views.py writes a sheet of views."""
 
 from PIL import Image
 
@@ -7,7 +7,7 @@ from moco.loader import VIEWS
 from tests.refusals import line_with, refusal
 
 
-def test_the_sheet_has_a_row_for_each_view(tmp_path, capsys):
+def test_sheet_has_a_row_for_each_view(tmp_path, capsys):
     views.main(["--output", str(tmp_path / "views.png"), "--draws", "2"])
     line_with(capsys.readouterr().out, tmp_path / "views.png", len(VIEWS), 2)
     with Image.open(tmp_path / "views.png") as picture:

@@ -1,1 +1,1 @@
-"""GPUs: what only they can show, and what a machine without one can tell."""
+"""Tests that need a GPU, and tests of code for GPUs that run without one."""

@@ -1,4 +1,4 @@
-"""make gpu on a machine without one: its rehearsal and what it keeps; and that it says there is none."""
+"""make gpu on a machine without a GPU: its smoke test, the parts that it stores, and its error."""
 
 import json
 import signal
@@ -10,24 +10,29 @@ import torch
 
 from benchmarks import bench_probe
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import data, device, keeping
-from benchmarks.gpu.plan import NEEDS_CUDA, rehearsal
+from benchmarks.gpu import data, device, part_store
+from benchmarks.gpu.plan import NEEDS_CUDA, smoke_plan
 from tests import ROOT
 from tests.refusals import line_with, refusal
 from utils import errors
 
-FACTS = {"beside": {"KCL, all off": 1.04}, "gains": {"KCL": 2.9}, "waits": {"KCL": 0, "KCL, the release's way": 9}}
+METRICS = {
+    "encoder_ratios": {"KCL, all off": 1.04},
+    "speedups": {"KCL": 2.9},
+    "syncs": {"KCL": 0, "KCL, authors' code": 9},
+}
 
 
-ROWS = {"encoders": 4, "ways": 3, "waits": 4, "probe": 6, "agreement": 10, "loader": 2, "epochs": 6}  # of their tables
-WITHOUT_A_GPU = {"tests": 1, "waits": 4, "agreement": 8, "real_sizes": 2}  # rows or lines that need one
+# Rows of each part's table.
+ROWS = {"encoders": 4, "implementations": 3, "syncs": 4, "probe": 6, "agreement": 10, "loader": 2, "epochs": 6}
+ROWS_WITHOUT_GPU = {"tests": 1, "syncs": 4, "agreement": 8, "real_sizes": 2}  # rows or lines that need a GPU
 
 
-def test_a_rehearsal_has_every_row_and_leaves_nothing(monkeypatch, tmp_path, capsys):
-    """With smaller batches and fewer rounds than the command's."""
+def test_smoke_test_prints_every_row_and_writes_nothing(monkeypatch, tmp_path, capsys):
+    """Uses smaller batches and fewer rounds than the command."""
     tiny = ("resnet20", 8, 8)
-    plan = rehearsal()._replace(size=tiny, agree=tiny, rounds=1)
-    monkeypatch.setattr(gpu, "rehearsal", lambda: plan)
+    plan = smoke_plan()._replace(size=tiny, agreement_size=tiny, rounds=1)
+    monkeypatch.setattr(gpu, "smoke_plan", lambda: plan)
     monkeypatch.setattr(data, "TURNS", 1)
     monkeypatch.setattr(bench_probe, "ROUNDS", 1)
     monkeypatch.setattr(bench_probe, "IMAGES", 32)
@@ -35,23 +40,23 @@ def test_a_rehearsal_has_every_row_and_leaves_nothing(monkeypatch, tmp_path, cap
     monkeypatch.setattr(gpu, "PAGE", tmp_path / "page.md")
     gpu.main(["--rehearse"])
     text = capsys.readouterr().out
-    assert text.startswith(gpu.REHEARSAL) and list(tmp_path.iterdir()) == []
+    assert text.startswith(gpu.SMOKE_NOTE) and list(tmp_path.iterdir()) == []
     page = text.split("# Benchmarks on a GPU")[1]
-    assert gpu.REHEARSAL in page and "| aim |" not in page  # tiny sizes on a CPU meet none
+    assert gpu.SMOKE_NOTE in page and "| goal |" not in page  # tiny sizes on a CPU are not compared with the goals
     for part in gpu.PARTS:
         lines = page.split(f"\n## {part.title}\n")[1].split("\n## ")[0].splitlines()
         rows = [line for line in lines if line.startswith("|")][2:]  # below the header
         assert len(rows) == ROWS.get(part.name, 0), part.name
-        if part.name in WITHOUT_A_GPU:
-            assert sum(NEEDS_CUDA in line for line in rows or lines) == WITHOUT_A_GPU[part.name]
+        if part.name in ROWS_WITHOUT_GPU:
+            assert sum(NEEDS_CUDA in line for line in rows or lines) == ROWS_WITHOUT_GPU[part.name]
 
 
-def test_without_a_device_one_line_and_nothing_written(monkeypatch, capsys, tmp_path):
-    """`make gpu`, `make gpu --fresh`, and what `make test-gpu` asks first."""
+def test_without_gpu_prints_one_error_and_writes_nothing(monkeypatch, capsys, tmp_path):
+    """Checks `make gpu`, `make gpu --fresh`, and the first command of `make test-gpu`."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "PAGE", tmp_path / "page.md")
     monkeypatch.chdir(tmp_path)
-    for words, main in (([], gpu.main), (["--fresh"], gpu.main), ([], device.need_cuda)):
+    for words, main in (([], gpu.main), (["--fresh"], gpu.main), ([], device.require_cuda)):
         monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", *words])
         with pytest.raises(SystemExit) as end:
             errors.run(main)
@@ -61,116 +66,116 @@ def test_without_a_device_one_line_and_nothing_written(monkeypatch, capsys, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_make_test_gpu_asks_for_the_device_before_it_starts_the_tests():
+def test_make_test_gpu_checks_device_before_tests():
     recipe = (ROOT / "Makefile").read_text().split("\ntest-gpu:")[1].split("\n\n")[0]
     assert 0 < recipe.index("-m benchmarks.gpu.device") < recipe.index("-m pytest")
 
 
 @pytest.fixture
-def starts(monkeypatch, tmp_path):
-    """start(*words) of make gpu on a machine that has a GPU, with three parts that note when they run.
+def make_gpu(monkeypatch, tmp_path):
+    """Return a call of make gpu, as on a machine with a GPU, with three parts that record when they run.
 
-    Its attributes: ran, the names; trouble, what a part raises once; key, of the machine.
+    Its attributes: ran, the names of the parts that ran; failures, what parts raise once; key, of the machine.
     """
 
-    class Starts:
-        ran, trouble, key, page = [], {}, "commit GPU torch", tmp_path / "page.md"
+    class MakeGpu:
+        ran, failures, key, page = [], {}, "commit GPU torch", tmp_path / "page.md"
 
         def __call__(self, *words: str) -> None:
             gpu.main(list(words))
 
         def part(self, name: str, facts: dict) -> gpu.Part:
-            def run(plan, own):
+            def run(plan, part_facts):
                 self.ran.append(name)
-                if name in self.trouble:
-                    raise self.trouble.pop(name)
+                if name in self.failures:
+                    raise self.failures.pop(name)
                 yield f"{name} was run"
-                own |= facts
+                part_facts |= facts
 
             return gpu.Part(name, f"Part {name}", 1, run)
 
-    start = Starts()
-    start.ran, start.trouble = [], {}
+    command = MakeGpu()
+    command.ran, command.failures = [], {}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "PAGE", start.page)
+    monkeypatch.setattr(gpu, "PAGE", command.page)
     monkeypatch.setattr(
-        gpu, "PARTS", tuple(start.part(name, {key: FACTS[key]}) for name, key in zip("abc", FACTS, strict=True))
+        gpu, "PARTS", tuple(command.part(name, {key: METRICS[key]}) for name, key in zip("abc", METRICS, strict=True))
     )
-    monkeypatch.setattr(gpu, "need_cuda", lambda: None)
-    monkeypatch.setattr(gpu, "full", rehearsal)
-    monkeypatch.setattr(gpu, "forget_models", lambda: None)  # there are none, and the search takes a second
-    monkeypatch.setattr(gpu, "machine_key", lambda: start.key)
+    monkeypatch.setattr(gpu, "require_cuda", lambda: None)
+    monkeypatch.setattr(gpu, "full_plan", smoke_plan)
+    monkeypatch.setattr(gpu, "free_memory", lambda: None)  # no models exist, and the search takes a second
+    monkeypatch.setattr(gpu, "machine_key", lambda: command.key)
     handler = signal.getsignal(signal.SIGTERM)
-    yield start
+    yield command
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize("trouble", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_start_goes_on(starts, trouble):
-    starts.trouble["b"] = trouble
-    with pytest.raises(type(trouble)):
-        starts()
-    assert starts.ran == ["a", "b"] and not starts.page.exists()
-    starts()
-    assert starts.ran == ["a", "b", "b", "c"]  # the finished one was not run again
-    assert all(f"## Part {name}\n\n{name} was run\n" in starts.page.read_text() for name in "abc")
-    starts()
-    assert starts.ran == ["a", "b", "b", "c"]
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupted_benchmark_resumes_at_interrupted_part(make_gpu, error):
+    make_gpu.failures["b"] = error
+    with pytest.raises(type(error)):
+        make_gpu()
+    assert make_gpu.ran == ["a", "b"] and not make_gpu.page.exists()
+    make_gpu()
+    assert make_gpu.ran == ["a", "b", "b", "c"]  # the finished part did not run again
+    assert all(f"## Part {name}\n\n{name} was run\n" in make_gpu.page.read_text() for name in "abc")
+    make_gpu()
+    assert make_gpu.ran == ["a", "b", "b", "c"]
 
 
-def test_another_commit_or_gpu_starts_anew_and_so_does_fresh(starts):
-    starts()
-    starts.key = "another"
-    starts()
-    assert starts.ran == [*"abcabc"]
-    starts("--fresh")
-    assert starts.ran == [*"abcabcabc"]
-    starts.key = "commit GPU torch"  # whose parts are still there
-    starts()
-    assert starts.ran == [*"abcabcabc"]
+def test_other_machine_key_or_fresh_runs_all_parts_again(make_gpu):
+    make_gpu()
+    make_gpu.key = "another"
+    make_gpu()
+    assert make_gpu.ran == [*"abcabc"]
+    make_gpu("--fresh")
+    assert make_gpu.ran == [*"abcabcabc"]
+    make_gpu.key = "commit GPU torch"  # its stored parts still exist
+    make_gpu()
+    assert make_gpu.ran == [*"abcabcabc"]
 
 
-def test_a_part_that_fails_takes_no_other_down_and_no_page_is_written(starts, capsys):
-    starts.trouble["a"] = RuntimeError("CUDA error: out of luck\nand more")
+def test_failed_part_does_not_stop_others_but_page_is_not_written(make_gpu, capsys):
+    make_gpu.failures["a"] = RuntimeError("CUDA error: out of luck\nand more")
     with pytest.raises(SystemExit) as end:
-        starts()
-    assert end.value.code == 1 and starts.ran == [*"abc"] and not starts.page.exists()
+        make_gpu()
+    assert end.value.code == 1 and make_gpu.ran == [*"abc"] and not make_gpu.page.exists()
     out = capsys.readouterr().out
     line_with(out, "error: ", "Part a", "RuntimeError: CUDA error: out of luck")
     assert "and more" not in out
-    starts()
-    assert starts.ran == [*"abca"] and starts.page.exists()
+    make_gpu()
+    assert make_gpu.ran == [*"abca"] and make_gpu.page.exists()
 
 
-def test_the_page_says_which_aims_were_met(starts):
-    starts()
-    files = sorted(Path("runs/gpu", starts.key).glob("*.json"))
-    table = gpu.aims({file.stem: json.loads(file.read_text()) for file in files})
+def test_page_says_which_goals_were_met(make_gpu):
+    make_gpu()
+    files = sorted(Path("runs/gpu", make_gpu.key).glob("*.json"))
+    table = gpu.goals_table({file.stem: json.loads(file.read_text()) for file in files})
     cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
     assert cells == [["1.04", "≤ 1.05", "yes"], ["2.9", "≥ 3", "no"], ["0", "0", "yes"]]
 
 
-def test_a_damaged_part_is_named(starts):
-    starts()
-    file = Path("runs/gpu") / starts.key / "b.json"
+def test_damaged_file_of_part_is_named(make_gpu):
+    make_gpu()
+    file = Path("runs/gpu") / make_gpu.key / "b.json"
     for text in ("", "{", "[]", '{"lines": []}'):
         file.write_text(text)
-        refusal(starts, file, "--fresh")
+        refusal(make_gpu, file, "--fresh")
 
 
-def test_the_key_follows_code_gpu_and_version(monkeypatch, tmp_path):
+def test_machine_key_depends_on_code_gpu_and_version(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB/HBM3")
-    monkeypatch.setattr(keeping, "code_version", lambda: "abc-1")
-    first = keeping.machine_key()
+    monkeypatch.setattr(part_store, "code_version", lambda: "abc-1")
+    first = part_store.machine_key()
     assert first == f"abc-1_NVIDIA_H100_80GB_HBM3_torch_{torch.__version__}"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
-    assert keeping.machine_key() != first
+    assert part_store.machine_key() != first
 
     monkeypatch.undo()
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "a.py").write_text("1")
-    before = keeping.code_version(tmp_path)
+    before = part_store.code_version(tmp_path)
     (tmp_path / "notes.md").write_text("no code")
-    assert keeping.code_version(tmp_path) == before and before.startswith("no-commit-")
+    assert part_store.code_version(tmp_path) == before and before.startswith("no-commit-")
     (tmp_path / "utils" / "a.py").write_text("2")
-    assert keeping.code_version(tmp_path) != before
+    assert part_store.code_version(tmp_path) != before

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from moco.heads.choice import Split, Task, choose
-from moco.heads.fitted import Problem
+from moco.heads.candidates import FitInputs
+from moco.heads.selection import FeatureLoader, HeadData, select_head
 from tests.cuda import NEEDS_CUDA
 from tests.gpu.test_gpu_steps import CUDA
-from tests.heads.test_choice import COUNTS, FITTED, clouds, task
+from tests.heads.test_selection import COUNTS, FITTED, clouds, head_data
 from tests.measure.test_online_probe import Encoder
 from utils.measure.online_probe import OnlineProbe
 from utils.run.compute import ComputeConfig
@@ -15,20 +15,22 @@ from utils.run.compute import ComputeConfig
 pytestmark = NEEDS_CUDA
 
 
-@pytest.mark.parametrize(("name", "sampling", "adjustment"), [way for way in FITTED if way[0] not in ("target", "own")])
-def test_a_head_is_the_cpus(name, sampling, adjustment):
+@pytest.mark.parametrize(
+    ("name", "sampling", "adjustment"), [balancing for balancing in FITTED if balancing[0] not in ("target", "own")]
+)
+def test_gpu_head_matches_cpu(name, sampling, adjustment):
     train = clouds(COUNTS, 1)
-    problem = Problem(train.features.double().to(CUDA), train.labels.to(CUDA), torch.tensor(COUNTS))
-    splits = {split: Split(clouds([20] * 4, seed), CUDA) for split, seed in (("val", 2), ("test", 3))}
-    ours = choose(name, sampling, adjustment, Task(problem, splits, ComputeConfig(CUDA), "val"))
-    theirs = choose(name, sampling, adjustment, task())
+    inputs = FitInputs(train.features.double().to(CUDA), train.labels.to(CUDA), torch.tensor(COUNTS))
+    splits = {split: FeatureLoader(clouds([20] * 4, seed), CUDA) for split, seed in (("val", 2), ("test", 3))}
+    ours = select_head(name, sampling, adjustment, HeadData(inputs, splits, ComputeConfig(CUDA), "val"))
+    theirs = select_head(name, sampling, adjustment, head_data())
     assert ours.entry["values"] == theirs.entry["values"]
     for key, value in theirs.classifier.state_dict().items():
         torch.testing.assert_close(ours.classifier.state_dict()[key].cpu(), value, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("adjusted", [False, True])
-def test_the_online_probe_is_the_cpus_and_nothing_waits(adjusted):
+def test_gpu_online_probe_matches_cpu_without_synchronizing(adjusted):
     torch.manual_seed(0)
     encoder, counts, y = Encoder(), torch.tensor([6, 2, 1]), torch.arange(9) % 3
     x, weights = torch.randn(9, 5), []

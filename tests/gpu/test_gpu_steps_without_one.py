@@ -1,4 +1,4 @@
-"""What a step does on a GPU, as far as a machine without one can tell: fake tensors."""
+"""The operations of a step on a GPU, tested without a GPU by fake tensors."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco.builder import KCL
-from moco.in_batch import InBatch
+from moco.in_batch import InBatchKCL
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import update_centroids
-from tests.tiny import IMAGE, TinyEncoder, unit
+from tests.tiny import IMAGE, TinyEncoder, unit_vectors
 from utils import distributed
 from utils.distributed import GatherWithGradient
 
@@ -20,17 +20,17 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """Tensors on a GPU that is not there."""
+    """Allow fake tensors on a GPU that does not exist."""
     try:
         with FakeTensorMode(), GPU:
             TinyEncoder(num_classes=2)
-    except RuntimeError:  # 2.4 and 2.9 do
+    except RuntimeError:  # in PyTorch 2.4 and 2.9
         pytest.skip("this PyTorch asks the driver even for a fake tensor")
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
 
 
-class Watch(TorchDispatchMode):
-    """Notes the operations of a block: those that make the host wait for the device, and the products."""
+class OperationRecorder(TorchDispatchMode):
+    """Record the operations of a block that make the host wait for the device, and its matrix products."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
 
@@ -42,25 +42,27 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if name in self.WAITING or (self._crosses(name, args, out) and not self._goes_on(name, args, kwargs)):
+        if name in self.WAITING or (
+            self._changes_device(name, args, out) and not self._is_non_blocking(name, args, kwargs)
+        ):
             self.waits.append(name)
         if name in ("mm", "addmm", "bmm"):
             self.products.append({tensor.dtype for tensor in args if isinstance(tensor, torch.Tensor)})
         return out
 
     @staticmethod
-    def _crosses(name: str, args: tuple, out) -> bool:
-        """Whether a copy goes from one device to another."""
+    def _changes_device(name: str, args: tuple, out) -> bool:
+        """Return whether a copy goes from one device to another."""
         source = args[1] if name == "copy_" else args[0] if name == "_to_copy" else None
         return isinstance(source, torch.Tensor) and source.ndim > 0 and source.device.type != out.device.type
 
     @staticmethod
-    def _goes_on(name: str, args: tuple, kwargs: dict) -> bool:
+    def _is_non_blocking(name: str, args: tuple, kwargs: dict) -> bool:
         return bool(args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking"))
 
 
-class Solved:
-    """In place of `Assignment`, which may wait: the identity."""
+class IdentityAssignment:
+    """The identity, in place of `Assignment`, which may wait."""
 
     def start(self, centroids):
         self.classes = len(centroids)
@@ -69,82 +71,84 @@ class Solved:
         return torch.arange(self.classes, device=GPU)
 
 
-def fake_step(monkeypatch, processes: int = 1, **options) -> Watch:
-    """What one step does on a GPU, as far as the forward pass: C = 3, D = 4, Q = 12, N = 3 in each process."""
+def fake_step(monkeypatch, processes: int = 1, **options) -> OperationRecorder:
+    """Record the forward pass of a step on a GPU: C = 3, D = 4, Q = 12, N = 3 in each process."""
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     monkeypatch.setattr(distributed, "gather", lambda tensor: torch.cat([tensor] * processes))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
             model = KCL(TinyEncoder, 4, 12, num_positive=2, num_classes=3, **options)
-            model.optimal_target, model._solver = torch.randn(3, 4), Solved()
-            model.shuffles = True  # as with batch norm
+            model.optimal_target, model._solver = torch.randn(3, 4), IdentityAssignment()
+            model.uses_shuffle_bn = True  # as with batch norm
             images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
-        with Watch() as watch:
+        with OperationRecorder() as recorder:
             model(images, images, labels)
-    return watch
+    return recorder
 
 
-def fake_step_in_batch(monkeypatch, processes: int, **options) -> Watch:
-    """The same in the batch: N = 3 in each process, TSC where a form is named; no gradient, which needs a GPU."""
+def fake_step_in_batch(monkeypatch, processes: int, **options) -> OperationRecorder:
+    """Record an in-batch step: N = 3 in each process, TSC if a form is given. Gradients would need a real GPU."""
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     monkeypatch.setattr("moco.in_batch.gather", lambda tensor: torch.cat([tensor] * processes))
     monkeypatch.setattr(GatherWithGradient, "apply", lambda tensor: torch.cat([tensor] * processes))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
-            model = InBatch(TinyEncoder, 4, num_positive=2, targeted="loss_form" in options, num_classes=3, **options)
-            model.optimal_target, model._solver = torch.randn(3 * model.tr, 4), Solved()
+            model = InBatchKCL(
+                TinyEncoder, 4, num_positive=2, targeted="loss_form" in options, num_classes=3, **options
+            )
+            model.optimal_target, model._solver = torch.randn(3 * model.tr, 4), IdentityAssignment()
             images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
-        with Watch() as watch, torch.no_grad():
+        with OperationRecorder() as recorder, torch.no_grad():
             model(images, images, labels)
-    return watch
+    return recorder
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_the_host_does_not_wait_within_a_step(targeted, processes, fake_gpu, monkeypatch):
-    watch = fake_step(monkeypatch, processes, targeted=targeted, sep_t=True)
-    assert watch.products and not watch.waits
+def test_step_does_not_synchronize_with_gpu(targeted, processes, fake_gpu, monkeypatch):
+    recorder = fake_step(monkeypatch, processes, targeted=targeted, sep_t=True)
+    assert recorder.products and not recorder.waits
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"loss_form": "paper"}, {"loss_form": "release", "tr": 3}, {"unbiased": True}])
-def test_the_host_does_not_wait_within_a_step_in_the_batch(options, processes, fake_gpu, monkeypatch):
-    assert (watch := fake_step_in_batch(monkeypatch, processes, **options)).products and not watch.waits
+def test_in_batch_step_does_not_synchronize_with_gpu(options, processes, fake_gpu, monkeypatch):
+    assert (recorder := fake_step_in_batch(monkeypatch, processes, **options)).products and not recorder.waits
 
 
-def test_the_watch_sees_a_copy_that_waits_in_the_batch(fake_gpu, monkeypatch):
-    monkeypatch.setattr("moco.losses.in_batch.sent", lambda draws, device: draws.to(device))
+def test_recorder_sees_blocking_copy_in_batch_loss(fake_gpu, monkeypatch):
+    monkeypatch.setattr("moco.losses.batch_loss.to_device", lambda draws, device: draws.to(device))
     assert fake_step_in_batch(monkeypatch, processes=1).waits == ["_to_copy"]
 
 
-def test_the_watch_sees_copies_that_wait(fake_gpu, monkeypatch):
-    """Of the draws, and of the shuffle's permutation."""
-    monkeypatch.setattr("moco.builder.sent", lambda draws, device: draws.to(device))
+def test_recorder_sees_blocking_copies(fake_gpu, monkeypatch):
+    """The copies are those of the draws and of the shuffle's permutation."""
+    monkeypatch.setattr("moco.builder.to_device", lambda draws, device: draws.to(device))
     assert fake_step(monkeypatch, processes=2).waits == ["_to_copy"] * 2
 
 
-def test_centroids_are_float64_on_a_gpu_which_tf32_does_not_round(fake_gpu):
-    with FakeTensorMode(), GPU, Watch() as watch:
-        moved = update_centroids(torch.randn(3, 4), torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))
-    assert watch.products == [{torch.float64}] and moved.dtype == torch.float32
+def test_centroids_use_float64_on_gpu_which_tf32_does_not_round(fake_gpu):
+    with FakeTensorMode(), GPU, OperationRecorder() as recorder:
+        updated = update_centroids(torch.randn(3, 4), torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))
+    assert recorder.products == [{torch.float64}] and updated.dtype == torch.float32
 
 
-def test_the_assignments_thread_waits_on_the_gpu_of_its_rank(monkeypatch):
-    chosen, waited = [], []
+def test_assignment_thread_waits_on_gpu_of_its_rank(monkeypatch):
+    entered, waited = [], []
 
-    class Chosen:
+    class DeviceContext:
         def __init__(self, device):
             self.device = device
 
         def __enter__(self):
-            chosen.append(self.device)
+            entered.append(self.device)
 
         def __exit__(self, *_):
-            chosen.append(None)
+            entered.append(None)
 
-    monkeypatch.setattr(torch.cuda, "device", Chosen)
-    solver = Assignment(unit(3, 4))
+    monkeypatch.setattr(torch.cuda, "device", DeviceContext)
+    solver = Assignment(unit_vectors(3, 4))
     solver._device = torch.device("cuda", 3)
-    solver._incoming.copy_(unit(3, 4))
-    solver._solve_when(SimpleNamespace(synchronize=lambda: waited.append(chosen[-1])))
+    solver._incoming.copy_(unit_vectors(3, 4))
+    solver._solve_when(SimpleNamespace(synchronize=lambda: waited.append(entered[-1])))
     assert waited == [torch.device("cuda", 3)]

@@ -1,4 +1,4 @@
-"""Flags of a fitted head."""
+"""Flags of runs that fit a head."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def words(probe_flags, tsc_run, tmp_path_factory) -> list[str]:
-    """Flags of a head on a copy of the TSC run, alone in its folder."""
+    """Return flags of a head on a copy of the TSC run's checkpoint, alone in its folder."""
     folder = tmp_path_factory.mktemp("fitting")
     shutil.copy(tsc_run / "last.pth.tar", folder)
     without_lr = [word for word in probe_flags if word not in ("--lr", "1")]

@@ -1,4 +1,4 @@
-"""--finetune and the trained heads' options: everything moves, what is asked for is the loss, runs go on."""
+"""--finetune and the options of trained heads: all weights train, with the requested loss, and runs resume."""
 
 import json
 
@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import main_lincls_imba as stage2
 from moco.heads import HEADS
-from tests.stopping import assert_stops_change_nothing
+from tests.stopping import assert_resumes_bit_identical
 from utils.run import checkpoint
 
 
@@ -18,11 +18,11 @@ def words(probe_flags, tsc_run):
 
 
 def weights_of(run) -> dict:
-    return checkpoint.unpacked(checkpoint.load(run / "last.pth.tar"))
+    return checkpoint.strip_prefix(checkpoint.read_checkpoint(run / "last.pth.tar")["state_dict"])
 
 
 @pytest.mark.parametrize("head", ["linear", "ldam"])
-def test_the_whole_network_trains_from_the_pretrained_encoder(head, words, tsc_run, tmp_path):
+def test_finetune_trains_whole_network_from_pretrained_encoder(head, words, tsc_run, tmp_path):
     stage2.main([*words, "--finetune", "--head", head, "--run-dir", str(tmp_path)])
     start = weights_of(tsc_run)
     for name, weight in weights_of(tmp_path).items():
@@ -32,17 +32,17 @@ def test_the_whole_network_trains_from_the_pretrained_encoder(head, words, tsc_r
     if head == "linear":
         log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         assert log[1]["train"]["loss"] < log[0]["train"]["loss"]
-    else:  # whose weights come in its second epoch
+    else:  # LDAM weights the classes in its second epoch
         assert weights_of(tmp_path)["fc.scale"] == 30 and not weights_of(tmp_path)["fc.bias"].any()
 
 
 @pytest.mark.parametrize("more", ["--head linear", "--head ldam"])
-def test_it_goes_on_from_any_step(more, words, tmp_path, monkeypatch):
+def test_resumed_fine_tuning_is_bit_identical(more, words, tmp_path, monkeypatch):
     words = [*words, "--finetune", "--resume", "auto", *more.split()]
-    assert_stops_change_nothing(stage2.main, words, tmp_path, monkeypatch, (2, 4))
+    assert_resumes_bit_identical(stage2.main, words, tmp_path, monkeypatch, (2, 4))
 
 
-def test_without_it_a_margin_head_leaves_the_encoder(words, tsc_run, tmp_path):
+def test_ldam_head_without_finetune_keeps_encoder(words, tsc_run, tmp_path):
     stage2.main([*words, "--head", "ldam", "--run-dir", str(tmp_path)])
     start = weights_of(tsc_run)
     for name, weight in weights_of(tmp_path).items():
@@ -50,7 +50,7 @@ def test_without_it_a_margin_head_leaves_the_encoder(words, tsc_run, tmp_path):
             assert torch.equal(weight, start[f"encoder_q.{name}"])
 
 
-def test_adjustment_in_training_adds_the_prior_and_takes_batches_as_they_come(words, tmp_path):
+def test_adjustment_in_training_adds_log_prior_to_plain_batches(words, tmp_path):
     stage2.main([*words, "--logit-adjustment", "train", "--run-dir", str(tmp_path)])
     args = json.loads((tmp_path / "args.json").read_text())["args"]
     assert (args["sampling"], args["logit_adjustment"]) == ("instance", "train")
@@ -60,11 +60,11 @@ def test_adjustment_in_training_adds_the_prior_and_takes_batches_as_they_come(wo
     torch.testing.assert_close(loss(logits, labels, 0), cross_entropy(logits + (counts / counts.sum()).log(), labels))
 
 
-def test_the_folders_of_what_differs_differ(words, tsc_run):
+def test_run_names_differ_by_head_and_finetune(words, tsc_run):
     names = set()
     for more in ([], ["--finetune"], ["--head", "ldam"], ["--head", "ldam", "--finetune"]):
         args = stage2.get_args_parser().parse_args([*words, *more])
         stage2.options.resolve_defaults(args)
-        stage2.settle(args, 1)
+        stage2.head_flags.resolve_defaults(args, 1)
         names.add(stage2.run_name(args))
     assert len(names) == 4

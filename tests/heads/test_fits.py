@@ -1,4 +1,4 @@
-"""Fitted classifiers against references of their own: scikit-learn, NumPy, formulas by hand."""
+"""Fitted classifiers against independent references: scikit-learn, NumPy and formulas."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ COUNTS = [40, 20, 8, 3]
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=str)
 def data(request):
-    """Overlapping clouds of four classes, 40 to 3 points."""
+    """Return overlapping clouds of four classes, with 40 to 3 points."""
     torch.manual_seed(0)
     labels = torch.arange(C).repeat_interleave(torch.tensor(COUNTS))
     features = 1.5 * torch.randn(C, D, dtype=torch.float64)[labels] + torch.randn(len(labels), D, dtype=torch.float64)
@@ -23,7 +23,7 @@ def data(request):
 
 
 def objective(features, labels, weight, bias, l2, weights=None, offset=0.0) -> float:
-    """scikit-learn's, divided by n·C, for C = 1 / (n·l2)."""
+    """Return scikit-learn's objective with C = 1 / (n·l2), divided by n·C."""
     logits = features.double() @ weight.double().T + bias.double() + offset
     losses = cross_entropy(logits, labels, reduction="none")
     share = torch.ones(len(labels)) if weights is None else weights
@@ -33,10 +33,10 @@ def objective(features, labels, weight, bias, l2, weights=None, offset=0.0) -> f
 @pytest.mark.parametrize("balanced", [False, True], ids=["images", "classes"])
 @pytest.mark.parametrize("intercept", [True, False], ids=["with b", "without"])
 @pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
-def test_logistic_is_scikit_learns(data, l2, intercept, balanced):
+def test_logistic_matches_scikit_learn(data, l2, intercept, balanced):
     features, labels = data
-    weights = fits.class_weights(labels, C) if balanced else None
-    fit = fits.logistic(features, labels, C, l2, weights, intercept=intercept)
+    weights = fits.balanced_image_weights(labels, C) if balanced else None
+    fit = fits.fit_logistic(features, labels, C, l2, weights, intercept=intercept)
     options = {"class_weight": "balanced" if balanced else None, "fit_intercept": intercept}
     theirs = LogisticRegression(C=1 / (len(labels) * l2), tol=1e-8, max_iter=5000, **options)
     theirs.fit(features.double().numpy(), labels.numpy())
@@ -49,80 +49,85 @@ def test_logistic_is_scikit_learns(data, l2, intercept, balanced):
     np.testing.assert_allclose(logits.softmax(1), probabilities, atol=1e-3 if features.dtype == torch.float64 else 0.05)
 
 
-def test_a_unit_is_as_if_the_features_were_that_much_longer(data):
+def test_unit_vectors_scales_the_features(data):
     features, labels = data
     exact = features.dtype == torch.float64
-    longer, fit = fits.logistic(7 * features, labels, C, 0.01), fits.logistic(features, labels, C, 0.01, unit=7.0)
+    longer, fit = (
+        fits.fit_logistic(7 * features, labels, C, 0.01),
+        fits.fit_logistic(features, labels, C, 0.01, feature_scale=7.0),
+    )
     torch.testing.assert_close(fit.weight, 7 * longer.weight, rtol=0, atol=0.01 if exact else 0.2)
     torch.testing.assert_close(fit.bias, longer.bias, rtol=0, atol=1e-3 if exact else 0.2)
 
 
-def test_features_far_from_0_are_no_harder(data):
-    """Where they lie changes b alone, and where the path begins nothing."""
+def test_logistic_converges_on_features_far_from_0(data):
+    """A shift of the features changes only the bias."""
     features, labels = data
-    fit, moved = (fits.logistic(z, labels, C, 0.01) for z in (features, features + 10))
-    assert moved.converged
-    torch.testing.assert_close(moved.weight, fit.weight, rtol=0, atol=1e-3 if features.dtype == torch.float64 else 0.05)
+    fit, shifted_fit = (fits.fit_logistic(z, labels, C, 0.01) for z in (features, features + 10))
+    assert shifted_fit.converged
+    torch.testing.assert_close(
+        shifted_fit.weight, fit.weight, rtol=0, atol=1e-3 if features.dtype == torch.float64 else 0.05
+    )
 
 
-def test_logit_adjustment_while_it_trains_is_an_offset_of_the_logits(data):
+def test_logistic_with_offset_of_logits_is_optimal(data):
     """At the optimum no direction is downhill, and the offset is not part of the classifier."""
     features, labels = data
     offset = fits.log_prior(torch.tensor(COUNTS))
-    fit = fits.logistic(features, labels, C, 0.01, offset=offset)
+    fit = fits.fit_logistic(features, labels, C, 0.01, offset=offset)
     best = objective(features, labels, fit.weight, fit.bias, 0.01, offset=offset)
     for _ in range(20):
         weight, bias = fit.weight + 0.02 * torch.randn(C, D), fit.bias + 0.02 * torch.randn(C)
         assert objective(features, labels, weight, bias, 0.01, offset=offset) > best
-    plain = fits.logistic(features, labels, C, 0.01)
+    plain = fits.fit_logistic(features, labels, C, 0.01)
     predicted = [((features.double() @ f.weight.T + f.bias).argmax(1) == C - 1).sum() for f in (fit, plain)]
-    assert predicted[0] > predicted[1]  # of the rarest class
+    assert predicted[0] > predicted[1]  # predictions of the rarest class
 
 
-def test_the_prior_and_the_weights_by_hand():
+def test_log_prior_and_class_weights_match_hand_computed_values():
     assert fits.log_prior(torch.tensor([6, 3, 1])).exp().tolist() == pytest.approx([0.6, 0.3, 0.1])
-    weights = fits.class_weights(torch.tensor([0, 0, 0, 2]), 3)
+    weights = fits.balanced_image_weights(torch.tensor([0, 0, 0, 2]), 3)
     assert weights.tolist() == pytest.approx([4 / 6] * 3 + [2.0]) and weights.mean() == pytest.approx(1)
 
 
-def test_a_fit_that_does_not_arrive_says_so(data, monkeypatch):
-    monkeypatch.setattr(fits, "MOST_STEPS", 2)
-    assert not fits.logistic(*data, C, 1e-4).converged
-    assert not fits.cosine(*data, C, 1e-4).converged
+def test_fit_reports_that_it_did_not_converge(data, monkeypatch):
+    monkeypatch.setattr(fits, "MAX_ITERATIONS", 2)
+    assert not fits.fit_logistic(*data, C, 1e-4).converged
+    assert not fits.fit_cosine(*data, C, 1e-4).converged
 
 
-def test_a_start_near_the_end_changes_only_the_way(data):
+def test_warm_start_reaches_the_same_optimum(data):
     features, labels = data
-    cold = fits.logistic(features, labels, C, 0.01)
-    warm = fits.logistic(features, labels, C, 0.01, start=fits.logistic(features, labels, C, 0.1))
+    cold = fits.fit_logistic(features, labels, C, 0.01)
+    warm = fits.fit_logistic(features, labels, C, 0.01, start=fits.fit_logistic(features, labels, C, 0.1))
     tolerance = 1e-3 if features.dtype == torch.float64 else 0.05
     torch.testing.assert_close(warm.weight, cold.weight, rtol=0, atol=tolerance)
     torch.testing.assert_close(warm.bias, cold.bias, rtol=0, atol=tolerance)
 
 
-def test_class_means_are_numpys(data):
+def test_class_means_match_numpy(data):
     features, labels = data
     means = fits.class_means(features, labels, C + 1)
     expected = [features[labels == c].double().numpy().mean(0) for c in range(C)]
     np.testing.assert_allclose(means[:C], expected, atol=1e-6)
     assert not means[C].any()
-    directions = fits.class_means(7 * features, labels, C, unit=True)
+    directions = fits.class_means(7 * features, labels, C, normalise_features=True)
     np.testing.assert_allclose(directions, fits.class_means(normalize(features, dim=1), labels, C), atol=1e-6)
 
 
-def test_tau_by_hand(data):
-    fit = fits.logistic(*data, C, 0.01)
+def test_tau_normalisation_matches_formula(data):
+    fit = fits.fit_logistic(*data, C, 0.01)
     for tau in (0.0, 0.4, 1.0):
         rows = torch.stack([w / np.sqrt(float(w @ w)) ** tau for w in fit.weight])
-        normalised = fits.tau_normalised(fit, tau)
+        normalised = fits.normalise_by_tau(fit, tau)
         torch.testing.assert_close(normalised.weight, rows, rtol=1e-12, atol=1e-12)
         assert not normalised.bias.any()
 
 
-def test_scales_are_where_no_step_is_downhill(data):
+def test_class_scales_are_optimal(data):
     features, labels = data
-    base, weights = fits.logistic(features, labels, C, 0.01), fits.class_weights(labels, C)
-    fit = fits.learned_scales(base, features, labels, weights)
+    base, weights = fits.fit_logistic(features, labels, C, 0.01), fits.balanced_image_weights(labels, C)
+    fit = fits.fit_class_scales(base, features, labels, weights)
 
     def loss(weight):
         logits = features.double() @ weight.T + base.bias
@@ -136,10 +141,10 @@ def test_scales_are_where_no_step_is_downhill(data):
 
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-3])
-def test_the_cosine_classifier_is_where_torchs_gradient_vanishes(data, l2):
+def test_gradient_vanishes_at_fitted_cosine_classifier(data, l2):
     features, labels = data
-    weights = fits.class_weights(labels, C)
-    fit = fits.cosine(features, labels, C, l2, weights)
+    weights = fits.balanced_image_weights(labels, C)
+    fit = fits.fit_cosine(features, labels, C, l2, weights)
     direction = fit.weight.clone().requires_grad_()
     scale = torch.tensor(fit.scale, dtype=torch.float64).requires_grad_()
     logits = scale * normalize(features.double(), dim=1) @ normalize(direction, dim=1).T
@@ -148,13 +153,13 @@ def test_the_cosine_classifier_is_where_torchs_gradient_vanishes(data, l2):
     assert fit.converged and direction.grad.abs().max() < flat and scale.grad.abs() < flat
 
 
-def test_blocks_change_nothing(data, monkeypatch):
-    whole = fits.logistic(*data, C, 0.01)
+def test_blocks_do_not_change_the_fit(data, monkeypatch):
+    whole = fits.fit_logistic(*data, C, 0.01)
     monkeypatch.setattr(fits, "BLOCK", 5)
-    torch.testing.assert_close(fits.logistic(*data, C, 0.01).weight, whole.weight, rtol=0, atol=1e-3)
+    torch.testing.assert_close(fits.fit_logistic(*data, C, 0.01).weight, whole.weight, rtol=0, atol=1e-3)
 
 
-def test_classifiers_give_the_logits_of_their_fit(data):
+def test_classifiers_compute_the_logits_of_their_fit(data):
     features = data[0].float()
     weight, bias = torch.randn(C, D), torch.randn(C)
     torch.testing.assert_close(linear_classifier(weight, bias)(features), features @ weight.T + bias)

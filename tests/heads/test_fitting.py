@@ -1,4 +1,4 @@
-"""Fitted heads through the script: features once, a choice on validation, files that are read again."""
+"""Fitted heads through the script: features computed once, selection on validation, and files that are read again."""
 
 import json
 import shutil
@@ -19,7 +19,8 @@ from utils.run import checkpoint
 
 
 @pytest.fixture(scope="module")
-def compared(words) -> Path:
+def comparison(words) -> Path:
+    """Compare all heads on the TSC run; return the results folder."""
     stage2.main([*words, "--compare-heads"])
     return Path(words[-1]).parent / "heads"
 
@@ -34,25 +35,25 @@ HEADS = [
 ]
 
 
-def test_all_heads_are_compared(compared):
-    record = results_of(compared)
+def test_all_heads_are_compared(comparison):
+    record = results_of(comparison)
     assert list(record["heads"]) == HEADS == record["chosen"]["from"]["head"]
     assert record["chosen"]["on"] == "val" and "class-balanced" in record["chosen"]["rule"]
     best = max(record["heads"].values(), key=lambda entry: entry["val_balanced"])
     assert record["selected"]["per_class"] == best["per_class"]
-    table = (compared / "heads.md").read_text()
-    assert table.count("✓") == 2  # in the note, and behind the best
+    table = (comparison / "heads.md").read_text()
+    assert table.count("✓") == 2  # in the note and after the best head
     assert all(f"| {head}" in table for head in HEADS) and "chosen on val" in table
-    assert (compared / "heads.png").stat().st_size > 10_000
-    assert not list(compared.glob("*.pth.tar"))
+    assert (comparison / "heads.png").stat().st_size > 10_000
+    assert not list(comparison.glob("*.pth.tar"))
 
 
 @pytest.mark.parametrize("head", ["logistic", "cosine", "ncm", "target"])
-def test_one_head_is_that_of_the_comparison_and_is_measured_again(head, words, compared, probe_flags, tmp_path, capsys):
+def test_single_head_matches_comparison_and_evaluate(head, words, comparison, probe_flags, tmp_path, capsys):
     stage2.main([*words, "--head", head, "--run-dir", str(tmp_path)])
     record = results_of(tmp_path)
     title = f"{head}, post" if head in ("logistic", "cosine") else head
-    theirs = results_of(compared)["heads"][title]
+    theirs = results_of(comparison)["heads"][title]
     assert record["selected"] == {name: theirs[name] for name in record["selected"]}
     assert record["chosen"]["from"] == theirs["from"]
     capsys.readouterr()
@@ -60,8 +61,8 @@ def test_one_head_is_that_of_the_comparison_and_is_measured_again(head, words, c
     line_with(capsys.readouterr().out, "test", f"top-1 {theirs['acc1']:.2f}")
 
 
-def test_features_are_computed_once_and_never_of_another_checkpoint(words, compared, tmp_path, capsys):
-    """Kept; then a truncated file, other statistics and another checkpoint are reported, and the numbers are right."""
+def test_features_are_cached_and_never_used_for_other_checkpoint(words, comparison, tmp_path, capsys):
+    """They are cached. A truncated file, other statistics and another checkpoint are reported and recomputed."""
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
     mine = [*words[:-1], str(tmp_path / "last.pth.tar"), "--head", "ncm", "--resume", "auto"]
 
@@ -70,40 +71,40 @@ def test_features_are_computed_once_and_never_of_another_checkpoint(words, compa
         stage2.main([*mine, *more, "--run-dir", str(tmp_path / "ncm")])
         return capsys.readouterr().out
 
-    folder, expected = tmp_path / "features_last", results_of(compared)["heads"]["ncm"]["per_class"]
+    folder, expected = tmp_path / "features_last", results_of(comparison)["heads"]["ncm"]["per_class"]
 
-    def written() -> dict[str, int]:
+    def modification_times() -> dict[str, int]:
         return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
 
     run()
-    first = written()
+    first = modification_times()
     assert len(first) == 3 and results_of(tmp_path / "ncm")["selected"]["per_class"] == expected
     run()
-    assert written() == first
+    assert modification_times() == first
 
     val = folder / "val.safetensors"
     val.write_bytes(val.read_bytes()[:-100])
-    damaged = written()
+    damaged = modification_times()
     assert str(val) in run()
-    assert {name for name, time in written().items() if time != damaged[name]} == {val.name}
+    assert {name for name, time in modification_times().items() if time != damaged[name]} == {val.name}
     assert results_of(tmp_path / "ncm")["selected"]["per_class"] == expected
 
-    said = run("--statistics", "cifar10")
+    out = run("--statistics", "cifar10")
     for name in first:
-        line_with(said, folder / name, "statistics")
-    state = checkpoint.read(words[-1])
+        line_with(out, folder / name, "statistics")
+    state = checkpoint.read_file(words[-1])
     for name, weight in state["state_dict"].items():
         if name.endswith("layer3.2.conv2.weight"):
             state["state_dict"][name] = torch.randn_like(weight)
     torch.save(state, tmp_path / "last.pth.tar")
-    said = run()
+    out = run()
     for name in first:
-        line_with(said, folder / name, "checkpoint", "statistics")
+        line_with(out, folder / name, "checkpoint", "statistics")
     assert results_of(tmp_path / "ncm")["selected"]["per_class"] != expected
 
 
-def test_random_views_are_numbered(words, tmp_path, capsys):
-    """Two views are twice the features, the same for any number of loader processes, others for another seed."""
+def test_random_views_depend_only_on_seed_and_draw_number(words, tmp_path, capsys):
+    """Two views give twice the features, which depend on the seed but not on the number of loader processes."""
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
     mine = [*words[:-1], str(tmp_path / "last.pth.tar"), "--head", "ncm", "--feature-views", "2", "--resume", "auto"]
     seen = []
@@ -116,24 +117,24 @@ def test_random_views_are_numbered(words, tmp_path, capsys):
     assert not torch.equal(seen[0][:count], seen[0][count:])
 
 
-def test_the_baselines_own_classifier_is_a_head_too(probe_flags, tmp_path, capsys):
+def test_own_classifier_of_baseline_is_a_head(probe_flags, tmp_path, capsys):
     run = tmp_path / "ce"
     cross_entropy.main([*probe_flags, "--epochs", "1", "--balance", "none", "--run-dir", str(run)])
     last = results_of(run)["last"]
     stage2.main([*probe_flags, "--compare-heads", "--pretrained", str(run / "last.pth.tar")])
-    said, heads = capsys.readouterr().out, results_of(run / "heads")["heads"]
-    line_with(said, "target", run / "last.pth.tar")
+    out, heads = capsys.readouterr().out, results_of(run / "heads")["heads"]
+    line_with(out, "target", run / "last.pth.tar")
     assert "target" not in heads and "own, post" in heads
     stage2.main([*probe_flags, "--head", "own", "--logit-adjustment", "off", "--pretrained", str(run / "last.pth.tar")])
     own = results_of(run / "custom-digits_LT_own_instance_off_")["selected"]
     assert own["per_class"] == pytest.approx(last["per_class"]) and own["ece"] == pytest.approx(last["ece"], abs=1e-3)
     assert read_run(run).heads["heads"].keys() == heads.keys()
-    report.main([str(run), "--output", str(tmp_path / "out")])  # and the report finds it beside the run
+    report.main([str(run), "--output", str(tmp_path / "out")])  # the report finds the heads in the run folder
     page = (tmp_path / "out" / "report.md").read_text()
     assert "## Heads of ce" in page and "| own, post" in page and "heads_0.svg" in page
 
 
-def test_a_report_of_a_fitted_head_says_its_values(words, tmp_path):
+def test_report_of_fitted_head_shows_its_values(words, tmp_path):
     stage2.main([*words, "--head", "logistic", "--run-dir", str(tmp_path / "logistic")])
     report.main([str(tmp_path / "logistic"), "--output", str(tmp_path / "out")])
     values = results_of(tmp_path / "logistic")["selected"]["values"]
@@ -141,16 +142,16 @@ def test_a_report_of_a_fitted_head_says_its_values(words, tmp_path):
     assert f"| selected (l2 {values['l2']:g}, t {values['t']:g}) |" in page
 
 
-def test_trials_of_a_fitted_head_have_the_one_table(words, tmp_path, capsys):
+def test_trials_of_fitted_head_have_one_table(words, tmp_path, capsys):
     for seed in ("0", "1"):
         stage2.main([*words, "--head", "ncm", "--seed", seed, "--run-dir", str(tmp_path / f"s{seed}")])
     capsys.readouterr()
     report.main(["--trials", str(tmp_path / "s*")])
-    said = capsys.readouterr().out
-    assert "### selected" in said and "### last" not in said and "| s1 | 1 | euclidean" in said
+    out = capsys.readouterr().out
+    assert "### selected" in out and "### last" not in out and "| s1 | 1 | euclidean" in out
 
 
-def test_probes_that_were_trained_stand_beside(words, probe_flags, tmp_path):
+def test_comparison_lists_trained_probe(words, probe_flags, tmp_path):
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
     pretrained = ["--pretrained", str(tmp_path / "last.pth.tar")]
     stage2.main([*probe_flags, *pretrained, "--epochs", "1", "--run-dir", str(tmp_path / "probe")])
@@ -162,8 +163,8 @@ def test_probes_that_were_trained_stand_beside(words, probe_flags, tmp_path):
     assert run.results and run.heads is None
 
 
-def test_a_folder_of_results_is_not_written_over(words, compared, probe_run, tmp_path):
-    refusal(lambda: stage2.main([*words, "--compare-heads"]), compared, "--resume auto")
+def test_results_folder_is_not_overwritten(words, comparison, probe_run, tmp_path):
+    refusal(lambda: stage2.main([*words, "--compare-heads"]), comparison, "--resume auto")
     ncm = [*words, "--head", "ncm"]
     stage2.main([*ncm, "--run-dir", str(tmp_path)])
     refusal(lambda: stage2.main([*ncm, "--run-dir", str(tmp_path)]), tmp_path, "--resume auto")
@@ -175,8 +176,8 @@ def test_a_folder_of_results_is_not_written_over(words, compared, probe_run, tmp
     refusal(lambda: stage2.main([*ncm, "--resume", words[-1], "--name", "x"]), "--resume")
 
 
-def test_a_checkpoint_whose_features_are_not_finite_is_refused(words, tmp_path):
-    state = checkpoint.read(words[-1])
+def test_checkpoint_with_nonfinite_features_is_refused(words, tmp_path):
+    state = checkpoint.read_file(words[-1])
     for name, weight in state["state_dict"].items():
         if name.endswith("bn1.running_var"):
             weight.fill_(1e-38)
@@ -188,8 +189,8 @@ def test_a_checkpoint_whose_features_are_not_finite_is_refused(words, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pth.tar"]
 
 
-def test_a_checkpoint_of_another_data_set(tmp_path, monkeypatch, words, capsys):
-    """Its encoder is taken, as any is; its targets are of its own classes."""
+def test_checkpoint_of_other_dataset_has_no_target_head(tmp_path, monkeypatch, words, capsys):
+    """Its encoder is used like any other. Its targets belong to its own classes."""
     three.register(monkeypatch)
     folder = three.write(tmp_path)
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
@@ -199,15 +200,15 @@ def test_a_checkpoint_of_another_data_set(tmp_path, monkeypatch, words, capsys):
     assert [len(entry["per_class"]) for entry in results_of(tmp_path / "heads")["heads"].values()] == [3] * 9
 
 
-def test_features_of_images_under_another_root_are_computed_again(tmp_path, monkeypatch, words):
-    """The same list and the same names, other pixels."""
+def test_features_of_images_under_other_root_are_recomputed(tmp_path, monkeypatch, words):
+    """The list and the file names are the same, the pixels are not."""
     three.register(monkeypatch)
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
     features = []
-    for name, turned in (("one", False), ("other", True)):
+    for name, rotated in (("one", False), ("other", True)):
         (tmp_path / name).mkdir()
         folder = three.write(tmp_path / name)
-        for path in folder.glob("*.png") if turned else ():
+        for path in folder.glob("*.png") if rotated else ():
             Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
         mine = f"--dataset three --data-root {folder} --splits {folder} -j 0 -b 8 --device cpu --head ncm --resume auto"
         stage2.main([*mine.split(), "--pretrained", str(tmp_path / "last.pth.tar")])

@@ -1,4 +1,4 @@
-"""Flags of stage 2 that do not go together with a head."""
+"""Stage-2 flags that cannot be combined with a head."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from tests.refusals import exit_message, line_with, refusal
         ("--head logistic --pretrained elsewhere", ["--pretrained", "elsewhere"]),
     ],
 )
-def test_what_makes_no_sense_is_one_line(more, facts, words, tmp_path):
+def test_unsupported_settings_of_a_head_are_refused(more, facts, words, tmp_path):
     refusal(lambda: stage2.main([*words, *more.split(), "--run-dir", str(tmp_path / "run")]), *facts)
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -33,15 +33,15 @@ def test_what_makes_no_sense_is_one_line(more, facts, words, tmp_path):
         ("--feature-views 2", ["--feature-views", "--head linear"]),
     ],
 )
-def test_flags_that_clash_are_refused(more, facts, words, capsys):
+def test_conflicting_flags_are_refused(more, facts, words, capsys):
     exit_message(lambda: stage2.main([*words, *more.split()]), capsys, *facts)
 
 
-def test_flags_of_training_are_named_as_ineffective(words, tmp_path, capsys):
+def test_ignored_training_flags_are_named(words, tmp_path, capsys):
     stage2.main([*words, "--head", "ncm", "--epochs", "3", "--lr", "1", "--run-dir", str(tmp_path)])
     line_with(capsys.readouterr().out, "--epochs", "--lr", "-p", "--head ncm")
 
 
-def test_several_processes_are_refused(words):
+def test_compare_heads_refuses_several_processes(words):
     two = [*words, "--compare-heads", "--multiprocessing-distributed", "--name", "two"]
     refusal(lambda: stage2.main(two), "--compare-heads", "2")

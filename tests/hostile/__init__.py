@@ -1,1 +1,1 @@
-"""Files and names that were made to do harm, or damaged until they could."""
+"""Malicious or damaged files and names."""

@@ -1,4 +1,4 @@
-"""The check of one row of a table of bad inputs."""
+"""The fixture that checks one row of a table of bad inputs."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from utils.errors import InputError
 
 @pytest.fixture
 def check(tmp_path, monkeypatch, request, capsys) -> Callable[[Reader, object, str | tuple], None]:
-    """Read a bad input in an empty working directory: exit code 2, one line that names the facts, nothing written."""
+    """Return a check: a bad input exits with code 2, prints one line that names the facts, and writes nothing."""
 
     def check(reader: Reader, bad: object, facts: str | tuple) -> None:
         monkeypatch.chdir(tmp_path)

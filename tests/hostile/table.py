@@ -22,7 +22,7 @@ def parametrize(rows: list[Row]) -> pytest.MarkDecorator:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Return what every file of a folder holds, except the lock, where each run writes its process."""
+    """Return the content of every file in a folder, except the lock file, in which each run writes its process."""
     paths = (path for path in folder.rglob("*") if path.name != ".lock")
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
@@ -33,8 +33,8 @@ def copy_run(run: Path, folder: Path) -> Path:
     return shutil.copytree(run, folder / "run", ignore=ignored)
 
 
-def changed(value, at: tuple, new):
-    """Return JSON with another value at one place; `...` removes the place."""
+def replace_value(value, at: tuple, new):
+    """Replace the value at one place in JSON data, or remove it if the new value is `...`; return the data."""
     inner = value
     for key in at[:-1]:
         inner = inner[key]

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or made to do harm: refused in one line, at no cost."""
+"""Damaged or malicious checkpoints are refused quickly, in one line."""
 
 import io
 import os
@@ -13,7 +13,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco.methods import targets_of
+from moco.methods import load_projection_and_targets
 from moco.pretrained import read_classifier, read_weights
 from tests.hostile.table import parametrize
 from tests.stopping import BATCH, FOUR_EPOCHS, QUEUE, STEPS
@@ -30,7 +30,7 @@ NAN = float("nan")
 
 
 class Call:
-    """What a pickle of it calls when it is read."""
+    """An object whose pickle calls a function when it is read."""
 
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -49,14 +49,14 @@ def nested(depth: int) -> list:
     return value
 
 
-def saved(state) -> bytes:
+def to_bytes(state) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def blown_up(source: bytes, size: int) -> bytes:
-    """Return the archive with its last entry replaced by so many zeros, compressed."""
+def zip_bomb(source: bytes, size: int) -> bytes:
+    """Return the archive with its last entry replaced by this many zeros, compressed."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(source)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist()[:-1]:
@@ -70,19 +70,19 @@ def reader_of(read):
 
     def reader(bad, folder, fixture):
         if bad is not None:
-            (folder / "bad.pth").write_bytes(bad if isinstance(bad, bytes) else saved(bad))
+            (folder / "bad.pth").write_bytes(bad if isinstance(bad, bytes) else to_bytes(bad))
         return lambda: read(Path("bad.pth"))
 
     return reader
 
 
-load = reader_of(checkpoint.load)
+load = reader_of(checkpoint.read_checkpoint)
 
 
 def features(bad, folder, fixture):
     buffer = io.BytesIO()
     np.savez(buffer, features=np.zeros((2, 2), np.float32))
-    (folder / NAME).write_bytes(blown_up(buffer.getvalue(), bad))
+    (folder / NAME).write_bytes(zip_bomb(buffer.getvalue(), bad))
     return lambda: read_features(folder)
 
 
@@ -91,14 +91,14 @@ def run_state(entries, folder, fixture):
 
 
 def arguments(args, folder, fixture):
-    """The heads' targets are read with the arguments that the checkpoint says."""
-    state = checkpoint.load(fixture("tsc_run") / "last.pth.tar")
-    return reader_of(targets_of)(state | {"args": state["args"] | args}, folder, fixture)
+    """Read the heads' targets with the arguments in the checkpoint."""
+    state = checkpoint.read_checkpoint(fixture("tsc_run") / "last.pth.tar")
+    return reader_of(load_projection_and_targets)(state | {"args": state["args"] | args}, folder, fixture)
 
 
 def resumed(change, folder, fixture):
-    """A TSC run resumes from a checkpoint with other entries, or other tensors ("module.…")."""
-    state = checkpoint.load(fixture("whole") / "checkpoint_0003.pth.tar")
+    """Resume a TSC run from a checkpoint with other entries, or other tensors ("module.…")."""
+    state = checkpoint.read_checkpoint(fixture("uninterrupted_run") / "checkpoint_0003.pth.tar")
     for name, value in change.items():
         (state["state_dict"] if name.startswith("module.") else state)[name] = value
     words = [*fixture("flags"), *FOUR_EPOCHS, "--resume", "bad.pth", "--run-dir", "run"]
@@ -106,7 +106,7 @@ def resumed(change, folder, fixture):
 
 
 def resumed_probe(entries, folder, fixture):
-    state = checkpoint.load(fixture("probe_run") / "last.pth.tar") | entries
+    state = checkpoint.read_checkpoint(fixture("probe_run") / "last.pth.tar") | entries
     pretrained = ["--pretrained", str(fixture("tsc_run") / "last.pth.tar")]
     words = [*fixture("probe_flags"), *pretrained, "--resume", "bad.pth", "--epochs", "2", "--run-dir", "run"]
     return reader_of(lambda path: stage2.main(words))(state, folder, fixture)
@@ -116,7 +116,7 @@ def filled(run: str, flag: str, name: str, at):
     """Return a reader: fill a part of a weight of the run's last checkpoint with the bad value, pass it to stage 2."""
 
     def reader(value, folder, fixture):
-        state = checkpoint.load(fixture(run) / "last.pth.tar")
+        state = checkpoint.read_checkpoint(fixture(run) / "last.pth.tar")
         state["state_dict"][name][at].fill_(value)
         words = [*fixture("probe_flags"), "--run-dir", "run", *flag.split(), "bad.pth"]
         return reader_of(lambda path: stage2.main(words))(state, folder, fixture)
@@ -124,15 +124,17 @@ def filled(run: str, flag: str, name: str, at):
     return reader
 
 
-def in_place(entries, folder, fixture):
-    """The run folder's own last checkpoint is damaged."""
-    shutil.copytree(fixture("whole"), folder / "run")
-    checkpoint.save_last(folder / "run", checkpoint.load(folder / "run" / "checkpoint_0003.pth.tar") | entries)
+def damaged_in_place(entries, folder, fixture):
+    """Damage the last checkpoint in the run folder, and resume from it."""
+    shutil.copytree(fixture("uninterrupted_run"), folder / "run")
+    checkpoint.save_last(
+        folder / "run", checkpoint.read_checkpoint(folder / "run" / "checkpoint_0003.pth.tar") | entries
+    )
     return lambda: stage1.main([*fixture("flags"), *FOUR_EPOCHS, "--resume", "auto", "-p", "7", "--run-dir", "run"])
 
 
 def without_a_weight(name, folder, fixture):
-    state = checkpoint.load(fixture("tsc_run") / "last.pth.tar")
+    state = checkpoint.read_checkpoint(fixture("tsc_run") / "last.pth.tar")
     del state["state_dict"][f"module.encoder_q.{name}"]
     words = [*fixture("probe_flags"), "--pretrained", "bad.pth", "--run-dir", "run"]
     return reader_of(lambda path: stage2.main(words))(state, folder, fixture)
@@ -140,13 +142,13 @@ def without_a_weight(name, folder, fixture):
 
 FILES = [
     *(("bytes", content, "bad.pth") for content in (b"", b"hello", b"abc", b".", b"PK\x03\x04 and half a zip")),
-    ("half a file", saved({"state_dict": {"a": torch.zeros(99)}})[:600], "bad.pth"),
+    ("half a file", to_bytes({"state_dict": {"a": torch.zeros(99)}})[:600], "bad.pth"),
     ("no file", None, "bad.pth"),
     ("no weights", {"epoch": 1}, "bad.pth state_dict"),
     *(("state_dict", {"state_dict": bad}, "bad.pth state_dict") for bad in (5, {1: torch.zeros(1)}, {"queue": "x"})),
     ("code", CODE, "bad.pth posix.mkdir"),
     ("code in a pickle", pickle.dumps(CODE), "bad.pth posix.mkdir"),
-    ("archive", blown_up(saved({"state_dict": {"a": torch.zeros(9)}}), 10**7), "bad.pth 1000"),
+    ("archive", zip_bomb(to_bytes({"state_dict": {"a": torch.zeros(9)}}), 10**7), "bad.pth 1000"),
     ("huge tensor", {"state_dict": {}, "args": {"a": [torch.zeros(1).expand(HUGE)]}}, f"bad.pth {HUGE}"),
     ("large tensor", {"state_dict": {}, "args": {"a": [torch.zeros(1).expand(2**20, 2**20)]}}, f"bad.pth {2**20}"),
     ("nested", {"state_dict": {}, "args": {"a": [nested(60)]}}, "bad.pth 20"),
@@ -184,13 +186,13 @@ ARGS = [
     *({"arch": None}, {"num_classes": "x"}, {"num_classes": 10**9}, {"moco_k": -1}, {"moco_k": 10**9}),
     *({"moco_dim": 10**9}, {"moco_k": None}, {"loss_form": 0}, {"freeze": 1.5}, {"contrast": []}, {"tr": None}),
 ]
-NO_PERMUTATION = ([0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], [], 3, [[*range(10)]])
+NOT_PERMUTATIONS = ([0, 1], [0, *range(9)], list(range(1, 11)), [0.0, *range(1, 10)], [], 3, [[*range(10)]])
 RESUMED = [
     ({"module.queue_ptr": torch.tensor([7])}, f"queue_ptr 7 {QUEUE - 1} {BATCH}"),
     ({"module.queue_labels": torch.full((1, QUEUE), 10)}, f"{QUEUE} queue_labels 10 9"),
     ({"step": STEPS + 1}, f"{STEPS + 1} {STEPS}"),
-    *(({"assignment": torch.tensor(values)}, "assignment 10") for values in NO_PERMUTATION),
-    *(({"assignment_before": v if isinstance(v, list) else [v]}, "assignment_before 10") for v in NO_PERMUTATION),
+    *(({"assignment": torch.tensor(values)}, "assignment 10") for values in NOT_PERMUTATIONS),
+    *(({"assignment_before": v if isinstance(v, list) else [v]}, "assignment_before 10") for v in NOT_PERMUTATIONS),
 ]
 ROWS = [
     *((name, load, content, facts) for name, content, facts in FILES),
@@ -200,7 +202,7 @@ ROWS = [
     ("arch", reader_of(read_weights), {"state_dict": {}, "arch": ["x"]}, "bad.pth arch ['x']"),
     *((f"args {args}", arguments, args, f"bad.pth {'--contrast' if 'contrast' in args else 'args'}") for args in ARGS),
     *((f"resumed {' '.join(entries)}", resumed, entries, f"bad.pth {facts}") for entries, facts in RESUMED),
-    ("resumed in place", in_place, {"optimizer": {"state": 5}}, "run/last.pth.tar"),
+    ("resumed in place", damaged_in_place, {"optimizer": {"state": 5}}, "run/last.pth.tar"),
     ("probe: step", resumed_probe, {"epoch": 1, "step": 10**6}, f"bad.pth 1000000 {STEPS}"),
     *(
         ("probe: results", resumed_probe, {"results": bad}, "bad.pth results selected")
@@ -216,17 +218,17 @@ ROWS = [
         for bad in (NAN, float("inf"))
     ),
     ("encoder", filled("tsc_run", "--pretrained", "module.encoder_q.conv1.weight", 0), NAN, "bad.pth conv1.weight"),
-    ("encoder's hole", without_a_weight, "layer1.0.conv1.weight", "bad.pth layer1.0.conv1.weight"),
-    # One weight of a batch norm that is too large for float32's products is refused where it is measured.
+    ("encoder without a weight", without_a_weight, "layer1.0.conv1.weight", "bad.pth layer1.0.conv1.weight"),
+    # A batch-norm weight whose products overflow float32 is refused during evaluation.
     ("logits", filled("probe_run", "--evaluate --resume", "module.bn1.weight", ...), 3e38, "bad.pth val 40"),
 ]
 
 
 @parametrize(ROWS)
-def test_checkpoint(reader, bad, facts, check, capsys):
+def test_bad_checkpoint_is_refused(reader, bad, facts, check, capsys):
     check(reader, bad, facts)
     assert "top-1" not in capsys.readouterr().out
 
 
-def test_the_entries_that_the_table_changes_are_good():
+def test_unchanged_entries_are_accepted():
     assert RunState.from_dict(GOOD, "file").epoch == 1

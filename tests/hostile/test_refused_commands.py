@@ -1,4 +1,4 @@
-"""Commands that are refused: the flags, lists and targets of a run, and the checkpoints that it resumes."""
+"""Commands with bad flags, lists, targets or checkpoints are refused."""
 
 import shlex
 import shutil
@@ -26,13 +26,13 @@ def pretrain(words, folder, fixture):
 
 
 def pretrain_quarter(words, folder, fixture):
-    """The bad words may name the TSC run, {run}."""
+    """Run stage 1 with the bad words, in which {run} is the TSC run."""
     words = shlex.split(words.format(run=fixture("tsc_run")))
     return lambda: stage1.main([*fixture("flags"), "--run-dir", "run", *words])
 
 
 def probe(words, folder, fixture):
-    """The bad words may name the TSC run, {run}, which has a probe in it."""
+    """Run stage 2 with the bad words, in which {run} is the TSC run with a probe."""
     fixture("probe_run")
     words = shlex.split(words.format(run=fixture("tsc_run")))
     return lambda: stage2.main([*fixture("probe_flags"), "--run-dir", "run", *words])
@@ -145,5 +145,5 @@ ROWS = [
 
 
 @parametrize(ROWS)
-def test_command(reader, bad, facts, check):
+def test_bad_command_is_refused(reader, bad, facts, check):
     check(reader, bad, facts)

@@ -1,4 +1,4 @@
-"""Files that are damaged, or made to do harm: logs, results, arguments and targets. Refused in one line, at no cost."""
+"""Damaged or malicious logs, results, arguments and targets are refused quickly, in one line."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 import target_generation
 from moco.targets.files import load_targets
-from tests.hostile.table import changed, copy_run, parametrize
+from tests.hostile.table import copy_run, parametrize, replace_value
 from tests.refusals import at_line
 from utils.report import __main__ as report
 from utils.report.runs import read_run
@@ -18,12 +18,12 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def json_of(name: str, read):
-    """Return a reader: the bad input is a place in the run's JSON file and another value there; then read("run")."""
+    """Return a reader that puts the bad value at a place in the run's JSON file and calls read("run")."""
 
     def reader(bad, folder, fixture):
         fixture("probe_run")
         path = copy_run(fixture("tsc_run"), folder) / name
-        path.write_text(json.dumps(changed(json.loads(path.read_text()), *bad)))
+        path.write_text(json.dumps(replace_value(json.loads(path.read_text()), *bad)))
         return lambda: read(folder / "run")
 
     return reader
@@ -34,7 +34,7 @@ def report_on(run):
 
 
 def content_of(name: str):
-    """Return a reader: the bad input is the content of this file of the run."""
+    """Return a reader that writes the bad content to this file of the run."""
 
     def reader(content, folder, fixture):
         fixture("probe_run")
@@ -45,7 +45,7 @@ def content_of(name: str):
 
 
 def log_line(read):
-    """Return a reader: the bad input is the second line of log.jsonl, of which read(path) is called."""
+    """Return a reader that writes the bad line as the second line of log.jsonl and calls read(path)."""
 
     def reader(line, folder, fixture):
         (folder / "log.jsonl").write_bytes(b'{"epoch": 1, "loss": 2}\n' + line + b'\n{"epoch": 3}\n')
@@ -78,7 +78,7 @@ def target_flags(words, folder, fixture):
 
 
 def header(text: str) -> bytes:
-    """Return a .npy that has this header and 8 bytes."""
+    """Return a .npy file with this header and 8 bytes of data."""
     padded = text.encode().ljust(118) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(8)
 
@@ -136,26 +136,26 @@ TARGETS = [
 CONTENTS = (b"\xff\xfe\x00binary", b"", b"5", b"[1]", b"null", DEEP.encode(), b'{"a": 1e')
 
 
-def and_file(facts: str | tuple, *names: object) -> tuple:
+def with_names(facts: str | tuple, *names: object) -> tuple:
     return (*names, *(facts.split() if isinstance(facts, str) else facts))
 
 
 ROWS = [
     *(
-        (f"results {at}", json_of("probe/results.json", report_on), (at, new), and_file(facts, "results.json"))
+        (f"results {at}", json_of("probe/results.json", report_on), (at, new), with_names(facts, "results.json"))
         for at, new, facts in RESULTS
     ),
     *(
-        (f"args {at}", json_of("args.json", read_run), (at, new), and_file(facts, "args.json"))
+        (f"args {at}", json_of("args.json", read_run), (at, new), with_names(facts, "args.json"))
         for at, new, facts in ARGS
     ),
     *((name, content_of(name), content, name) for name in ("args.json", "probe/results.json") for content in CONTENTS),
     *(
-        ("log", log_line(read), line, and_file(facts, at_line("log.jsonl", 2)))
+        ("log", log_line(read), line, with_names(facts, at_line("log.jsonl", 2)))
         for read in (read_log, resume_log)
         for line, facts in LINES
     ),
-    *(("targets", targets, content, and_file(facts, "t.npy")) for content, facts in TARGETS),
+    *(("targets", targets, content, with_names(facts, "t.npy")) for content, facts in TARGETS),
     ("targets: archive", target_archive, np.eye(3, dtype=np.float32), "t.npz .npy"),
     ("targets: no float32", target_numbers, np.full((2, 3), 1e300), "t.npy"),
     ("targets: one dimension", target_flags, "--dim 1 --num-classes 3", "3 1 −1"),
@@ -163,10 +163,10 @@ ROWS = [
 
 
 @parametrize(ROWS)
-def test_file(reader, bad, facts, check):
+def test_bad_file_is_refused(reader, bad, facts, check):
     check(reader, bad, facts)
 
 
-def test_one_dimension_has_two_unit_vectors(tmp_path):
+def test_one_dimension_allows_two_targets(tmp_path):
     target_generation.main(f"--dim 1 --num-classes 2 --output {tmp_path}/t.npy --device cpu".split())
     assert sorted(np.load(tmp_path / "t.npy")[:, 0].tolist()) == [-1, 1]

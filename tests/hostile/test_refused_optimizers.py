@@ -1,4 +1,4 @@
-"""An optimiser's state that is damaged: refused in one line."""
+"""Damaged optimiser states are refused in one line."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from utils.optimizers import OPTIMIZERS
 from utils.run import checkpoint
 
 
-def trained(name: str) -> tuple[torch.optim.Optimizer, dict]:
+def trained_optimizer(name: str) -> tuple[torch.optim.Optimizer, dict]:
     """Return an optimiser after one step, and its state."""
     weights = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(3))]
     optimizer = OPTIMIZERS[name](weights, 0.1, 0.9, 0.0)
@@ -21,7 +21,7 @@ def state_of(name: str):
     """Return a reader that changes the state of an optimiser of this name, and loads it."""
 
     def reader(change, folder, fixture):
-        optimizer, state = trained(name)
+        optimizer, state = trained_optimizer(name)
         change(state)
         return lambda: checkpoint.load_optimizer(optimizer, state, "bad.pth")
 
@@ -48,7 +48,7 @@ CHANGES = [
     lambda state: state.update(state=torch.ones(2)),
     lambda state: state["state"].update({0: torch.ones(2)}),
 ]
-NAMED = [  # facts
+NAMED = [  # with the facts that the message names
     (lambda state: state.update(state=[1]), "bad.pth state [1]"),
     (lambda state: state.update(param_groups=5), "bad.pth param_groups 5"),
 ]
@@ -68,11 +68,11 @@ ROWS = [
 
 
 @parametrize(ROWS)
-def test_optimizer(reader, bad, facts, check):
+def test_bad_optimizer_state_is_refused(reader, bad, facts, check):
     check(reader, bad, facts)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_state_that_the_table_changes_is_good(name):
-    optimizer, state = trained(name)
+def test_unchanged_state_is_accepted(name):
+    optimizer, state = trained_optimizer(name)
     checkpoint.load_optimizer(optimizer, state, "file")

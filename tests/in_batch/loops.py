@@ -1,4 +1,4 @@
-"""The loss in the batch written with loops over anchors and positives, without a line of the project's code."""
+"""The in-batch losses as loops over anchors and positives, independent of the project's code."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,9 @@ from tests import oracle
 
 
 def rows(views: Tensor, labels: Tensor, targets: Tensor, target_class: Tensor, repeat: int) -> list[tuple[Tensor, int]]:
-    """The vectors and labels of all 2(N + C·r) rows: one view's images and target copies, then the other view's."""
+    """Return (vector, label) of all 2(N + C·r) rows: images and target copies of view 0, then of view 1."""
     copies = [(t, y) for t, y in zip(targets, target_class.tolist(), strict=True) for _ in range(repeat)]
-    return [
-        row for view in (0, 1) for row in [*zip(views[:, view], labels.tolist(), strict=True), *copies]
-    ]  # [(D,), label] for each
+    return [row for view in (0, 1) for row in [*zip(views[:, view], labels.tolist(), strict=True), *copies]]
 
 
 def loss(
@@ -26,24 +24,24 @@ def loss(
     unbiased: bool,
     draws: list[list[int]] | None,
 ) -> Tensor:
-    """draws: k random numbers a row; None: no drawing, the whole class."""
-    every = rows(views, labels, targets, target_class, repeat)
-    vectors, half = torch.stack([vector for vector, _ in every]), len(every) // 2
-    of_anchors = []
-    for i, (x, label) in enumerate(every):
+    """Return the in-batch loss. draws: k random numbers per row, or None to use the whole class."""
+    all_rows = rows(views, labels, targets, target_class, repeat)
+    vectors, half = torch.stack([vector for vector, _ in all_rows]), len(all_rows) // 2
+    anchor_losses = []
+    for i, (x, label) in enumerate(all_rows):
         if anchors == "targets" and i % half < len(views):
             continue
-        other = (i + half) % len(every)
-        pool = [j for j, (_, y) in enumerate(every) if y == label and j not in (i, other)]
+        other_view = (i + half) % len(all_rows)
+        pool = [j for j, (_, y) in enumerate(all_rows) if y == label and j not in (i, other_view)]
         if num_positive > 0:
-            pool = [pool[o] for o in oracle.draw(len(pool), draws[i])]
+            pool = [pool[o] for o in oracle.floyd_sample(len(pool), draws[i])]
         exp = torch.exp(vectors @ x / temperature)
         terms = []
-        for p in [other, *pool]:
-            negatives = [j for j, (_, y) in enumerate(every) if j != i and not (unbiased and y == label and j != p)]
+        for p in [other_view, *pool]:
+            negatives = [j for j, (_, y) in enumerate(all_rows) if j != i and not (unbiased and y == label and j != p)]
             terms.append(-torch.log(exp[p] / exp[negatives].sum()))
-        of_anchors.append(sum(terms) / len(terms))
-    return sum(of_anchors) / len(of_anchors)
+        anchor_losses.append(sum(terms) / len(terms))
+    return sum(anchor_losses) / len(anchor_losses)
 
 
 def target_loss(
@@ -57,23 +55,25 @@ def target_loss(
     unbiased: bool,
     draws: list[list[int]] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the paper's TSC: the part of the images and the part of the targets. draws: as in `loss`."""
+    """Return the image term and the target term of TSC as in the paper. draws: as in `loss`."""
     images = rows(views, labels, targets[:0], target_class[:0], 1)
-    every = [*images, *zip(targets, target_class.tolist(), strict=True)]
-    vectors, half = torch.stack([vector for vector, _ in every]), len(views)
-    by_class, by_target = [], []
+    all_rows = [*images, *zip(targets, target_class.tolist(), strict=True)]
+    vectors, half = torch.stack([vector for vector, _ in all_rows]), len(views)
+    class_terms, target_terms = [], []
     for i, (x, label) in enumerate(images):
-        other = (i + half) % len(images)
-        pool = [j for j, (_, y) in enumerate(images) if y == label and j not in (i, other)]
+        other_view = (i + half) % len(images)
+        pool = [j for j, (_, y) in enumerate(images) if y == label and j not in (i, other_view)]
         if num_positive > 0:
-            pool = [pool[o] for o in oracle.draw(len(pool), draws[i])]
+            pool = [pool[o] for o in oracle.floyd_sample(len(pool), draws[i])]
         logits = vectors @ x / temperature
 
         def log_p(p: int, i=i, label=label, logits=logits) -> Tensor:
-            below = [j for j, (_, y) in enumerate(every) if j != i and not (unbiased and y == label and j != p)]
-            return logits[p] - logits[below].logsumexp(0)
+            denominator = [
+                j for j, (_, y) in enumerate(all_rows) if j != i and not (unbiased and y == label and j != p)
+            ]
+            return logits[p] - logits[denominator].logsumexp(0)
 
-        by_class.append(-sum(log_p(p) for p in [other, *pool]) / (1 + len(pool)))
-        own = [log_p(j) for j in range(len(images), len(every)) if every[j][1] == label]
-        by_target.append(-target_weight * sum(own) / len(own) if own else x.new_zeros(()))
-    return sum(by_class) / len(images), sum(by_target) / len(images)
+        class_terms.append(-sum(log_p(p) for p in [other_view, *pool]) / (1 + len(pool)))
+        target_log_p = [log_p(j) for j in range(len(images), len(all_rows)) if all_rows[j][1] == label]
+        target_terms.append(-target_weight * sum(target_log_p) / len(target_log_p) if target_log_p else x.new_zeros(()))
+    return sum(class_terms) / len(images), sum(target_terms) / len(images)

@@ -1,4 +1,4 @@
-"""In-batch contrast of several processes is that of one, and a run that is stopped goes on as if it had not been."""
+"""In-batch contrast: several processes match one, and a resumed run matches an uninterrupted one."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import nn
 
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
-from moco.in_batch import InBatch
+from moco.in_batch import InBatchKCL
 from tests.processes import free_port, spawn
-from tests.stopping import assert_stops_change_nothing
-from tests.tiny import unit
+from tests.stopping import assert_resumes_bit_identical
+from tests.tiny import unit_vectors
 from utils import distributed
 
 CLASSES, DIM = 3, 8
@@ -22,23 +22,25 @@ FORMS = {
 }
 
 
-def steps(options: dict, batch: int, where: str = "cpu", train: bool = False) -> dict:
-    """Two steps of resnet20 in float64, each rank with its share of `batch` images.
+def steps(options: dict, batch: int, device: str = "cpu", train: bool = False) -> dict:
+    """Run two steps of resnet20 in float64; each rank gets its share of the `batch` images.
 
-    train: batch norm in train mode, over all processes; else in eval mode.
+    train: use batch norm in training mode, synchronised over all processes; otherwise in eval mode.
     """
     torch.manual_seed(0)
-    model = InBatch(get_encoder("resnet20", 8), DIM, num_classes=CLASSES, targets=unit(CLASSES, DIM).float(), **options)
-    model = model.double().to(where).train(train)
+    model = InBatchKCL(
+        get_encoder("resnet20", 8), DIM, num_classes=CLASSES, targets=unit_vectors(CLASSES, DIM).float(), **options
+    )
+    model = model.double().to(device).train(train)
     if train and distributed.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ddp = distributed.wrap(model, torch.device(where))
+    ddp = distributed.wrap_ddp(model, torch.device(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     record = {}
     for step in range(2):
         views, labels = torch.randn(2, batch, 3, 8, 8, dtype=torch.float64), torch.randint(0, CLASSES, (batch,))
         share = slice(*(batch // distributed.world_size() * (distributed.rank() + i) for i in (0, 1)))
-        out = ddp(views[0, share].to(where), views[1, share].to(where), labels[share].to(where))
+        out = ddp(views[0, share].to(device), views[1, share].to(device), labels[share].to(device))
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
@@ -51,18 +53,18 @@ def steps(options: dict, batch: int, where: str = "cpu", train: bool = False) ->
 def two_ranks(
     rank: int, port: int, options: dict, batch: int, folder: str, device: str = "cpu", train: bool = False
 ) -> None:
-    backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
+    backend, torch_device = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
     if device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(steps(options, batch, where, train), f"{folder}/{rank}.pt")
+    torch.save(steps(options, batch, torch_device, train), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_two_processes_with_16_images_are_one_with_32(form, tmp_path):
-    """Loss, gradients, centroids; also the draws, which are those of the whole batch."""
+def test_two_processes_match_one_process(form, tmp_path):
+    """Loss, gradients and centroids match. Positives are sampled from the whole batch."""
     spawn(two_ranks, (free_port(), FORMS[form], 32, str(tmp_path)), nprocs=2)
     alone = steps(FORMS[form], 32)
     for rank in range(2):
@@ -81,8 +83,8 @@ RECIPE = "--cos --lr-end 0.01 --warmup-epochs 1 --keep-last --epochs 4 -b 24"  #
         (f"--tw 0.2 {RECIPE}", (3, 5, 2)),
     ],
 )
-def test_a_run_goes_on_from_any_step(form, stops, batch_flags, tmp_path, monkeypatch):
-    """Stopped in KCL, at the switch to TSC and in TSC."""
+def test_resumed_run_is_bit_identical(form, stops, batch_flags, tmp_path, monkeypatch):
+    """The run is stopped in the KCL phase, at the switch to TSC and in the TSC phase."""
     small = "-a lenet --image-size 12 --contrast batch --epochs 2 --targeted"
     run = [*batch_flags, *small.split(), *form.split()]
-    assert_stops_change_nothing(stage1.main, run, tmp_path, monkeypatch, stops)
+    assert_resumes_bit_identical(stage1.main, run, tmp_path, monkeypatch, stops)

@@ -1,4 +1,4 @@
-"""`--contrast batch`: real steps of the real script, each compared with the loops of loops.py."""
+"""`--contrast batch`: each step of the real script is compared with the loops of loops.py."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco import in_batch
-from moco.losses.positives import LARGEST_DRAW
+from moco.losses.positives import RANDOM_INT_BOUND
 from tests import oracle, three
 from tests.in_batch import loops
 from tests.refusals import exit_message, line_with, refusal
@@ -22,8 +22,8 @@ TSC = "--targeted --tw 0.2"
 RELEASE = "--targeted --loss-form release --tr 3"
 
 
-def small(root: Path) -> list[str]:
-    """Return the flags that all runs here share, of either script."""
+def common_flags(root: Path) -> list[str]:
+    """Return the flags shared by all runs of both scripts."""
     return [*three.flags(root), "-a", "lenet", "--image-size", "12"]
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """run(flags) -> the steps' losses and target terms, after each was compared with the loops; once for each flags."""
+    """run(flags) -> (loss, target term) of each step, after comparing the step with the loops. Results are cached."""
 
     numbers = itertools.count()
 
@@ -44,32 +44,32 @@ def run(folder):
         words = f"--contrast batch --moco-dim 8 --targets {folder / 'targets.npy'} --run-dir {run_dir} {flags}"
         with pytest.MonkeyPatch.context() as patch:
             three.register(patch)
-            watch(patch, steps)
-            stage1.main([*small(folder), *words.split()])
+            check_steps(patch, steps)
+            stage1.main([*common_flags(folder), *words.split()])
         return steps
 
     return stage_1
 
 
-def watch(monkeypatch, steps: list) -> None:
+def check_steps(monkeypatch, steps: list) -> None:
     """Compare every step of stage 1 with the loops, to 1e-5."""
-    forward = in_batch.InBatch.forward
+    forward = in_batch.InBatchKCL.forward
 
-    def compared(model, im_q, im_k, labels):
+    def compared_forward(model, im_q, im_k, labels):
         before = copy.deepcopy(model)
         out = forward(model, im_q, im_k, labels)
-        loss, centroids = expected(before, im_q, im_k, labels)
+        loss, centroids = expected_step(before, im_q, im_k, labels)
         torch.testing.assert_close(out.loss, loss, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.class_centroid, centroids, rtol=1e-5, atol=1e-5)
         steps.append((out.loss.item(), out.loss_target.item()))
         return out
 
-    monkeypatch.setattr(in_batch.InBatch, "forward", compared)
+    monkeypatch.setattr(in_batch.InBatchKCL, "forward", compared_forward)
 
 
 @torch.no_grad()
-def expected(model, im_q, im_k, labels):
-    """The loss and the centroids of one step, from the state before it."""
+def expected_step(model, im_q, im_k, labels):
+    """Return the expected loss and centroids of one step, given the model state before it."""
     v = normalize(model.encoder_q(torch.cat([im_q, im_k])), dim=1)
     views, centroids, k = torch.stack(v.chunk(2), 1), model.class_centroid, model.num_positive
     y = labels if model.supervised else torch.arange(len(labels))
@@ -83,7 +83,7 @@ def expected(model, im_q, im_k, labels):
     rng = torch_rng(model.seed, Stream.POSITIVES, model.step)
     release = model.loss_form == "release"
     rows = 2 * (len(y) + (len(targets) * repeat if release else 0))
-    draws = torch.randint(LARGEST_DRAW, (rows, k), generator=rng).tolist()
+    draws = torch.randint(RANDOM_INT_BOUND, (rows, k), generator=rng).tolist()
     classes = torch.arange(len(targets))
     if model.targeted and not release:
         terms = loops.target_loss(views, y, targets, classes, model.tw, k, model.T, model.unbiased, draws)
@@ -100,14 +100,14 @@ def expected(model, im_q, im_k, labels):
         *(RELEASE, f"{RELEASE} --K 0", f"{RELEASE} --only_t", f"{RELEASE} --unbiased --kcl-epochs 0"),
     ],
 )
-def test_the_script_does_what_the_flags_say(flags, run):
+def test_script_steps_match_loops(flags, run):
     steps = run(flags)
     assert len(steps) == 4  # two epochs of two steps
     kcl = 4 if "--targeted" not in flags else 0 if "--kcl-epochs 0" in flags else 2
-    assert [target > 0 for _, target in steps] == [step >= kcl and "paper" in form(flags) for step in range(4)]
+    assert [target > 0 for _, target in steps] == [step >= kcl and "paper" in loss_form(flags) for step in range(4)]
 
 
-def form(flags: str) -> str:
+def loss_form(flags: str) -> str:
     return "release" if "release" in flags else "paper"
 
 
@@ -125,31 +125,31 @@ def form(flags: str) -> str:
         (RELEASE, "--only_t"),
     ],
 )
-def test_a_flag_changes_what_is_computed(base, change, run):
+def test_flag_changes_the_loss(base, change, run):
     assert run(base) != run(f"{base} {change}".strip())
 
 
 @pytest.mark.parametrize(("flags", "batches"), [("", [8]), ("--keep-last", [8, 5])])
-def test_an_incomplete_last_batch_is_dropped_or_kept(flags, batches, run, tmp_path, monkeypatch):
+def test_incomplete_last_batch_is_dropped_or_kept(flags, batches, run, tmp_path, monkeypatch):
     """Thirteen images in batches of eight."""
-    short = tmp_path / "short.txt"
-    short.write_text("".join(f"{i}.png {i % 3}\n" for i in range(13)))
-    seen, forward = [], in_batch.InBatch.forward
+    short_list = tmp_path / "short.txt"
+    short_list.write_text("".join(f"{i}.png {i % 3}\n" for i in range(13)))
+    seen, forward = [], in_batch.InBatchKCL.forward
 
-    def noting(model, im_q, im_k, labels):
+    def recording_forward(model, im_q, im_k, labels):
         seen.append(len(labels))
         return forward(model, im_q, im_k, labels)
 
-    monkeypatch.setattr(in_batch.InBatch, "forward", noting)
-    run(f"--train-txt {short} {flags}")
+    monkeypatch.setattr(in_batch.InBatchKCL, "forward", recording_forward)
+    run(f"--train-txt {short_list} {flags}")
     assert seen == batches * 2
 
 
-def test_its_encoder_is_probed_as_any(run, folder, tmp_path, monkeypatch):
+def test_probe_runs_on_in_batch_checkpoint(run, folder, tmp_path, monkeypatch):
     run(f"{TSC} --run-dir {tmp_path}/run")
     three.register(monkeypatch)
     probe = f"--lr 0.1 --pretrained {tmp_path}/run/last.pth.tar --run-dir {tmp_path}/probe"
-    stage2.main([*small(folder), *probe.split()])
+    stage2.main([*common_flags(folder), *probe.split()])
     assert (tmp_path / "probe" / "results.json").exists()
 
 
@@ -161,7 +161,7 @@ def test_its_encoder_is_probed_as_any(run, folder, tmp_path, monkeypatch):
         ("--contrast queue --unbiased", ["--unbiased", "--contrast queue"]),
     ],
 )
-def test_flags_of_the_other_contrast_are_refused_even_at_their_defaults(flags, facts, run, tmp_path, capsys):
+def test_flags_of_other_contrast_are_refused_even_at_defaults(flags, facts, run, tmp_path, capsys):
     exit_message(lambda: run(f"{flags} --run-dir {tmp_path / 'run'}"), capsys, *facts)
     assert not (tmp_path / "run").exists()
 
@@ -174,7 +174,7 @@ def test_flags_of_the_other_contrast_are_refused_even_at_their_defaults(flags, f
         ("--sync-bn", ["--sync-bn", "GPU"]),
     ],
 )
-def test_what_does_not_go_together_is_refused(flags, facts, run, tmp_path):
+def test_incompatible_flags_are_refused(flags, facts, run, tmp_path):
     refusal(lambda: run(f"{flags} --run-dir {tmp_path / 'run'}"), *facts)
     assert not (tmp_path / "run").exists()
 
@@ -188,15 +188,15 @@ def test_what_does_not_go_together_is_refused(flags, facts, run, tmp_path):
         (f"{RELEASE} --tw 1", ["--tw", "--loss-form release", "--tr"]),
     ],
 )
-def test_a_flag_that_another_makes_ineffective_is_named(flags, facts, run, capsys):
-    """Before the training list is opened."""
+def test_ignored_flag_is_reported(flags, facts, run, capsys):
+    """The note is printed before the training list is opened."""
     refusal(lambda: run(f"{flags} --train-txt absent.txt"), "absent.txt")
     line_with(capsys.readouterr().out, *facts)
 
 
-def test_a_batch_of_one_image_and_a_list_of_one_class_have_their_defined_results(run, tmp_path):
+def test_loss_of_single_image_batch_and_single_class_list(run, tmp_path):
     assert [loss for loss, _ in run("-b 1 --epochs 1 -a resnet20")] == [0.0] * 16
-    lone = tmp_path / "lone.txt"
-    lone.write_text("".join(f"{i}.png 1\n" for i in range(16)))
-    assert all(loss > 0 for loss, _ in run(f"--train-txt {lone}"))
-    assert [loss for loss, _ in run(f"--train-txt {lone} --unbiased")] == [0.0] * 4
+    one_class_list = tmp_path / "lone.txt"
+    one_class_list.write_text("".join(f"{i}.png 1\n" for i in range(16)))
+    assert all(loss > 0 for loss, _ in run(f"--train-txt {one_class_list}"))
+    assert [loss for loss, _ in run(f"--train-txt {one_class_list} --unbiased")] == [0.0] * 4

@@ -1,1 +1,1 @@
-"""Jobs of several processes: how they are started, meet, share a step, and end."""
+"""Tests of jobs of several processes: launching, rendezvous, shared steps and shutdown."""

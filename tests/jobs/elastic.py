@@ -1,4 +1,4 @@
-"""torchrun's agent with two processes of stage 1 that are forked, where torchrun starts Python again.
+"""Run stage 1 in two processes under torchrun's agent, forking them instead of starting Python again.
 
 python -m tests.jobs.elastic RESTARTS FLAGS
 """

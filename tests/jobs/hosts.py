@@ -1,7 +1,7 @@
-"""One machine of a small job of two, for tests: it meets the other, and the second does what it is told.
+"""One machine of a job of two, for tests. After the rendezvous the second machine performs ACTION.
 
-python -m tests.jobs.hosts DOES FOLDER, with the variables that torchrun sets, or with the release's flags. NAMESPACE,
-a variable, names the network namespace to run in.
+Start it as `python -m tests.jobs.hosts ACTION FOLDER`, with the variables that torchrun sets, or with the launch flags
+of the authors' code. The environment variable NAMESPACE names the network namespace to run in.
 """
 
 import ctypes
@@ -19,36 +19,36 @@ from utils.parser import Parser
 from utils.run import arguments, launch
 
 
-def raise_(error: Exception) -> None:
+def raise_error(error: Exception) -> None:
     raise error
 
 
-def go_on() -> None:
+def barrier_forever() -> None:
     while True:
         distributed.barrier()
 
 
-DOES = {
+ACTIONS = {
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "keep silent": lambda: time.sleep(3600),
-    "refuse": lambda: raise_(InputError("--this: cannot be")),
-    "go on": go_on,
-    "fail": lambda: raise_(RuntimeError("a fault of the program")),
+    "refuse": lambda: raise_error(InputError("--this: cannot be")),
+    "go on": barrier_forever,
+    "fail": lambda: raise_error(RuntimeError("a fault of the program")),
 }
 
 
-def work(args, place: launch.Place) -> None:
+def work(args, process: launch.ProcessInfo) -> None:
     bar = tqdm(total=10, initial=4, desc="a bar", leave=False, disable=not sys.stderr.isatty())
     distributed.barrier()
     (args.folder / "met").touch()
-    if distributed.rank() == 1 or args.does == "go on":
-        DOES[args.does]()
+    if distributed.rank() == 1 or args.action == "go on":
+        ACTIONS[args.action]()
     distributed.barrier()
     bar.close()
 
 
 def enter_namespace(name: str) -> None:
-    """Move this process to a network namespace that `ip netns add` has made."""
+    """Move this process to a network namespace created by `ip netns add`."""
     with Path("/var/run/netns", name).open() as namespace:
         assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
 
@@ -57,18 +57,18 @@ def main() -> None:
     if "NAMESPACE" in os.environ:
         enter_namespace(os.environ["NAMESPACE"])
     parser = Parser(description=__doc__)
-    parser.add_argument("does", choices=list(DOES))
+    parser.add_argument("action", choices=list(ACTIONS))
     parser.add_argument("folder", type=Path)
     arguments.add_running_arguments(parser)
-    arguments.add_distributed_arguments(parser)
+    launch.add_distributed_arguments(parser)
     parser.add_argument("-b", "--batch-size", type=int, default=256)
     parser.set_defaults(device="cpu", workers=0)
     args = parser.parse_args()
     launch.PROCESSES_WITHOUT_GPU = 1
-    # A start takes longer on a busy machine than a test lets the two wait for each other.
-    me = os.environ.get("RANK", str(args.rank))
-    (args.folder / me).touch()
-    while not (args.folder / str(1 - int(me))).exists():
+    # Wait for the other machine: on a busy system a start can take longer than the --dist-timeout of a test.
+    own_rank = os.environ.get("RANK", str(args.rank))
+    (args.folder / own_rank).touch()
+    while not (args.folder / str(1 - int(own_rank))).exists():
         time.sleep(0.05)
     launch.launch(work, arguments.FrozenArgs(args))
 

@@ -1,4 +1,4 @@
-"""Several processes compute what one computes (gloo, CPU)."""
+"""Several processes compute the same as one process (gloo, CPU)."""
 
 import pytest
 import torch
@@ -9,36 +9,38 @@ from moco import targeted
 from moco.builder import KCL
 from moco.encoders import get_encoder
 from tests.processes import free_port, spawn
-from tests.ranks import METHODS, steps, two_ranks
-from tests.tiny import tiny_batch, tiny_model, unit
+from tests.ranks import METHODS, train_as_rank, train_steps
+from tests.tiny import tiny_batch, tiny_model, unit_vectors
 from utils import distributed
 
 
 @pytest.mark.parametrize(("method", "shuffles"), [*((method, True) for method in METHODS), ("TSC", False)])
-def test_two_ranks_compute_what_one_computes(method, shuffles, tmp_path):
-    """Without batch norm and with all positives, in float64: loss, gradients, queue, centroids to 1e-10."""
+def test_two_ranks_match_one_process(method, shuffles, tmp_path):
+    """Loss, gradients, queue and centroids agree to 1e-10 in float64, without batch norm and with all positives."""
     options = METHODS[method] | {"shuffles": shuffles}
-    spawn(two_ranks, (free_port(), options, str(tmp_path)), nprocs=2)
-    alone, batches = steps(dict(options))
+    spawn(train_as_rank, (free_port(), options, str(tmp_path)), nprocs=2)
+    alone, batches = train_steps(dict(options))
     for rank in range(2):
         torch.testing.assert_close(
             torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-10, atol=1e-10
         )
 
-    # shuffle-BN: together the ranks encode the batch, but not each its own part of it, as they do without
+    # With shuffle-BN the ranks together encode the whole batch, but in another order than without.
     shares = [torch.load(tmp_path / f"encoded_{rank}.pt", weights_only=True) for rank in range(2)]
     for batch, *parts in zip(batches, *shares, strict=True):
-        together = torch.cat(parts).flatten(1)
-        assert torch.equal(together, batch.flatten(1)) != shuffles
-        assert torch.equal(together.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
+        gathered = torch.cat(parts).flatten(1)
+        assert torch.equal(gathered, batch.flatten(1)) != shuffles
+        assert torch.equal(gathered.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
 
 
-def queues(rank: int, port: int, folder: str) -> None:
-    """Steps of TSC with a real encoder, whose batch norm differs between ranks; saves this rank's buffers."""
+def save_buffers(rank: int, port: int, folder: str) -> None:
+    """Run TSC steps with a real encoder, whose batch norm differs between ranks, and save this rank's buffers."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     torch.manual_seed(0)
-    model = KCL(get_encoder("resnet20", 8), 4, 24, targeted=True, sep_t=True, num_classes=3, targets=unit(3, 4).float())
-    ddp = distributed.wrap(model, torch.device("cpu"))
+    model = KCL(
+        get_encoder("resnet20", 8), 4, 24, targeted=True, sep_t=True, num_classes=3, targets=unit_vectors(3, 4).float()
+    )
+    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(3):
         torch.manual_seed(10 * step + rank)
@@ -52,17 +54,16 @@ def queues(rank: int, port: int, folder: str) -> None:
 
 
 def test_buffers_stay_equal_on_all_ranks(tmp_path):
-    """Queue, labels and pointer without being sent, centroids, and the weights of both encoders; batch-norm
-    statistics differ."""
-    spawn(queues, (free_port(), str(tmp_path)), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    differ = {name.rsplit(".", 1)[-1] for name in one if not torch.equal(one[name], other[name])}
+    """Queue, labels, pointer, centroids and the weights of both encoders are equal; batch-norm statistics differ."""
+    spawn(save_buffers, (free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    differ = {name.rsplit(".", 1)[-1] for name in first if not torch.equal(first[name], second[name])}
     assert differ == {"running_mean", "running_var"}
-    assert (one["queue_labels"] >= 0).all()
+    assert (first["queue_labels"] >= 0).all()
 
 
-def centroids_that_part(rank: int, port: int, folder: str) -> None:
-    """Two steps of TSC; the second rank adds up otherwise, as a GPU of another kind may."""
+def save_centroids_with_rounding(rank: int, port: int, folder: str) -> None:
+    """Run two TSC steps; the second rank computes different centroids, as another kind of GPU may."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     torch.manual_seed(0)
     model = tiny_model(targeted=True)
@@ -75,21 +76,21 @@ def centroids_that_part(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_ranks_that_round_otherwise_assign_the_same_targets(tmp_path):
-    spawn(centroids_that_part, (free_port(), str(tmp_path)), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+def test_assignment_is_equal_on_ranks_that_round_differently(tmp_path):
+    spawn(save_centroids_with_rounding, (free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
-def two_starts(rank: int, port: int, folder: str) -> None:
-    """Four steps of one start, and of two: what a start does not know, buckets as they were built, changes no bit."""
+def train_with_restart(rank: int, port: int, folder: str) -> None:
+    """Run four steps with one start and with two. A new start builds its gradient buckets again."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=4, rank=rank)
     for name, starts in {"whole": {0}, "stopped": {0, 2}}.items():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 7))
         for step in range(4):
             if step in starts:
-                ddp = distributed.wrap(model, torch.device("cpu"))
+                ddp = distributed.wrap_ddp(model, torch.device("cpu"))
             torch.manual_seed(10 * step + rank)
             ddp(torch.randn(5, 20)).square().sum().backward()
             for parameter in model.parameters():
@@ -100,17 +101,17 @@ def two_starts(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_of_four_ranks_too_a_start_in_between_changes_no_bit(tmp_path):
-    spawn(two_starts, (free_port(), str(tmp_path)), nprocs=4)
+def test_restart_on_four_ranks_is_bit_identical(tmp_path):
+    spawn(train_with_restart, (free_port(), str(tmp_path)), nprocs=4)
     first = torch.load(tmp_path / "whole_0.pt", weights_only=True)
     for file in tmp_path.glob("*.pt"):
         torch.testing.assert_close(torch.load(file, weights_only=True), first, rtol=0, atol=0)
 
 
-def test_one_process_gathers_nothing():
+def test_collectives_of_one_process_return_the_input():
     tensor = torch.randn(3)
     assert distributed.gather(tensor) is tensor
     assert distributed.sum_over_ranks(tensor) is tensor
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     model = nn.Linear(2, 2)
-    assert distributed.wrap(model, torch.device("cpu")) is model
+    assert distributed.wrap_ddp(model, torch.device("cpu")) is model

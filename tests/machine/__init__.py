@@ -1,1 +1,1 @@
-"""Devices, versions, speed, the console."""
+"""Tests of devices, library versions, speed and console output."""

@@ -1,1 +1,1 @@
-"""What is measured, and what is chosen by it."""
+"""Tests of metrics, evaluation, feature measures and epoch selection."""

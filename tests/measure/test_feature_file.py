@@ -1,4 +1,4 @@
-"""features.npz of a run folder: what is in it, when it is written, and what a damaged one says."""
+"""features.npz of a run folder: its content, when it is written, and errors for damaged files."""
 
 import io
 import shutil
@@ -11,48 +11,52 @@ from torch.nn.functional import normalize
 
 import main_moco_supcon_imba as stage1
 from imagenet_inat import options
-from imagenet_inat.loaders import open_splits
-from moco.methods import trained
+from imagenet_inat.loaders import build_eval_loaders
+from moco.methods import load_method
 from tests.refusals import refusal
 from tests.stopping import assert_same_features
 from utils.measure.feature_file import NAME, RunFeatures, read_features, write_features
 from utils.run import checkpoint
-from utils.run.launch import Place
+from utils.run.launch import ProcessInfo
 
 
-def test_it_holds_what_the_encoder_makes_of_the_validation_split(monitored):
-    state = checkpoint.load(monitored / checkpoint.LAST)
-    weights = checkpoint.unpacked(state)
-    method = trained(monitored / checkpoint.LAST, torch.device("cpu"))
-    data = options.data_of(method.args)
-    images, labels = zip(*open_splits(data, ("val",), 100, Place(torch.device("cpu"), 0))["val"], strict=True)
+def test_feature_file_holds_validation_features(monitored):
+    state = checkpoint.read_checkpoint(monitored / checkpoint.LAST)
+    weights = checkpoint.strip_prefix(state["state_dict"])
+    method = load_method(monitored / checkpoint.LAST, torch.device("cpu"))
+    data = options.build_data_config(method.args)
+    images, labels = zip(
+        *build_eval_loaders(data, ("val",), 100, ProcessInfo(torch.device("cpu"), 0))["val"], strict=True
+    )
     with torch.no_grad():
         features = normalize(method.model.encoder_q.eval()(torch.cat(images)), dim=1)
-    targets = weights["optimal_target"][state["assignment"]]  # row y is that of class y
+    targets = weights["optimal_target"][state["assignment"]]  # row y is the target of class y
 
-    found = read_features(monitored)
-    torch.testing.assert_close(found.features, features)
-    assert torch.equal(found.labels, torch.cat(labels)) and found.epoch == 4
-    assert found.class_counts.tolist() == data.open("train").class_counts.tolist()
-    assert torch.equal(found.targets, targets)
-    torch.testing.assert_close(found.centroid_cosines, (weights["class_centroid"] * targets).sum(dim=1))
-
-
-def test_a_model_is_read_from_a_checkpoint_of_stage_1_alone(probe_run):
-    refusal(lambda: trained(probe_run / checkpoint.LAST, torch.device("cpu")), checkpoint.LAST, "--loss", "--contrast")
+    stored = read_features(monitored)
+    torch.testing.assert_close(stored.features, features)
+    assert torch.equal(stored.labels, torch.cat(labels)) and stored.epoch == 4
+    assert stored.class_counts.tolist() == data.open("train").class_counts.tolist()
+    assert torch.equal(stored.targets, targets)
+    torch.testing.assert_close(stored.centroid_cosines, (weights["class_centroid"] * targets).sum(dim=1))
 
 
-def test_it_is_of_the_last_epoch_where_that_is_not_due(monitored, few_images, tmp_path):
-    stage1.main([*few_images, "--monitor-freq", "3", "--run-dir", str(tmp_path)])
+def test_probe_checkpoint_is_refused_as_trained_method(probe_run):
+    refusal(
+        lambda: load_method(probe_run / checkpoint.LAST, torch.device("cpu")), checkpoint.LAST, "--loss", "--contrast"
+    )
+
+
+def test_feature_file_is_written_after_last_epoch(monitored, few_images_flags, tmp_path):
+    stage1.main([*few_images_flags, "--monitor-freq", "3", "--run-dir", str(tmp_path)])
     assert_same_features(tmp_path, monitored)
 
 
-def test_a_run_that_has_ended_gets_one_without_training(monitored, unmonitored, few_images, tmp_path, capsys):
+def test_finished_run_gets_feature_file_without_training(monitored, unmonitored, few_images_flags, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(unmonitored, run)
     assert not (run / NAME).exists()
     capsys.readouterr()
-    stage1.main([*few_images, "--run-dir", str(run), "--resume", "auto", "--monitor-freq", "1"])
+    stage1.main([*few_images_flags, "--run-dir", str(run), "--resume", "auto", "--monitor-freq", "1"])
     assert "Epoch:" not in capsys.readouterr().out
     assert_same_features(run, monitored)
     for name in (checkpoint.LAST, "log.jsonl"):
@@ -70,7 +74,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("with_targets", [True, False])
-def test_what_is_written_is_read(with_targets, tmp_path):
+def test_feature_file_round_trip(with_targets, tmp_path):
     tensors = {name: torch.from_numpy(array) for name, array in GOOD.items()} | {"epoch": 4}
     if not with_targets:
         tensors |= {"targets": None, "centroid_cosines": None}
@@ -80,7 +84,7 @@ def test_what_is_written_is_read(with_targets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "facts"),
+    ("change", "facts"),
     [
         ({"labels": None, "epoch": None}, ["epoch", "labels"]),
         ({"targets": None}, ["targets"]),
@@ -92,23 +96,23 @@ def test_what_is_written_is_read(with_targets, tmp_path):
         ({"labels": np.zeros(3, ">i8")}, ["labels", ">i8", "int64"]),
         ({"features": np.full((3, 2), np.nan, np.float32)}, ["features", "finite"]),
         ({"labels": np.array([0, 1, 2])}, ["label", "2 classes"]),
-        ({"labels": np.array([0, 1, None])}, ["Object arrays"]),  # NumPy's words
+        ({"labels": np.array([0, 1, None])}, ["Object arrays"]),  # NumPy's error message
     ],
 )
-def test_a_file_that_no_run_writes(changed, facts, tmp_path):
-    np.savez(tmp_path / NAME, **{name: array for name, array in (GOOD | changed).items() if array is not None})
+def test_invalid_feature_file_is_refused(change, facts, tmp_path):
+    np.savez(tmp_path / NAME, **{name: array for name, array in (GOOD | change).items() if array is not None})
     refusal(lambda: read_features(tmp_path), tmp_path / NAME, *facts)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", b"\x93NUMPY\x01\x00", None])
-def test_a_file_that_is_no_archive_or_does_not_exist(content, tmp_path):
+def test_missing_or_damaged_feature_file_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / NAME).write_bytes(content)
     refusal(lambda: read_features(tmp_path), tmp_path / NAME, ".npz" if content is not None else "No such file")
 
 
-def test_an_old_header_is_read_without_a_warning(tmp_path):
-    """As Python 2 wrote them, (3L, 2); a warning is an error in tests."""
+def test_python_2_header_is_read_without_warning(tmp_path):
+    """Python 2 wrote shapes as (3L, 2). A warning would fail the test."""
     with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
         for name, array in GOOD.items():
             file = io.BytesIO()

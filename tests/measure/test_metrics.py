@@ -1,4 +1,4 @@
-"""Accuracies and running means, by hand."""
+"""Accuracies, running means and calibration, computed by hand."""
 
 import numpy as np
 import pytest
@@ -11,27 +11,27 @@ from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, r
 CPU = torch.device("cpu")
 
 
-def test_rank_of_the_label():
+def test_rank_of_label_counts_larger_logits():
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
-    assert rank_of_label(logits, torch.tensor([2, 1])).tolist() == [1, 2]  # the tied other counts as before it
+    assert rank_of_label(logits, torch.tensor([2, 1])).tolist() == [1, 2]  # a tied logit ranks above the label
     assert rank_of_label(logits, torch.tensor([0, 2])).tolist() == [0, 0]
 
 
-def test_a_tie_or_a_logit_that_is_no_number_is_no_hit():
+def test_tied_or_nan_logits_are_not_correct():
     nan = float("nan")
     logits = torch.tensor([[1.0, 1.0, 0.0], [nan, 1.0, 0.0], [nan, nan, nan], [1.0, nan, 0.0]])
     rank = rank_of_label(logits, torch.zeros(4, dtype=torch.long))
     assert rank.tolist()[::3] == [1, 1]
-    assert in_top_k(rank, 1).item() == 0 and in_top_k(rank, 5).item() == 50  # three classes: all are among five
+    assert in_top_k(rank, 1).item() == 0 and in_top_k(rank, 5).item() == 50  # all three classes are among the top five
 
 
-def test_top_k_is_in_percent():
+def test_top_k_accuracy_is_in_percent():
     assert in_top_k(torch.tensor([0, 1, 4, 5]), 1).item() == 25
     assert in_top_k(torch.tensor([0, 1, 4, 5]), 5).item() == 75
 
 
-def test_accuracy_over_classes_and_shots():
-    """Class 0 (many): 1 of 2 right. Class 1 (few): 1 of 1. Class 2 (few): untested. No medium class."""
+def test_class_accuracy_summary_by_hand():
+    """Correct: 1 of 2 for class 0 (many), 1 of 1 for class 1 (few). Class 2 (few) has no test image."""
     logits = torch.eye(3)[torch.tensor([0, 1, 1])]  # predictions 0, 1, 1
     accuracy = ClassAccuracy(3, CPU)
     accuracy.add(logits[:2], torch.tensor([0, 0]))
@@ -51,7 +51,7 @@ def test_accuracy_over_classes_and_shots():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_logits_that_are_not_finite_give_no_accuracy(value):
+def test_non_finite_logits_are_refused(value):
     logits = torch.eye(3)
     logits[1, 2] = value
     accuracy = ClassAccuracy(3, CPU, "epoch 2, val")
@@ -59,8 +59,8 @@ def test_logits_that_are_not_finite_give_no_accuracy(value):
     refusal(lambda: accuracy.summary(np.array([200, 5, 5])), "epoch 2, val", "1 of 3", "logits")
 
 
-def test_a_rank_learns_of_another_ones_logits(monkeypatch):
-    """All raise together: one that went on alone would wait for the others."""
+def test_all_ranks_refuse_non_finite_logits_of_one(monkeypatch):
+    """All ranks raise together. A rank that continued alone would wait for the others forever."""
     other = torch.zeros(4, 3)
     other[2:, 0] = 1  # one image, without finite logits
     monkeypatch.setattr(distributed, "sum_over_ranks", lambda mine: mine + other)
@@ -69,7 +69,7 @@ def test_a_rank_learns_of_another_ones_logits(monkeypatch):
     refusal(lambda: accuracy.summary(np.array([200, 5, 5])), "1 of 4")
 
 
-def test_means_weigh_batches_by_their_size():
+def test_means_weight_batches_by_size():
     means = Means("epoch", CPU)
     means.add(3, loss=torch.tensor(1.0), top1=torch.tensor(50.0))
     means.add(1, loss=torch.tensor(5.0), top1=torch.tensor(100.0))
@@ -77,26 +77,26 @@ def test_means_weigh_batches_by_their_size():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_first_loss_that_is_not_finite_is_named(value):
+def test_first_non_finite_loss_is_named(value):
     means = Means("Epoch: [3/9]", CPU)
     for loss in (1.0, value, value, 1.0):
         means.add(1, loss=torch.tensor(loss))
     refusal(means.read, "Epoch: [3/9]", "step 2", "loss")
 
 
-def test_calibration_by_hand():
-    """Three images of confidence 0.9 in one bin, two of them right; one of 0.5, wrong: (|2 - 2.7| + |0 - 0.5|) / 4."""
-    odds = torch.tensor([0.9, 0.9, 0.9, 0.5]).double()
-    logits = torch.stack([odds.log(), (1 - odds).log()], dim=1)
+def test_calibration_error_by_hand():
+    """Three images at confidence 0.9, two correct; one at 0.5, incorrect: (|2 - 2.7| + |0 - 0.5|) / 4."""
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.5]).double()
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
     calibration = Calibration(CPU)
     calibration.add(logits[:3], torch.tensor([0, 0, 1]))
     calibration.add(logits[3:] + torch.tensor([1e-9, 0.0]), torch.tensor([1]))
     assert calibration.error() == pytest.approx(100 * (0.7 + 0.5) / 4)
 
 
-def test_bins_are_fifteen_and_closed_above():
-    """1/15 is in the first, and what is above in the second: opposite errors of one bin would cancel."""
-    sure = torch.tensor([[0.2, 0.8], [0.21, 0.79]]).double().log()  # 0.8 = 12/15 is the last of bin 12; 0.79 is too
+def test_calibration_has_15_bins_closed_above():
+    """A confidence of 12/15 is in the 12th bin; a larger one is in the 13th."""
+    sure = torch.tensor([[0.2, 0.8], [0.21, 0.79]]).double().log()  # 0.8 = 12/15 is the upper end of bin 12
     calibration = Calibration(CPU)
     calibration.add(sure, torch.tensor([1, 0]))
     assert calibration.bins[0].nonzero().tolist() == [[11]]
@@ -104,9 +104,9 @@ def test_bins_are_fifteen_and_closed_above():
     assert calibration.bins[0].nonzero().tolist() == [[11], [12]]
 
 
-def test_errors_of_two_bins_do_not_cancel():
-    """Too sure by 0.9 in one bin, too unsure by 0.4 in another: (0.9 + 0.4) / 2, and not their difference."""
-    odds = torch.tensor([0.9, 0.6]).double()
+def test_calibration_errors_of_two_bins_do_not_cancel():
+    """Over-confident by 0.9 in one bin and under-confident by 0.4 in another: (0.9 + 0.4) / 2."""
+    confidence = torch.tensor([0.9, 0.6]).double()
     calibration = Calibration(CPU)
-    calibration.add(torch.stack([odds.log(), (1 - odds).log()], dim=1), torch.tensor([1, 0]))
+    calibration.add(torch.stack([confidence.log(), (1 - confidence).log()], dim=1), torch.tensor([1, 0]))
     assert calibration.error() == pytest.approx(100 * (0.9 + 0.4) / 2)

@@ -1,4 +1,4 @@
-"""--online-probe: it learns, the encoder does not notice, and a resumed run continues it."""
+"""--online-probe: the probe learns, does not affect the encoder, and is resumed with the run."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 import main_moco_supcon_imba as stage1
 from tests.processes import free_port, spawn
 from tests.refusals import refusal
-from tests.stopping import assert_stops_change_nothing, log_of
+from tests.stopping import assert_resumes_bit_identical, log_of
 from utils.measure.online_probe import LR, MOMENTUM, OnlineProbe
 from utils.run import checkpoint
 
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize("adjusted", [False, True])
-def test_a_step_is_sgds_on_standardised_features(adjusted):
+def test_step_is_sgd_on_standardised_features(adjusted):
     torch.manual_seed(0)
     encoder, x, y = Encoder(), torch.randn(9, 5), torch.arange(3).repeat_interleave(COUNTS)
     probe = OnlineProbe(encoder, COUNTS, adjusted)
@@ -37,14 +37,14 @@ def test_a_step_is_sgds_on_standardised_features(adjusted):
     z = encoder.body(x).detach()
     z = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() / 2
     logits = z @ weight.T
-    # PyTorch's weighted mean: every class counts alike.
-    even = {} if adjusted else {"weight": 1 / COUNTS}
-    cross_entropy(logits + adjusted * (COUNTS / 9).log(), y, **even).backward()
+    # With these weights, every class has the same weight in PyTorch's weighted mean.
+    options = {} if adjusted else {"weight": 1 / COUNTS}
+    cross_entropy(logits + adjusted * (COUNTS / 9).log(), y, **options).backward()
     torch.testing.assert_close(probe.weight, -3.0 * weight.grad)
     assert not any(parameter.grad is not None for parameter in encoder.parameters())
 
 
-def test_it_learns_what_a_linear_classifier_can():
+def test_probe_learns_linearly_separable_classes():
     encoder, y = Encoder(), torch.arange(3).repeat(10)
     probe = OnlineProbe(encoder, COUNTS, False)
     encoder(3 * torch.randn(3, 5)[y] + 0.1 * torch.randn(30, 5))
@@ -52,22 +52,22 @@ def test_it_learns_what_a_linear_classifier_can():
     assert top1[0] < 50 and top1[-1] == 100
 
 
-def test_both_views_of_a_batch_count():
+def test_probe_trains_on_both_views():
     encoder, y = Encoder(), torch.tensor([0, 1, 2])
-    probe, twice = (OnlineProbe(encoder, COUNTS, False) for _ in range(2))
+    probe, doubled = (OnlineProbe(encoder, COUNTS, False) for _ in range(2))
     x = torch.randn(3, 5)
     encoder(torch.cat([x, x + 1]))
     probe.step(y)
-    twice.step(y.repeat(2))
-    assert torch.equal(probe.weight, twice.weight)
+    doubled.step(y.repeat(2))
+    assert torch.equal(probe.weight, doubled.weight)
 
 
-def one_of_two(rank: int, port: int, folder: str) -> None:
+def run_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     torch.manual_seed(0)
     encoder, x, y = Encoder(), torch.randn(8, 5), torch.arange(8) % 3
     probe = OnlineProbe(encoder, COUNTS, False)
-    probe.standardise.eval()  # statistics of a batch are each rank's own
+    probe.standardise.eval()  # batch statistics would differ between ranks
     encoder(x[rank::2])
     probe.step(y[rank::2])
     torch.save(probe.weight.detach(), f"{folder}/{rank}.pt")
@@ -75,8 +75,8 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_step_as_one(tmp_path):
-    spawn(one_of_two, (free_port(), str(tmp_path)), nprocs=2)
+def test_two_ranks_match_one_process(tmp_path):
+    spawn(run_rank, (free_port(), str(tmp_path)), nprocs=2)
     torch.manual_seed(0)
     encoder, x, y = Encoder(), torch.randn(8, 5), torch.arange(8) % 3
     probe = OnlineProbe(encoder, COUNTS, False)
@@ -92,44 +92,46 @@ FOUR = f"{SMALL} --epochs 4"
 
 
 @pytest.mark.parametrize(("contrast", "mode"), [("queue", "class-balanced"), ("batch", "adjusted")])
-def test_the_encoder_is_the_same_to_the_bit(contrast, mode, flags, batch_flags, tmp_path):
+def test_online_probe_does_not_change_training(contrast, mode, flags, batch_flags, tmp_path):
     words = flags if contrast == "queue" else [*batch_flags, "--contrast", "batch"]
     words = [*words, *f"{SMALL} --lr 0.01 --epochs 12".split()]
     for name, more in (("with", ["--online-probe", mode]), ("without", [])):
         stage1.main([*words, *more, "--run-dir", str(tmp_path / name)])
-    ours, plain = (checkpoint.load(folder / "last.pth.tar") for folder in (tmp_path / "with", tmp_path / "without"))
+    ours, plain = (
+        checkpoint.read_checkpoint(folder / "last.pth.tar") for folder in (tmp_path / "with", tmp_path / "without")
+    )
     assert all(torch.equal(ours["state_dict"][name], weight) for name, weight in plain["state_dict"].items())
     log = log_of(tmp_path / "with")
     assert [record["loss"] for record in log] == [record["loss"] for record in log_of(tmp_path / "without")]
     assert all(0 <= record["val"]["probe_top1"] <= 100 and record["probe"] >= 0 for record in log)
     assert max(record["probe"] for record in log) > 30
-    assert max(record["val"]["probe_top1"] for record in log) > 30  # by chance 10, and of any one class
+    assert max(record["val"]["probe_top1"] for record in log) > 30  # chance is 10
     assert set(log[-1]["val"]) == {"probe_top1", "probe_many", "probe_medium", "probe_few"}
     assert "online_probe" in ours and "online_probe" not in plain
 
 
-def test_it_is_measured_when_the_features_are(flags, tmp_path):
+def test_probe_is_evaluated_with_monitor_freq(flags, tmp_path):
     words = [*flags, *FOUR.split(), "--online-probe", "adjusted", "--monitor-freq", "2"]
     stage1.main([*words, "--run-dir", str(tmp_path)])
     seen = [record["val"]["probe_top1"] is not None for record in log_of(tmp_path)]
     assert seen == [False, True, False, True] and "knn_top1" in log_of(tmp_path)[0]["val"]
 
 
-def test_a_run_that_is_stopped_continues_it(flags, tmp_path, monkeypatch):
+def test_resumed_run_continues_the_probe(flags, tmp_path, monkeypatch):
     words = [*flags, *FOUR.split(), "--online-probe", "class-balanced"]
-    assert_stops_change_nothing(stage1.main, words, tmp_path, monkeypatch, (3, 12))
+    assert_resumes_bit_identical(stage1.main, words, tmp_path, monkeypatch, (3, 12))
     ours, theirs = (log_of(tmp_path / name) for name in ("run", "whole"))
     assert [(r["probe"], r["val"]) for r in ours] == [(r["probe"], r["val"]) for r in theirs]
 
 
-def test_a_damaged_one_is_refused():
+def test_damaged_probe_state_is_refused():
     probe = OnlineProbe(Encoder(), COUNTS, False)
-    for found in (1, {}, {"state_dict": {}}, OnlineProbe(Encoder(), COUNTS[:2], False).state()):
-        refusal(lambda found=found: probe.restore(found, "x.pth"), "x.pth", "online_probe")
+    for state in (1, {}, {"state_dict": {}}, OnlineProbe(Encoder(), COUNTS[:2], False).state()):
+        refusal(lambda state=state: probe.restore(state, "x.pth"), "x.pth", "online_probe")
 
 
-def stepped() -> OnlineProbe:
-    """A probe after a step."""
+def make_stepped_probe() -> OnlineProbe:
+    """Return a probe after one step."""
     encoder = Encoder()
     probe = OnlineProbe(encoder, COUNTS, False)
     encoder(torch.randn(9, 5))
@@ -140,36 +142,36 @@ def stepped() -> OnlineProbe:
 @pytest.mark.parametrize(
     "momentum", [torch.zeros(2, 2), torch.tensor(0.0), torch.full((3, 4), float("nan")), "x", [1.0]], ids=repr
 )
-def test_a_damaged_momentum_is_refused(momentum):
-    found = stepped().state()
-    OnlineProbe(Encoder(), COUNTS, False).restore(found, "x.pth")
-    found["optimizer"]["state"][0]["momentum_buffer"] = momentum
-    refusal(lambda: OnlineProbe(Encoder(), COUNTS, False).restore(found, "x.pth"), "x.pth", "online_probe")
+def test_damaged_momentum_is_refused(momentum):
+    state = make_stepped_probe().state()
+    OnlineProbe(Encoder(), COUNTS, False).restore(state, "x.pth")
+    state["optimizer"]["state"][0]["momentum_buffer"] = momentum
+    refusal(lambda: OnlineProbe(Encoder(), COUNTS, False).restore(state, "x.pth"), "x.pth", "online_probe")
 
 
-def test_settings_and_numbers_of_a_damaged_one_do_not_reach_a_step():
-    found, probe = stepped().state(), OnlineProbe(Encoder(), COUNTS, False)
-    found["optimizer"]["param_groups"] = [{"momentum": "x", "lr": [1], "params": [0, 1]}]
-    probe.restore(found, "x")
+def test_damaged_settings_and_weights_are_not_used():
+    state, probe = make_stepped_probe().state(), OnlineProbe(Encoder(), COUNTS, False)
+    state["optimizer"]["param_groups"] = [{"momentum": "x", "lr": [1], "params": [0, 1]}]
+    probe.restore(state, "x")
     assert (probe.optimizer.param_groups[0]["momentum"], probe.optimizer.param_groups[0]["lr"]) == (MOMENTUM, LR)
-    found["state_dict"]["bias"] = torch.full_like(probe.bias, float("inf"))
-    refusal(lambda: probe.restore(found, "x.pth"), "x.pth", "online_probe")
+    state["state_dict"]["bias"] = torch.full_like(probe.bias, float("inf"))
+    refusal(lambda: probe.restore(state, "x.pth"), "x.pth", "online_probe")
 
 
-def test_class_weights_are_of_mean_1_over_images():
+def test_class_weights_average_to_1_over_images():
     probe = OnlineProbe(Encoder(), COUNTS, False)
     assert np.average(probe.class_weight, weights=COUNTS) == pytest.approx(1)
 
 
-def test_where_batches_are_balanced_nothing_is_left_to_correct(flags, tmp_path):
-    """Both ways to correct are then the same; of batches as the images come they are not."""
+def test_modes_agree_only_for_balanced_batches(flags, tmp_path):
+    """The two corrections agree for class-balanced batches, and differ for instance-balanced ones."""
 
-    def probe(mode: str, sampling: str) -> torch.Tensor:
+    def trained_weight(mode: str, sampling: str) -> torch.Tensor:
         run_dir = tmp_path / f"{mode}_{sampling}"
         words = [*flags, *SMALL.split(), "--epochs", "2", "--online-probe", mode, "--sampling", sampling]
         stage1.main([*words, "--run-dir", str(run_dir)])
-        return checkpoint.read(run_dir / "last.pth.tar")["online_probe"]["state_dict"]["weight"]
+        return checkpoint.read_file(run_dir / "last.pth.tar")["online_probe"]["state_dict"]["weight"]
 
     for sampling, same in (("class-balanced", True), ("instance", False)):
-        one, other = (probe(mode, sampling) for mode in ("adjusted", "class-balanced"))
-        assert torch.allclose(one, other, atol=1e-3) == same, float((one - other).abs().max())
+        first, second = (trained_weight(mode, sampling) for mode in ("adjusted", "class-balanced"))
+        assert torch.allclose(first, second, atol=1e-3) == same, float((first - second).abs().max())

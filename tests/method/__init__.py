@@ -1,1 +1,1 @@
-"""The method: losses, positives, the step, what its flags change."""
+"""Tests of the method: losses, positives, training steps, ablation flags."""

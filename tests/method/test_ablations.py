@@ -1,7 +1,7 @@
-"""Every ablation is one flag: real steps of the real scripts, each compared with the equations.
+"""Ablation flags: each step of the real script is compared with the oracle.
 
-The scripts run unchanged; `watched` only notes the model's state before each call of
-KCL.forward and compares what comes out with the loops of oracle.py.
+The scripts run unchanged. `check_steps` copies the model before each call of KCL.forward and compares the output with
+the loops of oracle.py.
 """
 
 import copy
@@ -17,11 +17,11 @@ from torch.nn.functional import normalize
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco import builder
-from moco.builder import LARGEST_DRAW
+from moco.builder import RANDOM_INT_BOUND
 from tests import oracle, three
 from tests.refusals import line_with, refusal
 from utils.randomness import Stream, torch_rng
-from utils.run.arguments import FREE
+from utils.run.arguments import RESUME_CHANGEABLE
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
     return three.write(tmp_path_factory.mktemp("three"))
 
 
-def small(root: Path) -> list[str]:
-    """Return the flags that all runs here share, of either script."""
+def common_flags(root: Path) -> list[str]:
+    """Return the flags shared by all runs of both scripts."""
     return [*three.flags(root), "-a", "lenet", "--image-size", "12"]
 
 
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """run(flags) -> Run, whose steps were compared with the oracle. The same flags are run once."""
+    """run(flags) -> Run, after comparing each step with the oracle. Results are cached."""
     numbers = itertools.count()
 
     @functools.cache
@@ -50,83 +50,85 @@ def run(folder):
         words = f"--moco-k 24 --moco-dim 8 --targets {folder / 'targets.npy'} --run-dir {run_dir} {flags}"
         with pytest.MonkeyPatch.context() as patch:
             three.register(patch)
-            watched(patch, steps)
-            stage1.main([*small(folder), *words.split()])
+            check_steps(patch, steps)
+            stage1.main([*common_flags(folder), *words.split()])
         return Run(steps, run_dir)
 
     return stage_1
 
 
-def watched(monkeypatch, steps: list) -> None:
-    """Compare every step of stage 1 with the oracle, to 1e-5, and note its losses."""
+def check_steps(monkeypatch, steps: list) -> None:
+    """Compare every step of stage 1 with the oracle, to 1e-5, and record its losses."""
     forward = builder.KCL.forward
 
-    def compared(model, im_q, im_k, labels):
+    def compared_forward(model, im_q, im_k, labels):
         before = copy.deepcopy(model)
         out = forward(model, im_q, im_k, labels)
-        losses, queue, centroids = expected(before, im_q, im_k, labels)
+        losses, queue, centroids = expected_step(before, im_q, im_k, labels)
         torch.testing.assert_close((out.loss_class, out.loss_target), losses, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.queue, queue, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.class_centroid, centroids, rtol=1e-5, atol=1e-5)
         steps.append((out.loss.item(), out.loss_class.item(), out.loss_target.item()))
         return out
 
-    monkeypatch.setattr(builder.KCL, "forward", compared)
+    monkeypatch.setattr(builder.KCL, "forward", compared_forward)
 
 
 @torch.no_grad()
-def expected(model, im_q, im_k, labels):
-    """The oracle's losses, queue and centroids of one step from the state before it."""
+def expected_step(model, im_q, im_k, labels):
+    """Return the oracle's losses, queue and centroids of one step, given the model state before it."""
     q = normalize(model.encoder_q(im_q), dim=1)
     for key, query in zip(model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True):
         key.copy_(model.m * key + (1 - model.m) * query)
     k = normalize(model.encoder_k(im_k), dim=1)
-    y, centroids, tsc, copies, always, draws = labels.tolist(), model.class_centroid, {}, 0, 0, None
+    y, centroids, target_options, copies, fixed_copies, draws = labels.tolist(), model.class_centroid, {}, 0, 0, None
     if model.num_positive or not model.supervised:
         rng = torch_rng(model.seed, Stream.POSITIVES, model.step, 0)
         shape = (len(y), model.num_positive if model.supervised else 0)
-        draws = torch.randint(LARGEST_DRAW, shape, generator=rng).tolist()
+        draws = torch.randint(RANDOM_INT_BOUND, shape, generator=rng).tolist()
     if model.targeted:
-        always, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
+        fixed_copies, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
         centroids = oracle.centroids(centroids, q, y)
         sigma = oracle.assignment(centroids @ model.optimal_target[:: model.tr].T)
-        tsc = {"targets": model.optimal_target, "target_row": [model.tr * row for row in sigma]}
-    chosen = oracle.positives(y, model.queue_labels[0].tolist(), draws, copies, always)
-    losses = oracle.loss(q, k, model.queue, y, chosen, model.T, target_weight=model.tw, form=model.loss_form, **tsc)
+        target_options = {"targets": model.optimal_target, "target_row": [model.tr * row for row in sigma]}
+    chosen = oracle.positives(y, model.queue_labels[0].tolist(), draws, copies, fixed_copies)
+    losses = oracle.loss(
+        q, k, model.queue, y, chosen, model.T, target_weight=model.tw, form=model.loss_form, **target_options
+    )
     queue, start = model.queue.clone(), int(model.queue_ptr)
     queue[:, start : start + len(k)] = k.T
     return losses, queue, centroids
 
 
-KCL = ["--K 0", "--K 6 --mlp"]
-# All combinations of what the loss is made of; every other one with --mlp, which the loss does not know.
-TSC = [
+KCL_FLAGS = ["--K 0", "--K 6 --mlp"]
+# All combinations of the flags of the loss. Every other one adds --mlp, which does not affect the loss.
+TSC_FLAGS = [
     f"--targeted --tw 0.2 --tr {tr} {sep_t} --loss-form {form} --K {k} {'--mlp' if number.bit_count() % 2 else ''}"
     for number, (tr, sep_t, form, k) in enumerate(
         itertools.product((1, 3), ("", "--sep_t"), ("release", "paper"), (0, 6))
     )
 ]
-OTHERS = ["--loss MoCo", "--targeted --sep_t --centroid-init queue", "--K 1 --moco-t 0.2 --moco-m 0.5"]
+OTHER_FLAGS = ["--loss MoCo", "--targeted --sep_t --centroid-init queue", "--K 1 --moco-t 0.2 --moco-m 0.5"]
 
 
-@pytest.mark.parametrize("flags", KCL + TSC + OTHERS)
-def test_the_script_does_what_the_flags_say(flags, run):
+@pytest.mark.parametrize("flags", KCL_FLAGS + TSC_FLAGS + OTHER_FLAGS)
+def test_script_steps_match_oracle(flags, run):
     steps = run(flags).steps
-    assert len(steps) == 4  # two epochs of two steps; with --targeted KCL, then TSC
+    assert len(steps) == 4  # two epochs of two steps; with --targeted, KCL then TSC
     with_target_term = [loss_target > 0 for _, _, loss_target in steps]
     assert with_target_term[:2] == [False, False]
     assert any(with_target_term[2:]) == ("--targeted" in flags)
 
 
-@pytest.mark.parametrize("flags", [*KCL, TSC[0], "--loss MoCo"])
-def test_its_encoder_is_probed(flags, run, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", [*KCL_FLAGS, TSC_FLAGS[0], "--loss MoCo"])
+def test_probe_runs_on_ablation_checkpoint(flags, run, folder, tmp_path, monkeypatch):
     three.register(monkeypatch)
     words = f"--lr 0.1 --pretrained {run(flags).folder}/last.pth.tar --run-dir {tmp_path}/probe"
-    stage2.main([*small(folder), *words.split()])
+    stage2.main([*common_flags(folder), *words.split()])
     assert (tmp_path / "probe" / "results.json").exists()
 
 
-# Each flag of stage 1 that changes what is computed: on top of which flags, and how.
+# For each flag of stage 1 that changes the result: the base flags and the change.
 TARGETED = "--targeted --sep_t"
 CHANGES = {
     "arch": ("", "-a resnet20"),
@@ -163,8 +165,8 @@ CHANGES = {
     "crop_scale": ("", "--crop-scale 0.5 1"),
     "statistics": ("", "--statistics digits"),
 }
-# In tests/data, test_step.py, test_speed.py, and tests/in_batch.
-ELSEWHERE = {
+# Flags tested in tests/data, test_step.py, tests/machine/test_compute.py and tests/in_batch.
+TESTED_ELSEWHERE = {
     "dataset",
     "imbalance",
     "largest",
@@ -175,16 +177,26 @@ ELSEWHERE = {
     "tf32",
     "deterministic",
 }
-ELSEWHERE |= {"contrast", "only_t", "unbiased", "sync_bn", "keep_last", "views", "holdout", "freeze", "accum_steps"}
+TESTED_ELSEWHERE |= {
+    "contrast",
+    "only_t",
+    "unbiased",
+    "sync_bn",
+    "keep_last",
+    "views",
+    "holdout",
+    "freeze",
+    "accum_steps",
+}
 
 
-def test_every_flag_is_tested_or_free_to_differ():
+def test_every_flag_is_tested_or_may_differ_on_resume():
     flags = {action.dest for action in stage1.get_args_parser()._actions} - {"help"}
-    assert flags == set(CHANGES) | ELSEWHERE | FREE & flags
+    assert flags == set(CHANGES) | TESTED_ELSEWHERE | RESUME_CHANGEABLE & flags
 
 
 @pytest.mark.parametrize("flag", CHANGES)
-def test_a_flag_changes_what_is_computed(flag, run):
+def test_flag_changes_the_loss(flag, run):
     base, change = CHANGES[flag]
     assert run(base).steps != run(f"{base} {change}".strip()).steps
 
@@ -200,7 +212,7 @@ def test_a_flag_changes_what_is_computed(flag, run):
         ("--warmup-from 0.1", ["--warmup-from", "--warmup-epochs"]),
     ],
 )
-def test_a_flag_that_another_makes_ineffective_is_named(flags, facts, run, capsys):
-    """Before the training list is opened."""
+def test_ignored_flag_is_reported(flags, facts, run, capsys):
+    """The note is printed before the training list is opened."""
     refusal(lambda: run(f"{flags} --train-txt absent.txt"), "absent.txt")
     line_with(capsys.readouterr().out, *facts)

@@ -1,4 +1,4 @@
-"""Weights move freely: from the release, MoCo and torchvision into stage 2, and from a run to torchvision."""
+"""Weights of the authors' code, MoCo and torchvision load into stage 2, and exported weights load into torchvision."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from moco.encoders import get_encoder
 from moco.export import __main__ as export
 from moco.pretrained import load_encoder
 from tests.refusals import refusal
-from tests.tiny import release_style, tiny_model, unit
+from tests.tiny import release_style, tiny_model, unit_vectors
 from utils.run import checkpoint
 from utils.run.logger import read_log
 
@@ -24,18 +24,18 @@ ARCH = "resnet18"
 
 @functools.cache
 def pretrained(mlp: bool) -> KCL:
-    return KCL(get_encoder(ARCH, 32), 16, 8, mlp=mlp, num_classes=3, targets=unit(3, 16).float())
+    return KCL(get_encoder(ARCH, 32), 16, 8, mlp=mlp, num_classes=3, targets=unit_vectors(3, 16).float())
 
 
-def moco_style(model: KCL) -> dict:
-    """MoCo's official layout: `module.` prefix, both encoders, queue and pointer, an optimiser's state."""
+def moco_checkpoint(model: KCL) -> dict:
+    """Return a checkpoint in MoCo's layout: `module.` prefix, both encoders, queue, pointer, optimiser state."""
     names = [name for name in model.state_dict() if name.startswith(("encoder_", "queue")) and name != "queue_labels"]
     state = {"module." + name: model.state_dict()[name] for name in names}
     return {"epoch": 200, "arch": ARCH, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
 
 
-def plain(model: KCL) -> dict:
-    """torchvision's own state dict, with the classifier of another data set."""
+def torchvision_state_dict(model: KCL) -> dict:
+    """Return a torchvision state dict with the classifier of another data set."""
     head = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     return {k: v for k, v in model.encoder_q.state_dict().items() if not k.startswith("fc.")} | head
 
@@ -43,15 +43,17 @@ def plain(model: KCL) -> dict:
 LAYOUTS = {
     "release": release_style,
     "release, without prefix": lambda model: release_style(model, prefix=""),
-    "MoCo": moco_style,
-    "torchvision": plain,
-    "torchvision under state_dict": lambda model: {"state_dict": plain(model)},
-    "torchvision, trained under DDP": lambda model: {"state_dict": {f"module.{k}": v for k, v in plain(model).items()}},
+    "MoCo": moco_checkpoint,
+    "torchvision": torchvision_state_dict,
+    "torchvision under state_dict": lambda model: {"state_dict": torchvision_state_dict(model)},
+    "torchvision, trained under DDP": lambda model: {
+        "state_dict": {f"module.{k}": v for k, v in torchvision_state_dict(model).items()}
+    },
 }
 
 
 @pytest.mark.parametrize(("layout", "mlp"), [*((layout, True) for layout in LAYOUTS), ("release", False)])
-def test_the_encoder_of_every_layout_moves_into_a_classifier(layout, mlp, tmp_path):
+def test_load_encoder_reads_every_checkpoint_layout(layout, mlp, tmp_path):
     model = pretrained(mlp)
     state = LAYOUTS[layout](model)
     state["arch"] = ARCH if "state_dict" in state else None
@@ -66,19 +68,19 @@ def test_the_encoder_of_every_layout_moves_into_a_classifier(layout, mlp, tmp_pa
         assert name.startswith("fc.") or torch.equal(after[name], tensor), name
 
 
-def test_another_architecture_is_refused(tmp_path):
+def test_load_encoder_refuses_other_architecture(tmp_path):
     torch.save(release_style(pretrained(True), arch=ARCH), tmp_path / "f")
     refusal(lambda: load_encoder(torchvision.models.resnet34(), tmp_path / "f", "resnet34"), "resnet18", "resnet34")
 
 
-def test_a_file_that_names_no_architecture_must_fit_key_by_key(tmp_path):
-    torch.save(plain(pretrained(True)), tmp_path / "f")
+def test_load_encoder_compares_keys_without_architecture_name(tmp_path):
+    torch.save(torchvision_state_dict(pretrained(True)), tmp_path / "f")
     for arch, name in (("resnet34", "layer1.2.bn1.bias"), ("resnet50", "layer1.0.conv1.weight")):
         network = torchvision.models.get_model(arch)
         refusal(lambda arch=arch, network=network: load_encoder(network, tmp_path / "f", arch), name)
 
 
-def test_a_file_without_an_encoder_is_refused(tmp_path):
+def test_load_encoder_refuses_file_without_encoder(tmp_path):
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "f")
     (tmp_path / "f.safetensors").write_bytes(b"\x00" * 30)
     for name, fact in (("f", "encoder_q"), ("f.safetensors", "safetensors"), ("absent.safetensors", "No such file")):
@@ -86,7 +88,7 @@ def test_a_file_without_an_encoder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_torchvision_loads_what_export_writes(ending, tmp_path, capsys):
+def test_torchvision_loads_exported_encoder(ending, tmp_path, capsys):
     model = pretrained(mlp=True)
     torch.save(release_style(model, arch=ARCH), tmp_path / "last.pth.tar")
     out = tmp_path / f"encoder.{ending}"
@@ -100,9 +102,9 @@ def test_torchvision_loads_what_export_writes(ending, tmp_path, capsys):
     assert torch.equal(network.layer4[1].conv2.weight, model.encoder_q.layer4[1].conv2.weight)
 
 
-def test_export_refuses_and_writes_nothing(tmp_path):
-    torch.save(plain(pretrained(True)), tmp_path / "plain.pth")
-    there = sorted(path.name for path in tmp_path.iterdir())
+def test_export_refuses_bad_input_and_writes_nothing(tmp_path):
+    torch.save(torchvision_state_dict(pretrained(True)), tmp_path / "plain.pth")
+    before = sorted(path.name for path in tmp_path.iterdir())
     for given, *facts in (
         (["plain.pth", "out.onxx"], "out.onxx", ".pth", ".pt", ".safetensors", ".onnx", ".pt2"),
         (["plain.pth", "no/where.pth"], tmp_path / "no"),
@@ -113,26 +115,26 @@ def test_export_refuses_and_writes_nothing(tmp_path):
     ):
         words = [str(tmp_path / word) if "." in word else word for word in given]
         refusal(lambda words=words: export.main(words), *facts)
-    assert sorted(path.name for path in tmp_path.iterdir()) == there
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_probe_of_the_exported_encoder_is_the_probe_of_the_run(tsc_run, probe_run, probe_flags, tmp_path):
+def test_probe_of_exported_encoder_matches_probe_of_run(tsc_run, probe_run, probe_flags, tmp_path):
     out = tmp_path / "encoder.safetensors"
     export.main([str(tsc_run), str(out)])
     stage2.main([*probe_flags, "--epochs", "2", "--pretrained", str(out), "--run-dir", str(tmp_path / "p")])
-    ours, theirs = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "p", probe_run))
-    assert ours["last"] == theirs["last"] and ours["selected"] == theirs["selected"]
+    ours, expected = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "p", probe_run))
+    assert ours["last"] == expected["last"] and ours["selected"] == expected["selected"]
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_both_stages_go_on_from_a_checkpoint_of_the_release(prefix, flags, probe_flags, tsc_run, tmp_path):
-    """Its layout and nothing of ours: stage 1 resumes epoch and optimiser, stage 2 probes it.
+def test_both_stages_continue_from_release_checkpoint(prefix, flags, probe_flags, tsc_run, tmp_path):
+    """The checkpoint has only the entries of the authors' code. Stage 1 resumes it, and stage 2 probes it.
 
-    It counts the epochs in a name from 0, and those in the file that are done: checkpoint_0000 after one.
+    The authors' code counts the epoch in the file name from 0: checkpoint_0000 is written after one epoch.
     """
-    ours = checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")
-    weights = {prefix + key: value for key, value in checkpoint.unpacked(ours).items()}
-    targets = checkpoint.unpacked(ours)["optimal_target"]
+    ours = checkpoint.read_checkpoint(tsc_run / "checkpoint_0001.pth.tar")
+    weights = {prefix + key: value for key, value in checkpoint.strip_prefix(ours["state_dict"]).items()}
+    targets = checkpoint.strip_prefix(ours["state_dict"])["optimal_target"]
     weights[prefix + "optimal_target_unique"] = targets.T
     weights[prefix + "target_labels"] = torch.arange(10)[:, None]
     theirs = {"epoch": ours["epoch"], "arch": ours["arch"], "state_dict": weights, "optimizer": ours["optimizer"]}
@@ -142,7 +144,7 @@ def test_both_stages_go_on_from_a_checkpoint_of_the_release(prefix, flags, probe
     tsc = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tmp_path / "run")]
     stage1.main([*flags, *tsc, "--resume", str(tmp_path / "checkpoint_0000.pth.tar")])
     assert [entry["epoch"] for entry in read_log(tmp_path / "run" / "log.jsonl")] == [2]
-    resumed, whole = (checkpoint.load(run / "last.pth.tar") for run in (tmp_path / "run", tsc_run))
+    resumed, whole = (checkpoint.read_checkpoint(run / "last.pth.tar") for run in (tmp_path / "run", tsc_run))
     torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=0, atol=0)
 
     pretrained = ["--pretrained", str(tmp_path / "checkpoint_0000.pth.tar")]

@@ -1,4 +1,4 @@
-"""Training does what the paper says: classes contract, centroids go to their targets. A collapse is reported."""
+"""Training contracts classes and moves centroids to their targets. A collapse is reported."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CLASSES = 3
 
 
 def batches(steps: int):
-    """Three classes as noisy points in the space of images, 60 % / 30 % / 10 %."""
+    """Yield batches of three classes, each a noisy point in image space, with shares of 60 %, 30 % and 10 %."""
     centres = torch.randn(CLASSES, *IMAGE)
     for _ in range(steps):
         labels = torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 32, replacement=True)
@@ -24,7 +24,7 @@ def batches(steps: int):
 
 
 def train(targeted: bool) -> tuple[KCL, torch.Tensor, torch.Tensor]:
-    """The model after 300 steps, with the last batch's features and labels."""
+    """Train for 300 steps. Return the model and the features and labels of the last batch."""
     model = KCL(
         TinyEncoder, 8, 128, m=0.9, targeted=targeted, sep_t=True, num_classes=CLASSES, targets=generate(CLASSES, 8)
     )
@@ -37,7 +37,7 @@ def train(targeted: bool) -> tuple[KCL, torch.Tensor, torch.Tensor]:
     return model, out.q.detach(), labels
 
 
-def test_kcl_brings_a_class_together_and_classes_apart():
+def test_kcl_contracts_and_separates_classes():
     _, q, labels = train(targeted=False)
     cosine = q @ q.T
     same = labels[:, None] == labels[None]
@@ -45,42 +45,45 @@ def test_kcl_brings_a_class_together_and_classes_apart():
     assert cosine[~same].mean() < 0.2
 
 
-def test_tsc_brings_every_class_to_its_own_target():
+def test_tsc_moves_each_class_to_its_target():
     model, _, _ = train(targeted=True)
     cosine = (model.class_centroid * model.optimal_target[model.assignment]).sum(1)
     assert (cosine > 0.9).all(), cosine
     assert sorted(model.assignment.tolist()) == [0, 1, 2]
 
 
-def near(spread: float, number: int = 64) -> torch.Tensor:
-    """Unit vectors about one of R³."""
+def points_near_one(spread: float, count: int = 64) -> torch.Tensor:
+    """Return unit vectors near one unit vector of R³."""
     torch.manual_seed(0)
-    return normalize(torch.tensor([1.0, 2.0, 2.0]) / 3 + spread * torch.randn(number, 3), dim=1)
+    return normalize(torch.tensor([1.0, 2.0, 2.0]) / 3 + spread * torch.randn(count, 3), dim=1)
 
 
 @pytest.mark.parametrize(
     ("epochs", "times"),
     [
-        ([near(0.01), near(0.01)], 1),
-        ([near(0.01)] * 4, 1),
-        ([near(0.01), near(0.3), near(0.01)], 0),  # it found its way out
-        ([near(0.1)] * 3, 0),
-        ([near(0.01, number=8)] * 3, 0),  # may be one class
+        ([points_near_one(0.01), points_near_one(0.01)], 1),
+        ([points_near_one(0.01)] * 4, 1),
+        (
+            [points_near_one(0.01), points_near_one(0.3), points_near_one(0.01)],
+            0,
+        ),  # the run recovers in the second epoch
+        ([points_near_one(0.1)] * 3, 0),
+        ([points_near_one(0.01, count=8)] * 3, 0),  # eight images may be one class
     ],
 )
-def test_two_epochs_in_a_row_that_end_in_one_point_are_reported_once(epochs, times, capsys):
-    watch = CollapseDetector()
+def test_collapse_over_two_epochs_is_reported_once(epochs, times, capsys):
+    detector = CollapseDetector()
     for q in epochs:
-        watch.step(q)
-        watch.end_epoch()
-    assert capsys.readouterr().out.count("--warmup-epochs") == times  # which is the advice
+        detector.step(q)
+        detector.end_epoch()
+    assert capsys.readouterr().out.count("--warmup-epochs") == times  # the suggested flag
 
 
-def test_steps_too_large_for_few_dimensions_end_in_one_point_and_small_ones_do_not(digits_root, tmp_path, capsys):
-    """The real thing, on the digits: KCL in the batch in three dimensions."""
+def test_collapse_with_large_learning_rate_is_reported(digits_root, tmp_path, capsys):
+    """In-batch KCL on the digits in three dimensions collapses with a large learning rate, but not with a small one."""
     flags = "--dataset digits -a lenet --image-size 12 --contrast batch --mlp --cos -b 64 --moco-dim 3 --epochs 3"
-    where = f"--seed 0 -p 0 --data-root {digits_root} --device cpu -j 0 --device-aug"
-    stage1.main([*f"{flags} --lr 0.1 {where} --run-dir {tmp_path}/large".split()])
-    line_with(capsys.readouterr().out, "--warmup-epochs", "--lr", "--moco-t")  # the advice
-    stage1.main([*f"{flags} --lr 0.003 {where} --run-dir {tmp_path}/small".split()])
+    run_flags = f"--seed 0 -p 0 --data-root {digits_root} --device cpu -j 0 --device-aug"
+    stage1.main([*f"{flags} --lr 0.1 {run_flags} --run-dir {tmp_path}/large".split()])
+    line_with(capsys.readouterr().out, "--warmup-epochs", "--lr", "--moco-t")  # the suggested flags
+    stage1.main([*f"{flags} --lr 0.003 {run_flags} --run-dir {tmp_path}/small".split()])
     assert "--warmup-epochs" not in capsys.readouterr().out

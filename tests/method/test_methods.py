@@ -1,4 +1,4 @@
-"""A method that is not the project's own is a class and a row of METHODS; the rest of stage 1 takes it as it is."""
+"""A new method is a class and a row of METHODS; stage 1 needs no other change."""
 
 import json
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.methods import METHODS, Method
-from moco.methods.flags import add_contrast_arguments
+from moco.methods.method_flags import add_contrast_arguments
 from tests.refusals import refusal
-from tests.stopping import stopped_run
+from tests.stopping import run_until_stopped
 from utils.errors import InputError
 from utils.run import checkpoint
 
@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 class InBatchModel(nn.Module):
-    """The other view of an image among those of the batch: one encoder, no queue, no labels."""
+    """Contrast each image with the other views of the batch: one encoder, no queue, no labels."""
 
     def __init__(self, encoder, temperature: float):
         super().__init__()
@@ -38,9 +38,9 @@ class InBatchModel(nn.Module):
 
 
 class InBatch(Method):
-    meaning = "the other view among those of the batch"
+    help = "the other view among those of the batch"
 
-    arguments = (add_contrast_arguments, lambda model, loss: loss.add_argument("--heat", type=float, default=0.1))
+    argument_adders = (add_contrast_arguments, lambda model, loss: loss.add_argument("--heat", type=float, default=0.1))
 
     def check(self):
         if self.args.heat <= 0:
@@ -54,11 +54,11 @@ class InBatch(Method):
 
 
 @pytest.fixture
-def row(monkeypatch):
+def in_batch_row(monkeypatch):
     monkeypatch.setitem(METHODS, "InBatch", InBatch)
 
 
-def test_it_trains_and_its_probe_does(row, batch_flags, probe_flags, tmp_path):
+def test_new_method_trains_and_is_probed(in_batch_row, batch_flags, probe_flags, tmp_path):
     stage1.main([*batch_flags, *ONE_EPOCH, "--run-dir", str(tmp_path / "run")])
     (record,) = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert record["phase"] == "InBatch" and record["loss"] > 0 and record["val"]["knn_top1"] is not None
@@ -67,17 +67,19 @@ def test_it_trains_and_its_probe_does(row, batch_flags, probe_flags, tmp_path):
     assert (tmp_path / "probe" / "results.json").exists()
 
 
-def test_it_goes_on_from_a_step(row, batch_flags, tmp_path, monkeypatch):
+def test_new_method_resumes_bit_identically(in_batch_row, batch_flags, tmp_path, monkeypatch):
     words = [*batch_flags, *ONE_EPOCH, "--resume", "auto", "--run-dir"]
     stage1.main([*words, str(tmp_path / "whole")])
-    stopped_run(stage1.main, [*words, str(tmp_path / "run")], monkeypatch, step=2)
+    run_until_stopped(stage1.main, [*words, str(tmp_path / "run")], monkeypatch, step=2)
     stage1.main([*words, str(tmp_path / "run")])
-    ours, theirs = (checkpoint.load(tmp_path / name / "last.pth.tar")["state_dict"] for name in ("run", "whole"))
+    ours, theirs = (
+        checkpoint.read_checkpoint(tmp_path / name / "last.pth.tar")["state_dict"] for name in ("run", "whole")
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_its_flags_checks_and_meaning_are_the_scripts(row, batch_flags, tmp_path):
-    assert f"InBatch: {InBatch.meaning}" in " ".join(stage1.get_args_parser().format_help().split())
+def test_new_method_adds_flags_checks_and_help(in_batch_row, batch_flags, tmp_path):
+    assert f"InBatch: {InBatch.help}" in " ".join(stage1.get_args_parser().format_help().split())
     words = [*batch_flags, *ONE_EPOCH, "--heat", "0", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "--heat 0.0")
     assert not (tmp_path / "run").exists()

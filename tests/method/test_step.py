@@ -1,14 +1,14 @@
-"""One call of KCL: the oracle's numbers, the order inside a step, and what it leaves behind."""
+"""One step of KCL: it matches the oracle, its parts run in the right order, and its state is as expected."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from moco.builder import KCL, LARGEST_DRAW
+from moco.builder import KCL, RANDOM_INT_BOUND
 from tests import oracle
 from tests.refusals import refusal
-from tests.tiny import TinyEncoder, tiny_batch, tiny_model, unit
+from tests.tiny import TinyEncoder, tiny_batch, tiny_model, unit_vectors
 from utils.randomness import Stream, torch_rng
 
 METHODS = [
@@ -25,7 +25,7 @@ METHODS = [
 
 
 def expected_step(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> tuple[tuple, dict[str, Tensor]]:
-    """The oracle's losses, and its state after the step, from the state before it."""
+    """Return the oracle's losses and state after one step, given the state before it."""
     q = normalize(model.encoder_q(im_q), dim=1)
     before = model.state_dict()
     after = {
@@ -34,20 +34,28 @@ def expected_step(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> tup
     }
     k = normalize(im_k.flatten(1) @ after["encoder_k.fc.weight"].T + after["encoder_k.fc.bias"], dim=1)
 
-    y, tsc, copies, always, draws = labels.tolist(), {}, 0, 0, None
+    y, target_options, copies, fixed_copies, draws = labels.tolist(), {}, 0, 0, None
     if model.num_positive or not model.supervised:
         rng = torch_rng(model.seed, Stream.POSITIVES, model.step, 0)
         shape = (len(y), model.num_positive if model.supervised else 0)
-        draws = torch.randint(LARGEST_DRAW, shape, generator=rng).tolist()
+        draws = torch.randint(RANDOM_INT_BOUND, shape, generator=rng).tolist()
     after["class_centroid"] = before["class_centroid"]
     if model.targeted:
-        always, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
+        fixed_copies, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
         after["class_centroid"] = oracle.centroids(before["class_centroid"], q.detach(), y)
         sigma = oracle.assignment(after["class_centroid"] @ before["optimal_target"][:: model.tr].T)
-        tsc = {"targets": before["optimal_target"], "target_row": [model.tr * row for row in sigma]}
-    chosen = oracle.positives(y, before["queue_labels"][0].tolist(), draws, copies, always)
+        target_options = {"targets": before["optimal_target"], "target_row": [model.tr * row for row in sigma]}
+    chosen = oracle.positives(y, before["queue_labels"][0].tolist(), draws, copies, fixed_copies)
     losses = oracle.loss(
-        q, k, before["queue"].clone(), y, chosen, model.T, target_weight=model.tw, form=model.loss_form, **tsc
+        q,
+        k,
+        before["queue"].clone(),
+        y,
+        chosen,
+        model.T,
+        target_weight=model.tw,
+        form=model.loss_form,
+        **target_options,
     )
 
     start, size = int(before["queue_ptr"]), len(y)
@@ -59,8 +67,8 @@ def expected_step(model: KCL, im_q: Tensor, im_k: Tensor, labels: Tensor) -> tup
 
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
-def test_four_steps_equal_the_oracle(options):
-    """Loss, gradient and every buffer, through a wrap-around of the queue of 12 (4 images a step)."""
+def test_four_steps_match_oracle(options):
+    """Loss, gradients and all buffers match, including a wrap-around of the queue of 12 (4 images per step)."""
     model = tiny_model(**options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(4):
@@ -79,23 +87,23 @@ def test_four_steps_equal_the_oracle(options):
         optimizer.step()
 
 
-def test_the_queue_is_used_before_it_is_updated():
-    """The queue is empty and as long as the batch: with the new keys in it, every anchor would find its class."""
+def test_queue_is_updated_after_the_loss():
+    """The queue is empty and as long as the batch: an early update would give every anchor positives."""
     model = tiny_model(K=4, num_positive=0, m=1.0)
     model.queue_labels.fill_(-1)
     before = model.queue.clone()
     im_q, im_k, labels = tiny_batch()
     out = model(im_q, im_k, labels)
     k = normalize(model.encoder_k(im_k), dim=1)
-    nobody = [([], 0)] * 4
-    expected, _ = oracle.loss(out.q, k, before, labels.tolist(), nobody, model.T)
+    no_positives = [([], 0)] * 4
+    expected, _ = oracle.loss(out.q, k, before, labels.tolist(), no_positives, model.T)
     torch.testing.assert_close(out.loss, expected)
-    assert model.queue_labels[0].tolist() == labels.tolist()  # and now they are there
+    assert model.queue_labels[0].tolist() == labels.tolist()  # the queue holds the keys after the step
     torch.testing.assert_close(model.queue.T, k)
 
 
-def test_momentum_update_comes_before_the_keys():
-    """With m = 0 the key encoder is the query encoder, already for this step's keys."""
+def test_momentum_update_precedes_the_keys():
+    """With m = 0 the key encoder equals the query encoder, already for the keys of this step."""
     model = tiny_model(m=0.0)
     im_q, _, labels = tiny_batch()
     out = model(im_q, im_q, labels)
@@ -103,20 +111,20 @@ def test_momentum_update_comes_before_the_keys():
     torch.testing.assert_close(model.queue[:, :4].T, out.q.detach())
 
 
-def test_gradients_reach_the_query_encoder_only():
+def test_only_the_query_encoder_has_gradients():
     model = tiny_model(targeted=True, sep_t=True)
     model(*tiny_batch()).loss.backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == {"encoder_q.fc.weight", "encoder_q.fc.bias"}
 
 
-def test_positives_are_a_function_of_seed_and_step():
+def test_sampled_positives_depend_on_seed_and_step():
     batch = tiny_batch(12)
 
     def loss(seed: int, step: int) -> float:
         torch.manual_seed(7)
         model = tiny_model(K=120)
-        torch.rand(seed * 3 + step)  # whatever else was drawn
+        torch.rand(seed * 3 + step)  # other uses of the generator
         model.seed, model.step = seed, step
         return model(*batch).loss.item()
 
@@ -124,8 +132,8 @@ def test_positives_are_a_function_of_seed_and_step():
     assert len({loss(1, 5), loss(1, 6), loss(2, 5)}) == 3
 
 
-def test_between_two_assignments_the_last_one_stays():
-    """assignment_interval 3: solved at steps 0 and 3, whatever the centroids do in between."""
+def test_assignment_is_kept_between_intervals():
+    """With assignment_interval 3, the assignment is solved at steps 0 and 3, however the centroids change."""
     model = tiny_model(targeted=True, sep_t=True, assignment_interval=3)
     seen = []
     for order in ([0, 1, 2], [1, 2, 0], [1, 2, 0], [1, 2, 0]):
@@ -147,25 +155,25 @@ def test_queue_wraps_around():
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(12, dtype=torch.float64))
 
 
-def test_queue_must_be_a_multiple_of_the_batch():
+def test_queue_size_must_be_multiple_of_batch_size():
     with pytest.raises(ValueError, match=r"12\b.*\b5\b"):
         tiny_model()(*tiny_batch(5))
 
 
-def test_targeted_without_targets_is_refused():
+def test_targeted_step_without_targets_is_refused():
     model = tiny_model(targets=None)
-    model(*tiny_batch())  # KCL needs none
+    model(*tiny_batch())  # KCL needs no targets
     model.targeted = True
     with pytest.raises(ValueError, match="targets"):
         model(*tiny_batch())
 
 
 def test_targets_must_be_unit_vectors():
-    targets = unit(3, 4) * torch.tensor([[1.0], [2.0], [1.0]])
+    targets = unit_vectors(3, 4) * torch.tensor([[1.0], [2.0], [1.0]])
     refusal(lambda: KCL(TinyEncoder, 4, 12, num_classes=3, targets=targets), "row 1", "norm 2")
 
 
-def test_state_dict_has_the_releases_keys_and_shapes():
+def test_state_dict_has_release_keys_and_shapes():
     model = tiny_model(mlp=True, tr=2)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     heads = {"fc.0.weight": (12, 12), "fc.0.bias": (12,), "fc.2.weight": (4, 12), "fc.2.bias": (4,)}
@@ -179,7 +187,7 @@ def test_state_dict_has_the_releases_keys_and_shapes():
     assert model.queue_labels.dtype == model.queue_ptr.dtype == torch.int64
 
 
-def test_copies_of_a_target_lie_side_by_side():
-    targets = unit(3, 4)
+def test_target_copies_are_adjacent():
+    targets = unit_vectors(3, 4)
     model = KCL(TinyEncoder, 4, 12, tr=2, num_classes=3, targets=targets)
     assert torch.equal(model.optimal_target[0::2], targets) and torch.equal(model.optimal_target[1::2], targets)

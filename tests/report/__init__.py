@@ -1,1 +1,1 @@
-"""What is read from run folders: reports and trials."""
+"""Tests of reports and trials tables made from run folders."""

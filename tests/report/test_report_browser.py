@@ -1,4 +1,4 @@
-"""report.html in a real Chromium, headless: `make test-browser`."""
+"""report.html in headless Chromium: `make test-browser`."""
 
 import json
 import re
@@ -17,11 +17,11 @@ CONTAINER = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
-)  # as root, without a GPU, with a small /dev/shm
+)  # run as root, without a GPU, with a small /dev/shm
 QUIET = ("--disable-background-networking", "--no-first-run", "--hide-scrollbars")
 START = ("--headless", *CONTAINER, *QUIET, "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0")
 DARK, LIGHT = 0, 1  # Blink's preferredColorScheme
-# Run in the page of a copy of the report: reports what a reader could stumble over to the page around it.
+# This script runs inside a copy of the report and sends layout facts to the page that frames it.
 PROBE = """<script>
 addEventListener("load", () => {
   const folds = [...document.querySelectorAll("details")], inside = folds.map((e) => e.querySelector("table"));
@@ -54,27 +54,27 @@ addEventListener("load", () => {
 @pytest.fixture(scope="session")
 def chromium() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    assert found, "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium"
-    return found
+    path = next(filter(None, map(shutil.which, names)), None)
+    assert path, "no Chromium found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium"
+    return path
 
 
 @pytest.fixture(scope="session")
 def page(reported_run, tmp_path_factory) -> Path:
-    """The report of `reported_run` and a copy of it, with arguments that want to be code and long words."""
+    """Return the report of `reported_run` and of a copy whose arguments contain HTML code and long words."""
     folder = tmp_path_factory.mktemp("browser")
     other = folder / "<img src=x onerror=alert(1)>"
     shutil.copytree(reported_run, other)
-    about = json.loads((other / "args.json").read_text())
-    about["args"] |= {"tw": 80 * "long", "views": other.name}
-    about["command"] = f"python '{other.name}.py' --views '{other.name}' --tw {80 * 'long'}"
-    (other / "args.json").write_text(json.dumps(about))
+    record = json.loads((other / "args.json").read_text())
+    record["args"] |= {"tw": 80 * "long", "views": other.name}
+    record["command"] = f"python '{other.name}.py' --views '{other.name}' --tw {80 * 'long'}"
+    (other / "args.json").write_text(json.dumps(record))
     report.main([str(reported_run), str(other), "--output", str(folder / "out")])
     return folder / "out" / "report.html"
 
 
 def browse(chromium: str, page: Path, *flags: str, width: int = 1200, height: int = 900) -> tuple[str, list[str]]:
-    """What Chromium prints, and the console's lines."""
+    """Return what Chromium prints to stdout, and the lines of its console."""
     command = [chromium, *START, f"--window-size={width},{height}", *flags, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -82,52 +82,52 @@ def browse(chromium: str, page: Path, *flags: str, width: int = 1200, height: in
 
 
 def inspect(chromium: str, page: Path, width: int, scheme: int) -> dict:
-    """What PROBE finds in a frame of that width: a window of Chromium is never narrower than 500 px."""
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())  # the page itself forbids scripts
+    """Return the result of PROBE in a frame of the given width. A Chromium window is at least 500 px wide."""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())  # remove the policy that forbids scripts
     page.with_name("probed.html").write_text(text.replace("</head>", PROBE + "</head>"))
-    around = page.with_name("around.html")
-    around.write_text(
+    frame_page = page.with_name("around.html")
+    frame_page.write_text(
         '<title></title><script>addEventListener("message", (e) => { document.title = e.data })</script>'
         f'<iframe src="probed.html" width="{width}" height="900" style="border: 0"></iframe>'
     )
-    dom, _ = browse(chromium, around, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}")
+    dom, _ = browse(chromium, frame_page, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}")
     return json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
 
 
 @pytest.mark.parametrize("scheme", [DARK, LIGHT], ids=["dark", "light"])
 @pytest.mark.parametrize("width", [1200, 400])
-def test_it_renders_and_is_readable(chromium, page, width, scheme):
-    found = inspect(chromium, page, width, scheme)
-    shown = page.read_text().count("<figure>")
-    assert found["width"] == width
-    assert found["pictures"] == shown >= 10
-    assert found["empty"] == 0
-    assert found["dark"] == (shown if scheme == DARK else 0)
-    assert found["wide"] == [] and not found["scrolls"]
-    assert found["smallest"] >= 13
+def test_report_renders_without_overflow(chromium, page, width, scheme):
+    inspection = inspect(chromium, page, width, scheme)
+    figures = page.read_text().count("<figure>")
+    assert inspection["width"] == width
+    assert inspection["pictures"] == figures >= 10
+    assert inspection["empty"] == 0
+    assert inspection["dark"] == (figures if scheme == DARK else 0)
+    assert inspection["wide"] == [] and not inspection["scrolls"]
+    assert inspection["smallest"] >= 13
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_the_first_screen_has_the_result_and_the_arguments_are_folded(chromium, page, width):
-    found = inspect(chromium, page, width, LIGHT)
-    assert found["first"] == {"below": [], "folded": [True]}
-    assert found["unfolded"] == [True]
+def test_first_screen_shows_results_and_folds_arguments(chromium, page, width):
+    inspection = inspect(chromium, page, width, LIGHT)
+    assert inspection["first"] == {"below": [], "folded": [True]}
+    assert inspection["unfolded"] == [True]
 
 
-def test_the_console_is_silent_and_no_name_is_code(chromium, page):
+def test_console_is_empty_and_names_are_escaped(chromium, page):
     dom, console = browse(chromium, page, "--dump-dom")
     assert console == []
     assert "&lt;img src=x" in dom and "<img src=x" not in dom
 
 
-def test_the_console_would_be_heard(chromium, tmp_path):
+def test_console_errors_are_captured(chromium, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text("<script>undefined_function()</script>")
     assert browse(chromium, broken, "--dump-dom")[1]
 
 
 @pytest.mark.parametrize(("scheme", "bright"), [(DARK, False), (LIGHT, True)], ids=["dark", "light"])
-def test_the_page_follows_the_readers_scheme(chromium, page, tmp_path, scheme, bright):
+def test_page_follows_preferred_colour_scheme(chromium, page, tmp_path, scheme, bright):
     picture = tmp_path / "page.png"
     browse(chromium, page, f"--screenshot={picture}", f"--blink-settings=preferredColorScheme={scheme}")
     pixels = imread(picture)[:, :, :3]

@@ -1,4 +1,4 @@
-"""The trials table: numbers by hand, and what is refused."""
+"""The trials table: hand-computed numbers and refused input."""
 
 import json
 import shutil
@@ -14,34 +14,34 @@ from utils.report.trials import paired_difference, read_group, read_groups, sect
 
 
 def write_run(folder, seed, acc1, stage_1=(), stage_2=(), seed_2=None):
-    """A stage-1 folder with its probe, as small as the files may be."""
+    """Write a minimal stage-1 folder with its probe."""
     entry = {"epoch": 3, "acc1": acc1, "acc5": 100.0, "many": acc1 + 1, "medium": None, "few": acc1 - 1}
     entry["per_class"] = [acc1, acc1]
-    about = {"args": {"lr": 0.1, "run_dir": str(folder), "seed": seed} | dict(stage_1), "git": "c0ffee"}
+    record = {"args": {"lr": 0.1, "run_dir": str(folder), "seed": seed} | dict(stage_1), "git": "c0ffee"}
     args = {"pretrained": str(folder / "last.pth.tar"), "seed": seed if seed_2 is None else seed_2, "lr": 1}
     results = {"selected": entry, "last": entry | {"acc1": 0.0}, "best_on_test": entry, "train_counts": [100, 2]}
     (folder / "probe").mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps(about))
+    (folder / "args.json").write_text(json.dumps(record))
     (folder / "probe" / "args.json").write_text(json.dumps({"args": args | dict(stage_2)}))
     (folder / "probe" / "results.json").write_text(json.dumps(results))
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three trials of two methods: KCL 50, 52, 54; TSC 51, 54, 54."""
+    """Write three trials of two methods, with accuracies 50, 52, 54 (KCL) and 51, 54, 54 (TSC)."""
     for seed, (kcl, tsc) in enumerate(((50, 51), (52, 54), (54, 54))):
         write_run(tmp_path / f"kcl_s{seed}", seed, kcl)
         write_run(tmp_path / f"tsc_s{seed}", seed, tsc, {"targeted": True})
     return tmp_path
 
 
-def groups(runs):
+def kcl_and_tsc_groups(runs):
     return read_groups([f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
 
 
-def test_mean_deviation_and_paired_interval_by_hand(runs):
-    """Differences 1, 2, 0: mean 1, deviation 1; t with 2 degrees is 4.303 at 97.5 %, so ± 4.303 / √3 = 2.48."""
-    _, rows = table(groups(runs), "selected")
+def test_mean_std_and_paired_interval_by_hand(runs):
+    """Differences 1, 2, 0: mean 1, std 1. The 97.5 % quantile of t with 2 df is 4.303: ± 4.303 / √3 = 2.48."""
+    _, rows = table(kcl_and_tsc_groups(runs), "selected")
     assert [row[-1] for row in rows] == [
         *("50.00", "52.00", "54.00", "51.00", "54.00", "54.00"),
         "52.00 ± 2.00",
@@ -49,11 +49,11 @@ def test_mean_deviation_and_paired_interval_by_hand(runs):
         "+1.00 [-1.48, +3.48]",
     ]
     assert [row[3] for row in rows[:2]] == ["51.00", "53.00"]  # many
-    assert {row[4] for row in rows} == {"–"}  # no class is medium
+    assert {row[4] for row in rows} == {"–"}  # there is no medium-shot class
     assert [row[1] for row in rows[:3]] == ["0", "1", "2"]
 
 
-def test_the_interval_is_scipys():
+def test_paired_interval_matches_scipy():
     values = np.array([0.3, -1.2, 2.0, 0.7, 0.1])
     mean, *interval = paired_difference(values)
     expected = stats.ttest_rel(values, np.zeros(5)).confidence_interval(0.95)
@@ -61,7 +61,7 @@ def test_the_interval_is_scipys():
     assert interval == pytest.approx(list(expected))
 
 
-def test_each_choice_of_the_epoch_has_its_table(runs, capsys):
+def test_each_epoch_selection_has_a_table(runs, capsys):
     report.main(["--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
     text = capsys.readouterr().out
     selected, last, best = text.split("\n### ")[1:]
@@ -72,24 +72,24 @@ def test_each_choice_of_the_epoch_has_its_table(runs, capsys):
     line_with(selected, "`tsc_s*` − `kcl_s*`", "+1.00 [-1.48, +3.48]")
 
 
-def test_a_probes_folder_is_its_run(runs):
-    by_probe = read_run(runs / "kcl_s1" / "probe")
-    assert by_probe.results == read_run(runs / "kcl_s1").results
-    assert by_probe.computed_by() == read_run(runs / "kcl_s1").computed_by()
+def test_probe_folder_names_its_run(runs):
+    probe_run = read_run(runs / "kcl_s1" / "probe")
+    assert probe_run.results == read_run(runs / "kcl_s1").results
+    assert probe_run.deciding_arguments() == read_run(runs / "kcl_s1").deciding_arguments()
     assert read_group(f"{runs}/kcl_s*/probe").runs[2].seeds == (2, 2)
 
 
-def test_a_probe_finds_the_run_of_the_checkpoint_it_names(runs):
+def test_moved_probe_finds_its_run(runs):
     shutil.move(runs / "kcl_s1" / "probe", runs / "elsewhere")
     assert read_run(runs / "elsewhere").pretraining.folder == runs / "kcl_s1"
 
 
-def test_runs_of_this_project_are_read(tsc_run, probe_run):
+def test_trained_run_is_read(tsc_run, probe_run):
     run = read_run(tsc_run)
     assert run.probe.folder == probe_run and run.seeds == (1, 1)
     assert len(run.pretraining.epochs) == len(run.probe.epochs) == 2
-    assert run.computed_by()["tw (stage 1)"] == 0.2
-    assert not {"workers (stage 1)", "seed (stage 2)"} & set(run.computed_by())
+    assert run.deciding_arguments()["tw (stage 1)"] == 0.2
+    assert not {"workers (stage 1)", "seed (stage 2)"} & set(run.deciding_arguments())
 
 
 @pytest.mark.parametrize(
@@ -102,35 +102,35 @@ def test_runs_of_this_project_are_read(tsc_run, probe_run):
         ({"seed": 7}, ("kcl_s*", "7", "tsc_s*", "1")),
     ],
 )
-def test_runs_that_do_not_match_are_refused(change, facts, runs):
+def test_trials_with_different_arguments_are_refused(change, facts, runs):
     shutil.rmtree(runs / "kcl_s1")
     write_run(runs / "kcl_s1", **({"seed": 1, "acc1": 50} | change))
-    refusal(lambda: groups(runs), *facts)
+    refusal(lambda: kcl_and_tsc_groups(runs), *facts)
 
 
-def test_what_may_differ_between_trials(runs):
+def test_trials_may_differ_in_workers_and_paths(runs):
     shutil.rmtree(runs / "kcl_s1")
     write_run(runs / "kcl_s1", 1, 50, {"workers": 3, "data_root": "elsewhere"})
-    assert len(groups(runs)) == 2
+    assert len(kcl_and_tsc_groups(runs)) == 2
 
 
-def test_unequal_classes_are_refused(runs):
+def test_trials_with_different_class_counts_are_refused(runs):
     path = runs / "kcl_s2" / "probe" / "results.json"
     path.write_text(path.read_text().replace("[100, 2]", "[90, 2]"))
-    refusal(lambda: groups(runs), "[100, 2]", "[90, 2]", "kcl_s2")
+    refusal(lambda: kcl_and_tsc_groups(runs), "[100, 2]", "[90, 2]", "kcl_s2")
 
 
-def test_trials_come_after_the_accuracy_of_the_runs(runs):
+def test_trials_section_follows_the_accuracy_section(runs):
     report.main([str(runs / "kcl_s0"), "--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*", "--output", str(runs / "out")])
     titles = [line for line in (runs / "out" / "report.md").read_text().splitlines() if line.startswith("## ")]
-    assert titles.index(f"## {section(groups(runs)).title}") == 1
+    assert titles.index(f"## {section(kcl_and_tsc_groups(runs)).title}") == 1
 
 
 @pytest.mark.parametrize(
     ("pattern", "facts"),
     [("none*", ("--trials",)), ("kcl_s0", ("--trials", "kcl_s0")), ("*", ("targeted", "kcl_s1", "tsc_s1"))],
 )
-def test_a_pattern_that_makes_no_group(pattern, facts, runs):
+def test_pattern_without_valid_group_is_refused(pattern, facts, runs):
     refusal(lambda: read_group(f"{runs}/{pattern}"), f"{runs}/{pattern}", *facts)
 
 
@@ -146,6 +146,6 @@ def test_a_pattern_that_makes_no_group(pattern, facts, runs):
         (lambda run: shutil.copytree(run / "probe", run / "probe_2"), ("2", "probe, probe_2")),
     ],
 )
-def test_a_folder_that_is_not_a_finished_run(damage, facts, runs):
+def test_unfinished_or_damaged_run_is_refused(damage, facts, runs):
     damage(runs / "kcl_s1")
     refusal(lambda: read_group(f"{runs}/kcl_s*"), runs / "kcl_s1", *facts)

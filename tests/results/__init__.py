@@ -1,1 +1,1 @@
-"""The study of examples/results: its plan, its trials, its page."""
+"""Tests of the study in examples/results: plan, trials, page."""

@@ -1,4 +1,4 @@
-"""A small plan."""
+"""A small plan and its study."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 
 from examples.results.plan import Plan
 from examples.results.plan_file import read_plan
+from examples.results.reading import Results
 from examples.results.study import Study
 from examples.results.trials import main_cells, sweep_cells
 from tests.results.written import write_run
@@ -26,20 +27,20 @@ pairs =
 
 [method pixels]
 title = pixels
-way = pixels
+stage1 = pixels
 
 [method kcl]
 title = KCL
-way = contrast
+stage1 = contrast
 
 [method tsc]
 title = TSC
-way = contrast
+stage1 = contrast
 flags = --targeted --tw 0.2
 
 [method ce]
 title = CE
-way = cross-entropy
+stage1 = cross-entropy
 flags = --balance none
 
 [sweep tw]
@@ -56,7 +57,7 @@ caption = TSC over its weight.
 
 @pytest.fixture
 def write_plan(tmp_path):
-    """A plan with some of its text replaced."""
+    """Return a function that writes PLAN with some of its text replaced."""
 
     def write(*changes: tuple[str, str]) -> Path:
         text = PLAN
@@ -77,16 +78,22 @@ def plan(write_plan) -> Plan:
 
 @pytest.fixture
 def study(plan, tmp_path) -> Study:
-    """In a folder whose name has a space; its data too lie there."""
+    """Return the study of `plan` in a folder whose name contains a space."""
     plan = plan._replace(data=(*plan.data, "--data-root", str(tmp_path / "data")))
     return Study(plan, tmp_path / "a b", torch.device("cpu"))
 
 
 @pytest.fixture
-def whole(study) -> Study:
-    """Two seeds of everything: KCL 80 and 82, TSC 83 and 84, CE 70 and 71, pixels 60, at either imbalance."""
+def finished_study(study) -> Study:
+    """Write two seeds of every cell: KCL 80 and 82, TSC 83 and 84, CE 70 and 71, pixels 60, at both imbalances."""
     accuracies = {"kcl": (80, 82), "tsc": (83, 84), "ce": (70, 71), "pixels": (60, 60)}
     for cell in [*main_cells(study.plan), *sweep_cells(study.plan, study.plan.sweeps[0]).values()]:
         for seed, acc1 in enumerate(accuracies[cell.method.key]):
             write_run(study, cell, seed, acc1, acc1 + 1, 1.2 if cell.method.key == "tsc" else 1.0)
     return study
+
+
+@pytest.fixture
+def study_results(finished_study) -> Results:
+    """Return the results of `finished_study`."""
+    return finished_study.results()

@@ -1,4 +1,4 @@
-"""A study of two runs that are short scripts instead of trainings: python tests/results/played.py FOLDER."""
+"""A study whose two runs are short scripts instead of training: python tests/results/played.py FOLDER."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from examples.results import __main__ as results
 from examples.results.trials import Trial
 from utils import errors
 
-# As a training does: lock the folder, resume from what was saved, and on SIGTERM save and exit.
+# Like a training run: lock the folder, resume if something was saved, save and exit on SIGTERM.
 RUN = """
 import fcntl, os, pathlib, signal, sys, time
 
@@ -35,7 +35,7 @@ def trials(folder: Path) -> list[Trial]:
 def main() -> None:
     folder = Path(sys.argv[1])
     study = SimpleNamespace(folder=folder, prepare=lambda: None, stages=lambda: [("methods", trials(folder))])
-    results.left_of = lambda trial: trial  # played runs never end
+    results.unfinished_part = lambda trial: trial  # the scripts never finish
     results.run(study, jobs=2)
 
 

@@ -1,14 +1,14 @@
-"""Reading a plan file, and refusing a wrong one."""
+"""Reading a plan file, and refusing an invalid one."""
 
 import pytest
 
 from examples.results import __main__ as results
-from examples.results.plan import FOLDER
+from examples.results.plan import PLANS_DIR
 from examples.results.plan_file import read_plan
 from tests.refusals import refusal
 
 
-def test_what_a_plan_says(plan):
+def test_plan_is_read(plan):
     assert (plan.name, plan.page, plan.imbalances, plan.seeds, plan.more_seeds) == (
         "small", "results_small", (10.0, 100.0), 2, 2,
     )  # fmt: skip
@@ -18,8 +18,8 @@ def test_what_a_plan_says(plan):
     assert plan.flags["cross-entropy"][:3] == ("--device-aug", "--epochs", "4")
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.ini")), ids=lambda file: file.stem)
-def test_the_plans_of_this_project_are_good(file):
+@pytest.mark.parametrize("file", sorted(PLANS_DIR.glob("*.ini")), ids=lambda file: file.stem)
+def test_bundled_plan_is_valid(file):
     assert read_plan(file.stem).methods
 
 
@@ -48,7 +48,10 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("axis = weight", "axes = weight"), (TW, "axis")),
         (("flags = --targeted", "flags = @recipes/cifar.txt --typo"), (TSC, "--typo")),
         (("title = KCL", 'title = KCL\nflags = "'), ("[method kcl]", "flags")),
-        (("way = pixels", "way = paint"), ("[method pixels]", "way", "paint", "contrast, cross-entropy, pixels")),
+        (
+            ("stage1 = pixels", "stage1 = paint"),
+            ("[method pixels]", "stage1", "paint", "contrast, cross-entropy, pixels"),
+        ),
         (("--tw 0.2\n", "--weight 0.2\n"), (TSC, "--weight 0.2")),
         (("[method ce]", "[methods ce]"), ("[methods ce]", STUDY, "[method KEY]", "[sweep KEY]")),
         (("kcl - ce", "kcl - moco"), (STUDY, "moco", "pixels, kcl, tsc, ce")),
@@ -60,18 +63,18 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("[study]", "study"), ()),
     ],
 )
-def test_a_wrong_plan_is_refused_before_anything_is_written(change, facts, write_plan, tmp_path):
+def test_invalid_plan_is_refused_before_writing(change, facts, write_plan, tmp_path):
     path = write_plan(change)
     refusal(lambda: results.main([str(path), "--folder", str(tmp_path / "runs")]), "plan", path, *facts)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_that_does_not_exist(tmp_path):
+def test_missing_plan_is_refused(tmp_path):
     refusal(lambda: read_plan("cloth"), "cloth", "digits, fashion")
     refusal(lambda: read_plan(str(tmp_path / "other.ini")), tmp_path / "other.ini")
 
 
-def test_a_sweep_at_an_imbalance_without_epochs(write_plan):
+def test_sweep_at_imbalance_without_epochs_is_refused(write_plan):
     path = write_plan(("rates = 0.1", "epochs = 2 4"), ("imbalance = 100", "imbalance = 50"))
     refusal(lambda: read_plan(str(path)), TW, 50, "10, 100")
 
@@ -80,7 +83,7 @@ def test_a_sweep_at_an_imbalance_without_epochs(write_plan):
     ("flags", "facts"),
     [("--seeds 1", ("--seeds", 1, 2)), ("--device foo", ("foo",)), ("--device cuda:99", ("cuda",))],
 )
-def test_a_flag_with_an_impossible_value_is_refused(flags, facts, write_plan, tmp_path):
+def test_invalid_flag_value_is_refused(flags, facts, write_plan, tmp_path):
     words = [str(write_plan()), *flags.split(), "--folder", str(tmp_path / "runs")]
     refusal(lambda: results.main(words), *facts)
     assert not (tmp_path / "runs").exists()

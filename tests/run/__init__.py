@@ -1,1 +1,1 @@
-"""A run: its folder, checkpoints, log, and what it refuses."""
+"""Tests of a run: folder, checkpoints, log, refused input."""

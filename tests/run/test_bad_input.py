@@ -1,4 +1,4 @@
-"""A user's mistake gets one line and exit code 2, and nothing is written. The tables are in tests/hostile."""
+"""Bad input gives one line and exit code 2, and nothing is written. Tables of cases are in tests/hostile."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco.methods.target_state import check_queue, queue_grid
+from moco.methods.checkpoint_entries import check_queue, common_batch_size
 from tests import processes
 from tests.refusals import assert_names, exit_message, refusal
 from tests.tiny import tiny_model
 from utils import distributed
 from utils.errors import run
-from utils.parser import fraction, natural, positive_float, positive_int, unsigned_float
+from utils.parser import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
 from utils.run import arguments, checkpoint
 from utils.run.state import RunState
 
 
-def test_the_command_line_gives_one_line_and_exit_code_2(tmp_path):
+def test_bad_argument_prints_one_line_with_exit_code_2(tmp_path):
     done = processes.run(["main_moco_supcon_imba.py", "--dataset", "digits", "-b", "48"], cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -26,21 +26,21 @@ def test_the_command_line_gives_one_line_and_exit_code_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_the_system_refuses_is_named_in_one_line(tmp_path, capsys):
+def test_system_error_names_the_file_in_one_line(tmp_path, capsys):
     exit_message(lambda: run(lambda: (tmp_path / "not" / "there").write_text("x")), capsys, tmp_path / "not" / "there")
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(workers, flags, tsc_run, tmp_path):
+def test_non_finite_loss_stops_run_without_saving(workers, flags, tsc_run, tmp_path):
     options = ["--resume", str(tsc_run / "checkpoint_0001.pth.tar"), "--run-dir", str(tmp_path / "run"), "-j", workers]
     options += ["--epochs", "2", "--targeted", "--sep_t", "--lr", "1e38", "--override"]
     refusal(lambda: stage1.main([*flags, *options]), "Epoch: [2/2]", "TSC")
     assert not (tmp_path / "run" / "last.pth.tar").exists()
-    assert checkpoint.load(tsc_run / "checkpoint_0001.pth.tar")["epoch"] == 1
+    assert checkpoint.read_checkpoint(tsc_run / "checkpoint_0001.pth.tar")["epoch"] == 1
 
 
-def test_other_arguments_than_the_checkpoints_are_listed(tsc_run, flags, tmp_path):
-    """The number of workers may change."""
+def test_resume_lists_arguments_that_differ_from_checkpoint(tsc_run, flags, tmp_path):
+    """The number of workers may change without --override."""
     options = [
         "--resume",
         str(tsc_run / "checkpoint_0001.pth.tar"),
@@ -55,19 +55,19 @@ def test_other_arguments_than_the_checkpoints_are_listed(tsc_run, flags, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_see_different_checkpoints_do_not_go_on(tsc_run, flags, monkeypatch):
-    """Two ranks; the other rank's folder is empty, as on machines without a shared disk."""
+def test_processes_with_different_checkpoints_are_refused(tsc_run, flags, monkeypatch):
+    """The folder of the other rank is empty, as on machines without a shared disk."""
     monkeypatch.setattr(distributed, "gather", lambda mine: torch.cat([mine, torch.zeros_like(mine)]))
     resume = ["--run-dir", str(tsc_run), "--resume", "auto", "--override"]
     refusal(lambda: stage1.main([*flags, *resume]), "[2, 0]", "[0, 0]")
 
 
-def test_a_probe_of_another_encoder_is_refused(tsc_run, probe_run, probe_flags):
+def test_resumed_probe_of_other_encoder_is_refused(tsc_run, probe_run, probe_flags):
     other = ["--pretrained", str(tsc_run / "checkpoint_0001.pth.tar"), "--epochs", "2", "--resume", "auto"]
     refusal(lambda: stage2.main([*probe_flags, *other, "--run-dir", str(probe_run)]), probe_run, "checkpoint_0001")
 
 
-def test_a_queues_pointer_and_labels_are_what_a_run_writes():
+def test_invalid_queue_pointer_or_labels_are_refused():
     def check(pointer, label, grid=4):
         model = tiny_model()
         model.queue_ptr.fill_(pointer)
@@ -82,28 +82,30 @@ def test_a_queues_pointer_and_labels_are_what_a_run_writes():
     check(7, 2, grid=1)
 
 
-def test_the_pointers_grid_is_of_all_batches_so_far():
+def test_queue_grid_divides_all_batch_sizes_so_far():
     path = Path("x")
-    assert queue_grid(RunState(), 512) == 512
-    assert queue_grid(RunState(source=path, args={"batch_size": 512}), 1024) == 512
-    assert queue_grid(RunState(source=path, args={"batch_size": 1024}, extra={"queue_grid": 512}), 1024) == 512
-    assert queue_grid(RunState(source=path), 512) == 1  # the release's: its batches are not known
+    assert common_batch_size(RunState(), 512) == 512
+    assert common_batch_size(RunState(source=path, args={"batch_size": 512}), 1024) == 512
+    assert common_batch_size(RunState(source=path, args={"batch_size": 1024}, extra={"queue_grid": 512}), 1024) == 512
+    assert (
+        common_batch_size(RunState(source=path), 512) == 1
+    )  # a checkpoint of the authors' code: its batch size is unknown
 
 
-def test_help_shows_defaults_once(capsys):
+def test_help_shows_defaults(capsys):
     for script in (stage1, stage2):
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(SystemExit) as ended:
             script.get_args_parser().parse_args(["--help"])
-        assert end.value.code == 0
+        assert ended.value.code == 0
     assert "(default: 0.03)" in capsys.readouterr().out
 
 
-def test_numbers_are_checked_at_the_parser():
+def test_parser_checks_number_ranges():
     for convert, good, bad in (
         (positive_int, "1", "0"),
-        (natural, "0", "-1"),
+        (nonnegative_int, "0", "-1"),
         (positive_float, "0.1", "inf"),
-        (unsigned_float, "0", "-0.1"),
+        (nonnegative_float, "0", "-0.1"),
         (fraction, "1", "1.01"),
     ):
         convert(good)

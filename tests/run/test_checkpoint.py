@@ -1,4 +1,4 @@
-"""Checkpoints are whole, safe to read, interchangeable with the release's, and refused when they do not fit."""
+"""Checkpoints are complete, safe to load, compatible with the authors' code, and refused if they do not fit."""
 
 import pytest
 import torch
@@ -9,27 +9,27 @@ from utils.run import checkpoint
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_a_release_style_checkpoint_loads_into_the_model(prefix):
+def test_release_checkpoint_loads(prefix):
     theirs, ours = tiny_model(tr=2), tiny_model(tr=2)
-    checkpoint.load_into(ours, checkpoint.unpacked(release_style(theirs, prefix)), "file")
+    checkpoint.load_weights(ours, checkpoint.strip_prefix(release_style(theirs, prefix)["state_dict"]), "file")
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
-def test_a_kcl_model_does_without_the_checkpoints_targets():
+def test_kcl_model_ignores_targets_of_checkpoint():
     theirs, ours = tiny_model(), tiny_model(targets=None)
-    checkpoint.load_into(ours, checkpoint.unpacked(release_style(theirs)), "file")
+    checkpoint.load_weights(ours, checkpoint.strip_prefix(release_style(theirs)["state_dict"]), "file")
     assert torch.equal(ours.queue, theirs.queue) and ours.optimal_target is None
 
 
-def test_a_tsc_model_brings_its_targets_to_a_kcl_checkpoint():
+def test_tsc_model_keeps_own_targets_for_kcl_checkpoint():
     theirs, ours = tiny_model(targets=None), tiny_model()
     targets = ours.optimal_target.clone()
-    checkpoint.load_into(ours, dict(theirs.state_dict()), "file")
+    checkpoint.load_weights(ours, dict(theirs.state_dict()), "file")
     assert torch.equal(ours.queue, theirs.queue) and torch.equal(ours.optimal_target, targets)
 
 
-def test_stored_keys_carry_the_releases_prefix():
-    assert all(name.startswith("module.") for name in checkpoint.packed(tiny_model()))
+def test_stored_keys_have_the_release_prefix():
+    assert all(name.startswith("module.") for name in checkpoint.add_prefix(tiny_model().state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_stored_keys_carry_the_releases_prefix():
         (lambda s: [s.pop(k) for k in list(s) if "encoder" in k], ["encoder_q.fc.bias", "1"]),
     ],
 )
-def test_keys_that_differ_are_named(change, facts):
+def test_mismatched_keys_are_named(change, facts):
     model = tiny_model()
-    weights = checkpoint.unpacked(release_style(model))
+    weights = checkpoint.strip_prefix(release_style(model)["state_dict"])
     change(weights)
-    refusal(lambda: checkpoint.load_into(model, weights, "file"), "file", *facts)
+    refusal(lambda: checkpoint.load_weights(model, weights, "file"), "file", *facts)
 
 
 @pytest.mark.parametrize(
@@ -61,29 +61,29 @@ def test_keys_that_differ_are_named(change, facts):
         ("queue", lambda w: w.to("meta"), ""),
     ],
 )
-def test_numbers_that_are_no_weights_are_named(name, change, fact):
+def test_invalid_weights_are_refused_and_not_loaded(name, change, fact):
     model = tiny_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     weights = before | {name: change(before[name].clone())}
-    refusal(lambda: checkpoint.load_into(model, weights, "file"), "file", name, fact)
+    refusal(lambda: checkpoint.load_weights(model, weights, "file"), "file", name, fact)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_half_precision_weights_are_weights():
+def test_half_precision_weights_are_accepted():
     model = tiny_model().float()
-    checkpoint.load_into(
+    checkpoint.load_weights(
         model, {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, "f"
     )
 
 
-def test_a_variance_below_0_is_named():
+def test_negative_running_variance_is_refused():
     weights = torch.nn.BatchNorm1d(3).state_dict() | {"running_var": torch.tensor([1.0, -1.0, 1.0])}
-    refusal(lambda: checkpoint.load_into(torch.nn.BatchNorm1d(3), weights, "file"), "file", "running_var")
+    refusal(lambda: checkpoint.load_weights(torch.nn.BatchNorm1d(3), weights, "file"), "file", "running_var")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
+def test_failed_write_keeps_old_file_without_draft(tmp_path):
     checkpoint.save_last(tmp_path, {"state_dict": {}, "epoch": 1})
     with pytest.raises(AttributeError, match="<lambda>"):
         checkpoint.save_last(tmp_path, {"state_dict": {}, "bad": lambda: None})
-    assert checkpoint.load(tmp_path / checkpoint.LAST)["epoch"] == 1
+    assert checkpoint.read_checkpoint(tmp_path / checkpoint.LAST)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.LAST]

@@ -1,8 +1,8 @@
-"""A checkpoint of an older commit still resumes: it has the entries of today's, and its run ends as it did.
+"""A checkpoint of an older commit still resumes, and its run ends with the same results.
 
-tests/checkpoints/b954aa5 holds what commit b954aa5 wrote, on PyTorch 2.14.1: of a TSC run, and of the linear probe of
-its end, a checkpoint from within the last epoch and the one of its end. In an empty folder, with a checkout of that
-commit at OLD and of this one at NEW:
+Commit b954aa5 wrote tests/checkpoints/b954aa5 on PyTorch 2.14.1. It contains a TSC run and a linear probe of its end,
+each with a checkpoint from the middle of the last epoch and a final checkpoint. To write it again, run this in an empty
+folder, with a checkout of that commit at OLD and of this commit at NEW:
 
     OMP_NUM_THREADS=1 PYTHONPATH=OLD python NEW/tests/checkpoints/make.py
 """
@@ -19,8 +19,8 @@ from moco import encoders
 from tests import ROOT
 from tests.checkpoints import make
 
-OLD = ROOT / "tests" / "checkpoints" / "b954aa5"
-# What checkpoints have gained since; the old ones do without.
+OLD_CHECKPOINTS = ROOT / "tests" / "checkpoints" / "b954aa5"
+# Entries that newer checkpoints have in addition.
 VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None)}
 VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
 LOADING = {"args.dist_timeout": int, "args.cache": str, "args.batch_views": bool}
@@ -52,18 +52,18 @@ ADDED = {
         **LOADING,
     },
 }
-# PyTorch 2.4, two threads and other CPUs round otherwise; measured: 2e-5 in a whole run, 1.2e-7 in its rest.
-WHOLE, REST = 1e-4, 1e-6
+# PyTorch 2.4, two threads and other CPUs round differently. Measured: 2e-5 in a full run, 1.2e-7 after resuming.
+RUN_TOLERANCE, RESUME_TOLERANCE = 1e-4, 1e-6
 LOGGED = ("epoch", "phase", "lr", "loss", "loss_class", "loss_target", "target_cosine", "target_changed")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The inputs of the runs; their network has a name meanwhile."""
+    """Write the inputs of the runs, and register their network while the tests run."""
     made = tmp_path_factory.mktemp("old")
     make.write_inputs(made)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(encoders.OWN, make.ARCH, make.TinyNet)
+        patch.setitem(encoders.PROJECT_NETWORKS, make.ARCH, make.TinyNet)
         yield made
 
 
@@ -73,88 +73,112 @@ def stage(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(stage, folder) -> Path:
-    """The folder of the run that nothing disturbs; its previous.pth.tar is from within the last epoch."""
-    return go(stage, folder, folder / f"{stage}_whole")
+def uninterrupted(stage, folder) -> Path:
+    """Return the folder of an uninterrupted run. Its previous.pth.tar is from the middle of the last epoch."""
+    return run_stage(stage, folder, folder / f"{stage}_whole")
 
 
 @pytest.fixture(scope="module")
 def resumed(stage, folder) -> Path:
-    """The folder of a run that goes on from the old checkpoint."""
+    """Return the folder of a run that resumes from the old checkpoint."""
     run = folder / f"{stage}_resumed"
     run.mkdir()
-    shutil.copy(OLD / f"{stage}_within.pth.tar", run / "last.pth.tar")
-    return go(stage, folder, run)
+    shutil.copy(OLD_CHECKPOINTS / f"{stage}_within.pth.tar", run / "last.pth.tar")
+    return run_stage(stage, folder, run)
 
 
-def go(stage: str, folder: Path, run: Path) -> Path:
+def run_stage(stage: str, folder: Path, run: Path) -> Path:
     if stage == "tsc":
         make.pretrain(folder, run)
     else:
-        make.probe(folder, run, pretrained=OLD / "tsc_end.pth.tar")
+        make.probe(folder, run, pretrained=OLD_CHECKPOINTS / "tsc_end.pth.tar")
     return run
 
 
-def leaves(path: Path) -> dict:
-    """What a checkpoint holds, by path: `state_dict.module.queue`; without the optimiser's options, PyTorch's own."""
+def flatten_checkpoint(path: Path) -> dict:
+    """Return the entries of a checkpoint by path, as `state_dict.module.queue`, without the optimiser's options."""
     found, todo = {}, list(torch.load(path, weights_only=True).items())
-    for at, value in todo:  # which grows meanwhile
+    for path_in_state, value in todo:  # the loop appends to `todo`
         if isinstance(value, dict | list) and value:
             inner = value.items() if isinstance(value, dict) else enumerate(value)
-            todo += [(f"{at}.{name}", entry) for name, entry in inner if name != "param_groups"]
+            todo += [(f"{path_in_state}.{name}", entry) for name, entry in inner if name != "param_groups"]
         else:
-            found[at] = value
+            found[path_in_state] = value
     return found
 
 
-def kind(value):
+def type_of(value):
     return (value.dtype, tuple(value.shape)) if torch.is_tensor(value) else type(value)
 
 
-def computed(path: Path, stage: str) -> dict:
-    """The leaves of a checkpoint but for the arguments, and for what the old ones do not have."""
-    return {at: value for at, value in leaves(path).items() if not at.startswith("args.") and at not in ADDED[stage]}
+def computed_entries(path: Path, stage: str) -> dict:
+    """Return the entries of a checkpoint without the arguments and without the entries in ADDED."""
+    return {
+        name: value
+        for name, value in flatten_checkpoint(path).items()
+        if not name.startswith("args.") and name not in ADDED[stage]
+    }
 
 
-def differing(one: dict, other: dict, tolerance: float) -> list[str]:
-    """The names of entries that differ: tensors by more than the tolerance, floats by that share, all else at all."""
+def differing_names(first: dict, second: dict, tolerance: float) -> list[str]:
+    """Return the names of differing entries. tolerance: absolute for tensors, relative for floats."""
 
-    def near(a, b) -> bool:
-        if kind(a) != kind(b):
+    def is_close(a, b) -> bool:
+        if type_of(a) != type_of(b):
             return False
         if torch.is_tensor(a):
             return torch.allclose(a, b, rtol=0, atol=tolerance)
         return math.isclose(a, b, rel_tol=tolerance) if isinstance(a, float) else a == b
 
-    return [at for at in one.keys() | other.keys() if not (at in one and at in other and near(one[at], other[at]))]
+    return [
+        name
+        for name in first.keys() | second.keys()
+        if not (name in first and name in second and is_close(first[name], second[name]))
+    ]
 
 
-def last_line(run: Path) -> dict:
-    """What an epoch computed: the log has it beside the speeds, of the probe in `train`."""
+def last_log_values(run: Path) -> dict:
+    """Return the results of the last epoch from the log, without speeds. A probe logs them under `train`."""
     record = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     record |= record.get("train", {})
     return {name: record[name] for name in LOGGED if name in record}
 
 
-def test_a_checkpoint_of_today_has_the_old_ones_entries(stage, whole):
+def test_new_checkpoint_has_entries_of_old_checkpoint(stage, uninterrupted):
     for mine, old in (("previous", "within"), ("last", "end")):
-        now, then = leaves(whole / f"{mine}.pth.tar"), leaves(OLD / f"{stage}_{old}.pth.tar")
-        assert {at: kind(now[at]) for at in now} == {at: kind(then[at]) for at in then} | ADDED[stage]
+        now, then = (
+            flatten_checkpoint(uninterrupted / f"{mine}.pth.tar"),
+            flatten_checkpoint(OLD_CHECKPOINTS / f"{stage}_{old}.pth.tar"),
+        )
+        assert {name: type_of(now[name]) for name in now} == {name: type_of(then[name]) for name in then} | ADDED[stage]
 
 
-def test_an_old_run_that_goes_on_ends_as_it_did(stage, whole, resumed):
-    """Weights, optimiser, assignment, results; and the means of its epoch count the steps before."""
-    end, then = computed(resumed / "last.pth.tar", stage), computed(OLD / f"{stage}_end.pth.tar", stage)
-    assert not differing(end, then, REST)
-    assert not differing(last_line(resumed), last_line(whole), WHOLE)
+def test_resumed_old_run_matches_its_original_end(stage, uninterrupted, resumed):
+    """Weights, optimiser, assignment and results match, and the epoch's means include the steps before the stop."""
+    end, then = (
+        computed_entries(resumed / "last.pth.tar", stage),
+        computed_entries(OLD_CHECKPOINTS / f"{stage}_end.pth.tar", stage),
+    )
+    assert not differing_names(end, then, RESUME_TOLERANCE)
+    assert not differing_names(last_log_values(resumed), last_log_values(uninterrupted), RUN_TOLERANCE)
 
 
-def test_an_old_run_that_goes_on_ends_bit_for_bit_as_one_of_today(stage, whole, resumed):
-    now, then = computed(whole / "previous.pth.tar", stage), computed(OLD / f"{stage}_within.pth.tar", stage)
-    now, then = ({at: tensor for at, tensor in found.items() if at.startswith("state_dict.")} for found in (now, then))
-    assert not differing(now, then, WHOLE)
-    if differing(now, then, 0):
-        pytest.skip("this PyTorch, CPU or number of threads rounds otherwise than where the files were made")
-    for end in (computed(whole / "last.pth.tar", stage), computed(OLD / f"{stage}_end.pth.tar", stage)):
-        assert not differing(computed(resumed / "last.pth.tar", stage), end, 0)
-    assert last_line(resumed) == last_line(whole)
+def test_resumed_old_run_is_bit_identical_to_new_run(stage, uninterrupted, resumed):
+    now, then = (
+        computed_entries(uninterrupted / "previous.pth.tar", stage),
+        computed_entries(OLD_CHECKPOINTS / f"{stage}_within.pth.tar", stage),
+    )
+    now, then = (
+        {name: tensor for name, tensor in found.items() if name.startswith("state_dict.")} for found in (now, then)
+    )
+    assert not differing_names(now, then, RUN_TOLERANCE)
+    if differing_names(now, then, 0):
+        pytest.skip(
+            "rounding differs from the machine that wrote the files (PyTorch version, CPU or number of threads)"
+        )
+    for end in (
+        computed_entries(uninterrupted / "last.pth.tar", stage),
+        computed_entries(OLD_CHECKPOINTS / f"{stage}_end.pth.tar", stage),
+    ):
+        assert not differing_names(computed_entries(resumed / "last.pth.tar", stage), end, 0)
+    assert last_log_values(resumed) == last_log_values(uninterrupted)

@@ -1,4 +1,4 @@
-"""Recipes: files of flags behind @, and those of the project."""
+"""Recipes: files of flags passed as @FILE, and the recipes of the project."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def parser():
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def write_recipe(tmp_path):
     def write(text: str, name: str = "recipe.txt") -> str:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -37,9 +37,11 @@ def recipe(tmp_path):
     return write
 
 
-def test_a_line_has_flags_and_values_and_may_have_a_comment(parser, recipe):
-    word = recipe("# all of it\n\n--epochs 5 --cos  # five\n--schedule 2 3\n   \n--name 'two words # no comment'\n")
-    args = parser.parse_args([word])
+def test_recipe_lines_have_flags_values_and_comments(parser, write_recipe):
+    argument = write_recipe(
+        "# all of it\n\n--epochs 5 --cos  # five\n--schedule 2 3\n   \n--name 'two words # no comment'\n"
+    )
+    args = parser.parse_args([argument])
     assert vars(args) == {
         "epochs": 5,
         "cos": True,
@@ -49,23 +51,23 @@ def test_a_line_has_flags_and_values_and_may_have_a_comment(parser, recipe):
     }
 
 
-def test_later_flags_win_on_either_side(parser, recipe):
-    word = recipe("--epochs 5\n--epochs 6")
-    assert parser.parse_args([word]).epochs == 6
-    assert parser.parse_args([word, "--epochs", "7"]).epochs == 7
-    assert parser.parse_args(["--epochs", "7", word]).epochs == 6
+def test_later_flags_override_earlier_flags(parser, write_recipe):
+    argument = write_recipe("--epochs 5\n--epochs 6")
+    assert parser.parse_args([argument]).epochs == 6
+    assert parser.parse_args([argument, "--epochs", "7"]).epochs == 7
+    assert parser.parse_args(["--epochs", "7", argument]).epochs == 6
 
 
-def test_a_recipe_takes_in_another_of_its_own_folder(parser, recipe, tmp_path, monkeypatch):
-    recipe("--epochs 5 --cos", "inner/base.txt")
-    recipe("@base.txt\n--epochs 6", "inner/middle.txt")
-    word = recipe("@inner/middle.txt  # and more\n--name x")
+def test_recipe_includes_recipe_relative_to_itself(parser, write_recipe, tmp_path, monkeypatch):
+    write_recipe("--epochs 5 --cos", "inner/base.txt")
+    write_recipe("@base.txt\n--epochs 6", "inner/middle.txt")
+    argument = write_recipe("@inner/middle.txt  # and more\n--name x")
     monkeypatch.chdir("/")
-    args = parser.parse_args([word])
+    args = parser.parse_args([argument])
     assert (args.epochs, args.cos, args.name) == (6, True, "x")
 
 
-def test_a_value_may_begin_with_an_at_sign(parser):
+def test_value_may_begin_with_at_sign(parser):
     assert parser.parse_args(["--name=@home"]).name == "@home"
 
 
@@ -86,44 +88,44 @@ def test_a_value_may_begin_with_an_at_sign(parser):
         ("@a.txt --cos", 1, ["--cos", "@a.txt"]),
     ],
 )
-def test_a_wrong_line_is_named_by_file_and_number(text, number, facts, parser, tmp_path):
+def test_invalid_line_is_named_by_file_and_number(text, number, facts, parser, tmp_path):
     (tmp_path / "recipe.txt").write_text(text)
     refusal(lambda: parser.parse_args([f"@{tmp_path / 'recipe.txt'}"]), at_line("recipe.txt", number), *facts)
 
 
-def test_a_recipe_that_is_not_text_is_named(parser, tmp_path):
+def test_recipe_that_is_not_utf8_is_refused(parser, tmp_path):
     (tmp_path / "recipe.txt").write_bytes(b"--cos\n\xff")
     refusal(lambda: parser.parse_args([f"@{tmp_path / 'recipe.txt'}"]), "recipe.txt", "UTF-8")
 
 
-def test_the_parser_answers_as_before_after_a_wrong_line(parser, recipe, capsys):
+def test_parser_is_usable_after_recipe_error(parser, write_recipe, capsys):
     with pytest.raises(InputError):
-        parser.parse_args([recipe("--epochs 0")])
+        parser.parse_args([write_recipe("--epochs 0")])
     exit_message(lambda: parser.parse_args(["--epochs", "0"]), capsys, "--epochs", "0")
 
 
-def test_recipes_in_a_circle_of_links_and_of_files(parser, recipe, tmp_path):
+def test_recursive_recipes_are_refused(parser, write_recipe, tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "link.txt")
     refusal(lambda: parser.parse_args([f"@{tmp_path / 'link.txt'}"]), tmp_path / "link.txt")
-    recipe("--cos\n@recipe.txt", "other.txt")
-    word = recipe("@other.txt")
-    refusal(lambda: parser.parse_args([word]), at_line("other.txt", 2), "recipe.txt")
+    write_recipe("--cos\n@recipe.txt", "other.txt")
+    argument = write_recipe("@other.txt")
+    refusal(lambda: parser.parse_args([argument]), at_line("other.txt", 2), "recipe.txt")
 
 
-def test_a_recipe_behind_a_command_has_that_commands_flags(recipe):
-    args = splits_parser().parse_args(["make", "cifar10", recipe("--imbalance 7")])
+def test_recipe_after_subcommand_uses_its_flags(write_recipe):
+    args = splits_parser().parse_args(["make", "cifar10", write_recipe("--imbalance 7")])
     assert (args.command, args.source, args.imbalance) == ("make", "cifar10", 7)
-    word = recipe("--repeat")
-    refusal(lambda: splits_parser().parse_args(["make", "cifar10", word]), at_line("recipe.txt", 1), "--repeat")
+    argument = write_recipe("--repeat")
+    refusal(lambda: splits_parser().parse_args(["make", "cifar10", argument]), at_line("recipe.txt", 1), "--repeat")
 
 
-def test_help_says_that_there_are_recipes():
+def test_help_mentions_recipes():
     for script in (stage1, stage2):
         assert "@FILE" in script.get_args_parser().format_help()
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagenet_tsc"])
-def test_a_damaged_recipe_is_read_or_refused_in_one_line_that_names_it(name, tmp_path, capsys):
+def test_damaged_recipe_is_read_or_refused_in_one_line(name, tmp_path, capsys):
     rng, parser = random.Random(0), stage1.get_args_parser()
     for other in (ROOT / "recipes").glob("*.txt"):
         (tmp_path / other.name).write_bytes(other.read_bytes())
@@ -141,25 +143,25 @@ def test_a_damaged_recipe_is_read_or_refused_in_one_line_that_names_it(name, tmp
 RECIPES = sorted((ROOT / "recipes").glob("*.txt"))
 
 
-def script_of(path):
+def script_for(path):
     return stage2 if path.stem.endswith(("probe", "drw")) else stage1
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_of_flags_that_there_are(path):
-    script_of(path).get_args_parser().parse_args([f"@{path}"])
-    assert path.read_text().startswith("# ")  # whose it is, and what it gave
+def test_bundled_recipe_is_valid(path):
+    script_for(path).get_args_parser().parse_args([f"@{path}"])
+    assert path.read_text().startswith("# ")  # a comment with source and result
 
 
-def test_there_is_a_recipe_for_each_row_of_the_papers_tables():
+def test_every_row_of_the_papers_tables_has_a_recipe():
     rows = {f"{data}_{method}" for data in ("imagenet", "inat") for method in ("kcl", "tsc", "probe")}
     rows |= {f"cifar{c}_{method}_{rho}" for c in (10, 100) for method in ("kcl", "tsc") for rho in (100, 50, 10)}
     assert rows <= {path.stem for path in RECIPES}
 
 
-def resolved(recipe: str) -> dict:
-    path = ROOT / "recipes" / f"{recipe}.txt"
-    return vars(script_of(path).get_args_parser().parse_args([f"@{path}"]))
+def recipe_args(name: str) -> dict:
+    path = ROOT / "recipes" / f"{name}.txt"
+    return vars(script_for(path).get_args_parser().parse_args([f"@{path}"]))
 
 
 TARGETS = {"targeted": (False, True), "tw": (1.0, 0.2)}
@@ -178,18 +180,22 @@ TARGETS = {"targeted": (False, True), "tw": (1.0, 0.2)}
         ("cifar100_kcl_10", "cifar100_tsc_10", TARGETS),
     ],
 )
-def test_two_recipes_differ_in_what_their_names_say(one, other, difference):
-    one, other = resolved(one), resolved(other)
+def test_recipes_differ_only_as_their_names_imply(one, other, difference):
+    one, other = recipe_args(one), recipe_args(other)
     assert {name: (one[name], other[name]) for name in one if one[name] != other[name]} == difference
 
 
-def test_the_recipes_have_the_papers_and_the_releases_numbers():
-    imagenet, cifar, release = resolved("imagenet_kcl"), resolved("cifar10_kcl_100"), resolved("cifar10_tsc_release")
+def test_recipes_have_published_hyperparameters():
+    imagenet, cifar, release = (
+        recipe_args("imagenet_kcl"),
+        recipe_args("cifar10_kcl_100"),
+        recipe_args("cifar10_tsc_release"),
+    )
     facts = ("contrast", "batch_size", "lr", "cos", "lr_end", "warmup_epochs", "epochs", "K", "moco_dim", "mlp")
     assert [imagenet[fact] for fact in facts] == ["queue", 256, 0.1, True, 0, 0, 200, 6, 128, True]
     assert [cifar[fact] for fact in facts] == ["batch", 1024, 0.5, True, 0.5e-3, 10, 1000, 6, 128, True]
     assert [release[fact] for fact in facts] == ["batch", 256, 0.05, True, 0.05e-3, 0, 1000, 6, 10, True]
     assert (release["tr"], release["loss_form"], release["kcl_epochs"]) == (25, "release", 0)
-    second = resolved("cifar_ldam_drw")
+    ldam = recipe_args("cifar_ldam_drw")
     facts = ("finetune", "head", "epochs", "schedule", "lr", "batch_size", "weight_decay", "views")
-    assert [second[fact] for fact in facts] == [True, "ldam", 200, [140, 180, 190], 0.1, 128, 2e-4, "padded"]
+    assert [ldam[fact] for fact in facts] == [True, "ldam", 200, [140, 180, 190], 0.1, 128, 2e-4, "padded"]

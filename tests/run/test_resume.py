@@ -1,4 +1,4 @@
-"""A stopped run resumes as if it had not been stopped: the same weights, bit for bit, and nothing lost."""
+"""A resumed run is bit-identical to an uninterrupted one, and no epoch is lost."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from tests.stopping import (
     FOUR_EPOCHS,
     QUEUE,
     STEPS,
-    assert_same_end,
-    assert_stops_change_nothing,
+    assert_resumes_bit_identical,
+    assert_same_checkpoint,
     log_of,
-    stopped_run,
+    run_until_stopped,
 )
 from utils.errors import Stopped
 from utils.run import checkpoint
@@ -32,89 +32,89 @@ TSC = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2"]  # the arguments
 
 
 @pytest.fixture
-def changed(tsc_run, tmp_path, monkeypatch):
-    """Save the checkpoint of the TSC run's first epoch with other entries; return flags that resume it."""
+def save_changed_checkpoint(tsc_run, tmp_path, monkeypatch):
+    """Return a function that saves the first epoch's checkpoint with other entries and returns flags to resume it."""
     monkeypatch.chdir(tmp_path)
 
     def change(**entries) -> list[str]:
-        torch.save(checkpoint.load(tsc_run / "checkpoint_0001.pth.tar") | entries, "changed.pth.tar")
+        torch.save(checkpoint.read_checkpoint(tsc_run / "checkpoint_0001.pth.tar") | entries, "changed.pth.tar")
         return ["--resume", "changed.pth.tar", "--run-dir", "run"]
 
     return change
 
 
 @pytest.mark.parametrize("epochs_done", [1, 2, 3])
-def test_stage_1_resumes_from_the_end_of_an_epoch(epochs_done, flags, whole, tmp_path):
-    """Within KCL, at the switch, within TSC."""
-    kept = str(whole / f"checkpoint_{epochs_done:04d}.pth.tar")
-    stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(tmp_path / "run"), "--resume", kept])
-    assert_same_end(tmp_path / "run", whole)
+def test_stage_1_resumes_from_end_of_epoch(epochs_done, flags, uninterrupted_run, tmp_path):
+    """The run resumes in the KCL phase, at the switch and in the TSC phase."""
+    checkpoint_path = str(uninterrupted_run / f"checkpoint_{epochs_done:04d}.pth.tar")
+    stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(tmp_path / "run"), "--resume", checkpoint_path])
+    assert_same_checkpoint(tmp_path / "run", uninterrupted_run)
     assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == list(range(epochs_done + 1, 5))
 
 
-def test_stage_1_resumes_from_any_step(flags, whole, tmp_path, monkeypatch):
-    """Stopped within an epoch, after its last step, and before and after the switch (step 10)."""
+def test_stage_1_resumes_from_any_step(flags, uninterrupted_run, tmp_path, monkeypatch):
+    """The run is stopped within an epoch, after its last step, and before and after the switch (step 10)."""
     run = [*flags, *FOUR_EPOCHS, "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
     before = 0
     for step in (3, 5, 8, 10, 11, 14, 20):
         epoch, within = (step - 1) // STEPS, (step - 1) % STEPS + 1
-        stopped_run(stage1.main, run, monkeypatch, step - before, rf"SIGUSR1\D+{epoch}\D+{within}\b")
-        state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
+        run_until_stopped(stage1.main, run, monkeypatch, step - before, rf"SIGUSR1\D+{epoch}\D+{within}\b")
+        state = checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")
         assert (state["epoch"], state["step"]) == (epoch, within)
         before = step
     stage1.main(run)
-    assert_same_end(tmp_path / "run", whole)
-    ours, theirs = log_of(tmp_path / "run"), log_of(whole)
+    assert_same_checkpoint(tmp_path / "run", uninterrupted_run)
+    ours, theirs = log_of(tmp_path / "run"), log_of(uninterrupted_run)
     assert [entry["phase"] for entry in ours] == ["KCL", "KCL", "TSC", "TSC"]
-    for mine, other in zip(ours, theirs, strict=True):  # the epoch's means count the steps before the stop too
+    for mine, other in zip(ours, theirs, strict=True):  # the means include the steps before the stop
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6) and mine["top5"] == pytest.approx(other["top5"])
 
 
-def test_centroids_from_the_queue_are_not_made_again_within_tsc(flags, tmp_path, monkeypatch):
+def test_centroid_init_queue_is_not_repeated_on_resume(flags, tmp_path, monkeypatch):
     run = [*flags, "--epochs", "2", "--targeted", "--sep_t", "--centroid-init", "queue"]
-    assert_stops_change_nothing(stage1.main, run, tmp_path, monkeypatch, (STEPS + 2,))
+    assert_resumes_bit_identical(stage1.main, run, tmp_path, monkeypatch, (STEPS + 2,))
 
 
-def test_a_stale_assignment_is_remembered(flags, tmp_path, monkeypatch):
-    """With --assignment-interval the permutation of an earlier step is still in use: stopped in steps 6, 7 and 9."""
+def test_resume_keeps_assignment_of_earlier_step(flags, tmp_path, monkeypatch):
+    """With --assignment-interval an earlier assignment is still in use. The run is stopped in steps 6, 7 and 9."""
     run = [*flags, "--epochs", "2", "--targeted", "--sep_t", "--assignment-interval", "4"]
-    assert_stops_change_nothing(stage1.main, run, tmp_path, monkeypatch, (STEPS + 1, 1, 2))
+    assert_resumes_bit_identical(stage1.main, run, tmp_path, monkeypatch, (STEPS + 1, 1, 2))
 
 
 @pytest.mark.parametrize("bn_mode", ["train", "eval"])
 def test_stage_2_resumes_from_any_step(bn_mode, tsc_run, probe_flags, tmp_path, monkeypatch):
-    """Stopped in steps 2, 5 and 7: within an epoch, after its last step, and within the next."""
+    """The run is stopped within an epoch, after its last step, and within the next (steps 2, 5 and 7)."""
     probe = [*probe_flags, "--pretrained", str(tsc_run / "last.pth.tar"), "--epochs", "2", "--bn-mode", bn_mode]
-    assert_stops_change_nothing(stage2.main, probe, tmp_path, monkeypatch, (2, STEPS - 2, 2))
+    assert_resumes_bit_identical(stage2.main, probe, tmp_path, monkeypatch, (2, STEPS - 2, 2))
     ours, theirs = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "whole"))
     assert ours == theirs
 
 
-def test_stage_2_stops_within_validation_and_measures_again(tsc_run, probe_run, probe_flags, tmp_path, monkeypatch):
-    """The epoch is trained and not yet measured: the run resumes with the measurement, here in several batches."""
+def test_stage_2_stopped_in_validation_evaluates_again(tsc_run, probe_run, probe_flags, tmp_path, monkeypatch):
+    """The epoch is trained but not evaluated. The resumed run starts with the evaluation, in several batches."""
     monkeypatch.setattr(loaders, "EVAL_BATCH", BATCH)
     words = ["--pretrained", str(tsc_run / "last.pth.tar"), "--epochs", "2", "--resume", "auto"]
     probe = [*probe_flags, *words, "--run-dir", str(tmp_path / "p")]
     calls, stop_if_asked = iter(range(1, 1000)), Checkpointer.stop_if_asked
 
-    def signalled(checkpointer):
-        if checkpointer.state.step == STEPS and next(calls) == 2:  # call 1 is the one after the last step
+    def stop_within_validation(checkpointer):
+        if checkpointer.state.step == STEPS and next(calls) == 2:  # call 1 is after the last step
             signal.raise_signal(signal.SIGTERM)
         stop_if_asked(checkpointer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "stop_if_asked", signalled)
+        patch.setattr(Checkpointer, "stop_if_asked", stop_within_validation)
         with pytest.raises(Stopped, match=rf"SIGTERM\D+0\D+{STEPS}\b"):
             stage2.main(probe)
-    state = checkpoint.load(tmp_path / "p" / "last.pth.tar")
+    state = checkpoint.read_checkpoint(tmp_path / "p" / "last.pth.tar")
     assert (state["epoch"], state["step"]) == (0, STEPS)
     stage2.main(probe)
-    assert_same_end(tmp_path / "p", probe_run)
+    assert_same_checkpoint(tmp_path / "p", probe_run)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
-def test_a_signal_saves_and_gives_its_exit_code(number, code, flags, tmp_path):
-    """The loader processes get the signal too, as from a terminal or a scheduler."""
+def test_signal_saves_and_sets_exit_code(number, code, flags, tmp_path):
+    """The loader processes receive the signal as well, as from a terminal or a scheduler."""
     words = ["main_moco_supcon_imba.py", *flags, "--epochs", "500", "-j", "2", "-p", "1"]
     program = Program([*words, "--run-dir", str(tmp_path / "run")])
     program.wait_for("Epoch: [2/500]")
@@ -122,10 +122,10 @@ def test_a_signal_saves_and_gives_its_exit_code(number, code, flags, tmp_path):
     _, err = program.communicate()
     assert program.returncode == code
     assert err.count("\n") == 1 and signal.Signals(number).name in err
-    assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] >= 1
+    assert checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")["epoch"] >= 1
 
 
-def test_resume_auto_starts_and_then_continues(flags, tmp_path, monkeypatch, capsys):
+def test_resume_auto_starts_then_continues(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = ["--run-dir", "run", "--resume", "auto", "--cos"]
     stage1.main([*flags, *run, "--epochs", "1"])
@@ -134,53 +134,62 @@ def test_resume_auto_starts_and_then_continues(flags, tmp_path, monkeypatch, cap
     resumed = line_with(capsys.readouterr().out, " run/last.pth.tar", "epoch 1")
     assert resumed not in first
     assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [1, 2]
-    assert checkpoint.load(tmp_path / "run" / "previous.pth.tar")["epoch"] == 1
+    assert checkpoint.read_checkpoint(tmp_path / "run" / "previous.pth.tar")["epoch"] == 1
 
 
-def test_another_batch_size_resumes_in_the_same_queue(flags, changed, tmp_path):
-    """The queue's pointer need not be a multiple of the new batch: the keys wrap around."""
-    options = changed()
+def test_resume_with_other_batch_size_wraps_the_queue(flags, save_changed_checkpoint, tmp_path):
+    """The queue pointer need not be a multiple of the new batch size. The keys wrap around."""
+    options = save_changed_checkpoint()
     path = Path(options[1])
-    state = checkpoint.load(path)
+    state = checkpoint.read_checkpoint(path)
     state["state_dict"]["module.queue_ptr"].fill_(BATCH)
     torch.save(state, path)
     stage1.main([*flags, *options, "--override", "-b", str(2 * BATCH), "--epochs", "2"])
-    state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
+    state = checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")
     weights = state["state_dict"]
-    assert state["queue_grid"] == BATCH  # of both batches: the next start does not take BATCH for damage
+    assert state["queue_grid"] == BATCH  # divides both batch sizes, so the next start accepts the pointer
     steps = STEPS // 2
     assert weights["module.queue_ptr"].item() == (BATCH + steps * 2 * BATCH) % QUEUE
     assert (weights["module.queue_labels"] >= 0).all()
 
 
 @pytest.mark.parametrize("change", [f"-b {2 * BATCH}", "--train-txt {lists}/digits_LT_val.txt"])
-def test_within_an_epoch_the_batches_stay(change, flags, changed, digits_root, tmp_path):
-    """The remaining batches are counted in the size, and in the order of the list, of the epoch's first steps."""
+def test_changed_batches_within_epoch_are_refused(change, flags, save_changed_checkpoint, digits_root, tmp_path):
+    """Within an epoch, batch size and list must stay the same, because the remaining batches follow from them."""
     lists = digits.prepare(digits_root, 50.0)[1]
-    words = [*flags, *changed(step=2), "--override", *change.format(lists=lists).split(), "--epochs", "2"]
+    words = [
+        *flags,
+        *save_changed_checkpoint(step=2),
+        "--override",
+        *change.format(lists=lists).split(),
+        "--epochs",
+        "2",
+    ]
     refusal(lambda: stage1.main(words), 2, "-b", BATCH)
     assert not (tmp_path / "run").exists()
 
 
-def test_another_list_is_another_argument(flags, changed, tmp_path):
-    """Also under the same name: the run would resume with other images."""
+def test_resume_with_other_image_list_is_refused(flags, save_changed_checkpoint, tmp_path):
+    """A list with the same name but other content is refused as well."""
     old = Path(flags[flags.index("--train-txt") + 1])
     new = tmp_path / old.name
     new.write_text(old.read_text().replace(" 0\n", " 1\n", 1))
-    refusal(lambda: stage1.main([*flags, *TSC, "--train-txt", str(new), *changed()]), "train_list")
+    refusal(lambda: stage1.main([*flags, *TSC, "--train-txt", str(new), *save_changed_checkpoint()]), "train_list")
 
 
-def test_another_number_of_processes_is_reported(flags, changed, capsys):
-    stage1.main([*flags, *TSC, *changed(processes=4)])
+def test_changed_number_of_processes_is_reported(flags, save_changed_checkpoint, capsys):
+    stage1.main([*flags, *TSC, *save_changed_checkpoint(processes=4)])
     line_with(capsys.readouterr().out, "note", 4, 1, "changed.pth.tar")
 
 
-def test_entries_that_a_probe_does_not_know_are_not_kept(tsc_run, probe_run, probe_flags, tmp_path):
-    torch.save(checkpoint.load(probe_run / "last.pth.tar") | {"ema": torch.zeros(3)}, tmp_path / "foreign.pth.tar")
+def test_unknown_checkpoint_entries_are_dropped(tsc_run, probe_run, probe_flags, tmp_path):
+    torch.save(
+        checkpoint.read_checkpoint(probe_run / "last.pth.tar") | {"ema": torch.zeros(3)}, tmp_path / "foreign.pth.tar"
+    )
     options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--resume", str(tmp_path / "foreign.pth.tar")]
     stage2.main([*probe_flags, *options, "--epochs", "3", "--override", "--run-dir", str(tmp_path / "p")])
-    entries = checkpoint.load(tmp_path / "p" / "last.pth.tar").keys()
-    assert entries == checkpoint.load(probe_run / "last.pth.tar").keys()
+    entries = checkpoint.read_checkpoint(tmp_path / "p" / "last.pth.tar").keys()
+    assert entries == checkpoint.read_checkpoint(probe_run / "last.pth.tar").keys()
 
 
 @pytest.mark.parametrize(
@@ -192,8 +201,10 @@ def test_entries_that_a_probe_does_not_know_are_not_kept(tsc_run, probe_run, pro
         ("--contrast batch", "contrast queue batch"),
     ],
 )
-def test_a_flag_that_an_old_checkpoint_lacks_was_off(flag, change, whole, flags, batch_flags, tmp_path, monkeypatch):
-    state = torch.load(whole / "last.pth.tar", weights_only=True)
+def test_missing_argument_in_checkpoint_counts_as_default(
+    flag, change, uninterrupted_run, flags, batch_flags, tmp_path, monkeypatch
+):
+    state = torch.load(uninterrupted_run / "last.pth.tar", weights_only=True)
     for name in ("lr_end", "warmup_epochs", "warmup_from", "kcl_epochs", "contrast"):
         del state["args"][name]
     torch.save(state, tmp_path / "old.pth.tar")

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: whole checkpoints, whatever kills it, and nobody else's."""
+"""The run folder: checkpoints stay complete after crashes, and a lock excludes other runs."""
 
 import errno
 import os
@@ -12,92 +12,94 @@ import pytest
 import main_moco_supcon_imba as stage1
 from tests.processes import FORKSERVER, start_server
 from tests.refusals import exit_message, line_with, refusal
-from tests.stopping import FOUR_EPOCHS, assert_same_end, log_of
+from tests.stopping import FOUR_EPOCHS, assert_same_checkpoint, log_of
 from utils.errors import run as run_main
 from utils.run import checkpoint
 from utils.run.checkpointer import Checkpointer
 from utils.run.folder import LOCK, check_resume, lock_run_dir, resumable_checkpoints
 
 
-def test_save_steps_writes_within_the_epoch(flags, whole, tmp_path, monkeypatch):
-    """A run that dies without a word goes on from the last saved step."""
+def test_save_steps_saves_within_the_epoch(flags, uninterrupted_run, tmp_path, monkeypatch):
+    """A run that crashes resumes from the last saved step."""
     run = [*flags, *FOUR_EPOCHS, "--save-steps", "2", "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
     count, after_step = iter(range(1, 1000)), Checkpointer.after_step
 
-    def dying(checkpointer):
+    def failing_after_step(checkpointer):
         after_step(checkpointer)
         if next(count) == 8:
             raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "after_step", dying)
+        patch.setattr(Checkpointer, "after_step", failing_after_step)
         with pytest.raises(MemoryError):
             stage1.main(run)
-    state = checkpoint.load(tmp_path / "run" / "last.pth.tar")
+    state = checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")
     assert (state["epoch"], state["step"]) == (1, 2)
     stage1.main(run)
-    assert_same_end(tmp_path / "run", whole)
+    assert_same_checkpoint(tmp_path / "run", uninterrupted_run)
 
 
-def test_a_kill_between_two_files_loses_neither(flags, whole, tmp_path, monkeypatch):
-    """checkpoint_XXXX is written, last.pth.tar not any more: the epoch is done again, and all is there."""
+def test_kill_between_two_checkpoint_files_loses_none(flags, uninterrupted_run, tmp_path, monkeypatch):
+    """checkpoint_XXXX is written but last.pth.tar is not: the epoch runs again, and no file is missing."""
     run = [*flags, *FOUR_EPOCHS, "-s", "1", "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
-    count, write_whole = iter(range(1, 1000)), checkpoint.write_whole
+    count, write_atomically = iter(range(1, 1000)), checkpoint.write_atomically
 
-    def killed(*args, **options):
+    def failing_write(*args, **options):
         if next(count) == 4:  # the second epoch's last.pth.tar
             raise MemoryError
-        write_whole(*args, **options)
+        write_atomically(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_whole", killed)
+        patch.setattr(checkpoint, "write_atomically", failing_write)
         with pytest.raises(MemoryError):
             stage1.main(run)
-    assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
+    assert checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
     stage1.main(run)
-    assert_same_end(tmp_path / "run", whole)
-    kept = [checkpoint.load(tmp_path / "run" / f"checkpoint_{i:04d}.pth.tar")["epoch"] for i in range(1, 5)]
-    assert kept == [1, 2, 3, 4]
+    assert_same_checkpoint(tmp_path / "run", uninterrupted_run)
+    epochs = [
+        checkpoint.read_checkpoint(tmp_path / "run" / f"checkpoint_{i:04d}.pth.tar")["epoch"] for i in range(1, 5)
+    ]
+    assert epochs == [1, 2, 3, 4]
     assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "gone", "no checkpoint"])
-def test_a_broken_last_checkpoint_is_reported_and_the_one_before_taken(damage, flags, whole, tmp_path, capsys):
+def test_damaged_last_checkpoint_falls_back_to_previous(damage, flags, uninterrupted_run, tmp_path, capsys):
     run = tmp_path / "run"
-    shutil.copytree(whole, run)
+    shutil.copytree(uninterrupted_run, run)
     content = (run / "last.pth.tar").read_bytes()
     broken = {"truncated": content[:-1000], "empty": b"", "gone": None, "no checkpoint": b"?" * 5000}[damage]
     (run / "last.pth.tar").unlink()
     if broken is not None:
         (run / "last.pth.tar").write_bytes(broken)
-    for kept in run.glob("checkpoint_*"):
-        kept.unlink()
+    for numbered in run.glob("checkpoint_*"):
+        numbered.unlink()
     stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
     line_with(capsys.readouterr().out, f"{run}/previous.pth.tar", "epoch 3")
-    assert_same_end(run, whole)
-    assert checkpoint.load(run / "previous.pth.tar")["epoch"] == 3  # the broken file has not taken its place
+    assert_same_checkpoint(run, uninterrupted_run)
+    assert checkpoint.read_checkpoint(run / "previous.pth.tar")["epoch"] == 3  # the damaged file does not replace it
     if broken is not None:
         assert (run / "last.pth.tar.broken").read_bytes() == broken
 
 
 @pytest.mark.parametrize("damage", [b"?" * 5000, None])
-def test_a_kept_checkpoint_takes_the_place_of_last_and_previous(damage, flags, whole, tmp_path, capsys):
-    """All epochs are done: nothing trains that would write last.pth.tar, and the probe is to start from it."""
+def test_numbered_checkpoint_replaces_damaged_last(damage, flags, uninterrupted_run, tmp_path, capsys):
+    """All epochs are done, so no training writes last.pth.tar, but the probe needs it."""
     run = tmp_path / "run"
-    shutil.copytree(whole, run)
+    shutil.copytree(uninterrupted_run, run)
     for name in ("last.pth.tar", "previous.pth.tar"):
         (run / name).unlink() if damage is None else (run / name).write_bytes(damage)
     stage1.main([*flags, *FOUR_EPOCHS, "--run-dir", str(run), "--resume", "auto"])
     line_with(capsys.readouterr().out, f"{run}/last.pth.tar", " checkpoint_0004.pth.tar")
     assert (run / "last.pth.tar").read_bytes() == (run / "checkpoint_0004.pth.tar").read_bytes()
-    assert_same_end(run, whole)
+    assert_same_checkpoint(run, uninterrupted_run)
     broken = ["last.pth.tar.broken", "previous.pth.tar.broken"] if damage else []
     assert sorted(path.name for path in run.glob("*.broken")) == broken
 
 
-def test_when_no_checkpoint_can_be_read_nothing_is_touched(flags, whole, tmp_path):
+def test_resume_without_readable_checkpoint_is_refused(flags, uninterrupted_run, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(whole, run)
+    shutil.copytree(uninterrupted_run, run)
     for path in resumable_checkpoints(run):
         path.write_bytes(b"?")
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
@@ -106,15 +108,13 @@ def test_when_no_checkpoint_can_be_read_nothing_is_touched(flags, whole, tmp_pat
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(
-    flags, tsc_run, tmp_path, monkeypatch, capsys
-):
-    """The system refuses files beyond some size, as a full disk does: smaller than the checkpoint."""
+def test_full_disk_stops_run_and_keeps_last_checkpoint(flags, tsc_run, tmp_path, monkeypatch, capsys):
+    """A limit on the file size below the size of a checkpoint simulates a full disk."""
     run, limit = tmp_path / "run", (tsc_run / "last.pth.tar").stat().st_size // 2
     stage1.main([*flags, *FOUR_EPOCHS, "--epochs", "1", "--run-dir", str(run)])
     before = (run / "last.pth.tar").read_bytes()
     words = [*flags, *FOUR_EPOCHS, "--override", "--run-dir", str(run), "--resume", "auto"]
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `run` replaces it
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restore it, because `run_main` replaces it
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     try:
@@ -126,16 +126,16 @@ def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(
     assert not list(run.glob(".*draft*"))
 
 
-def hold_for_a_minute(run) -> None:
+def lock_for_a_minute(run) -> None:
     with lock_run_dir(run):
         time.sleep(60)
 
 
-def test_two_runs_do_not_share_a_folder(flags, tmp_path):
-    """The first holds the folder while it lives, and not a moment longer, however it ends."""
+def test_run_folder_is_locked_by_one_run(flags, tmp_path):
+    """The lock lasts as long as the process, however it ends."""
     run = tmp_path / "run"
     start_server()
-    process = FORKSERVER.Process(target=hold_for_a_minute, args=(run,))
+    process = FORKSERVER.Process(target=lock_for_a_minute, args=(run,))
     process.start()
     while process.is_alive() and not ((run / LOCK).exists() and (run / LOCK).read_text()):
         time.sleep(0.01)
@@ -147,14 +147,14 @@ def test_two_runs_do_not_share_a_folder(flags, tmp_path):
     assert (run / "last.pth.tar").exists()
 
 
-def test_drafts_that_a_kill_left_are_removed(tmp_path):
+def test_leftover_draft_files_are_removed(tmp_path):
     (tmp_path / ".last.pth.tar.draft-abc").write_bytes(b"half")
     with lock_run_dir(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
+def test_check_resume_refuses_missing_or_unrequested_checkpoint(tmp_path):
     check_resume("auto", tmp_path)
     check_resume("", tmp_path)
     check_resume("auto", tmp_path / "not" / "there")
@@ -165,16 +165,16 @@ def test_resume_finds_its_file_or_says_what_is_wrong(tmp_path):
     refusal(lambda: check_resume(str(tmp_path / "absent"), tmp_path), "--resume", tmp_path / "absent")
 
 
-def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch):
-    """The last step's loss is still finite, what it leaves is not: the checkpoint before stays."""
+def test_non_finite_weights_are_not_saved(flags, tmp_path, monkeypatch):
+    """The loss of the last step is finite, but the state is not: the earlier checkpoint stays."""
     end_epoch = Checkpointer.end_epoch
 
-    def spoiled(checkpointer, **entries):
+    def end_epoch_with_nan(checkpointer, **entries):
         if checkpointer.state.epoch == 1:
             checkpointer.model.queue[0, 0] = float("nan")
         end_epoch(checkpointer, **entries)
 
-    monkeypatch.setattr(Checkpointer, "end_epoch", spoiled)
+    monkeypatch.setattr(Checkpointer, "end_epoch", end_epoch_with_nan)
     words = [*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "Epoch: [2/2]", "KCL")
-    assert checkpoint.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
+    assert checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")["epoch"] == 1

@@ -1,1 +1,1 @@
-"""The targets: files, centroids, assignment, making and judging them."""
+"""Tests of the targets: files, centroids, assignment, generation and quality."""

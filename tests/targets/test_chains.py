@@ -1,4 +1,4 @@
-"""Chains of classes that each move on: shortest, with prices that prove it."""
+"""Shortest chains of classes that each change their target, with prices that prove optimality."""
 
 import doctest
 
@@ -7,52 +7,56 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moco.targets import assignment
-from moco.targets.assignment import Assignment, shortest_chains
-from tests.tiny import unit
+from moco.targets import chains as chains_module
+from moco.targets.assignment import Assignment
+from moco.targets.chains import shortest_chains
+from tests.tiny import unit_vectors
 
 
-def test_the_example_of_a_chain():
-    assert doctest.testmod(assignment) == (0, 4)
+def test_doctest_of_chains():
+    assert doctest.testmod(chains_module) == (0, 4)
 
 
-def test_chains_keep_the_proof_and_share_no_class():
-    """All classes are losers: the prices after some chains prove the targets that were found."""
+def test_chains_are_disjoint_and_keep_the_proof():
+    """No class has a target at the start. After each round, the prices prove the assignments made so far."""
     cost, price = np.random.default_rng(0).random((40, 40)), np.zeros(40)
-    near, target, losers = np.tile(np.arange(40), (40, 1)), np.arange(40), np.arange(40)
-    while len(losers):
-        pays = cost[np.arange(40), target] + price[target]
-        chains, price = shortest_chains(near, cost, target, pays, price, losers)
+    listed, target, unassigned = np.tile(np.arange(40), (40, 1)), np.arange(40), np.arange(40)
+    while len(unassigned):
+        current = cost[np.arange(40), target] + price[target]
+        chains, price = shortest_chains(listed, cost, target, current, price, unassigned)
         movers = [mover for chain in chains for mover, _ in chain]
         assert chains and len(movers) == len(set(movers))
-        waiting = sorted(set(losers.tolist()) - set(movers))
-        left = sorted(set(target[losers].tolist()) - {chain[0][1] for chain in chains})
+        still_unassigned = sorted(set(unassigned.tolist()) - set(movers))
+        remaining = sorted(set(target[unassigned].tolist()) - {chain[0][1] for chain in chains})
         for mover, to in (move for chain in chains for move in chain):
             target[mover] = to
-        target[waiting], losers = left, np.array(waiting, dtype=int)
-        settled = np.setdiff1d(np.arange(40), losers)
-        offer = cost[settled] + price
-        assert (offer[np.arange(len(settled)), target[settled]] <= offer.min(axis=1) + assignment.TOLERANCE).all()
+        target[still_unassigned], unassigned = remaining, np.array(still_unassigned, dtype=int)
+        settled = np.setdiff1d(np.arange(40), unassigned)
+        priced_cost = cost[settled] + price
+        assert (
+            priced_cost[np.arange(len(settled)), target[settled]] <= priced_cost.min(axis=1) + assignment.TOLERANCE
+        ).all()
     assert target.tolist() == linear_sum_assignment(cost)[1].tolist()
 
 
 @pytest.mark.parametrize(
-    ("of_two", "chains", "price"),
+    ("list_of_two", "chains", "price"),
     [
-        ([1, 2], [[(2, 2)]], [0, 1, 0, 0, 0, 0, 0]),  # to its own, at a loss of 1
+        ([1, 2], [[(2, 2)]], [0, 1, 0, 0, 0, 0, 0]),  # class 2 returns to its own target at a cost of 1
         ([1, 0], [], [0, 0, 0, 0, 0, 0, 0]),
     ],
 )
-def test_lists_that_lead_to_few_of_the_targets_given_up(of_two, chains, price):
-    """Of seven classes all but 0 and 1 give up their targets, and no list leads there, but for class 2's."""
-    near = np.array([[0, 1], [1, 0], of_two, *[[1, 0]] * 4])
+def test_chains_when_lists_reach_few_free_targets(list_of_two, chains, price):
+    """Classes 2 to 6 give up their targets. Only the list of class 2 may contain one of these targets."""
+    listed = np.array([[0, 1], [1, 0], list_of_two, *[[1, 0]] * 4])
     cost, zero = np.tile([0.0, 1.0], (7, 1)), np.zeros(7)
-    found, risen = shortest_chains(near, cost, np.arange(7), zero, zero, losers=np.arange(2, 7))
-    assert (found, risen.tolist()) == (chains, price)
+    found, new_price = shortest_chains(listed, cost, np.arange(7), zero, zero, unassigned=np.arange(2, 7))
+    assert (found, new_price.tolist()) == (chains, price)
 
 
-def test_losers_whose_lists_lead_nowhere_are_looked_at_again(monkeypatch):
-    targets = unit(60, 16).float()
+def test_unassigned_classes_without_chain_are_examined_again(monkeypatch):
+    targets = unit_vectors(60, 16).float()
     solver = Assignment(targets)
     solver.solve(targets)
     monkeypatch.setattr(assignment, "shortest_chains", lambda *lists: ([], solver._price))
-    assert solver._doubtful(solver._move_on(np.array([3, 5]))).tolist() == [3, 5]
+    assert solver._unproven(solver._reassign(np.array([3, 5]))).tolist() == [3, 5]

@@ -1,4 +1,4 @@
-"""Targets are unit, spread, the exact simplex where there is one, and the same for the same seed."""
+"""Generated targets are spread unit vectors, the exact simplex if it exists, and determined by the seed."""
 
 import json
 import os
@@ -8,60 +8,60 @@ import pytest
 import torch
 
 import target_generation
-from moco.targets import spread
-from moco.targets.certificate import certificate
+from moco.targets import optimize
+from moco.targets.bounds import target_quality
 from moco.targets.files import load_targets
 from moco.targets.generation import TEMPERATURE, generate, generate_file
 from moco.targets.point_sets import random_points
 from tests.refusals import line_with, refusal
 
 
-def gap(points: torch.Tensor) -> float:
-    return certificate(points.numpy(), TEMPERATURE)["gap_percent"]
+def gap_percent(points: torch.Tensor) -> float:
+    return target_quality(points.numpy(), TEMPERATURE)["gap_percent"]
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (3, 2), (10, 128), (129, 128)])
-def test_up_to_dim_plus_1_classes_it_is_the_regular_simplex(num_classes, dim):
+def test_few_classes_give_the_regular_simplex(num_classes, dim):
     points = generate(num_classes, dim).double()
     cosines = points @ points.T
     off_diagonal = cosines[~torch.eye(num_classes, dtype=torch.bool)]
     torch.testing.assert_close(off_diagonal, torch.full_like(off_diagonal, -1 / (num_classes - 1)), atol=1e-6, rtol=0)
 
 
-def test_one_class_is_one_unit_vector():
+def test_one_class_gives_one_unit_vector():
     assert generate(1, 5).norm().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(8, 4), (10, 2), (12, 3), (27, 6)])
 def test_known_optima_are_found(num_classes, dim):
-    """The cross-polytope, the decagon, the icosahedron and the 27 lines on a cubic surface."""
-    assert gap(generate(num_classes, dim)) == pytest.approx(0, abs=1e-3)
+    """The optima are the cross-polytope, the decagon, the icosahedron and the 27 lines on a cubic surface."""
+    assert gap_percent(generate(num_classes, dim)) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_quadric_start_beats_random_ones():
-    """112 points in R^21 are the quadric of q = 3 itself, which no random start finds."""
-    assert gap(generate(112, 21, iters=50)) == pytest.approx(0, abs=1e-3)
-    best, rng = spread.Best(), torch.Generator().manual_seed(0)
-    spread.lbfgs(random_points(112, 21, rng), 0.07, 300, best, lambda energy: None)
-    assert gap(best.points) > 10
+def test_quadric_start_beats_random_start():
+    """112 points in R^21 are exactly the quadric of q = 3, which no random start finds."""
+    assert gap_percent(generate(112, 21, iters=50)) == pytest.approx(0, abs=1e-3)
+    best, rng = optimize.BestPoints(), torch.Generator().manual_seed(0)
+    optimize.lbfgs(random_points(112, 21, rng), 0.07, 300, best, lambda energy: None)
+    assert gap_percent(best.points) > 10
 
 
-def test_more_starts_are_never_worse():
+def test_more_starts_give_a_better_set():
     one, three = generate(60, 5, iters=30), generate(60, 5, iters=30, restarts=3)
-    assert gap(three) < gap(one)  # for seed 0
+    assert gap_percent(three) < gap_percent(one)  # for seed 0
 
 
-def test_seed_decides_the_points():
-    for num_classes in (20, 5):  # searched, simplex
+def test_seed_determines_the_points():
+    for num_classes in (20, 5):  # found by search; simplex
         assert torch.equal(generate(num_classes, 4, seed=1), generate(num_classes, 4, seed=1))
         assert not torch.equal(generate(num_classes, 4, seed=1), generate(num_classes, 4, seed=2))
 
 
-def test_adam_searches_where_the_simplex_is_known():
-    assert gap(generate(5, 4, optimizer="adam", iters=20)) > 1
+def test_adam_does_not_use_the_simplex():
+    assert gap_percent(generate(5, 4, optimizer="adam", iters=20)) > 1
 
 
-def test_command_line_writes_float32_under_the_releases_name(tmp_path, monkeypatch, capsys):
+def test_command_writes_float32_file_with_release_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     target_generation.main(["--dataset", "digits", "--dim", "16"])
     assert np.load("optimal_10_16.npy").dtype == np.float32
@@ -72,14 +72,14 @@ def test_command_line_writes_float32_under_the_releases_name(tmp_path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["optimal_10_16.npy"]
 
 
-def test_same_command_same_bytes(tmp_path):
+def test_same_command_writes_same_bytes(tmp_path):
     command = "--num-classes 40 --dim 6 --iters 30 --output"
     for name in ("a", "b"):
         target_generation.main([*command.split(), str(tmp_path / f"{name}.npy")])
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
-def test_check_with_json_and_picture(tmp_path, capsys):
+def test_check_prints_json_and_writes_plot(tmp_path, capsys):
     generate_file(tmp_path / "t.npy", 12, 3)
     capsys.readouterr()
     picture = tmp_path / "t.png"
@@ -91,41 +91,41 @@ def test_check_with_json_and_picture(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(5, 2), (10, 16)])
-def test_pictures_of_other_dimensions(num_classes, dim, tmp_path):
+def test_plots_of_other_dimensions(num_classes, dim, tmp_path):
     command = f"--num-classes {num_classes} --dim {dim} --output {tmp_path}/t.npy --plot {tmp_path}/t.png"
     target_generation.main(command.split())
     assert (tmp_path / "t.png").stat().st_size > 10_000
 
 
-def interrupted(energy_and_gradient, after: int):
-    """The energy, and Ctrl-C at evaluation number `after`."""
+def interrupt_after(log_energy_and_gradient, after: int):
+    """Return the energy function, which raises KeyboardInterrupt after `after` evaluations."""
     calls = iter(range(after))
 
     def evaluate(*args):
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return energy_and_gradient(*args)
+        return log_energy_and_gradient(*args)
 
     return evaluate
 
 
-def test_ctrl_c_saves_the_best_so_far(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 20))
+def test_ctrl_c_saves_best_points_so_far(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(optimize, "log_energy_and_gradient", interrupt_after(optimize.log_energy_and_gradient, 20))
     with pytest.raises(SystemExit) as end:
         target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy".split())
     assert end.value.code == 130
     assert str(tmp_path / "t.npy") in capsys.readouterr().err
     monkeypatch.undo()
-    assert gap(load_targets(tmp_path / "t.npy", 40, 6)) < gap(generate(40, 6, iters=5))
+    assert gap_percent(load_targets(tmp_path / "t.npy", 40, 6)) < gap_percent(generate(40, 6, iters=5))
 
 
-def test_ctrl_c_leaves_the_files_that_are_there_alone(tmp_path, monkeypatch):
-    """The set that was to be overwritten, and what was left of an earlier search."""
+def test_ctrl_c_keeps_existing_files(tmp_path, monkeypatch):
+    """The file to overwrite and the points of an earlier interrupted search are kept."""
     generate_file(tmp_path / "t.npy", 40, 6, iters=30)
     before = (tmp_path / "t.npy").read_bytes()
     for name in ("t.interrupted.npy", "t.interrupted-2.npy"):
         with monkeypatch.context() as patch:
-            patch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 5))
+            patch.setattr(optimize, "log_energy_and_gradient", interrupt_after(optimize.log_energy_and_gradient, 5))
             with pytest.raises(SystemExit):
                 target_generation.main(f"--num-classes 40 --dim 6 --output {tmp_path}/t.npy --overwrite".split())
         assert (tmp_path / "t.npy").read_bytes() == before
@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_the_files_that_are_there_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flag", ["--output", "--plot"])
-def test_a_file_that_is_there_needs_overwrite(flag, tmp_path):
+def test_existing_file_needs_overwrite(flag, tmp_path):
     file = tmp_path / "t.png"
     file.write_bytes(b"mine")
     words = f"--num-classes 5 --dim 4 --output {tmp_path}/t.npy {flag} {file}".split()
@@ -152,16 +152,16 @@ def test_only_regular_files_are_replaced(tmp_path):
     assert (tmp_path / "pipe.png").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_run_that_makes_its_targets_keeps_no_half_search(tmp_path, monkeypatch):
-    """The file would be taken for the finished one by the next run."""
-    monkeypatch.setattr(spread, "energy_and_gradient", interrupted(spread.energy_and_gradient, 5))
+def test_interrupted_generation_in_a_run_writes_no_file(tmp_path, monkeypatch):
+    """The next run would use the unfinished file as finished targets."""
+    monkeypatch.setattr(optimize, "log_energy_and_gradient", interrupt_after(optimize.log_energy_and_gradient, 5))
     with pytest.raises(KeyboardInterrupt):
         generate_file(tmp_path / "t.npy", 40, 6)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "facts"),
+    ("command", "facts"),
     [
         ("--dataset digits --num-classes 5", ["--dataset", "--num-classes"]),
         ("--num-classes 1 --output {tmp}/t.npy", ["--num-classes 1"]),
@@ -174,13 +174,13 @@ def test_a_run_that_makes_its_targets_keeps_no_half_search(tmp_path, monkeypatch
         ("--check t.npy --output o.npy", ["--check", "--output"]),
     ],
 )
-def test_contradictions_are_refused(given, facts, tmp_path):
-    given, *facts = (text.format(tmp=tmp_path) for text in (given, *facts))
-    refusal(lambda: target_generation.main(given.split()), *facts)
+def test_bad_arguments_are_refused(command, facts, tmp_path):
+    command, *facts = (text.format(tmp=tmp_path) for text in (command, *facts))
+    refusal(lambda: target_generation.main(command.split()), *facts)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_refuses_another_size(tmp_path):
+def test_check_refuses_targets_of_other_size(tmp_path):
     generate_file(tmp_path / "t.npy", 5, 4)
     for flags in ("--num-classes 6", "--dim 5", "--dataset digits"):
         words = ["--check", str(tmp_path / "t.npy"), *flags.split()]

@@ -1,4 +1,4 @@
-"""Reading targets, moving centroids, assigning one to the other."""
+"""Loading targets, updating centroids, and assigning targets to classes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from moco.targets.centroids import queue_centroids, update_centroids
 from moco.targets.files import check_targets, load_targets
 from tests import oracle
 from tests.refusals import refusal
-from tests.tiny import unit
+from tests.tiny import unit_vectors
 
 
 def test_centroid_update_by_hand():
@@ -22,36 +22,36 @@ def test_centroid_update_by_hand():
     assert after[1].tolist() == pytest.approx(normalize(torch.tensor([0.06, 0.98]), dim=0).tolist(), rel=1e-6)
 
 
-def test_centroids_of_absent_classes_stay_bit_for_bit():
-    centroids = unit(50, 5)
-    after = update_centroids(centroids, unit(3, 5), torch.tensor([0, 0, 1]))
+def test_centroids_of_absent_classes_are_unchanged():
+    centroids = unit_vectors(50, 5)
+    after = update_centroids(centroids, unit_vectors(3, 5), torch.tensor([0, 0, 1]))
     assert torch.equal(after[2:], centroids[2:])
     assert not torch.equal(after[:2], centroids[:2])
 
 
-def test_centroid_update_equals_the_oracle():
-    centroids, q, labels = unit(7, 5), unit(30, 5), torch.randint(0, 6, (30,))
+def test_centroid_update_matches_oracle():
+    centroids, q, labels = unit_vectors(7, 5), unit_vectors(30, 5), torch.randint(0, 6, (30,))
     torch.testing.assert_close(
         update_centroids(centroids, q, labels), oracle.centroids(centroids, q, labels.tolist()), rtol=1e-12, atol=1e-14
     )
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_assignment_is_the_best_of_all_permutations(seed):
+def test_assignment_matches_exhaustive_search(seed):
     torch.manual_seed(seed)
-    centroids, targets = unit(6, 4), unit(6, 4)
+    centroids, targets = unit_vectors(6, 4), unit_vectors(6, 4)
     sigma = Assignment(targets).solve(centroids)
     assert sorted(sigma.tolist()) == list(range(6))
     assert sigma.tolist() == oracle.assignment(centroids @ targets.T)
 
 
-def test_assignment_finds_a_hidden_permutation():
-    targets = unit(300, 64)
-    hidden = torch.randperm(300)
-    assert np.array_equal(Assignment(targets).solve(targets[hidden]), hidden)
+def test_assignment_recovers_a_permutation():
+    targets = unit_vectors(300, 64)
+    permutation = torch.randperm(300)
+    assert np.array_equal(Assignment(targets).solve(targets[permutation]), permutation)
 
 
-def broken(row: int, value: float) -> np.ndarray:
+def targets_with_scaled_row(row: int, value: float) -> np.ndarray:
     targets = np.eye(3, 4, dtype=np.float32)
     targets[row] *= value
     return targets
@@ -62,9 +62,9 @@ def broken(row: int, value: float) -> np.ndarray:
     [
         (np.eye(4, dtype=np.float32), ["(4, 4)", "(3, 4)"]),
         (np.ones(3, dtype=np.float32), ["(3,)", "(3, 4)"]),
-        (broken(1, np.nan), ["row 1", "finite"]),
-        (broken(2, 1.01), ["row 2", "1.01"]),
-        (broken(0, 0.0), ["row 0", "norm 0.0"]),
+        (targets_with_scaled_row(1, np.nan), ["row 1", "finite"]),
+        (targets_with_scaled_row(2, 1.01), ["row 2", "1.01"]),
+        (targets_with_scaled_row(0, 0.0), ["row 0", "norm 0.0"]),
         (2 * np.eye(3, 4), ["rows 0, 1, 2", "2.0"]),
         (np.eye(3, 4)[[0, 1, 0]], ["0 and 2", "equal"]),
         (np.eye(3, 4, dtype=np.int64), ["int64", "float32"]),
@@ -72,42 +72,42 @@ def broken(row: int, value: float) -> np.ndarray:
         (np.array(["a"]), ["<U1", "float32"]),
     ],
 )
-def test_bad_target_files_are_named(array, facts, tmp_path):
+def test_invalid_target_file_is_refused(array, facts, tmp_path):
     path = tmp_path / "targets.npy"
     np.save(path, array)
     refusal(lambda: load_targets(path, 3, 4), path, *facts)
 
 
 @pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04 and half a zip"])
-def test_a_file_that_is_no_array_is_refused(content, tmp_path):
+def test_file_that_is_not_an_array_is_refused(content, tmp_path):
     (tmp_path / "targets.npy").write_bytes(content)
     refusal(lambda: load_targets(tmp_path / "targets.npy", 3, 4), tmp_path / "targets.npy", ".npy file")
 
 
-def test_zeros_of_either_sign_are_equal():
+def test_targets_equal_up_to_signed_zero_are_refused():
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]])
     refusal(lambda: check_targets(targets, 3, 2), "0 and 2", "equal")
 
 
-def test_many_broken_rows_are_counted():
+def test_many_invalid_rows_are_counted():
     targets = torch.full((10, 2), torch.inf)
     refusal(lambda: check_targets(targets, 10, 2), "rows 0, 1, 2", "7", "finite")
 
 
-def test_norms_are_held_to_1e_4():
+def test_target_norms_have_tolerance_1e_4():
     targets = torch.eye(3, 4)
     check_targets(targets * (1 + 0.9e-4), 3, 4)
     refusal(lambda: check_targets(targets * (1 - 1.1e-4), 3, 4), "rows 0, 1, 2", "norm")
 
 
-def test_float64_targets_are_read_as_float32(tmp_path):
+def test_float64_targets_are_loaded_as_float32(tmp_path):
     np.save(tmp_path / "t.npy", np.eye(3, 4))
     targets = load_targets(tmp_path / "t.npy", 3, 4)
     assert targets.dtype == torch.float32
     check_targets(targets, 3, 4)
 
 
-def test_centroids_from_the_queue_are_the_class_means_and_an_absent_class_keeps_its_own():
+def test_queue_centroids_are_class_means():
     queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]).T  # classes 0, 0, empty, 2
     before = torch.tensor([[0.0, -1.0], [0.6, 0.8], [1.0, 0.0]])
     after = queue_centroids(before, queue, torch.tensor([0, 0, -1, 2]))

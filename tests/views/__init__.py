@@ -1,1 +1,1 @@
-"""Views of images, on the host and on the device."""
+"""Tests of image views, computed on the host and on the device."""

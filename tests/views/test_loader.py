@@ -1,4 +1,4 @@
-"""Views: torchvision's, from the same draws; on the device within what --help says."""
+"""Views match torchvision for the same random draws, and are close to it when computed on the device."""
 
 import itertools
 import json
@@ -20,9 +20,9 @@ from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from moco.loader import Normalise, TwoCropsTransform, eval_transform, to_pixels, train_transform
 from moco.views import jitter
-from moco.views.geometry import PhotoCrop
-from moco.views.jitter import Jittered
-from utils.randomness import Stream, counted_seed
+from moco.views.geometry import CropTransform
+from moco.views.jitter import PendingJitter
+from utils.randomness import Stream, derive_seed
 from utils.run import checkpoint
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ ORDERS = list(itertools.permutations(range(3)))
 
 
 def photograph(width: int = 90, height: int = 70) -> Image.Image:
-    """Coloured waves with noise, and patches of black and white that clip."""
+    """Return an image of coloured waves with noise and clipped black and white patches."""
     rng = np.random.default_rng(width)
     y, x = np.mgrid[:height, :width][..., None]
     waves = 128 + 110 * np.sin(x * [0.2, 0.11, 0.05] + y * [0.05, 0.12, 0.21])
@@ -39,8 +39,8 @@ def photograph(width: int = 90, height: int = 70) -> Image.Image:
     return Image.fromarray((waves + rng.normal(0, 10, waves.shape)).clip(0, 255).astype(np.uint8))
 
 
-def on_device(view, spec=REGISTRY["imagenet"]):
-    """What the model gets of one view, as grey levels 0 to 255 again, (3, S, S) float32."""
+def device_view(view, spec=REGISTRY["imagenet"]):
+    """Return one view as the model gets it, converted back to grey levels 0 to 255, (3, S, S) float32."""
     normalised = Normalise(spec.mean, spec.std, CPU)(default_collate([view]))[0]
     return (normalised * torch.tensor(spec.std)[:, None, None] + torch.tensor(spec.mean)[:, None, None]) * 255
 
@@ -49,7 +49,7 @@ def largest_difference(ours: torch.Tensor, theirs: Image.Image) -> int:
     return int((ours.int() - F.pil_to_tensor(theirs).int()).abs().max())
 
 
-TEXTBOOK = {
+REFERENCE_TRANSFORMS = {
     "imagenet": lambda size: [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ColorJitter(0.4, 0.4, 0.4, 0)],
     "inat": lambda size: [T.RandomResizedCrop(size), T.RandomHorizontalFlip()],
     "digits": lambda size: [
@@ -58,33 +58,35 @@ TEXTBOOK = {
         T.ColorJitter(contrast=0.4),
     ],
 }
-TEXTBOOK["places"] = TEXTBOOK["imagenet"]
-TEXTBOOK["fashion"] = lambda size: [T.RandomResizedCrop(size, scale=(0.4, 1)), T.RandomHorizontalFlip()]
+REFERENCE_TRANSFORMS["places"] = REFERENCE_TRANSFORMS["imagenet"]
+REFERENCE_TRANSFORMS["fashion"] = lambda size: [T.RandomResizedCrop(size, scale=(0.4, 1)), T.RandomHorizontalFlip()]
 SIMCLR = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), T.RandomGrayscale(p=0.2)]
-TEXTBOOK |= dict.fromkeys(
+REFERENCE_TRANSFORMS |= dict.fromkeys(
     ("cifar10", "cifar100"),
     lambda size: [T.RandomResizedCrop(size, scale=(0.2, 1)), T.RandomHorizontalFlip(), *SIMCLR],
 )
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-@pytest.mark.parametrize("shape", [(90, 70), (24, 40), (300, 20)])  # the last: no box has the ratio, the fallback
-def test_views_are_torchvisions_from_the_same_draws(name, shape):
+@pytest.mark.parametrize(
+    "shape", [(90, 70), (24, 40), (300, 20)]
+)  # the last has no box of the ratio and uses the fallback
+def test_views_match_torchvision_for_same_draws(name, shape):
     image = photograph(*shape)
     size = 16 if name == "digits" else 48
     image = image.resize((8, 8)) if name == "digits" else image
     spec = REGISTRY[name]
     ours = TwoCropsTransform(train_transform(spec.view, size, colour=spec.jitter))
-    textbook = T.Compose(TEXTBOOK[name](size))
+    reference = T.Compose(REFERENCE_TRANSFORMS[name](size))
     for seed in range(12):
         torch.manual_seed(seed)
-        theirs = [textbook(image), textbook(image)]
+        theirs = [reference(image), reference(image)]
         torch.manual_seed(seed)
         assert max(map(largest_difference, ours(image), theirs)) <= 1
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_jitter_is_pillows(order):
+def test_jitter_matches_pillow(order):
     image = photograph()
     for factors in itertools.product([0.6, 1.0, 1.37], repeat=3):
         theirs = image
@@ -94,9 +96,9 @@ def test_jitter_is_pillows(order):
         assert ours.dtype == torch.uint8 and largest_difference(ours, theirs) <= 1, factors
 
 
-def test_the_fast_resize_is_pillows_to_one_grey_level():
+def test_fast_resize_matches_pillow_within_one_grey_level():
     image = photograph(300, 200)
-    fast, exact = (PhotoCrop(64, fast) for fast in (True, False))
+    fast, exact = (CropTransform(64, fast) for fast in (True, False))
     for seed in range(12):
         torch.manual_seed(seed)
         view = fast.draw(fast.prepare(image))
@@ -104,30 +106,30 @@ def test_the_fast_resize_is_pillows_to_one_grey_level():
         assert (view.int() - exact.draw(image).int()).abs().max() <= 1
 
 
-def _boxes(view: np.ndarray) -> list[float]:
-    """Left, top, width, height and flip of a crop of an image whose red is x and green is y."""
+def crop_box(view: np.ndarray) -> list[float]:
+    """Return left, top, width, height and flip of a crop of an image whose red is x and green is y."""
     red, green = view[0].astype(float), view[1].astype(float)
     return [red.min(), green.min(), np.ptp(red), np.ptp(green), float(red[0, 0] > red[0, -1])]
 
 
 @pytest.mark.parametrize("device_aug", [False, True])
-def test_counted_draws_have_torchvisions_distribution_of_crops_and_flips(device_aug, tmp_path):
-    """Two-sample tests: ours seeded anew for every draw, torchvision's one stream of random numbers."""
+def test_crops_and_flips_have_torchvision_distribution(device_aug, tmp_path):
+    """Our draws are seeded one by one, torchvision uses one random stream; two-sample tests compare them."""
     y, x = np.mgrid[:120, :160].astype(np.uint8)
-    ramps = Image.fromarray(np.stack([x, y, y], axis=2))
-    ramps.save(tmp_path / "ramps.png")
+    ramp_image = Image.fromarray(np.stack([x, y, y], axis=2))
+    ramp_image.save(tmp_path / "ramps.png")
     (tmp_path / "list.txt").write_text("ramps.png 0\n")
     transform = TwoCropsTransform(train_transform("photo", 16, device_aug, colour=False))
     data = LongTailDataset(tmp_path, tmp_path / "list.txt", 1, transform, seed=5)
-    ours = np.array([_boxes(view.numpy()) for draw in range(400) for view in data[(0, draw)][0]])
-    textbook = T.Compose([*TEXTBOOK["inat"](16), T.PILToTensor()])
-    theirs = np.array([_boxes(textbook(ramps).numpy()) for _ in range(800)])
+    ours = np.array([crop_box(view.numpy()) for draw in range(400) for view in data[(0, draw)][0]])
+    reference = T.Compose([*REFERENCE_TRANSFORMS["inat"](16), T.PILToTensor()])
+    theirs = np.array([crop_box(reference(ramp_image).numpy()) for _ in range(800)])
     for ours_of, theirs_of in zip(ours.T, theirs.T, strict=True):
         assert ks_2samp(ours_of, theirs_of).pvalue > 0.01
     assert abs(np.corrcoef(ours[0::2, 0], ours[1::2, 0])[0, 1]) < 0.15  # the two views are independent
 
 
-def test_counted_draws_have_torchvisions_distribution_of_jitter(tmp_path):
+def test_jitter_has_torchvision_distribution(tmp_path):
     photograph(20, 20).save(tmp_path / "image.png")
     (tmp_path / "list.txt").write_text("image.png 0\n")
     data = LongTailDataset(tmp_path, tmp_path / "list.txt", 1, train_transform("photo", 8, True), seed=5)
@@ -141,33 +143,33 @@ def test_counted_draws_have_torchvisions_distribution_of_jitter(tmp_path):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_on_the_device_the_jitter_is_one_affine_map(order):
-    """Against the three blends one after the other, in float64, on an image that nothing clips."""
+def test_device_jitter_is_one_affine_map(order):
+    """The map is compared with three successive blends in float64, on an image without clipping."""
     pixels = (to_pixels(photograph()) // 6 + 70).contiguous()
     factors = [1.3, 0.7, 1.2]
     x, luma = pixels.double(), torch.tensor(jitter.LUMA, dtype=torch.float64)
     for kind in order:
         grey = torch.tensordot(luma, x, 1)
         x = torch.lerp((torch.zeros_like(grey), grey.mean().expand_as(grey), grey)[kind].expand_as(x), x, factors[kind])
-    view = Jittered(pixels, torch.tensor(factors), torch.tensor(order))
-    torch.testing.assert_close(on_device(view).double(), x, rtol=0, atol=1e-3)
+    view = PendingJitter(pixels, torch.tensor(factors), torch.tensor(order))
+    torch.testing.assert_close(device_view(view).double(), x, rtol=0, atol=1e-3)
 
 
 def test_each_image_of_a_batch_gets_its_own_jitter():
     spec, image = REGISTRY["imagenet"], photograph()
     views = [train_transform(spec.view, 32, True)(image) for _ in range(4)]
     together = Normalise(spec.mean, spec.std, CPU)(default_collate(views))
-    alone = torch.cat([Normalise(spec.mean, spec.std, CPU)(default_collate([view])) for view in views])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    one_by_one = torch.cat([Normalise(spec.mean, spec.std, CPU)(default_collate([view])) for view in views])
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
 
 
-def test_jitter_on_the_device_differs_from_pillows_as_help_says():
-    """Rounding down three times makes Pillow's darker; clipping between the three shows at extremes."""
+def test_device_jitter_is_close_to_pillow():
+    """Pillow rounds down three times, so its images are darker. Clipping between steps affects extreme values."""
     image, differences = photograph(200, 150), []
     for seed in range(40):
         torch.manual_seed(seed)
         view = train_transform("photo", 64, device_aug=True)(image)
-        ours = on_device(view)
+        ours = device_view(view)
         assert ours.min() > -0.01 and ours.max() < 255.01
         differences.append((ours - jitter.on_host(view.pixels, view.factors.tolist(), view.order.tolist())).abs())
     differences = torch.stack(differences)
@@ -175,59 +177,59 @@ def test_jitter_on_the_device_differs_from_pillows_as_help_says():
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_normalised_on_the_device_is_normalised_by_torchvision(name):
+def test_device_normalisation_matches_torchvision(name):
     spec = REGISTRY[name]
     image = photograph().resize((70, 70))
-    frame = [T.Resize(round(56 * 256 / 224)), T.CenterCrop(56)] if spec.view == "photo" else [T.Resize(56)]
-    theirs = T.Compose([*frame, T.ToTensor(), T.Normalize(spec.mean, spec.std)])(image)
+    evaluation_crop = [T.Resize(round(56 * 256 / 224)), T.CenterCrop(56)] if spec.view == "photo" else [T.Resize(56)]
+    theirs = T.Compose([*evaluation_crop, T.ToTensor(), T.Normalize(spec.mean, spec.std)])(image)
     pixels = eval_transform(spec.view, 56)(image)
     assert pixels.dtype == torch.uint8
     assert torch.equal(Normalise(spec.mean, spec.std, CPU)(pixels[None])[0], theirs)
 
 
 def first_losses(*runs) -> list[float]:
-    """The training loss of each run's first epoch."""
+    """Return the training loss of each run's first epoch."""
     records = [json.loads((run / "log.jsonl").read_text().splitlines()[0]) for run in runs]
     return [record.get("train", record)["loss"] for record in records]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker:UserWarning")
-def test_with_jitter_on_the_device_a_run_is_repeatable_and_goes_on(flags, tsc_run, tmp_path):
-    """In one go without workers, and in two with three: the same weights; and not those of jitter on the host."""
+def test_resumed_run_with_device_jitter_is_bit_identical(flags, tsc_run, tmp_path):
+    """One run without workers and a resumed run with three workers have the same weights."""
     flags = [*(flag for flag in flags if flag != "--cos"), "--device-aug", "--cache", "off"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     stage1.main([*flags, "--epochs", "2", "--run-dir", str(whole)])
     stage1.main([*flags, "--epochs", "1", "--run-dir", str(parts)])
     stage1.main([*flags, "--epochs", "2", "-j", "3", "--run-dir", str(parts), "--resume", "auto", "--override"])
-    ours, theirs = (checkpoint.load(run / "last.pth.tar")["state_dict"] for run in (parts, whole))
+    ours, theirs = (checkpoint.read_checkpoint(run / "last.pth.tar")["state_dict"] for run in (parts, whole))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     device, host = first_losses(whole, tsc_run)
     assert device != host and device == pytest.approx(host, rel=0.02)
 
 
-def test_the_probe_too_takes_jitter_on_the_device(probe_flags, tsc_run, probe_run, tmp_path):
+def test_probe_supports_device_jitter(probe_flags, tsc_run, probe_run, tmp_path):
     options = ["--pretrained", str(tsc_run / "last.pth.tar"), "--epochs", "1", "--run-dir", str(tmp_path / "probe")]
     stage2.main([*probe_flags, "--device-aug", "--cache", "off", *options])
     device, host = first_losses(tmp_path / "probe", probe_run)
     assert device != host and device == pytest.approx(host, rel=0.1)
 
 
-def test_the_benchmark_times_every_pipeline(tmp_path, monkeypatch):
+def test_benchmark_times_every_pipeline(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_loader, "IMAGES", 2)
     monkeypatch.setattr(bench_loader, "TURNS", 1)
     bench_loader.write_photographs(tmp_path)
-    times = bench_loader.in_worker(tmp_path)
+    times = bench_loader.time_worker(tmp_path)
     assert len(times) == 5 and all(0 < made <= collated for made, collated in times.values())
-    assert set(bench_loader.on_device(tmp_path, CPU)) == {"default", "--device-aug"}
+    assert set(bench_loader.time_device(tmp_path, CPU)) == {"default", "--device-aug"}
 
 
-def test_the_benchmarks_textbook_gives_what_ours_gives(tmp_path):
+def test_benchmark_reference_matches_our_views(tmp_path):
     bench_loader.write_photographs(tmp_path)
-    both = bench_loader.pipelines(tmp_path)
-    ours, _ = default_collate([both["default"](3)])
-    torch.manual_seed(counted_seed(0, Stream.AUGMENT, 3))
-    textbook, _ = both["textbook torchvision"](3)
-    for view, expected in zip(ours, textbook, strict=True):
+    pipelines = bench_loader.pipelines(tmp_path)
+    ours, _ = default_collate([pipelines["default"](3)])
+    torch.manual_seed(derive_seed(0, Stream.AUGMENT, 3))
+    reference, _ = pipelines["textbook torchvision"](3)
+    for view, expected in zip(ours, reference, strict=True):
         grey_level = 1 / 255 / min(SPEC.std)
         torch.testing.assert_close(
             Normalise(SPEC.mean, SPEC.std, CPU)(view)[0], expected, rtol=0, atol=1.01 * grey_level

@@ -1,4 +1,4 @@
-"""The project's own views, the flags that choose among them, and the sheet that shows them."""
+"""The built-in views and the flags that select them."""
 
 import json
 
@@ -20,7 +20,7 @@ FLIP = T.RandomHorizontalFlip()
 
 
 class Blur:
-    """MoCo v2's: a standard deviation of 0.1 to 2 pixels."""
+    """The Gaussian blur of MoCo v2, with a standard deviation of 0.1 to 2 pixels."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0))))
@@ -36,35 +36,35 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_view_is_the_published_one_byte_for_byte(name):
-    """From the same draws; Cutout, which AutoAugment comes with, is drawn after all of these."""
-    image, ours, textbook = photograph(40, 36), train_transform(name, 32), T.Compose(PUBLISHED[name])
+def test_view_matches_published_transform_byte_for_byte(name):
+    """Both use the same draws. The Cutout of the autoaugment view is drawn last."""
+    image, ours, reference = photograph(40, 36), train_transform(name, 32), T.Compose(PUBLISHED[name])
     for seed in range(60):
         torch.manual_seed(seed)
-        theirs = to_pixels(textbook(image))
+        theirs = to_pixels(reference(image))
         if name == "autoaugment":
             theirs = cut_out(theirs, 0.5, (0.5, 0.5, 0.5))
         torch.manual_seed(seed)
         assert torch.equal(ours(image), theirs)
 
 
-def test_cutout_is_a_square_about_any_pixel_that_the_border_cuts_off():
-    """A half of the side; what it covers is the mean colour, which the model sees as 0 up to a byte's rounding."""
+def test_cutout_is_a_square_clipped_at_the_border():
+    """The square has half the image side and the mean colour, which normalises to 0 up to rounding to bytes."""
     seen = np.zeros((8, 8))
     spec = REGISTRY["cifar10"]
     for _ in range(2000):
-        cut = cut_out(torch.zeros(3, 8, 8, dtype=torch.uint8), 0.5, spec.mean)
-        (rows, columns) = (torch.where(cut[0].any(dim=axis))[0] for axis in (1, 0))
-        for places in (rows, columns):
-            assert 2 <= len(places) <= 4 and len(places) == places[-1] - places[0] + 1
-        seen += cut[0].numpy() > 0
-    assert seen[4, 4] == pytest.approx(2000 / 4, rel=0.15)  # of 64 centres 16 cover it
+        cut_image = cut_out(torch.zeros(3, 8, 8, dtype=torch.uint8), 0.5, spec.mean)
+        (rows, columns) = (torch.where(cut_image[0].any(dim=axis))[0] for axis in (1, 0))
+        for positions in (rows, columns):
+            assert 2 <= len(positions) <= 4 and len(positions) == positions[-1] - positions[0] + 1
+        seen += cut_image[0].numpy() > 0
+    assert seen[4, 4] == pytest.approx(2000 / 4, rel=0.15)  # 16 of 64 centres cover it
     assert seen[0, 0] == pytest.approx(2000 * 9 / 64, rel=0.2)
-    shown = Normalise(spec.mean, spec.std, torch.device("cpu"))(cut[None])[0]
-    assert shown[:, cut[0] > 0].abs().max() < 0.5 / 255 / min(spec.std)
+    normalised = Normalise(spec.mean, spec.std, torch.device("cpu"))(cut_image[None])[0]
+    assert normalised[:, cut_image[0] > 0].abs().max() < 0.5 / 255 / min(spec.std)
 
 
-def test_small_images_are_evaluated_whole_and_photographs_in_their_centre():
+def test_evaluation_uses_whole_image_or_centre_crop():
     small, large = photograph(32, 32), photograph(90, 70)
     for name in ("cifar", "padded", "autoaugment", "thumbnail", "grey"):
         assert torch.equal(eval_transform(name, 32)(small), to_pixels(small))
@@ -75,15 +75,15 @@ def test_small_images_are_evaluated_whole_and_photographs_in_their_centre():
 
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.parametrize("sides", [(40, 20), (20, 40), (32, 32)])
-def test_images_of_any_shape_become_squares(name, sides):
-    """Else a batch of them is none."""
+def test_views_of_any_image_shape_are_square(name, sides):
+    """Only images of one shape can be collated into a batch."""
     image = photograph(*sides)
     assert train_transform(name, 32)(image).shape == eval_transform(name, 32)(image).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["photo", "thumbnail", "simclr", "cifar"])
-def test_crop_scale_is_the_share_of_the_image(name):
-    """A crop of all of it is the image; one of a hundredth is less than a pixel of these 8."""
+def test_crop_scale_is_the_area_fraction(name):
+    """A crop with scale 1 is the whole image. A crop with scale 0.01 is smaller than one of the 8 × 8 pixels."""
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("RGB")
     whole = train_transform(name, 8, colour=False, crop_scale=(1.0, 1.0))
     tiny = train_transform(name, 8, colour=False, crop_scale=(0.01, 0.01))
@@ -105,26 +105,26 @@ def test_crop_scale_is_the_share_of_the_image(name):
     ],
 )
 @pytest.mark.parametrize("main", [stage1.main, stage2.main])
-def test_a_scale_that_is_wrong_or_not_supported_is_refused(flags, facts, main, monkeypatch, tmp_path):
+def test_invalid_or_unsupported_crop_scale_is_refused(flags, facts, main, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     refusal(lambda: main(["--dataset", "digits", *flags.split()]), *facts)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_both_stages_take_views_scale_and_statistics_and_hand_them_on(batch_flags, probe_flags, tmp_path, capsys):
-    chosen = ["--views", "cifar", "--crop-scale", "0.5", "1", "--statistics", "cifar10"]
-    words = ["--contrast", "batch", "--epochs", "1", *chosen]
+def test_both_stages_accept_and_record_view_flags(batch_flags, probe_flags, tmp_path, capsys):
+    view_flags = ["--views", "cifar", "--crop-scale", "0.5", "1", "--statistics", "cifar10"]
+    words = ["--contrast", "batch", "--epochs", "1", *view_flags]
     stage1.main([*batch_flags, *words, "--run-dir", str(tmp_path / "run")])
     assert "--views cifar --crop-scale 0.5 1.0 --statistics cifar10" in capsys.readouterr().out
     pretrained = ["--pretrained", str(tmp_path / "run" / "last.pth.tar"), "--epochs", "1"]
-    stage2.main([*probe_flags, *chosen, *pretrained, "--run-dir", str(tmp_path / "probe")])
+    stage2.main([*probe_flags, *view_flags, *pretrained, "--run-dir", str(tmp_path / "probe")])
     for name in ("run", "probe"):
         args = json.loads((tmp_path / name / "args.json").read_text())["args"]
         assert (args["views"], args["crop_scale"], args["statistics"]) == ("cifar", [0.5, 1.0], "cifar10")
 
 
 @pytest.mark.parametrize(("change", "same"), [("--views cifar", False), ("--views digit", True)])
-def test_views_change_what_is_trained(change, same, batch_flags, tmp_path):
+def test_views_flag_changes_training(change, same, batch_flags, tmp_path):
     weights = []
     for name, flags in {"base": "", "changed": change}.items():
         words = f"--contrast batch --epochs 1 --run-dir {tmp_path / name} {flags}"

@@ -1,4 +1,4 @@
-"""A view and a data set of one's own are a row each: both scripts train on them, and nothing else changes."""
+"""A new view and a new data set need one row each, and both scripts train with them."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from torchvision import transforms as T
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import CUSTOM, REGISTRY, DatasetSpec
-from imagenet_inat.options import Data
+from imagenet_inat.options import DataConfig
 from moco.loader import VIEWS, View, to_pixels
 from tests.refusals import refusal
 from tests.stopping import log_of
@@ -22,16 +22,16 @@ PROBE = ["--lr", "1", "--pretrained"]
 BOTH = ["--epochs", "1", "-b", "160", "--image-size", "8", "--seed", "1", "-j", "0", "-p", "1", "--device", "cpu"]
 
 
-def both_stages(words: list[str], folder: Path, capsys) -> dict:
-    """Run both stages, one epoch of two steps each; return the last record in the probe's log."""
+def run_both_stages(words: list[str], folder: Path, capsys) -> dict:
+    """Run both stages for one epoch of two steps. Return the last record of the probe's log."""
     stage1.main([*words, *BOTH, *STAGE_1, "--run-dir", str(folder / "run")])
     stage2.main([*words, *BOTH, *PROBE, str(folder / "run" / "last.pth.tar"), "--run-dir", str(folder / "probe")])
     assert capsys.readouterr().out.count("1/2]") == 2  # steps
     return log_of(folder / "probe")[-1]
 
 
-class Turned:
-    """Upright or upside down."""
+class UprightOrRotated:
+    """Show the image upright or upside down, with equal probability."""
 
     def __init__(self, size: int, device_aug: bool):
         self.prepare = T.Resize(size)
@@ -40,28 +40,28 @@ class Turned:
         return to_pixels(image if torch.rand(1) < 0.5 else image.rotate(180))
 
 
-def test_a_view_is_a_row(digits_root, tmp_path, capsys, monkeypatch):
-    seen, framed = [], []
+def test_new_view_is_a_row_of_views(digits_root, tmp_path, capsys, monkeypatch):
+    colour_calls, evaluation_sizes = [], []
 
     def frame(size: int) -> T.CenterCrop:
-        framed.append(size)
+        evaluation_sizes.append(size)
         return T.CenterCrop(size)
 
     def negative(pixels: torch.Tensor, device_aug: bool) -> torch.Tensor:
-        seen.append((tuple(pixels.shape), device_aug))
+        colour_calls.append((tuple(pixels.shape), device_aug))
         return 255 - pixels
 
-    monkeypatch.setitem(VIEWS, "turned", View(Turned, negative, frame))
+    monkeypatch.setitem(VIEWS, "turned", View(UprightOrRotated, negative, frame))
     row = dataclasses.replace(REGISTRY["digits"], name="turned", view="turned", repeat=1)
     monkeypatch.setitem(REGISTRY, row.name, row)
-    last = both_stages(["--dataset", "turned", "--data-root", str(digits_root)], tmp_path, capsys)
-    assert np.isfinite(last["test"]["loss"])
-    assert framed == [8, 8]  # of validation and test
-    assert seen == [((3, 8, 8), False)] * 160 * 2 * (2 + 1)  # two views of an image, then one, two steps of each
+    record = run_both_stages(["--dataset", "turned", "--data-root", str(digits_root)], tmp_path, capsys)
+    assert np.isfinite(record["test"]["loss"])
+    assert evaluation_sizes == [8, 8]  # for validation and test
+    assert colour_calls == [((3, 8, 8), False)] * 160 * 2 * (2 + 1)  # two views per image in stage 1, one in stage 2
 
 
-def test_a_data_set_is_a_row_and_its_lists(tmp_path, capsys, monkeypatch):
-    """Three colours, three images each of which train; an epoch passes over them often."""
+def test_new_data_set_is_a_registry_row_with_lists(tmp_path, capsys, monkeypatch):
+    """The data set has three colours with three training images each. An epoch repeats them 36 times."""
     statistics = {"mean": (0.4,) * 3, "std": (0.5,) * 3}
     row = DatasetSpec("flags", "Flags", 3, **statistics, source="-", arch="resnet20", view="thumbnail", repeat=36)
     monkeypatch.setitem(REGISTRY, row.name, row)
@@ -72,18 +72,18 @@ def test_a_data_set_is_a_row_and_its_lists(tmp_path, capsys, monkeypatch):
             name, label = line.split()
             Image.new("RGB", (10, 8), ("red", "green", "blue")[int(label)]).save(tmp_path / name)
     words = ["--dataset", row.name, "--data-root", str(tmp_path), "--splits", str(tmp_path)]
-    last = both_stages(words, tmp_path, capsys)
-    assert np.isfinite(last["test"]["loss"])
+    record = run_both_stages(words, tmp_path, capsys)
+    assert np.isfinite(record["test"]["loss"])
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_a_row_says_whether_training_changes_colours(name):
-    view = Data(REGISTRY[name], None, 8, device_aug=False, skip_bad=False).train_view()
+def test_data_set_row_sets_colour_jitter(name):
+    view = DataConfig(REGISTRY[name], None, 8, device_aug=False, skip_bad=False).train_view()
     assert (view.colour is None) == (name in ("inat", "fashion"))
 
 
 @pytest.mark.parametrize("main", [stage1.main, stage2.main])
-def test_a_row_with_an_unknown_view_is_named(main, monkeypatch, tmp_path):
+def test_row_with_unknown_view_is_refused(main, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], view="digti"))
     refusal(lambda: main(["--dataset", "digits"]), "digti", "photo, thumbnail, simclr, cifar, ")

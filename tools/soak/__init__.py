@@ -1,1 +1,1 @@
-"""Runs that are broken on purpose, for hours if wanted; python -m tools.soak is the command."""
+"""Stress tests of runs. The command is `python -m tools.soak`."""

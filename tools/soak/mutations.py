@@ -1,4 +1,4 @@
-"""Damage to files, as disks, transfers, editors and people do it: of bytes, of lines, of JSON, of checkpoints."""
+"""Damage as caused by disks, transfers, editors and people: to bytes, lines, JSON and checkpoints."""
 
 import json
 import random
@@ -23,7 +23,7 @@ def damage_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_line(data: bytes, rng: random.Random) -> bytes:
-    """Damage one line of a split list the way people do."""
+    """Damage one line of a split list, as by a typing mistake."""
     lines = data.decode().splitlines()
     at = rng.randrange(len(lines))
     path, label = lines[at].rsplit(" ", 1)
@@ -52,7 +52,7 @@ def damage_line(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_text(data: bytes, rng: random.Random) -> bytes:
-    """Damage one line of a file of settings: a recipe, a plan."""
+    """Damage one line of a settings file, such as a recipe or a plan."""
     lines = data.decode().splitlines()
     at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
     words = lines[at].split(" ")
@@ -76,14 +76,14 @@ def damage_text(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_json(data: bytes, rng: random.Random) -> bytes:
-    """Put something else at a random place of a JSON file, or of a line of several, or leave it out."""
+    """Replace or remove a random entry of a JSON file, or of one line of a JSON Lines file."""
     lines = data.decode().splitlines() if data.count(b"\n}") < 1 else [data.decode()]
     at = rng.randrange(len(lines))
     value = json.loads(lines[at])
     if rng.random() < 0.1:
         value = rng.choice(JUNK)
     else:
-        table, key = rng.choice(list(_places(value)))
+        table, key = rng.choice(list(_entries(value)))
         if rng.random() < 0.3:
             del table[key]
         else:
@@ -92,16 +92,16 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def _places(value):
-    """All (table, key) and (list, index) of a JSON value."""
+def _entries(value):
+    """Yield all (dict, key) and (list, index) pairs of a JSON value."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in pairs:
         yield value, key
-        yield from _places(inner)
+        yield from _entries(inner)
 
 
 def damage_entry(state: dict, rng: random.Random) -> dict:
-    """Put something else at a random place of a checkpoint, or leave it out."""
+    """Replace or remove a random entry of a checkpoint."""
     tables = [state, state, *(state[name] for name in ("state_dict", "optimizer", "args") if name in state)]
     table = rng.choice(tables)
     key = rng.choice(sorted(table, key=str))

@@ -1,1 +1,1 @@
-"""Tests of the tools; `make test-tools`."""
+"""Tests of the tools: `make test-tools`."""

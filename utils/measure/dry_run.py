@@ -27,23 +27,25 @@ def check(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def aside(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+def redirect_outputs(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
     """Yield the arguments; with --dry-run, the run folder and new targets are in a temporary folder."""
     if not args.dry_run:
         yield args
         return
     with TemporaryDirectory() as folder:
-        given = vars(args) | {"run_dir": str(Path(folder) / "run")}
-        if given.get("targeted") and not given["targets"]:
-            given["targets"] = str(Path(folder) / "targets.npy")
-        yield type(args)(argparse.Namespace(**given))
+        values = vars(args) | {"run_dir": str(Path(folder) / "run")}
+        if values.get("targeted") and not values["targets"]:
+            values["targets"] = str(Path(folder) / "targets.npy")
+        yield type(args)(argparse.Namespace(**values))
 
 
 class DryRun:
     """Times the first steps of a run.
 
     Args:
-        counts: (C,) training images per class. steps: steps per epoch. epochs: epochs of the run.
+        counts: (C,) training images per class.
+        steps: steps per epoch.
+        epochs: epochs of the run.
     """
 
     def __init__(self, counts: np.ndarray, steps: int, epochs: int, device: torch.device):
@@ -64,34 +66,37 @@ class DryRun:
         self.ends.append(time.perf_counter())
         if len(self.ends) > min(STEPS, self.steps * self.epochs - 1):
             distributed.barrier()
-            raise Stopped(self.plan(model) if distributed.is_main() else "", 0)
+            raise Stopped(self.estimate(model) if distributed.is_main() else "", 0)
 
-    def plan(self, model: torch.nn.Module) -> str:
-        """Return the estimate as lines of text."""
+    def estimate(self, model: torch.nn.Module) -> str:
+        """Return the estimate of the run's time and memory, as lines of text."""
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        parts = ", ".join(f"{shot} {mask.sum()}" for shot, mask in shots(self.counts).items())
-        a_step = median(np.diff(self.ends)) if len(self.ends) > 1 else float("nan")
+        groups = ", ".join(f"{shot} {mask.sum()}" for shot, mask in shots(self.counts).items())
+        step_seconds = median(np.diff(self.ends)) if len(self.ends) > 1 else float("nan")
         total = self.steps * self.epochs
         lines = [
-            f"{self.counts.sum()} training images of {len(self.counts)} classes ({parts}), "
+            f"{self.counts.sum()} training images of {len(self.counts)} classes ({groups}), "
             f"{self.counts.max()} in the largest class, {self.counts.min()} in the smallest",
-            f"{trained:,} trainable weights, {numbers_in(model):,} numbers in total (with buffers)",
+            f"{trained:,} trainable weights, {count_elements(model):,} numbers in total (with buffers)",
             f"{self.epochs} epochs of {self.steps} steps: {total} steps",
-            self.memory(),
+            self.peak_memory(),
         ]
         if len(self.ends) > 1:
-            eta = timedelta(seconds=round(a_step * total))
-            lines.append(f"{a_step:.3g} s per step (median of {len(self.ends) - 1}): about {eta} without validation")
+            eta = timedelta(seconds=round(step_seconds * total))
+            lines.append(
+                f"{step_seconds:.3g} s per step (median of {len(self.ends) - 1}): about {eta} without validation"
+            )
         return "\n".join(f"plan: {line}" for line in lines) + "\nnothing was written; omit --dry-run to start the run"
 
-    def memory(self) -> str:
+    def peak_memory(self) -> str:
+        """Return the peak memory so far, as text."""
         if self.device.type == "cuda":
-            peak, there = torch.cuda.max_memory_allocated(self.device), torch.cuda.mem_get_info(self.device)[1]
-            return f"{peak / 2**30:.2f} GiB peak memory on {self.device}, of {there / 2**30:.0f}"
+            peak, total = torch.cuda.max_memory_allocated(self.device), torch.cuda.mem_get_info(self.device)[1]
+            return f"{peak / 2**30:.2f} GiB peak memory on {self.device}, of {total / 2**30:.0f}"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return f"{peak:.2f} GiB peak memory per process"
 
 
-def numbers_in(model: torch.nn.Module) -> int:
+def count_elements(model: torch.nn.Module) -> int:
     """Return the number of elements of all weights and buffers, including the queue and the key encoder."""
     return sum(tensor.numel() for tensor in model.state_dict().values())

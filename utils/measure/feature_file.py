@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, first_line
-from utils.files import write_whole
-from utils.safe_load import swollen
+from utils.files import write_atomically
+from utils.safe_load import archive_problem
 
 NAME = "features.npz"
 # Entry -> axes (n validation images, D dimensions, C classes) and dtype.
@@ -23,15 +23,18 @@ ENTRIES = {
     "targets": ("CD", np.float32),
     "centroid_cosines": ("C", np.float32),
 }
-OF_TARGETS = {"targets", "centroid_cosines"}
+TARGET_ENTRIES = {"targets", "centroid_cosines"}
 
 
 class RunFeatures(NamedTuple):
     """A run's features of the validation split, with the shapes and dtypes of ENTRIES.
 
     Attributes:
-        features: unit features. labels: their classes. class_counts: training images of each class.
-        epoch: completed epochs. targets: row y is the target of class y; None in KCL.
+        features: unit features of the images.
+        labels: classes of the images.
+        class_counts: training images of each class.
+        epoch: completed epochs.
+        targets: row y is the target of class y; None in KCL.
         centroid_cosines: cosine of each class's running centroid to its target; None in KCL.
     """
 
@@ -43,11 +46,11 @@ class RunFeatures(NamedTuple):
     centroid_cosines: Tensor | None = None
 
 
-def write_features(run_dir: Path, found: RunFeatures) -> None:
+def write_features(run_dir: Path, features: RunFeatures) -> None:
     """Write features.npz atomically, replacing that of an earlier epoch. The tensors must be on the CPU."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(value) for name, value in found._asdict().items() if value is not None})
-    write_whole(run_dir / NAME, lambda file: file.write(buffer.getbuffer()))
+    np.savez(buffer, **{name: np.asarray(value) for name, value in features._asdict().items() if value is not None})
+    write_atomically(run_dir / NAME, lambda file: file.write(buffer.getbuffer()))
 
 
 def read_features(run_dir: Path) -> RunFeatures:
@@ -58,27 +61,27 @@ def read_features(run_dir: Path) -> RunFeatures:
     """
     path = run_dir / NAME
     try:
-        if wrong := swollen(path):
-            raise InputError(f"{path}: {wrong}; it is damaged")
-        with warnings.catch_warnings(), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        if problem := archive_problem(path):
+            raise InputError(f"{path}: {problem}; it is damaged")
+        with warnings.catch_warnings(), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             warnings.simplefilter("ignore")  # warnings about old headers
-            arrays = {name: found[name] for name in ENTRIES if name in found}
+            arrays = {name: archive[name] for name in ENTRIES if name in archive}
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # NumPy can raise any exception for a foreign file
         raise InputError(f"{path}: not a readable .npz of arrays ({first_line(error)[:160]})") from None
-    if wrong := _what_is_wrong(arrays):
-        raise InputError(f"{path}: {wrong}; it is damaged")
+    if problem := _arrays_problem(arrays):
+        raise InputError(f"{path}: {problem}; it is damaged")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return RunFeatures(**tensors | {"epoch": int(arrays["epoch"])})
 
 
-def _what_is_wrong(arrays: dict[str, np.ndarray]) -> str | None:
-    """Return why these arrays are not `RunFeatures`; None if they are."""
+def _arrays_problem(arrays: dict[str, np.ndarray]) -> str | None:
+    """Return why these arrays are not valid `RunFeatures`, or None if they are valid."""
     lacking = ENTRIES.keys() - arrays.keys()
-    if lacking and lacking != OF_TARGETS:
+    if lacking and lacking != TARGET_ENTRIES:
         return f"has no {', '.join(sorted(lacking))}"
     lengths: dict[str, int] = {}
     for name, array in arrays.items():

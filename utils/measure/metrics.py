@@ -1,4 +1,4 @@
-"""Metrics: running means, top-k accuracy, accuracy over classes and shots, calibration error."""
+"""Metrics: running means, top-k accuracy, accuracy over classes and shot groups, calibration error."""
 
 import math
 
@@ -16,15 +16,16 @@ class Means:
     """Running means of a training epoch, kept on the device and copied to the host only when printed.
 
     Args:
-        where: name of the epoch in messages. state: means of a resumed epoch over all ranks, which rank 0 continues.
+        title: title of the epoch, for messages.
+        state: means of a resumed epoch over all ranks, which rank 0 continues.
     """
 
-    def __init__(self, where: str, device: torch.device, state: dict | None = None):
+    def __init__(self, title: str, device: torch.device, state: dict | None = None):
         state = state or {"steps": 0, "count": 0.0, "sums": {}}
-        share = float(distributed.is_main())
-        self.where, self.steps = where, state["steps"]
-        self.count = torch.tensor(share * state["count"], device=device)
-        self.sums = {name: torch.tensor(share * total, device=device) for name, total in state["sums"].items()}
+        is_main = float(distributed.is_main())  # the other ranks start from 0
+        self.title, self.steps = title, state["steps"]
+        self.count = torch.tensor(is_main * state["count"], device=device)
+        self.sums = {name: torch.tensor(is_main * total, device=device) for name, total in state["sums"].items()}
         # First step with a loss that is not finite; 0: no such step.
         self.first_bad = torch.zeros((), dtype=torch.long, device=device)
 
@@ -50,17 +51,17 @@ class Means:
         """Return steps, image count and sums so far as plain numbers; for errors see `read`."""
         bad = int(self.first_bad)
         if step := distributed.max_over_ranks(bad) if over_ranks else bad:
-            raise self.diverged("the loss is not finite", step)
+            raise self.divergence_error("the loss is not finite", step)
         totals = torch.stack([self.count, *self.sums.values()])
         if over_ranks:
             totals = distributed.sum_over_ranks(totals)
         count, *sums = totals.tolist()
         return {"steps": self.steps, "count": count, "sums": dict(zip(self.sums, sums, strict=True))}
 
-    def diverged(self, what: str, step: int | None = None) -> InputError:
+    def divergence_error(self, what: str, step: int | None = None) -> InputError:
         """Return the error to raise if numbers are not finite in a step (default: the current one)."""
         step = step or self.steps + 1
-        return InputError(f"{self.where}, step {step}: {what}; use a smaller --lr; the last checkpoint is unchanged")
+        return InputError(f"{self.title}, step {step}: {what}; use a smaller --lr; the last checkpoint is unchanged")
 
 
 def in_top_k(rank: Tensor, k: int) -> Tensor:
@@ -74,7 +75,8 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     A tie therefore counts as an error. If the label's own logit is nan, the rank is NO_HIT, which is above any k.
 
     Args:
-        logits: (N, C). labels: (N,) int64.
+        logits: (N, C).
+        labels: (N,) int64.
     """
     own = logits.gather(1, labels[:, None])  # (N, 1)
     rank = (~(logits < own)).sum(1) - 1
@@ -82,7 +84,7 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ClassAccuracy:
-    """Top-1 and top-5 hits per class, summed over ranks. where: name of the split in messages."""
+    """Top-1 and top-5 hits per class, summed over ranks. where: name of the split, for messages."""
 
     def __init__(self, num_classes: int, device: torch.device, where: str = "this split"):
         self.hits = torch.zeros(4, num_classes, device=device)  # top-1, top-5, images, images without finite logits
@@ -97,12 +99,13 @@ class ClassAccuracy:
     def summary(self, class_counts: np.ndarray) -> dict:
         """Return accuracies in percent.
 
-        acc1 and acc5 are over images. many, medium, few and balanced (all classes) are means over classes. worst is the
-        worst class, harmonic the harmonic mean over classes (0 if one is 0), per_class the list of all classes. A shot
-        without a class, and a class without a test image, is None.
+        - acc1, acc5: over images.
+        - many, medium, few: means over the classes of a shot group (see `shots`); None for a group without classes.
+        - balanced, worst, harmonic: mean, minimum and harmonic mean over classes (harmonic is 0 if a class has 0).
+        - per_class: list over classes; None for a class without test images.
 
         Args:
-            class_counts: (C,) training images per class, which define the shots.
+            class_counts: (C,) training images per class, which define the shot groups.
 
         Raises:
             InputError: a logit is not finite; raised on all ranks.
@@ -120,12 +123,12 @@ class ClassAccuracy:
         for shot, mask in shots(class_counts).items():
             tested = mask & (images > 0)
             out[shot] = float(per_class[tested].mean()) if tested.any() else None
-        out |= over_classes(per_class[images > 0])
+        out |= class_accuracy_summary(per_class[images > 0])
         out["per_class"] = [None if math.isnan(value) else value for value in per_class.tolist()]
         return out
 
 
-def over_classes(per_class: np.ndarray) -> dict[str, float]:
+def class_accuracy_summary(per_class: np.ndarray) -> dict[str, float]:
     """Return the balanced, worst and harmonic mean accuracy of the classes that have an image, in percent."""
     harmonic = len(per_class) / (1 / per_class).sum() if per_class.all() else 0.0
     # Rounded, so that equal numbers of hits give equal values: with equal classes this is the mean over images.
@@ -144,9 +147,9 @@ class Calibration:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (N, C), labels (N,)."""
         confidence, predicted = logits.double().softmax(1).max(1)  # (N,)
-        place = (confidence * self.BINS).ceil().long().clamp(1, self.BINS) - 1  # bins are open at their lower end
+        bin_index = (confidence * self.BINS).ceil().long().clamp(1, self.BINS) - 1  # bins are open at their lower end
         values = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels).double()])
-        self.bins.index_add_(1, place, values)
+        self.bins.index_add_(1, bin_index, values)
 
     def error(self) -> float:
         """Return the mean over images of |accuracy − confidence| of their bin, in percent."""
@@ -158,6 +161,9 @@ MANY_ABOVE, FEW_BELOW = 100, 20  # training images per class
 
 
 def shots(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return masks over the classes, (C,) bool each: many > 100, medium 20 to 100, few < 20 training images."""
+    """Return the shot groups as masks over the classes, (C,) bool each.
+
+    many: more than 100 training images; medium: 20 to 100; few: fewer than 20.
+    """
     many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
     return {"many": many, "medium": ~many & ~few, "few": few}

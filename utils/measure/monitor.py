@@ -11,33 +11,33 @@ from torch import Tensor, nn
 from utils import distributed
 from utils.measure.extraction import extract_features
 from utils.measure.feature_file import RunFeatures, write_features
-from utils.measure.features import (
+from utils.measure.feature_measures import (
     alignment,
     class_centres,
-    collapse,
+    default_knn_k,
+    default_uniformity_k,
     knn_scores,
     neighbourhood_uniformity,
-    neighbours_by_size,
-    neighbours_of_a_class,
+    neural_collapse,
     reasonability,
     uniformity,
 )
 from utils.measure.metrics import ClassAccuracy
 from utils.measure.online_probe import OnlineProbe
-from utils.parser import Group, natural, positive_int
+from utils.parser import Group, nonnegative_int, positive_int
 
 # Name in the log -> name on the console.
-KNN = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
-SPREAD = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "nc1": "NC1", "nc2": "NC2"}
-MEASURES = tuple(KNN | SPREAD)
-PROBE = {"probe_top1": "probe", "probe_many": "many", "probe_medium": "medium", "probe_few": "few"}
-REASON = {"reasonability": "R"}  # measure of the targets; needs groups of classes that are similar in meaning
+KNN_MEASURES = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
+GEOMETRY_MEASURES = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "nc1": "NC1", "nc2": "NC2"}
+FEATURE_MEASURES = tuple(KNN_MEASURES | GEOMETRY_MEASURES)
+PROBE_MEASURES = {"probe_top1": "probe", "probe_many": "many", "probe_medium": "medium", "probe_few": "few"}
+TARGET_MEASURES = {"reasonability": "R"}  # needs superclasses, that is, groups of classes that are similar in meaning
 # Returns each class's target, (C, D), and the cosines of the running centroids to them, (C,); None in KCL.
-Assigned = Callable[[], tuple[Tensor, Tensor] | None]
+ClassTargets = Callable[[], tuple[Tensor, Tensor] | None]
 
 
 class Vote(NamedTuple):
-    """The kNN vote. k: neighbours; None: `neighbours_by_size`. balanced: see `knn_scores`."""
+    """The kNN vote. k: neighbours; None: `default_knn_k`. balanced: see `knn_scores`."""
 
     k: int | None = None
     balanced: bool = False
@@ -49,7 +49,7 @@ BY_SIZE = Vote()
 def add_monitor_arguments(group: Group) -> None:
     group.add_argument(
         "--monitor-freq",
-        type=natural,
+        type=nonnegative_int,
         default=0,
         metavar="E",
         help="Measure kNN accuracy, alignment, uniformity and neural collapse every E epochs (default: never). It "
@@ -67,8 +67,8 @@ def add_monitor_arguments(group: Group) -> None:
         choices=["images", "class-balanced"],
         metavar="VOTE",
         default="images",
-        help="Count votes equally (images) or weighted by 1 / class size (class-balanced). Equal votes favour frequent "
-        "classes.",
+        help="Weight each neighbour by its similarity (images), or by similarity / class size (class-balanced). images "
+        "favours frequent classes.",
     )
     group.add_argument(
         "--online-probe",
@@ -84,78 +84,88 @@ class Monitor:
     """Measures an encoder on the validation split, and writes the features of the last measured epoch (features.npz).
 
     Args:
-        every: --monitor-freq; 0: never. class_counts: (C,) training images per class. run_dir: the run folder.
-        loaders: of train and val, this rank's share in the evaluation view; empty if nothing is ever measured.
-        vote: the kNN vote. groups: (C,) group of each class, by meaning, if known.
-        online: the classifier of --online-probe.
+        freq: --monitor-freq, the epochs between measurements; 0: never.
+        class_counts: (C,) training images per class.
+        loaders: evaluation loaders of train and val with this rank's images; empty if nothing is ever measured.
+        run_dir: the run folder.
+        vote: the kNN vote.
+        superclasses: (C,) superclass of each class, or None.
+        online_probe: the classifier of --online-probe, which `train_online_probe` trains.
     """
 
     def __init__(
         self,
-        every: int,
+        freq: int,
         class_counts: np.ndarray,
         loaders: dict[str, Iterable],
         run_dir: Path,
         vote: Vote = BY_SIZE,
-        groups: Sequence[int] | None = None,
-        online: OnlineProbe | None = None,
+        superclasses: Sequence[int] | None = None,
+        online_probe: OnlineProbe | None = None,
     ):
-        self.every, self.class_counts, self.loaders, self.run_dir = every, class_counts, loaders, run_dir
-        self.vote, self.groups, self.online = vote, groups, online
-        self.names = (MEASURES + (tuple(REASON) if groups else ()) if every else ()) + (tuple(PROBE) if online else ())
-        self.kept: int | None = None  # the epoch whose features this process has written
+        self.freq, self.class_counts, self.loaders, self.run_dir = freq, class_counts, loaders, run_dir
+        self.vote, self.superclasses, self.online_probe = vote, superclasses, online_probe
+        self.names = (*FEATURE_MEASURES, *(TARGET_MEASURES if superclasses else ())) if freq else ()
+        self.names += tuple(PROBE_MEASURES) if online_probe else ()
+        self.written_epoch: int | None = None  # the epoch whose features this process has written
 
-    def step(self, labels: Tensor) -> dict[str, Tensor]:
+    def train_online_probe(self, labels: Tensor) -> dict[str, Tensor]:
         """Train the online probe after a training step on images with labels (N,), and return the values to log."""
-        return {"probe": self.online.step(labels)} if self.online else {}
+        return {"probe": self.online_probe.step(labels)} if self.online_probe else {}
 
     def due(self, epochs_done: int) -> bool:
         """Whether `measure` measures after that many epochs."""
-        return bool(self.names) and epochs_done % (self.every or 1) == 0
+        return bool(self.names) and epochs_done % (self.freq or 1) == 0
 
     def measure(
-        self, encoder: nn.Module, epochs_done: int, between: Callable[[], None], assigned: Assigned = lambda: None
+        self,
+        encoder: nn.Module,
+        epochs_done: int,
+        after_batch: Callable[[], None],
+        class_targets: ClassTargets = lambda: None,
     ) -> dict[str, float | None]:
         """Return the values of `names`, all None in an epoch that is not due; without a monitor the dict is empty.
 
         Training continues bit for bit as without this call: it uses no random numbers of training and does not change
         batch-norm statistics. For arguments and errors see `extract_features`.
         """
-        found = dict.fromkeys(self.names)
+        values: dict[str, float | None] = dict.fromkeys(self.names)
         if not self.due(epochs_done):
-            return found
-        if self.every:
+            return values
+        if self.freq:
             train, val = (
-                extract_features(encoder, loader, between, f"epoch {epochs_done}, {split}")
+                extract_features(encoder, loader, after_batch, f"epoch {epochs_done}, {split}")
                 for split, loader in self.loaders.items()
             )
-            self._keep(val, epochs_done, assigned)
-            found |= measures(*val, *train, self.class_counts, self.vote)
-        if self.every and self.groups:
-            targets, groups = assigned(), torch.tensor(self.groups, device=val[0].device)
-            found["reasonability"] = reasonability(targets[0], groups) if targets else None
-        if self.online:
+            self._write(val, epochs_done, class_targets)
+            values |= measure_features(*val, *train, self.class_counts, self.vote)
+        if self.freq and self.superclasses:
+            targets, superclasses = class_targets(), torch.tensor(self.superclasses, device=val[0].device)
+            values["reasonability"] = reasonability(targets[0], superclasses) if targets else None
+        if self.online_probe:
             where = f"epoch {epochs_done}, val"
-            network = self.online.on(encoder)
-            logits = extract_features(network, self.loaders["val"], between, where, finish=lambda logits: logits)
-            found |= dict(zip(PROBE, top1_of(*logits, self.class_counts), strict=True))
-        return found
+            network = self.online_probe.with_encoder(encoder)
+            logits = extract_features(
+                network, self.loaders["val"], after_batch, where, postprocess=lambda logits: logits
+            )
+            values |= dict(zip(PROBE_MEASURES, top1_accuracies(*logits, self.class_counts), strict=True))
+        return values
 
-    def finish(self, encoder: nn.Module, epochs_done: int, assigned: Assigned = lambda: None) -> None:
-        """Write the features of the last epoch at the end of a run, unless this start has already written them."""
-        if self.every and self.kept != epochs_done:
+    def finish(self, encoder: nn.Module, epochs_done: int, class_targets: ClassTargets = lambda: None) -> None:
+        """Write the features of the last epoch at the end of a run, unless `measure` has already written them."""
+        if self.freq and self.written_epoch != epochs_done:
             val = extract_features(encoder, self.loaders["val"], where=f"epoch {epochs_done}, val")
-            self._keep(val, epochs_done, assigned)
+            self._write(val, epochs_done, class_targets)
 
-    def _keep(self, val: tuple[Tensor, Tensor], epochs_done: int, assigned: Assigned) -> None:
-        self.kept = epochs_done
+    def _write(self, val: tuple[Tensor, Tensor], epochs_done: int, class_targets: ClassTargets) -> None:
+        self.written_epoch = epochs_done
         if distributed.is_main():
-            features, labels, *of_targets = (tensor.cpu() for tensor in (*val, *(assigned() or ())))
+            features, labels, *target_entries = (tensor.cpu() for tensor in (*val, *(class_targets() or ())))
             counts = torch.tensor(self.class_counts)
-            write_features(self.run_dir, RunFeatures(features, labels, counts, epochs_done, *of_targets))
+            write_features(self.run_dir, RunFeatures(features, labels, counts, epochs_done, *target_entries))
 
 
-def measures(
+def measure_features(
     features: Tensor,
     labels: Tensor,
     bank: Tensor,
@@ -163,39 +173,41 @@ def measures(
     class_counts: np.ndarray,
     vote: Vote = BY_SIZE,
 ) -> dict[str, float | None]:
-    """Return the MEASURES of a split; kNN accuracies are in percent.
+    """Return the FEATURE_MEASURES of a split; kNN accuracies are in percent.
 
     Args:
-        features: (n, D) unit features. labels: (n,). bank, bank_labels: (m, D) and (m,) of the training split.
+        features, labels: (n, D) unit features and (n,) labels of the split.
+        bank, bank_labels: (m, D) unit features and (m,) labels of the training split.
         class_counts: (C,) training images per class.
     """
     num_classes = len(class_counts)
-    mine = slice(distributed.rank(), None, distributed.world_size())
-    k = vote.k or neighbours_by_size(len(bank))
-    scores = knn_scores(features[mine], bank, bank_labels, num_classes, k, vote.balanced)
-    knn = dict(zip(KNN, top1_of(scores, labels[mine], class_counts), strict=True))
-    return knn | spread(features, labels, num_classes)
+    own_rows = slice(distributed.rank(), None, distributed.world_size())
+    k = vote.k or default_knn_k(len(bank))
+    scores = knn_scores(features[own_rows], bank, bank_labels, num_classes, k, vote.balanced)
+    knn = dict(zip(KNN_MEASURES, top1_accuracies(scores, labels[own_rows], class_counts), strict=True))
+    return knn | measure_geometry(features, labels, num_classes)
 
 
-def top1_of(scores: Tensor, labels: Tensor, class_counts: np.ndarray) -> tuple[float | None, ...]:
+def top1_accuracies(scores: Tensor, labels: Tensor, class_counts: np.ndarray) -> tuple[float | None, ...]:
     """Return the top-1 accuracies (all, many, medium, few) in percent of this rank's scores (n, C) and labels (n,)."""
     accuracy = ClassAccuracy(len(class_counts), scores.device)
     accuracy.add(scores, labels)
-    found = accuracy.summary(class_counts)
-    return tuple(found[name] for name in ("acc1", "many", "medium", "few"))
+    summary = accuracy.summary(class_counts)
+    return tuple(summary[name] for name in ("acc1", "many", "medium", "few"))
 
 
-def spread(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
-    """Return the measures of SPREAD for unit features (n, D) with labels (n,)."""
+def measure_geometry(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
+    """Return the GEOMETRY_MEASURES of unit features (n, D) with labels (n,)."""
     centres = class_centres(features, labels, num_classes)
-    near = neighbourhood_uniformity(centres, neighbours_of_a_class(num_classes))
-    values = alignment(features, labels), uniformity(centres), near, *collapse(features, labels, num_classes)
-    return dict(zip(SPREAD, values, strict=True))
+    uniformity_k = neighbourhood_uniformity(centres, default_uniformity_k(num_classes))
+    nc1, nc2 = neural_collapse(features, labels, num_classes)
+    values = alignment(features, labels), uniformity(centres), uniformity_k, nc1, nc2
+    return dict(zip(GEOMETRY_MEASURES, values, strict=True))
 
 
-def describe_measures(values: dict[str, float | None]) -> str:
+def format_measures(values: dict[str, float | None]) -> str:
     """Format the values as a console line."""
-    shown = {name: "–" if v is None else f"{v:.{2 if name in KNN | PROBE else 3}f}" for name, v in values.items()}
-    return "val: " + "  ".join(
-        f"{label} {shown[name]}" for name, label in (KNN | SPREAD | REASON | PROBE).items() if name in shown
-    )
+    digits = {name: 2 if name in KNN_MEASURES | PROBE_MEASURES else 3 for name in values}
+    texts = {name: "–" if value is None else f"{value:.{digits[name]}f}" for name, value in values.items()}
+    labels = KNN_MEASURES | GEOMETRY_MEASURES | TARGET_MEASURES | PROBE_MEASURES
+    return "val: " + "  ".join(f"{label} {texts[name]}" for name, label in labels.items() if name in texts)

@@ -8,14 +8,15 @@ from utils import distributed
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k, rank_of_label
 
-LR, MOMENTUM = 3.0, 0.9  # for standardised features of length 1
+LR, MOMENTUM = 3.0, 0.9  # for features standardised per dimension and divided by √d (norm about 1)
 
 
 class OnlineProbe(nn.Module):
     """A classifier on the detached input of the encoder's `fc`; it does not affect the encoder and uses no randomness.
 
     Args:
-        encoder: a network whose last layer is called `fc`. counts: (C,) training images per class.
+        encoder: a network whose last layer is called `fc`.
+        counts: (C,) training images per class.
         adjusted: add the log class prior to the logits during training (balanced softmax); otherwise weight the images
             so that all classes count equally.
     """
@@ -26,15 +27,15 @@ class OnlineProbe(nn.Module):
         self.standardise = nn.BatchNorm1d(width, affine=False)
         self.weight = nn.Parameter(torch.zeros(len(counts), width))
         self.bias = nn.Parameter(torch.zeros(len(counts)))
-        share = counts.clamp(min=1) / counts.clamp(min=1).sum()  # (C,)
-        self.register_buffer("prior", share.log() if adjusted else torch.zeros(len(counts)), persistent=False)
-        even = 1 / (share * len(counts))
-        self.register_buffer("class_weight", torch.ones(len(counts)) if adjusted else even, persistent=False)
+        prior = counts.clamp(min=1) / counts.clamp(min=1).sum()  # (C,)
+        self.register_buffer("log_prior", prior.log() if adjusted else torch.zeros(len(counts)), persistent=False)
+        balanced = 1 / (prior * len(counts))
+        self.register_buffer("class_weight", torch.ones(len(counts)) if adjusted else balanced, persistent=False)
         self.optimizer = torch.optim.SGD(self.parameters(), LR, MOMENTUM)
         self.features: Tensor | None = None
-        encoder.fc.register_forward_pre_hook(self._note)
+        encoder.fc.register_forward_pre_hook(self._store_features)
 
-    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _store_features(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.features = inputs[0].detach()  # (N, d) of the encoder's latest images
 
     def logits(self) -> Tensor:
@@ -46,11 +47,11 @@ class OnlineProbe(nn.Module):
     def step(self, labels: Tensor) -> Tensor:
         """Train on the encoder's latest images with labels (N,), and return the top-1 accuracy on them in percent.
 
-        If the batch contained two views of each image (all first views, then all second ones), both are used.
+        If the batch contained two views of each image (all first views, then all second views), both are used.
         """
         labels = labels.repeat(len(self.features) // len(labels))
         logits = self.logits()
-        losses = cross_entropy(logits + self.prior, labels, reduction="none")
+        losses = cross_entropy(logits + self.log_prior, labels, reduction="none")
         self.optimizer.zero_grad(set_to_none=True)
         (losses * self.class_weight[labels]).mean().backward()
         for parameter in self.parameters():
@@ -58,7 +59,7 @@ class OnlineProbe(nn.Module):
         self.optimizer.step()
         return in_top_k(rank_of_label(logits.detach(), labels), 1)
 
-    def on(self, encoder: nn.Module) -> nn.Module:
+    def with_encoder(self, encoder: nn.Module) -> nn.Module:
         """Return the network of the encoder and this classifier: (N, 3, H, W) -> (N, C)."""
         return _Network(encoder, self)
 
@@ -66,14 +67,14 @@ class OnlineProbe(nn.Module):
         """Return the checkpoint entry of the probe."""
         return {"state_dict": self.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def restore(self, found: object, source: object) -> None:
+    def restore(self, stored: object, source: object) -> None:
         """Restore the probe from a checkpoint entry; None is ignored. Raise InputError if the entry does not fit."""
-        if found is None:
+        if stored is None:
             return
         try:
-            self.load_state_dict(found["state_dict"])
+            self.load_state_dict(stored["state_dict"])
             settings = self.optimizer.state_dict()["param_groups"]  # this project's constants, not the file's values
-            self.optimizer.load_state_dict(found["optimizer"] | {"param_groups": settings})
+            self.optimizer.load_state_dict(stored["optimizer"] | {"param_groups": settings})
             for weight in self.parameters():
                 momentum = self.optimizer.state.get(weight, {}).get("momentum_buffer")
                 if momentum is not None and (momentum.shape != weight.shape or not momentum.isfinite().all()):

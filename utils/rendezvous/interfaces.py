@@ -9,7 +9,7 @@ from contextlib import suppress
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
-def settle_interface(master: str | None) -> None:
+def set_interface(master: str | None) -> None:
     """Set GLOO_SOCKET_IFNAME to the interface that reaches the first machine, unless it is already set.
 
     By default gloo uses the address that the machine's own name resolves to. On many systems, such as Debian, that is
@@ -20,21 +20,21 @@ def settle_interface(master: str | None) -> None:
 
 
 def interface_to(host: str) -> str | None:
-    """Return the interface over which this machine reaches a host by IPv4; None if unknown or loopback.
+    """Return the interface over which this machine reaches a host by IPv4, or None if it is unknown or loopback.
 
-    On the host itself, whose name may resolve to a loopback address: the interface of the default route, or the only
-    interface.
+    The host's own name may resolve to a loopback address. On the host itself, the interface of the default route is
+    returned, or the only interface.
     """
     if host == "localhost" or host.startswith("127."):
         return None  # a single machine
     names = interfaces()
-    if not (own := own_address(host)):
+    if not (address_here := own_address(host)):
         return None
-    if not own.startswith("127."):
-        return names.get(own)
-    others = {address: name for address, name in names.items() if not address.startswith("127.")}
+    if not address_here.startswith("127."):
+        return names.get(address_here)
+    external = {address: name for address, name in names.items() if not address.startswith("127.")}
     default = own_address("192.0.2.1")  # an address reserved for documentation (RFC 5737)
-    return others.get(default) or (next(iter(others.values())) if len(others) == 1 else None)
+    return external.get(default) or (next(iter(external.values())) if len(external) == 1 else None)
 
 
 def own_address(host: str) -> str | None:
@@ -47,10 +47,10 @@ def own_address(host: str) -> str | None:
 
 def interfaces() -> dict[str, str]:
     """Return {IPv4 address: interface name} of this machine (Linux)."""
-    found = {}
+    by_address = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # the interface has no IPv4 address
                 answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
-                found[socket.inet_ntoa(answer[20:24])] = name
-    return found
+                by_address[socket.inet_ntoa(answer[20:24])] = name
+    return by_address

@@ -14,10 +14,10 @@ import utils.startup  # noqa: F401, before the imports that take seconds
 from pathlib import Path
 
 from utils import errors
-from utils.distributed import say
+from utils.distributed import log
 from utils.parser import Parser
 from utils.report import sections, trials
-from utils.report.page import markdown_section, write_report
+from utils.report.page import format_markdown_section, write_report
 from utils.report.runs import Run, read_run, short_names
 
 
@@ -42,22 +42,22 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError("expected a RUN folder, or groups with --trials")
     if args.output and not args.runs:
         raise errors.InputError("--output: not used without a RUN; append > FILE to write the printed trials")
-    of_trials = [trials.section(trials.read_groups(args.trials))] if args.trials else []
+    trial_sections = [trials.section(trials.read_groups(args.trials))] if args.trials else []
     if not args.runs:
-        print(errors.printable(markdown_section(of_trials[0])), end="")
+        print(errors.printable(format_markdown_section(trial_sections[0])), end="")
         return
-    runs = named([read_run(path) for path in args.runs])
+    runs = with_short_names([read_run(path) for path in args.runs])
     # Results come first, settings last.
-    found = [sections.accuracy(runs), *of_trials, sections.curves(runs), *sections.heads(runs)]
-    found += sections.features(runs)
-    found += [make(runs) for make in (sections.overview, sections.commands, sections.arguments)]
+    page_sections = [sections.accuracy(runs), *trial_sections, sections.curves(runs), *sections.heads(runs)]
+    page_sections += sections.features(runs)
+    page_sections += [make(runs) for make in (sections.overview, sections.commands, sections.arguments)]
     title = "Report of " + ", ".join(run.name for run in runs)
-    page, text = write_report(Path(args.output or args.runs[0]), title, found)
-    say(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")
-    say(f"open {page.resolve().as_uri()} in a browser")
+    page, text = write_report(Path(args.output or args.runs[0]), title, page_sections)
+    log(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")
+    log(f"open {page.resolve().as_uri()} in a browser")
 
 
-def named(runs: list[Run]) -> list[Run]:
+def with_short_names(runs: list[Run]) -> list[Run]:
     """Return the runs with short names. Raise InputError if a folder is named twice."""
     paths = [str(Path(run.name).resolve()) for run in runs]
     if len(set(paths)) < len(paths):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
 from utils.measure.results import SHOT_NOTE, SHOTS, accuracies
-from utils.report.style import COLOURS, LIGHT, lettered
+from utils.report.style import COLOURS, LIGHT, escape_label
 
 SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches; text stays readable on a telephone at 370 px
 NAMED_CLASSES = 20  # with more classes, the axis has no class names
@@ -38,7 +38,9 @@ def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None
     Args:
         lines: run name -> epochs and values. Both are empty for a run without values, which still uses up a colour. A
             name ending in " (test)" is dashed, in the colour of the preceding line.
-        label: of the y axis. switch: the epoch after which TSC begins. log: whether the y axis is logarithmic.
+        label: label of the y axis.
+        switch: the epoch after which TSC begins.
+        log: whether the y axis is logarithmic.
     """
     figure, axes = _axes()
     colour = -1
@@ -48,12 +50,12 @@ def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None
         marks = {"marker": "o", "markersize": 3} if len(epochs) < 20 else {}
         if epochs:
             axes.plot(
-                epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=lettered(name), **marks
+                epochs, values, color=f"C{colour}", linestyle="--" if test else "-", label=escape_label(name), **marks
             )
     if switch is not None:
         axes.axvline(switch + 0.5, color="0.5", linestyle=":", linewidth=1)
-        place = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}
-        axes.annotate("TSC", **place, xytext=(3, -9), textcoords="offset points", color="0.5", fontsize=10)
+        position = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}
+        axes.annotate("TSC", **position, xytext=(3, -9), textcoords="offset points", color="0.5", fontsize=10)
     if log:
         axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -65,7 +67,8 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
     """Draw each class's test accuracy over its number of training images (log axis); shots are shaded.
 
     Args:
-        per_class: run name -> (C,) percent; None for a class without test images. counts: (C,) training images.
+        per_class: maps the name of a run to (C,) percentages; None for a class without test images.
+        counts: (C,) training images.
     """
     figure, axes = _axes()
     low, high = max(counts.min(), 1) / 1.3, counts.max() * 1.3
@@ -80,7 +83,14 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
         places = np.maximum(counts, 1) * shift ** (i - (len(per_class) - 1) / 2)
         size = 26 if len(counts) <= 100 else 8
         axes.scatter(
-            places, heights, size, color=f"C{i}", marker="os^Dv"[i % 5], alpha=0.8, label=lettered(name), linewidth=0
+            places,
+            heights,
+            size,
+            color=f"C{i}",
+            marker="os^Dv"[i % 5],
+            alpha=0.8,
+            label=escape_label(name),
+            linewidth=0,
         )
     axes.set(xscale="log", xlim=(low, high), ylim=(-4, 112), yticks=range(0, 101, 20))
     axes.set(xlabel="training images of the class", ylabel="test accuracy, %")
@@ -118,7 +128,8 @@ def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_ci
     """Draw images as points in the plane, coloured by the frequency of their class.
 
     Args:
-        points: (n, 2). ranks: (n,) index of each point's class in `classes`, the most frequent class first.
+        points: (n, 2) coordinates.
+        ranks: (n,) index of each point's class in `classes`, the most frequent class first.
         on_circle: whether the points are unit features, for which a circle is drawn.
     """
     figure, axes = plt.subplots(figsize=SQUARE, layout="constrained")
@@ -131,9 +142,9 @@ def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_ci
     if len(classes) <= NAMED_CLASSES:
         halo = [patheffects.withStroke(linewidth=3, foreground=plt.rcParams["legend.facecolor"])]
         for rank in np.unique(ranks):
-            place = np.median(points[ranks == rank], axis=0)
+            position = np.median(points[ranks == rank], axis=0)
             style = {"fontsize": 12, "weight": "bold", "path_effects": halo}
-            axes.annotate(classes[rank], place, xytext=(6, 6), textcoords="offset points", **style)
+            axes.annotate(classes[rank], position, xytext=(6, 6), textcoords="offset points", **style)
     bar = figure.colorbar(dots, shrink=0.9, ticks=[0, last])
     bar.ax.set_yticklabels(["most", "fewest"])
     bar.set_label("training images of the class", labelpad=-14)
@@ -153,7 +164,7 @@ def heads_dots(heads: dict[str, dict]) -> Figure:
         label, marker = ("all", "D") if shot == "acc1" else (shot, "o^s"[i])
         axes.scatter(values, places, 34, color=f"C{i}", marker=marker, label=label, linewidth=0, zorder=3)
     lowest = min(value for entry in heads.values() for value in accuracies(entry) if value is not None)
-    axes.set_yticks(places, [*map(lettered, heads)])
+    axes.set_yticks(places, [*map(escape_label, heads)])
     axes.set(xlabel="test accuracy, %", xlim=(max(0, 10 * int((lowest - 5) / 10)), 101))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -182,7 +193,7 @@ def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
         entry = record["selected"]
         heights = np.array(entry["per_class"], dtype=float)[order]
         places = np.arange(len(order)) + (i - (len(results) - 1) / 2) * width
-        axes.bar(places, heights, width, color=colour, label=f"{lettered(method)}: {entry['acc1']:.1f} % overall")
+        axes.bar(places, heights, width, color=colour, label=f"{escape_label(method)}: {entry['acc1']:.1f} % overall")
     axes.set_xticks(range(len(order)), [f"{c}\n{counts[c]}" for c in order])
     axes.set(xlabel=f"class and its number of training images\n{SHOT_NOTE}", ylabel="test accuracy, %")
     axes.set(ylim=(0, 118), yticks=range(0, 101, 20))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from utils.errors import printable
 from utils.files import write_text
-from utils.measure.results import markdown
+from utils.measure.results import format_markdown_table
 from utils.report.style import Picture
 
 LONG = 40  # cells with more characters may wrap
@@ -45,11 +45,11 @@ figcaption { color: var(--quiet); font-size: .9rem }
 
 
 class Table(NamedTuple):
-    """A table; the first `words` columns are text, the others are numbers. title: a line above the table."""
+    """A table; the first `text_columns` columns contain text, the others numbers. title: a line above the table."""
 
     header: list[str]
     rows: list[list[str]]
-    words: int = 1
+    text_columns: int = 1
     title: str = ""
 
 
@@ -71,32 +71,35 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Pat
         for picture in section.pictures:
             write_text(figures / f"{picture.name}.svg", picture.light)
     page, text = folder / "report.html", folder / "report.md"
-    write_text(page, printable(html_page(title, sections)))
-    write_text(text, printable(markdown_page(title, sections, figures.name)))
+    write_text(page, printable(format_html_page(title, sections)))
+    write_text(text, printable(format_markdown_page(title, sections, figures.name)))
     return page, text
 
 
-def markdown_page(title: str, sections: list[Section], figures: str) -> str:
+def format_markdown_page(title: str, sections: list[Section], figures: str) -> str:
     """Return the page in Markdown. figures: the folder of the pictures, relative to the page."""
-    return f"# {title}\n\n" + "\n".join(markdown_section(section, figures) for section in sections)
+    return f"# {title}\n\n" + "\n".join(format_markdown_section(section, figures) for section in sections)
 
 
-def markdown_section(section: Section, figures: str = "") -> str:
+def format_markdown_section(section: Section, figures: str = "") -> str:
     parts = [f"## {section.title}", *section.text]
     for table in section.tables:
         parts += [f"### {table.title}"] if table.title else []
-        parts.append(markdown(table.header, table.rows, table.words))
+        parts.append(format_markdown_table(table.header, table.rows, table.text_columns))
     for picture in section.pictures:
         parts.append(f"![{picture.caption}]({figures}/{picture.name}.svg)\n\n{picture.caption}")
     for table in section.folded:
         # Markdown needs blank lines around a table here. Cells are escaped, so that no value can close the fold.
         header, *rows = [[escape(cell, quote=False) for cell in line] for line in (table.header, *table.rows)]
-        parts += [f"<details>\n<summary>{escape(table.title)}</summary>", markdown(header, rows, table.words)]
+        parts += [
+            f"<details>\n<summary>{escape(table.title)}</summary>",
+            format_markdown_table(header, rows, table.text_columns),
+        ]
         parts.append("</details>")
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(title: str, sections: list[Section]) -> str:
+def format_html_page(title: str, sections: list[Section]) -> str:
     body = "\n".join(map(_section, sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -124,7 +127,9 @@ def _with_code(text: str) -> str:
 
 def _table(table: Table) -> str:
     def line(cells: list[str], tag: str) -> str:
-        kinds = ["" if i >= table.words else "long" if len(cell) > LONG else "word" for i, cell in enumerate(cells)]
+        kinds = [
+            "" if i >= table.text_columns else "long" if len(cell) > LONG else "word" for i, cell in enumerate(cells)
+        ]
         return "".join(f'<{tag} class="{k}">{_with_code(c)}</{tag}>' for k, c in zip(kinds, cells, strict=True))
 
     rows = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in table.rows)
@@ -134,8 +139,8 @@ def _table(table: Table) -> str:
 
 
 def _folded(table: Table) -> str:
-    shown = _table(table._replace(title=""))
-    return f"<details>\n<summary>{escape(table.title)}</summary>\n{shown}\n</details>"
+    content = _table(table._replace(title=""))
+    return f"<details>\n<summary>{escape(table.title)}</summary>\n{content}\n</details>"
 
 
 def _picture(picture: Picture) -> str:

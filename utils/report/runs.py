@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import InputError, brief
-from utils.measure.results import CHOICES, what_is_wrong_with_entry
-from utils.run.arguments import FREE
+from utils.errors import InputError, short_repr
+from utils.measure.results import CHOICES, entry_problem
+from utils.run.arguments import RESUME_CHANGEABLE
 from utils.run.logger import read_log
 from utils.safe_load import is_count, is_plain, read_json
 
@@ -30,7 +30,8 @@ class Run(NamedTuple):
     """A pre-training and its linear probe, or only one of them.
 
     Attributes:
-        results: results of the probe, if it has finished. heads: results of --compare-heads in the same folder.
+        results: results of the probe, if it has finished.
+        heads: results of --compare-heads in the same folder.
     """
 
     name: str
@@ -48,15 +49,15 @@ class Run(NamedTuple):
     def seeds(self) -> tuple[int, ...]:
         return tuple(stage.args["seed"] for stage in self.stages.values())
 
-    def computed_by(self) -> dict[str, object]:
+    def deciding_arguments(self) -> dict[str, object]:
         """Return the arguments that affect the result, except the seeds."""
-        return self.arguments(but=FREE)
+        return self.arguments(excluded=RESUME_CHANGEABLE)
 
-    def arguments(self, but: frozenset[str] = frozenset()) -> dict[str, object]:
-        """Return the arguments of both stages, except those in `but`, and the class sizes."""
+    def arguments(self, excluded: frozenset[str] = frozenset()) -> dict[str, object]:
+        """Return the arguments of both stages, except those in `excluded`, and the class sizes."""
         values = {}
         for number, stage in self.stages.items():
-            values |= {f"{name} (stage {number})": value for name, value in stage.args.items() if name not in but}
+            values |= {f"{name} (stage {number})": value for name, value in stage.args.items() if name not in excluded}
         if self.results:
             values["training images of the classes"] = self.results["train_counts"]
         return values
@@ -74,7 +75,7 @@ def read_run(path: str | Path) -> Run:
     else:
         pretraining, probe = stage, _only_probe_in(stage.folder)
     results = read_results(probe.folder / "results.json") if probe else None
-    return Run(str(path).rstrip("/"), pretraining, probe, results, comparison_of(stage.folder))
+    return Run(str(path).rstrip("/"), pretraining, probe, results, find_comparison(stage.folder))
 
 
 def read_stage(folder: Path) -> Stage:
@@ -86,7 +87,9 @@ def read_stage(folder: Path) -> Stage:
         raise InputError(f"{file}: has no 'args' with a seed, expected a file written by a run of this project")
     for name, value in args.items():
         if not is_plain(value) or (name == "pretrained" and not isinstance(value, str | None)):
-            raise InputError(f"{file}: argument {brief(name)} is {brief(value)}, expected a value of a command line")
+            raise InputError(
+                f"{file}: argument {short_repr(name)} is {short_repr(value)}, expected a value of a command line"
+            )
     return Stage(folder, about, read_log(folder / "log.jsonl"))
 
 
@@ -99,42 +102,43 @@ def _pretraining_of(probe: Stage) -> Stage | None:
 
 
 def _only_probe_in(folder: Path) -> Stage | None:
-    probes = [stage for stage in _stages_in(folder) if "pretrained" in stage.args and not _compares(stage)]
+    probes = [stage for stage in _stages_in(folder) if "pretrained" in stage.args and not _is_comparison(stage)]
     if len(probes) > 1:
         names = ", ".join(stage.folder.name for stage in probes)
         raise InputError(f"{folder}: contains {len(probes)} probes ({names}); name one of them, {folder}/PROBE")
     return probes[0] if probes else None
 
 
-def comparison_of(folder: Path) -> dict | None:
+def find_comparison(folder: Path) -> dict | None:
     """Return the newest results.json of --compare-heads in a run folder, or None."""
-    found = [stage.folder / "results.json" for stage in _stages_in(folder) if _compares(stage)]
-    newest = max((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
+    files = [stage.folder / "results.json" for stage in _stages_in(folder) if _is_comparison(stage)]
+    newest = max((path for path in files if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
     if newest and "heads" not in (results := read_results(newest)):
         raise InputError(f"{newest}: has no heads, expected a file written by --compare-heads")
     return newest and results
 
 
-def probes_of(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
+def find_probes(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
     """Return {folder: results} of the finished probes in a checkpoint's folder that used it and the same lists.
 
     Args:
-        lists: name of a list's argument -> digest.
+        checkpoint: the checkpoint's file.
+        lists: maps the name of a list's argument to the list's digest.
     """
-    found = {}
+    probes = {}
     for stage in _stages_in(checkpoint.parent):
         same = Path(stage.args.get("pretrained") or "").resolve() == checkpoint.resolve()
         same = same and all(stage.args.get(name) == digest for name, digest in lists.items())
         if same and stage.epochs and (results := read_results(stage.folder / "results.json")):
-            found[stage.folder] = results
-    return found
+            probes[stage.folder] = results
+    return probes
 
 
 def _stages_in(folder: Path) -> list[Stage]:
     return [read_stage(path.parent) for path in sorted(folder.glob("*/args.json"))]
 
 
-def _compares(stage: Stage) -> bool:
+def _is_comparison(stage: Stage) -> bool:
     return bool(stage.args.get("compare_heads"))
 
 
@@ -143,42 +147,42 @@ def read_results(path: Path) -> dict | None:
     if not path.exists():
         return None
     results = read_json(path)
-    if wrong := _what_is_wrong(results):
-        raise InputError(f"{path}: {wrong}")
+    if problem := _results_problem(results):
+        raise InputError(f"{path}: {problem}")
     return results
 
 
-def _what_is_wrong(results: dict) -> str | None:
+def _results_problem(results: dict) -> str | None:
     for choice in [name for name in CHOICES if name == "selected" or name in results]:
-        if wrong := what_is_wrong_with_entry(results.get(choice, {})):
-            return f"'{choice}' {wrong}"
+        if problem := entry_problem(results.get(choice, {})):
+            return f"'{choice}' {problem}"
     counts = results.get("train_counts")
     if not isinstance(counts, list) or not all(map(is_count, counts)) or not any(counts):
-        return f"train_counts is {brief(counts)}, expected the number of training images of each class"
-    of_classes = {len(results[choice]["per_class"]) for choice in CHOICES if choice in results}
-    if of_classes != {len(counts)}:
-        return f"per_class has {brief(sorted(of_classes))} classes, train_counts has {len(counts)}"
+        return f"train_counts is {short_repr(counts)}, expected the number of training images of each class"
+    class_counts = {len(results[choice]["per_class"]) for choice in CHOICES if choice in results}
+    if class_counts != {len(counts)}:
+        return f"per_class has {short_repr(sorted(class_counts))} classes, train_counts has {len(counts)}"
     chosen, heads = results.get("chosen", {}), results.get("heads")
     if not isinstance(chosen, dict) or not isinstance(chosen.get("on", ""), str) or (heads and "on" not in chosen):
-        return f"chosen is {brief(chosen)}, expected a dict with the split ('on') and the candidates ('from')"
+        return f"chosen is {short_repr(chosen)}, expected a dict with the split ('on') and the candidates ('from')"
     if heads is None:
         return None
     if not isinstance(heads, dict) or not heads:
-        return f"heads is {brief(heads)}, expected a dict with an entry for each head"
+        return f"heads is {short_repr(heads)}, expected a dict with an entry for each head"
     for title, entry in heads.items():
-        wrong = what_is_wrong_with_entry(entry) or ("" if "val_balanced" in entry else "has no val_balanced")
-        if wrong:
-            return f"head {brief(title)} {wrong}"
+        problem = entry_problem(entry) or ("" if "val_balanced" in entry else "has no val_balanced")
+        if problem:
+            return f"head {short_repr(title)} {problem}"
     return None
 
 
 def differences(runs: list[Run]) -> dict[str, list]:
-    """Return the arguments that differ between runs: name -> each run's value (see `beside`)."""
-    columns = beside([run.computed_by() for run in runs])
+    """Return the arguments that differ between runs: name -> each run's value (see `transpose`)."""
+    columns = transpose([run.deciding_arguments() for run in runs])
     return {name: column for name, column in columns.items() if any(value != column[0] for value in column)}
 
 
-def beside(values: list[dict[str, object]]) -> dict[str, list]:
+def transpose(values: list[dict[str, object]]) -> dict[str, list]:
     """Transpose the runs' dicts to name -> each run's value; None for a run without this name."""
     names = dict.fromkeys(name for value in values for name in value)
     return {name: [value.get(name) for value in values] for name in names}

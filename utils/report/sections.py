@@ -6,17 +6,17 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.measure.feature_file import RunFeatures, read_features
-from utils.measure.features import class_centres
-from utils.measure.monitor import SPREAD, spread
+from utils.measure.feature_measures import class_centres
+from utils.measure.monitor import GEOMETRY_MEASURES, measure_geometry
 from utils.measure.results import CHOICES, HEADS_NOTE, SHOT_NOTE, heads_rows, results_rows
 from utils.report import figures as plots
 from utils.report.page import Section, Table
-from utils.report.runs import Run, Stage, beside, differences
+from utils.report.runs import Run, Stage, differences, transpose
 from utils.report.style import draw
-from utils.report.typed import typed
-from utils.run.logger import flat
+from utils.report.typed import typed_flags
+from utils.run.logger import flatten_record
 
-MAPPED, FEWEST_MAPPED = 2000, 10  # maximum and minimum number of validation images in the map
+MAX_MAP_IMAGES, MIN_MAP_IMAGES = 2000, 10  # number of validation images in the map
 # Columns of stage 1's epochs.csv -> axis labels.
 CURVES = {
     "loss": "loss",
@@ -41,12 +41,12 @@ def overview(runs: list[Run]) -> Section:
 
 
 def commands(runs: list[Run]) -> Section:
-    return Section("Commands", _by_stage(runs, lambda command: command))
+    return Section("Commands", _list_commands(runs, lambda command: command))
 
 
-def _by_stage(runs: list[Run], shown: Callable[[str], str]) -> tuple[str, ...]:
+def _list_commands(runs: list[Run], format_command: Callable[[str], str]) -> tuple[str, ...]:
     """Return one line per stage, with its command."""
-    return tuple(f"{run.name}, stage {n}: `{shown(s.command)}`" for run in runs for n, s in run.stages.items())
+    return tuple(f"{run.name}, stage {n}: `{format_command(s.command)}`" for run in runs for n, s in run.stages.items())
 
 
 def _facts(stage: Stage) -> list[str]:
@@ -59,21 +59,21 @@ def _facts(stage: Stage) -> list[str]:
 
 def arguments(runs: list[Run]) -> Section:
     """Return the typed arguments that affect the result, those that differ, and all arguments in a folded table."""
-    what = "Typed arguments that affect the result, except the seed. All others have their default values."
-    text, differing = (what, *_by_stage(runs, typed)), differences(runs)
+    heading = "Typed arguments that affect the result, except the seed. All others have their default values."
+    text, differing = (heading, *_list_commands(runs, typed_flags)), differences(runs)
     if len(runs) > 1 and not differing:
         text += ("The runs differ only in the seed.",)
 
     def table(columns: dict[str, list], title: str) -> Table:
-        rows = [[name, *map(_value, values)] for name, values in columns.items()]
+        rows = [[name, *map(_format_value, values)] for name, values in columns.items()]
         return Table(["argument", *(run.name for run in runs)], rows, 1 + len(runs), title)
 
     tables = (table(differing, "Arguments that differ"),) if differing else ()
-    whole = table(beside([run.arguments() for run in runs]), "All arguments, typed or not")
+    whole = table(transpose([run.arguments() for run in runs]), "All arguments, typed_flags or not")
     return Section("Arguments", text, tables, folded=(whole,))
 
 
-def _value(value) -> str:
+def _format_value(value) -> str:
     return "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -83,7 +83,7 @@ def accuracy(runs: list[Run]) -> Section:
     if not done:
         return Section("Test accuracy", ("No probe has finished yet (no results.json found).",))
     text = (f"Top-1 in percent. {SHOT_NOTE}.", *(f"{choice}: {meaning}." for choice, meaning in CHOICES.items()))
-    table = Table(*results_rows(done, tuple(CHOICES)), words=2)
+    table = Table(*results_rows(done, tuple(CHOICES)), text_columns=2)
     # Runs on different data have no common axis of classes, so only those with the first run's classes are drawn.
     counts = next(iter(done.values()))["train_counts"]
     per_class = {name: r["selected"]["per_class"] for name, r in done.items() if r["train_counts"] == counts}
@@ -100,16 +100,16 @@ def heads(runs: list[Run]) -> list[Section]:
     for number, run in enumerate(run for run in runs if run.heads):
         entries, on = run.heads["heads"], run.heads["chosen"]["on"]
         picture = draw(f"heads_{number}", f"{run.name}: test accuracy by each head", plots.heads_dots, entries)
-        table = Table(*heads_rows(entries, on), words=2)
+        table = Table(*heads_rows(entries, on), text_columns=2)
         sections.append(Section(f"Heads of {run.name}", (HEADS_NOTE,), (table,), (picture,)))
     return sections
 
 
 def curves(runs: list[Run]) -> Section:
     """Return the curves over the epochs of both stages, for the values that at least one run has."""
-    logs = {run.name: list(map(flat, run.pretraining.epochs)) for run in runs if run.pretraining}
-    of_tsc = (record["epoch"] for log in logs.values() for record in log if record.get("phase") == "TSC")
-    switch = next((epoch - 1 for epoch in of_tsc), None)
+    logs = {run.name: list(map(flatten_record, run.pretraining.epochs)) for run in runs if run.pretraining}
+    tsc_epochs = (record["epoch"] for log in logs.values() for record in log if record.get("phase") == "TSC")
+    switch = next((epoch - 1 for epoch in tsc_epochs), None)
     pictures = []
     for column, label in CURVES.items():
         lines = {name: _series(log, column) for name, log in logs.items()}
@@ -119,7 +119,7 @@ def curves(runs: list[Run]) -> Section:
     lines = {}
     for run in runs:
         if run.probe and run.probe.epochs:
-            log = list(map(flat, run.probe.epochs))
+            log = list(map(flatten_record, run.probe.epochs))
             lines |= {run.name: _series(log, "val_top1"), f"{run.name} (test)": _series(log, "test_top1")}
     if lines:
         caption = "Top-1 of the probe: validation, dashed test"
@@ -131,24 +131,24 @@ def curves(runs: list[Run]) -> Section:
 
 
 def _series(log: list[dict], column: str) -> tuple[list[int], list[float]]:
-    """Return the epochs and values of a column where it was measured; the records are `flat`."""
+    """Return the epochs and values of a column where it was measured; the records are flat."""
     points = [(record["epoch"], value) for record in log if (value := record.get(column)) is not None]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
 def features(runs: list[Run]) -> list[Section]:
     """Return the sections on stage 1's features of the validation split; for missing ones, the reason and command."""
-    found, reasons = {}, []
+    features_by_run, reasons = {}, []
     for run in runs:
         if run.pretraining is None:
             reasons.append(f"{run.name}: not shown, its stage-1 folder was not found")
             continue
         try:
-            found[run.name] = read_features(run.pretraining.folder)
+            features_by_run[run.name] = read_features(run.pretraining.folder)
         except InputError as error:
             command = run.pretraining.about.get("command", "its command")
             reasons.append(f"{run.name}: not shown, {error}. To write it: `{command} --resume auto --monitor-freq 1`")
-    return [_centres(found, reasons), _targets(found, reasons), _map(found, reasons)]
+    return [_centres(features_by_run, reasons), _targets(features_by_run, reasons), _map(features_by_run, reasons)]
 
 
 def _by_frequency(run: RunFeatures) -> tuple[list[int], list[str]]:
@@ -160,7 +160,7 @@ def _by_frequency(run: RunFeatures) -> tuple[list[int], list[str]]:
 def _centres(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     rows, pictures = [], []
     for name, run in found.items():
-        values = spread(run.features, run.labels, len(run.class_counts))
+        values = measure_geometry(run.features, run.labels, len(run.class_counts))
         rows.append([name, str(run.epoch), *("–" if v is None else f"{v:.3f}" for v in values.values())])
         order, classes = _by_frequency(run)
         centres = class_centres(run.features, run.labels, len(order))[order]
@@ -174,7 +174,7 @@ def _centres(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
         "there are fewer than 31. NC1 and NC2: neural collapse, of the variance within classes and of the class means "
         "towards a simplex; 0 is full collapse.",
     )
-    tables = (Table(["run", "epoch", *SPREAD.values()], rows),) if rows else ()
+    tables = (Table(["run", "epoch", *GEOMETRY_MEASURES.values()], rows),) if rows else ()
     return Section("Class centres", (*(text if rows else ()), *reasons), tables, tuple(pictures))
 
 
@@ -185,8 +185,8 @@ def _targets(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
             without.append(f"{name}: no targets, because epoch {run.epoch} belongs to KCL.")
             continue
         order, classes = _by_frequency(run)
-        of_images = (class_centres(run.features, run.labels, len(order)) * run.targets).sum(dim=1)
-        cosines = {"running centroid": run.centroid_cosines, "validation images": of_images}
+        image_cosines = (class_centres(run.features, run.labels, len(order)) * run.targets).sum(dim=1)
+        cosines = {"running centroid": run.centroid_cosines, "validation images": image_cosines}
         cosines = {what: values.numpy()[order] for what, values in cosines.items()}
         what = "cosine of each class's running centroid, and of its validation centre, to its target"
         caption = f"{name}, epoch {run.epoch}: {what}"
@@ -197,15 +197,15 @@ def _targets(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
 def _map(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     pictures = []
     for name, run in found.items():
-        if len(run.labels) < FEWEST_MAPPED:
+        if len(run.labels) < MIN_MAP_IMAGES:
             reasons = [*reasons, f"{name}: no map, because {len(run.labels)} validation images are too few."]
             continue
         order, classes = _by_frequency(run)
-        chosen = spread_out(len(run.labels), MAPPED)
-        points, how = in_two_dimensions(run.features.numpy()[chosen])
-        ranks = np.argsort(order)[run.labels.numpy()[chosen]]
-        caption = f"{name}, epoch {run.epoch}: {len(chosen)} validation images, {how}; numbers are classes"
-        arguments = points, ranks, classes, how == "as they are"
+        indices = spread_out(len(run.labels), MAX_MAP_IMAGES)
+        points, method = in_two_dimensions(run.features.numpy()[indices])
+        ranks = np.argsort(order)[run.labels.numpy()[indices]]
+        caption = f"{name}, epoch {run.epoch}: {len(indices)} validation images, {method}; numbers are classes"
+        arguments = points, ranks, classes, method == "as they are"
         pictures.append(draw(f"map_{len(pictures)}", caption, plots.feature_map, *arguments))
     text = (
         "Nearby points have similar features. Blue: classes with many training images; red: with few. In a t-SNE map, "

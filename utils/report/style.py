@@ -45,7 +45,7 @@ def theme(text: str, behind: str, colours: tuple[str, ...]) -> dict:
 THEMES = {"light": theme("#1b1f24", "#ffffff", LIGHT), "dark": theme("#e6e8eb", "#15181c", DARK)}
 
 
-def lettered(name: str) -> str:
+def escape_label(name: str) -> str:
     """Escape a name for Matplotlib, which treats `$` as a formula and hides labels with a leading `_`."""
     text = re.sub(r"\s", " ", printable(name)).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from utils.errors import InputError
-from utils.measure.results import CHOICES, SHOTS, accuracies, made_with, percent
+from utils.measure.results import CHOICES, SHOTS, accuracies, format_percent, format_settings
 from utils.report.page import Section, Table
 from utils.report.runs import Run, differences, read_run, short_names
 
@@ -35,11 +35,12 @@ def read_groups(patterns: list[str]) -> list[Group]:
     groups = [read_group(pattern) for pattern in patterns]
     first = groups[0]
     for other in groups[1:]:
-        mine, its = ({run.seeds for run in group.runs} for group in (first, other))
-        if mine != its:
+        first_seeds, other_seeds = ({run.seeds for run in group.runs} for group in (first, other))
+        if first_seeds != other_seeds:
             raise InputError(
-                f"seeds differ: only {first.name} has {_listed(mine - its)}, only {other.name} has "
-                f"{_listed(its - mine)}; give patterns with the same seeds, or run the missing ones"
+                f"seeds differ: only {first.name} has {_format_seeds(first_seeds - other_seeds)}, only {other.name} "
+                f"has {_format_seeds(other_seeds - first_seeds)}; give patterns with the same seeds, or run the "
+                "missing ones"
             )
     return groups
 
@@ -48,16 +49,18 @@ def read_group(pattern: str) -> Group:
     """Read the finished runs whose folders match a shell pattern.
 
     Raises:
-        InputError: fewer than two folders match; see also `group_of`.
+        InputError: fewer than two folders match; see also `read_folders_as_group`.
     """
     folders = sorted(glob.glob(pattern.rstrip("/")))  # noqa: PTH207, the pattern may be absolute
     if len(folders) < 2:
-        found = f"matches only {folders[0]}" if folders else "matches no folder"
-        raise InputError(f"--trials {pattern}: {found}, expected two or more runs; put the pattern in quotation marks")
-    return group_of(pattern, folders)
+        matches = f"matches only {folders[0]}" if folders else "matches no folder"
+        raise InputError(
+            f"--trials {pattern}: {matches}, expected two or more runs; put the pattern in quotation marks"
+        )
+    return read_folders_as_group(pattern, folders)
 
 
-def group_of(name: str, folders: list[str]) -> Group:
+def read_folders_as_group(name: str, folders: list[str]) -> Group:
     """Read the finished runs in these folders.
 
     Raises:
@@ -69,58 +72,58 @@ def group_of(name: str, folders: list[str]) -> Group:
         if run.results is None:
             raise InputError(f"{run.name}: has no results.json, because its probe has not finished")
     if changed := differences(runs):
-        listed = "; ".join(f"{argument}: {_by_run(runs, values)}" for argument, values in changed.items())
+        listed = "; ".join(f"{argument}: {_format_by_run(runs, values)}" for argument, values in changed.items())
         raise InputError(f"{name}: the runs differ in more than the seed: {listed}")
     runs.sort(key=lambda run: run.seeds)
     for one, next_one in itertools.pairwise(runs):
         if one.seeds == next_one.seeds:
-            raise InputError(f"{one.name} and {next_one.name}: same seed {_seed(one)}, expected different seeds")
+            raise InputError(f"{one.name} and {next_one.name}: same seed {_format_seed(one)}, expected different seeds")
     return Group(name, runs)
 
 
-def _by_run(runs: list[Run], values: list) -> str:
+def _format_by_run(runs: list[Run], values: list) -> str:
     """Format values for a message: `0.1 in a, b and 0.2 in c`."""
-    places: dict[str, list[str]] = {}
+    runs_by_value: dict[str, list[str]] = {}
     for run, value in zip(runs, values, strict=True):
-        places.setdefault(str(value), []).append(run.name)
-    return " and ".join(f"{value} in {', '.join(names)}" for value, names in places.items())
+        runs_by_value.setdefault(str(value), []).append(run.name)
+    return " and ".join(f"{value} in {', '.join(names)}" for value, names in runs_by_value.items())
 
 
-def _listed(seeds: set) -> str:
+def _format_seeds(seeds: set) -> str:
     return ", ".join("/".join(map(str, seed)) for seed in sorted(seeds)) or "none"
 
 
-def _seed(run: Run) -> str:
+def _format_seed(run: Run) -> str:
     """Return the seed as text, or both seeds if the stages differ."""
     return "/".join(map(str, dict.fromkeys(run.seeds)))
 
 
-def _short(groups: list[Group]) -> list[str]:
+def _short_group_names(groups: list[Group]) -> list[str]:
     return [f"`{name}`" for name in short_names([group.name for group in groups])]
 
 
 def table(groups: list[Group], choice: str) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: trials, mean ± standard deviation per group, paired differences to the first group."""
-    rows, names = [], _short(groups)
+    rows, names = [], _short_group_names(groups)
     runs = [run for group in groups for run in group.runs]
     for folder, run in zip(short_names([run.name for run in runs]), runs, strict=True):
         entry = run.results[choice]
-        rows.append([folder, _seed(run), made_with(entry), *map(percent, accuracies(entry))])
+        rows.append([folder, _format_seed(run), format_settings(entry), *map(format_percent, accuracies(entry))])
     measured = [group.accuracy(choice) for group in groups]
     for name, values in zip(names, measured, strict=True):
-        rows.append([name, f"{len(values)} trials", "mean ± std", *map(mean_and_std, values.T)])
+        rows.append([name, f"{len(values)} trials", "mean ± std", *map(format_mean_and_std, values.T)])
     for name, values in zip(names[1:], measured[1:], strict=True):
-        cells = map(with_interval, (values - measured[0]).T)
+        cells = map(format_interval, (values - measured[0]).T)
         rows.append([f"{name} − {names[0]}", "paired", "mean [95 %]", *cells])
     return ["run", "seed", "epoch", *SHOTS, "all"], rows
 
 
-def mean_and_std(values: np.ndarray) -> str:
+def format_mean_and_std(values: np.ndarray) -> str:
     """Format mean ± standard deviation of (n,) trials; "–" if a value is missing."""
     return "–" if np.isnan(values).any() else f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
 
 
-def with_interval(values: np.ndarray) -> str:
+def format_interval(values: np.ndarray) -> str:
     """Format the mean of (n,) paired differences and its 95 % interval; "–" if a value is missing."""
     if np.isnan(values).any():
         return "–"
@@ -139,18 +142,20 @@ def paired_difference(values: np.ndarray) -> tuple[float, float, float]:
 
 def notes(groups: list[Group]) -> list[str]:
     """Return lines with the arguments that differ between groups, and with differing commits, machines and versions."""
-    firsts = [group.runs[0]._replace(name=name) for name, group in zip(_short(groups), groups, strict=True)]
-    lines = [f"{argument}: {_by_run(firsts, values)}" for argument, values in differences(firsts).items()]
+    firsts = [group.runs[0]._replace(name=name) for name, group in zip(_short_group_names(groups), groups, strict=True)]
+    lines = [f"{argument}: {_format_by_run(firsts, values)}" for argument, values in differences(firsts).items()]
     runs = [run for group in groups for run in group.runs]
     for what in ("git", "machine", "versions", "processes"):
         values = [str((run.pretraining or run.probe).about.get(what)) for run in runs]
         if len(set(values)) > 1:
-            lines.append(f"{what} differs between runs: {_by_run(runs, values)}")
+            lines.append(f"{what} differs between runs: {_format_by_run(runs, values)}")
     return lines
 
 
 def section(groups: list[Group]) -> Section:
     runs = [run for group in groups for run in group.runs]
-    there = [choice for choice in CHOICES if all(choice in run.results for run in runs)]  # fitted heads have one
-    tables = tuple(Table(*table(groups, choice), words=3, title=f"{choice}: {CHOICES[choice]}") for choice in there)
+    available = [choice for choice in CHOICES if all(choice in run.results for run in runs)]  # fitted heads have one
+    tables = tuple(
+        Table(*table(groups, choice), text_columns=3, title=f"{choice}: {CHOICES[choice]}") for choice in available
+    )
     return Section("Trials: top-1 test accuracy in percent", (*notes(groups), MEANING), tables)

@@ -3,12 +3,12 @@
 import argparse
 
 from utils.optimizers import OPTIMIZERS
-from utils.parser import Group, fraction, natural, positive_float, positive_int, seconds, seed_number, unsigned_float
+from utils.parser import Group, fraction, nonnegative_float, nonnegative_int, positive_float, positive_int, seed_number
 
 # Arguments that do not change what a run computes: a resumed run may change them.
 # The seed and the pre-trained weights are compared with the checkpoint's contents, not with its arguments.
 # fmt: off
-FREE = frozenset((
+RESUME_CHANGEABLE = frozenset((
     "data_root", "splits", "train_txt", "val_txt", "test_txt", "on_bad_image", "targets", "pretrained", "workers",
     "run_dir", "save_folder", "name", "resume", "override", "start_epoch", "seed", "evaluate", "print_freq",
     "save_freq", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe", "init_from", "device", "gpu",
@@ -16,8 +16,9 @@ FREE = frozenset((
     "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "dist_timeout",
     "eval_batch_size", "cache",
 ))
-# Members of FREE that must still be equal on all machines of a job; otherwise one would wait for a skipped step.
-AGREED = frozenset((
+# Members of RESUME_CHANGEABLE that must be equal on all machines of a job. Otherwise a process would wait for a
+# collective operation that another process skips.
+JOB_SHARED = frozenset((
     "seed", "start_epoch", "evaluate", "dry_run", "save_steps", "monitor_freq", "knn_k", "knn_vote", "online_probe",
     "eval_batch_size", "on_bad_image",
 ))
@@ -29,20 +30,19 @@ SPELLINGS = {
     **{"--learning-rate": "lr", "--wd": "weight_decay", "--target-weight": "tw"},
 }
 
-
 # Values of arguments that old checkpoints do not contain.
-LEGACY_DEFAULTS = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0, "optimizer": "sgd", "clip_grad": None}
+RUN_LEGACY_DEFAULTS = {"cos": False, "lr_end": 0.0, "warmup_epochs": 0, "optimizer": "sgd", "clip_grad": None}
 
 
-def changed(then: dict, now: dict, free: frozenset[str] = FREE) -> dict[str, str]:
-    """Return {"lr": "0.1 -> 0.03"} for each argument that both dicts have, that differs, and that is not in `free`."""
-    names = sorted(then.keys() & now.keys() - free)
-    return {name: f"{then[name]} -> {now[name]}" for name in names if then[name] != now[name]}
+def changed_arguments(old: dict, new: dict, ignored: frozenset[str] = RESUME_CHANGEABLE) -> dict[str, str]:
+    """Return the arguments that both dicts have with different values, as {"lr": "0.1 -> 0.03"}, except `ignored`."""
+    names = sorted(old.keys() & new.keys() - ignored)
+    return {name: f"{old[name]} -> {new[name]}" for name in names if old[name] != new[name]}
 
 
-def agreed(args: argparse.Namespace) -> dict:
+def args_shared_by_job(args: argparse.Namespace) -> dict:
     """Return the arguments that must be equal in all processes of a job."""
-    return {name: value for name, value in plain_args(args).items() if name not in FREE - AGREED}
+    return {name: value for name, value in plain_args(args).items() if name not in RESUME_CHANGEABLE - JOB_SHARED}
 
 
 class FrozenArgs(argparse.Namespace):
@@ -57,8 +57,8 @@ class FrozenArgs(argparse.Namespace):
 
 def plain_args(args: argparse.Namespace) -> dict:
     """Return the arguments as plain values that JSON and safe checkpoints can hold."""
-    keep = (str, int, float, bool, list, type(None))
-    return {k: v if isinstance(v, keep) else str(v) for k, v in sorted(vars(args).items())}
+    plain_types = (str, int, float, bool, list, type(None))
+    return {k: v if isinstance(v, plain_types) else str(v) for k, v in sorted(vars(args).items())}
 
 
 def add_model_group(parser: argparse.ArgumentParser) -> Group:
@@ -78,7 +78,11 @@ def add_optim_arguments(
     group = parser.add_argument_group("Optimisation")
     group.add_argument("--epochs", type=positive_int, default=epochs, metavar="E", help="Total number of epochs.")
     group.add_argument(
-        "--start-epoch", type=natural, default=0, metavar="E", help="First epoch; resumed runs restore it."
+        "--start-epoch",
+        type=nonnegative_int,
+        default=0,
+        metavar="E",
+        help="First epoch, set automatically by --resume.",
     )
     group.add_argument(
         "-b", "--batch-size", type=positive_int, default=256, metavar="N", help="Total batch size of all processes."
@@ -93,7 +97,7 @@ def add_optim_arguments(
     )
     group.add_argument(
         "--schedule",
-        type=natural,
+        type=nonnegative_int,
         nargs="*",
         default=schedule,
         metavar="E",
@@ -101,17 +105,17 @@ def add_optim_arguments(
     )
     group.add_argument("--cos", action="store_true", help="Use a cosine schedule instead of --schedule.")
     group.add_argument(
-        "--lr-end", type=unsigned_float, default=0.0, metavar="LR", help="Final learning rate of --cos (default: 0)."
+        "--lr-end", type=nonnegative_float, default=0.0, metavar="LR", help="Final learning rate of --cos (default: 0)."
     )
     group.add_argument(
         "--warmup-epochs",
-        type=natural,
+        type=nonnegative_int,
         default=0,
         metavar="E",
         help="Epochs of linear warm-up from --warmup-from (default: none). Use about 10 for batches above 256.",
     )
     group.add_argument(
-        "--warmup-from", type=unsigned_float, default=0.01, metavar="LR", help="Initial rate of the warm-up."
+        "--warmup-from", type=nonnegative_float, default=0.01, metavar="LR", help="Initial rate of the warm-up."
     )
     group.add_argument(
         "--optimizer",
@@ -134,7 +138,7 @@ def add_optim_arguments(
         "--wd",
         "--weight-decay",
         dest="weight_decay",
-        type=unsigned_float,
+        type=nonnegative_float,
         default=weight_decay,
         metavar="WD",
         help="Weight decay. Applied to all parameters; LARS skips biases and batch norm.",
@@ -154,7 +158,7 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
     group.add_argument("--dry-run", action="store_true", help="Estimate the time and memory of the run, then stop.")
     group.add_argument(
         "--save-steps",
-        type=natural,
+        type=nonnegative_int,
         default=0,
         metavar="N",
         help="Also write last.pth.tar every N steps (default: off); use it if an epoch takes hours. SIGTERM, SIGINT "
@@ -171,13 +175,15 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "-p",
         "--print-freq",
-        type=natural,
+        type=nonnegative_int,
         default=10,
         metavar="N",
         help="Steps between console lines; 0: one per epoch.",
     )
     group.add_argument("--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available.")
-    group.add_argument("--gpu", type=natural, metavar="N", help="Use only this GPU; the same as --device cuda:N.")
+    group.add_argument(
+        "--gpu", type=nonnegative_int, metavar="N", help="Use only this GPU; the same as --device cuda:N."
+    )
     return group
 
 
@@ -214,33 +220,3 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
         "after resuming. Some operations are slower.",
     )
     return group
-
-
-def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "Distributed", "torchrun and srun need none of these; the last two work with them too."
-    )
-    group.add_argument(
-        "--multiprocessing-distributed",
-        action="store_true",
-        help="Start one process per GPU of this machine, or two processes if it has no GPU.",
-    )
-    group.add_argument("--world-size", type=int, default=-1, metavar="N", help="Number of machines (default: 1).")
-    group.add_argument("--rank", type=int, default=-1, metavar="N", help="Index of this machine (default: 0).")
-    group.add_argument(
-        "--dist-url", default="tcp://localhost:10000", metavar="URL", help="Address and free port of machine 0."
-    )
-    group.add_argument(
-        "--dist-backend",
-        choices=["nccl", "gloo"],
-        metavar="NAME",
-        help="Communication backend (default: nccl with GPUs, gloo without).",
-    )
-    group.add_argument(
-        "--dist-timeout",
-        type=seconds,
-        default=1800,
-        metavar="S",
-        help="Seconds that a process waits for the others before it fails. It must exceed the longest work of a single "
-        "process, such as creating targets or writing a checkpoint; 60 to 600 fits most runs.",
-    )

@@ -2,6 +2,9 @@
 
 On disk, the keys of a model have DistributedDataParallel's prefix `module.`, as in MoCo and in the authors' code (the
 code released by the TSC authors). In memory they have no prefix.
+
+`read_file` reads any file of torch.save, and `read_checkpoint` a file of stage 1 or stage 2. `load_weights` and
+`load_optimizer` then check the entries and load them into a model and an optimiser.
 """
 
 import io
@@ -11,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError, brief
-from utils.files import draft_pattern, write_whole
-from utils.optimizers import FACTOR, SCALARS
-from utils.safe_load import code_in, is_number, overgrown, swollen
+from utils.errors import InputError, short_repr
+from utils.files import draft_pattern, write_atomically
+from utils.optimizers import LR_FACTOR_KEY, SCALAR_STATE
+from utils.safe_load import archive_problem, foreign_code, is_number, size_problem
 
 PREFIX = "module."
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -30,14 +33,14 @@ def save_last(run_dir: Path, state: dict, also: tuple[str, ...] = ()) -> None:
     """
     data = _encoded(state)
     for name in also:
-        write_whole(run_dir / name, lambda file: file.write(data))
-    write_whole(run_dir / LAST, lambda file: file.write(data), keep_old=run_dir / PREVIOUS)
+        write_atomically(run_dir / name, lambda file: file.write(data))
+    write_atomically(run_dir / LAST, lambda file: file.write(data), backup_path=run_dir / PREVIOUS)
 
 
 def save_network(path: Path, model: nn.Module, **entries) -> None:
     """Write the weights of a network and additional `entries`."""
-    data = _encoded({"state_dict": packed(model), **entries})
-    write_whole(path, lambda file: file.write(data))
+    data = _encoded({"state_dict": add_prefix(model.state_dict()), **entries})
+    write_atomically(path, lambda file: file.write(data))
 
 
 def _encoded(state: dict) -> memoryview:
@@ -47,7 +50,7 @@ def _encoded(state: dict) -> memoryview:
     return buffer.getbuffer()
 
 
-def read(path: str | Path) -> dict:
+def read_file(path: str | Path) -> dict:
     """Load a file of torch.save on the CPU, without running any code in it.
 
     Raises:
@@ -55,35 +58,37 @@ def read(path: str | Path) -> dict:
             contain more bytes than it has.
     """
     try:
-        if wrong := swollen(path):
-            raise InputError(f"checkpoint {path}: {wrong}; it is damaged, use another")
+        if problem := archive_problem(path):
+            raise InputError(f"checkpoint {path}: {problem}; it is damaged, use another")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # warnings about old pickles
             state = torch.load(path, map_location="cpu", weights_only=True)
-        if wrong := overgrown(state, Path(path).stat().st_size):
-            raise InputError(f"checkpoint {path}: {wrong}; it is damaged, use another")
+        if problem := size_problem(state, Path(path).stat().st_size):
+            raise InputError(f"checkpoint {path}: {problem}; it is damaged, use another")
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
     except Exception:  # unpickling a foreign file can raise any exception
-        code = code_in(path)
+        code = foreign_code(path)
         why = "it is damaged, truncated, or not written by torch.save"
         if code:
-            why = f"it contains {brief(code)}, which could run code and was not loaded; save a state_dict() instead"
+            why = (
+                f"it contains {short_repr(code)}, which could run code and was not loaded; save a state_dict() instead"
+            )
         raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data: {why}") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {path}: contains a {type(state).__name__}, expected a dict of tensors")
     return state
 
 
-def load(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
-    """Load a checkpoint that one of the two stages wrote.
+def read_checkpoint(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
+    """Load a checkpoint that stage 1 or stage 2 wrote, on the CPU.
 
     Raises:
-        InputError: see `read`; or an entry of `needs` is missing.
+        InputError: see `read_file`; or an entry of `needs` is missing.
     """
-    state = read(path)
+    state = read_file(path)
     for entry in needs:
         if entry not in state:
             raise InputError(f"checkpoint {path}: has no '{entry}', expected a file written by stage 1 or stage 2")
@@ -105,15 +110,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
     """
     try:
         _check_optimizer(optimizer, state)
-        own = [{name: group[name] for name in (FACTOR,) if name in group} for group in optimizer.param_groups]
+        factors = [
+            {name: group[name] for name in (LR_FACTOR_KEY,) if name in group} for group in optimizer.param_groups
+        ]
         optimizer.load_state_dict(state)
-        for group, factor in zip(optimizer.param_groups, own, strict=True):
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group |= factor | {
                 name: optimizer.defaults[name] for name in ("foreach", "fused") if name in optimizer.defaults
             }
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
-                if torch.is_tensor(value) and value.shape != (() if name in SCALARS else parameter.shape):
+                if torch.is_tensor(value) and value.shape != (() if name in SCALAR_STATE else parameter.shape):
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     entries[name] = torch.empty_like(parameter).copy_(value)
@@ -122,46 +129,45 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Raise ValueError unless the entries of each weight and the settings are ones that this optimiser can have."""
+    """Raise ValueError unless this optimiser can have the state's entries of each weight and its settings."""
     if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
         raise ValueError("expected a dict with state and param_groups")
     if not isinstance(state["state"], dict) or not all(isinstance(held, dict) for held in state["state"].values()):
-        raise ValueError(f"state is {brief(state['state'])}, expected a dict of dicts")
+        raise ValueError(f"state is {short_repr(state['state'])}, expected a dict of dicts")
     if not isinstance(state["param_groups"], list) or not all(isinstance(g, dict) for g in state["param_groups"]):
-        raise ValueError(f"param_groups is {brief(state['param_groups'])}, expected a list of dicts")
+        raise ValueError(f"param_groups is {short_repr(state['param_groups'])}, expected a list of dicts")
     for name, value in (item for entries in state["state"].values() for item in entries.items()):
         if torch.is_tensor(value):
-            if wrong := what_is_wrong(value, torch.zeros(())):
-                raise ValueError(f"{name} {wrong}")
+            if problem := tensor_problem(value, torch.zeros(())):
+                raise ValueError(f"{name} {problem}")
         elif not (value is None or is_number(value)):
-            raise ValueError(f"{name} is {brief(value)}, expected numbers")
+            raise ValueError(f"{name} is {short_repr(value)}, expected numbers")
     if len({frozenset(entries) for entries in state["state"].values()}) > 1:
         raise ValueError("its entries are not the same for all weights")
     for own, group in zip(optimizer.param_groups, state["param_groups"], strict=False):
         for name in (own.keys() & group.keys()) - {"params"}:
-            if not _alike(group[name], own[name]):
-                raise ValueError(f"{name} is {brief(group[name])}, expected a value like {brief(own[name])}")
+            if not _has_same_type(group[name], own[name]):
+                raise ValueError(f"{name} is {short_repr(group[name])}, expected a value like {short_repr(own[name])}")
 
 
-def _alike(value: object, own: object) -> bool:
-    """Whether a setting has the type of the optimiser's own: a number, a tuple of numbers, or a bool."""
+def _has_same_type(value: object, own: object) -> bool:
+    """Whether a stored setting has the type of the optimiser's own setting: a number, a tuple of numbers, or a bool."""
     if isinstance(own, tuple):
         return isinstance(value, tuple | list) and len(value) == len(own) and all(map(is_number, value))
     return value is None or isinstance(value, bool) if own is None or isinstance(own, bool) else is_number(value)
 
 
-def packed(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's state dict with the prefix, as it is stored."""
-    model = getattr(model, "module", model)
-    return {PREFIX + key: value for key, value in model.state_dict().items()}
+def add_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state dict with DistributedDataParallel's prefix, as it is stored."""
+    return {PREFIX + key: value for key, value in state_dict.items()}
 
 
-def unpacked(state: dict) -> dict[str, Tensor]:
-    """Return the state dict of a checkpoint without the prefix."""
-    return {key.removeprefix(PREFIX): value for key, value in state["state_dict"].items()}
+def strip_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a stored state dict without DistributedDataParallel's prefix, if it has one."""
+    return {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
 
 
-def load_into(
+def load_weights(
     model: nn.Module, weights: dict[str, Tensor], source: str | Path, missing: set[str] = frozenset()
 ) -> None:
     """Load weights into a model; keys and shapes must match, except that exactly the keys in `missing` are absent.
@@ -171,8 +177,8 @@ def load_into(
             a negative running variance. The message names the first keys.
     """
     for name, own in model.state_dict().items():
-        if name in weights and (wrong := what_is_wrong(weights[name], own)):
-            raise InputError(f"checkpoint {source}: {name} {wrong}; it is damaged, use another")
+        if name in weights and (problem := tensor_problem(weights[name], own)):
+            raise InputError(f"checkpoint {source}: {name} {problem}; it is damaged, use another")
         if name in weights and name.endswith("running_var") and (weights[name] < 0).any():
             raise InputError(f"checkpoint {source}: {name} has a variance below 0; it is damaged, use another")
     try:
@@ -183,13 +189,13 @@ def load_into(
     lacking, extra = set(result.missing_keys) - missing, result.unexpected_keys
     if lacking or extra or not missing <= set(result.missing_keys):
         raise InputError(
-            f"checkpoint {source}: does not fit the model: missing keys: {some(lacking)}; unexpected keys: "
-            f"{some(extra)}; check -a, --mlp and --targeted"
+            f"checkpoint {source}: does not fit the model: missing keys: {first_keys(lacking)}; unexpected keys: "
+            f"{first_keys(extra)}; check -a, --mlp and --targeted"
         )
 
 
-def what_is_wrong(value: Tensor, own: Tensor) -> str | None:
-    """Return why a stored tensor cannot be loaded into `own`, a tensor of the model; None if it can."""
+def tensor_problem(value: Tensor, own: Tensor) -> str | None:
+    """Return why a stored tensor cannot be loaded into `own`, a tensor of the model, or None if it can be loaded."""
     if value.layout != torch.strided or value.is_meta:
         return f"is {'empty' if value.is_meta else value.layout}, expected a dense tensor"
     if not own.is_floating_point():
@@ -199,7 +205,7 @@ def what_is_wrong(value: Tensor, own: Tensor) -> str | None:
     return None if value.to(own.dtype).isfinite().all() else "has a value that is not finite"
 
 
-def some(keys) -> str:
+def first_keys(keys) -> str:
     """Return the first three keys as text, and the number of further keys."""
     keys = sorted(keys)
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""

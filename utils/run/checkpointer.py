@@ -9,10 +9,10 @@ from torch import nn
 from utils import distributed
 from utils.measure.dry_run import DryRun
 from utils.measure.metrics import Means
-from utils.randomness import Stream, counted_seed
+from utils.randomness import Stream, derive_seed
 from utils.run import checkpoint
 from utils.run.loop import Epoch
-from utils.run.signals import StopSignals, stopped
+from utils.run.signals import StopSignals, stop_exception
 from utils.run.state import RunState
 
 
@@ -22,10 +22,13 @@ class Checkpointer:
     All ranks call the methods at the same points; the main process writes.
 
     Args:
-        run_dir: the run folder. state: the state of the run, which this class updates. model: the model to save.
-        stop: the run's open StopSignals. save_steps: steps between checkpoints; 0: only at the ends of epochs.
-        live: called before each write to add the method's current values to the state.
-        rehearsal: the timer of --dry-run, which ends the run after a few steps.
+        run_dir: the run folder.
+        state: the state of the run, which this class updates.
+        model: the model to save.
+        stop: the run's open StopSignals.
+        save_steps: steps between checkpoints; 0: only at the ends of epochs.
+        collect_state: called before each write to add the method's current values to the state.
+        dry_run: the timer of --dry-run, which ends the run after a few steps.
     """
 
     def __init__(
@@ -35,12 +38,12 @@ class Checkpointer:
         model: nn.Module,
         stop: StopSignals,
         save_steps: int = 0,
-        live: Callable[[RunState], None] = lambda state: None,
+        collect_state: Callable[[RunState], None] = lambda state: None,
         dry_run: DryRun | None = None,
     ):
         self.run_dir, self.state, self.model = run_dir, state, model
-        self.stop, self.save_steps, self.live, self.dry_run = stop, save_steps, live, dry_run
-        self.measured = False
+        self.stop, self.save_steps, self.collect_state, self.dry_run = stop, save_steps, collect_state, dry_run
+        self._has_measured = False  # in this launch of the program
 
     def begin_epoch(self, epoch: Epoch, optimizer: torch.optim.Optimizer, means: Means) -> None:
         """Start an epoch, or resume one in the middle."""
@@ -49,8 +52,8 @@ class Checkpointer:
 
     def before_step(self) -> None:
         """Seed dropout and other random layers from (seed, epoch, step, rank): a resumed run repeats the same draws."""
-        place = self.state.epoch, self.state.step, distributed.rank()
-        torch.manual_seed(counted_seed(self.state.seed, Stream.LAYERS, *place))
+        position = self.state.epoch, self.state.step, distributed.rank()
+        torch.manual_seed(derive_seed(self.state.seed, Stream.LAYERS, *position))
 
     def after_step(self) -> None:
         """Count a step, and save or stop if that is due.
@@ -67,15 +70,19 @@ class Checkpointer:
 
     def stop_if_asked(self) -> None:
         """Save and raise Stopped if a signal has arrived; also called between validation batches."""
-        if number := self.stop.agreed():
+        if number := self.stop.any_rank_signal():
             self._write(())
             distributed.barrier()  # a rank that exits early would end the rank that still writes
-            raise stopped(number, str(self.state))
+            raise stop_exception(number, str(self.state))
 
-    def before_measuring(self, due: bool) -> None:
-        """Save before the first measurement of this start, so that a broken validation image does not cost an epoch."""
-        if due and not self.measured:
-            self.measured = True
+    def save_before_first_measurement(self, due: bool) -> None:
+        """Save if a measurement is due, and no measurement has been made since the program was launched.
+
+        A validation image that cannot be read then does not cost an epoch of training. Later measurements read the
+        same images, so nothing is saved before them.
+        """
+        if due and not self._has_measured:
+            self._has_measured = True
             self._write(())
 
     def end_epoch(self, also: tuple[str, ...] = ()) -> None:
@@ -88,10 +95,10 @@ class Checkpointer:
         weights = self.model.state_dict().values()
         finite = all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point())
         if distributed.max_over_ranks(not finite):
-            raise self.means.diverged("a weight is not finite", self.state.step)
+            raise self.means.divergence_error("a weight is not finite", self.state.step)
         if not distributed.is_main():
             return
         self.state.means = means if self.state.step else None
         self.state.processes = distributed.world_size()
-        self.live(self.state)
+        self.collect_state(self.state)
         checkpoint.save_last(self.run_dir, self.state.to_dict(self.model, self.optimizer), also)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import say
-from utils.errors import InputError, brief, first_line
+from utils.distributed import log
+from utils.errors import InputError, first_line, short_repr
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +21,9 @@ class ComputeConfig:
     """The speed flags, applied to a model, its forward pass and its optimiser step.
 
     Args:
-        device: this process's device. amp: a key of DTYPES. For the others see --help.
+        device: this process's device.
+        amp: a key of DTYPES.
+        channels_last, compile, tf32, deterministic: whether the flag of this name is set (see --help).
 
     Raises:
         InputError: a flag does not work on this machine; each is tried on a small example.
@@ -42,10 +44,10 @@ class ComputeConfig:
         if deterministic:  # cuBLAS reads the variable once, at its first matrix product
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.dtype:
-            _try(f"--amp {amp}", self._multiply, device, "omit it, or use the other one of bf16 and fp16")
+            _check_works(f"--amp {amp}", self._try_autocast, device, "omit it, or use the other one of bf16 and fp16")
         if compile:
             advice = "install a C++ compiler (g++, or set CXX) and, on a GPU, Triton; or omit --compile"
-            _try("--compile", self._compile_a_little, device, advice)
+            _check_works("--compile", self._try_compile, device, advice)
         # float16 gradients below 6e-8 become 0, so the loss is scaled up for the backward pass.
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
@@ -54,11 +56,11 @@ class ComputeConfig:
         """Return the object for the flags of the command line."""
         return cls(device, args.amp, args.channels_last, args.compile, args.tf32, args.deterministic)
 
-    def _multiply(self) -> None:
+    def _try_autocast(self) -> None:
         with self.autocast():
             nn.Linear(8, 8, device=self.device)(torch.ones(8, 8, device=self.device))
 
-    def _compile_a_little(self) -> None:
+    def _try_compile(self) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=self.device))
 
     def apply_to(self, *encoders: nn.Module) -> None:
@@ -80,23 +82,23 @@ class ComputeConfig:
         self.scaler.step(optimizer)
         self.scaler.update()
 
-    def state(self) -> dict | None:
+    def scaler_state(self) -> dict | None:
         """Return the checkpoint entry: the loss scale with --amp fp16, otherwise None."""
         return self.scaler.state_dict() if self.scaler.is_enabled() else None
 
-    def load(self, found: object, source: str | object) -> None:
+    def load_scaler_state(self, stored: object, source: str | object) -> None:
         """Restore the loss scale from a checkpoint entry; None is ignored. Raise InputError if it is damaged."""
-        if not self.scaler.is_enabled() or found is None:
+        if not self.scaler.is_enabled() or stored is None:
             return
         expected = self.scaler.state_dict()
-        if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != {
+        if not isinstance(stored, dict) or {k: type(v) for k, v in stored.items()} != {
             k: type(v) for k, v in expected.items()
         }:
-            raise InputError(f"checkpoint {source}: scaler is {brief(found)}, expected {', '.join(expected)}")
-        self.scaler.load_state_dict(found)
+            raise InputError(f"checkpoint {source}: scaler is {short_repr(stored)}, expected {', '.join(expected)}")
+        self.scaler.load_state_dict(stored)
 
     @contextmanager
-    def arithmetic(self) -> Iterator[None]:
+    def precision_context(self) -> Iterator[None]:
         """Apply --tf32 and --deterministic on a GPU within the context, and restore PyTorch's settings afterwards.
 
         tf32: the factors of float32 matrix products are rounded to TF32 (10 instead of 23 mantissa bits).
@@ -106,13 +108,13 @@ class ComputeConfig:
         on_gpu = self.device.type == "cuda"
         for flag in ("tf32", "deterministic"):
             if getattr(self, flag) and not on_gpu:
-                say(f"note: --{flag} ignored on {self.device}; it applies to GPUs only")
+                log(f"note: --{flag} ignored on {self.device}; it applies to GPUs only")
         if not on_gpu:
             yield
             return
         cudnn = torch.backends.cudnn
-        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
-        strict = torch.are_deterministic_algorithms_enabled()
+        precision, cudnn_settings = torch.get_float32_matmul_precision(), (cudnn.allow_tf32, cudnn.benchmark)
+        was_deterministic = torch.are_deterministic_algorithms_enabled()
         if self.tf32:
             torch.set_float32_matmul_precision("high")
             cudnn.allow_tf32 = True
@@ -121,13 +123,14 @@ class ComputeConfig:
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before[0])
-            cudnn.allow_tf32, cudnn.benchmark = before[1:]
-            torch.use_deterministic_algorithms(strict)
+            torch.set_float32_matmul_precision(precision)
+            cudnn.allow_tf32, cudnn.benchmark = cudnn_settings
+            torch.use_deterministic_algorithms(was_deterministic)
 
 
-def _try(flag: str, work: Callable[[], None], device: torch.device, advice: str) -> None:
+def _check_works(flag: str, example: Callable[[], None], device: torch.device, advice: str) -> None:
+    """Raise InputError if example(), a computation with the flag, fails."""
     try:
-        work()
+        example()
     except Exception as error:  # a compiler can raise any exception
         raise InputError(f"{flag}: does not work on {device} here ({first_line(error)}); {advice}") from None

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from utils import distributed
-from utils.distributed import say
-from utils.files import json_text, write_text
+from utils.distributed import log
+from utils.files import format_json, write_text
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
-from utils.measure.results import CHOICES, RULE, choose, show_accuracies
+from utils.measure.results import CHOICES, RULE, show_accuracies, update_results
 from utils.parser import Group, positive_int
 from utils.run.checkpointer import Checkpointer
 from utils.run.compute import ComputeConfig
-from utils.run.logger import Progress, RunLog, describe, open_log
-from utils.run.loop import Phase, Schedule, epochs, rate_of
+from utils.run.logger import Progress, RunLog, format_means, open_log
+from utils.run.loop import Phase, Schedule, epochs, get_lr
 from utils.run.state import RunState
 
 BEST = "model_best.pth.tar"
@@ -64,35 +64,36 @@ def train_classifier(
     """Train `checkpointer.model` from its state on, evaluate it every --eval-freq epochs, and return the results.
 
     Args:
-        loader: the training batches. splits: the loaders of val, and of test if it is a different list.
+        loader: the training batches.
+        splits: the loaders of val, and of test if it is a different list.
         step: step(model, images, labels) trains on a batch and returns logits (N, C) and the loss.
-        training: whether the model trains in training mode. after_epoch: called between training and evaluation.
+        training: whether the model trains in training mode.
+        after_epoch: called between training and evaluation.
     """
     state, model, counts = checkpointer.state, checkpointer.model, loader.dataset.class_counts
     state.results = results = state.results or {}
     if state.source:
         state.load_optimizer(optimizer)
-    ddp, schedule = distributed.wrap(model, compute.device), Schedule.from_args(args)
-    log, progress = open_log(checkpointer.run_dir, state, loader, ("train", "val", "test"))
+    ddp, schedule = distributed.wrap_ddp(model, compute.device), Schedule.from_args(args)
+    run_log, progress = open_log(checkpointer.run_dir, state, loader, ("train", "val", "test"))
     for epoch in epochs([Phase(None, 0, args.epochs)], state, len(loader)):
         means = Means(epoch.title, compute.device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
         checkpointer.begin_epoch(epoch, optimizer, means)
         ddp.train(training)
-        for images, labels in progress.epoch(loader, epoch.title, epoch.first_step):
-            epoch.set_rate(optimizer, schedule, state.step)
+        for images, labels in progress.iterate(loader, epoch.title, epoch.first_step):
+            epoch.set_lr(optimizer, schedule, state.step)
             checkpointer.before_step()
             add_step(means, labels, *step(ddp, images, labels))
             progress.step(means, len(labels))
             checkpointer.after_step()
         after_epoch()
         distributed.broadcast_buffers(model)
-        done = epoch.number + 1
-        due = done % args.eval_freq == 0 or done == args.epochs
-        checkpointer.before_measuring(due)
+        due = (done := epoch.number + 1) % args.eval_freq == 0 or done == args.epochs
+        checkpointer.save_before_first_measurement(due)
         measured = measure(splits, model, compute, counts, checkpointer.stop_if_asked, f"epoch {done}") if due else {}
-        also = (BEST,) if choose(results, done, measured) else ()
-        log_epoch(log, means, done, rate_of(optimizer), measured, progress)
+        also = (BEST,) if update_results(results, done, measured) else ()
+        log_epoch(run_log, means, done, get_lr(optimizer), measured, progress)
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
         checkpointer.end_epoch(also)  # encoded once; the files contain the whole network, as those of the authors' code
         loader.report_bad_images(checkpointer.run_dir)
@@ -106,11 +107,11 @@ def add_step(means: Means, labels: Tensor, logits: Tensor, loss: Tensor) -> None
 
 
 def measure(
-    splits: dict, model: nn.Module, compute: ComputeConfig, class_counts: np.ndarray, between: Callable, where: str
+    splits: dict, model: nn.Module, compute: ComputeConfig, class_counts: np.ndarray, after_batch: Callable, where: str
 ) -> dict[str, dict]:
     """Return the values of `validate` for val and for test, which may be the same split."""
     measured = {
-        split: validate(loader, model, compute, class_counts, between, f"{where}, {split}")
+        split: validate(loader, model, compute, class_counts, after_batch, f"{where}, {split}")
         for split, loader in splits.items()
     }
     return measured | {"test": measured.get("test", measured["val"])}
@@ -122,13 +123,14 @@ def validate(
     model,
     compute: ComputeConfig,
     class_counts: np.ndarray,
-    between: Callable = lambda: None,
+    after_batch: Callable = lambda: None,
     where: str = "this split",
 ) -> dict:
     """Return the mean loss, the accuracies of `ClassAccuracy.summary`, and ece, the calibration error in percent.
 
     Args:
-        between: called after each batch that exists on every rank. where: name of the split in messages.
+        after_batch: called after each batch that exists on every rank.
+        where: name of the split in messages.
 
     Raises:
         InputError: a logit is not finite; raised on all ranks.
@@ -143,41 +145,48 @@ def validate(
         accuracy.add(logits, labels)
         calibration.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
-        if number < loader.on_every_rank:
-            between()
+        if number < loader.num_common_batches:
+            after_batch()
     mean = float(distributed.sum_over_ranks(loss)) / len(loader.dataset)
     return {"loss": mean, **accuracy.summary(class_counts), "ece": calibration.error()}
 
 
-def log_epoch(log: RunLog, epoch_means: Means, epoch: int, rate: float, measured: dict, progress: Progress) -> None:
-    means = epoch_means.read(over_ranks=True)
+def log_epoch(run_log: RunLog, means: Means, epoch: int, lr: float, measured: dict, progress: Progress) -> None:
+    """Log a finished epoch to TensorBoard, log.jsonl and the console. measured: from `measure`; may be empty."""
+    train_values = means.read(over_ranks=True)
     rows = {split: {"loss": v["loss"], "top1": v["acc1"], "top5": v["acc5"]} for split, v in measured.items()}
-    rows = {"train": means, **rows}
+    rows = {"train": train_values, **rows}
     for split, values in rows.items():
-        log.scalars(split, values, epoch)
-    log.record(epoch=epoch, lr=rate, **rows, **progress.rates())
+        run_log.scalars(split, values, epoch)
+    run_log.record(epoch=epoch, lr=lr, **rows, **progress.timing())
     accuracies = "".join(f"{split} {measured[split]['acc1']:.2f}  " for split in ("val", "test") if measured)
-    say(f"{epoch_means.where}  {describe(means)}  {accuracies}lr {rate:.4g}  ETA {progress.eta()}")
+    log(f"{means.title}  {format_means(train_values)}  {accuracies}lr {lr:.4g}  ETA {progress.eta()}")
 
 
 def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen: dict) -> None:
-    """Write results.json. args: the run's, as in args.json. chosen: the split used for selection, and the choices."""
+    """Write results.json.
+
+    Args:
+        args: the run's arguments, as in args.json.
+        chosen: {"on": the split used for selection, "from": the candidate values by hyperparameter}.
+    """
     record = {name: args[name] for name in ("dataset", "arch", "seed", "pretrained")}
     record |= {"chosen": {"rule": RULE, **chosen}, **results, "train_counts": class_counts.tolist()}
     if distributed.is_main():
-        write_text(run_dir / "results.json", json_text(record, indent=2) + "\n")
+        write_text(run_dir / "results.json", format_json(record, indent=2) + "\n")
 
 
-def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen_on: str) -> None:
+def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, selection_split: str) -> None:
     """Write results.json, and print the accuracies and the names of the files.
 
     Args:
-        args: the run's, as in args.json. chosen_on: see `Data.chosen_on`.
+        args: the run's arguments, as in args.json.
+        selection_split: see `DataConfig.selection_split`.
     """
-    epochs = sorted({*range(args["eval_freq"], args["epochs"] + 1, args["eval_freq"]), args["epochs"]})
-    write_results(run_dir, args, results, class_counts, {"on": chosen_on, "from": {"epoch": epochs}})
+    evaluated_epochs = sorted({*range(args["eval_freq"], args["epochs"] + 1, args["eval_freq"]), args["epochs"]})
+    write_results(run_dir, args, results, class_counts, {"on": selection_split, "from": {"epoch": evaluated_epochs}})
     for name in CHOICES:
-        words = " on test" if name == "selected" and chosen_on == "test" else ""
-        show_accuracies(f"test, {name}{words} (epoch {results[name]['epoch']})", results[name])
+        suffix = " on test" if name == "selected" and selection_split == "test" else ""
+        show_accuracies(f"test, {name}{suffix} (epoch {results[name]['epoch']})", results[name])
     files = f"args.json, log.jsonl, epochs.csv, last.pth.tar, {BEST}, results.json"
-    say(f"wrote {run_dir}: {files}, train/ val/ test/ (TensorBoard)")
+    log(f"wrote {run_dir}: {files}, train/ val/ test/ (TensorBoard)")

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import TextIO
 
 from utils import distributed
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS
 
 LOCK = ".lock"
 
 
 def check_resume(resume: str | None, run_dir: Path) -> None:
-    """Check before the start that the checkpoint of --resume exists and that the run may write to its folder.
+    """Check before a run starts that the checkpoint of --resume exists and that the run may write to its folder.
 
     Raises:
         InputError: the checkpoint does not exist, the run would overwrite another one, or the folder is not writable.
     """
-    there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"run folder {run_dir}: {there} is not a writable folder; choose another --run-dir")
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"run folder {run_dir}: {existing} is not a writable folder; choose another --run-dir")
     if resume == "auto":
         return
     if resume and not Path(resume).is_file():
@@ -37,8 +37,8 @@ def check_resume(resume: str | None, run_dir: Path) -> None:
         )
 
 
-def check_fit(resume: str | None, run_dir: Path) -> None:
-    """Check the folder of a fitted classifier, which takes seconds and has no checkpoints; --resume auto fits it again.
+def check_fitted_run_dir(resume: str | None, run_dir: Path) -> None:
+    """Check the run folder of a fitted classifier, which has no checkpoints; --resume auto repeats the fit.
 
     Raises:
         InputError: --resume names a checkpoint, or the folder already contains results or a trained run.
@@ -68,7 +68,9 @@ def lock_run_dir(run_dir: Path, source: Path | None = None, broken: Iterable[Pat
     last.pth.tar remains, it is copied from the checkpoint that the run resumes from.
 
     Args:
-        run_dir: the run folder. source: the checkpoint that the run resumes from. broken: unreadable checkpoints.
+        run_dir: the run folder.
+        source: the checkpoint that the run resumes from.
+        broken: unreadable checkpoints.
 
     Raises:
         InputError: another run has locked the folder.
@@ -76,9 +78,9 @@ def lock_run_dir(run_dir: Path, source: Path | None = None, broken: Iterable[Pat
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOCK).open("a+") if distributed.is_main() else nullcontext() as file:
-        lock_owner = distributed.same_on_all_ranks(_lock(file) if distributed.is_main() else None)
-        if lock_owner is not None:
-            raise InputError(f"{run_dir}: another run is writing to this folder ({lock_owner})")
+        owner = distributed.broadcast_object(_lock(file) if distributed.is_main() else None)
+        if owner is not None:
+            raise InputError(f"{run_dir}: another run is writing to this folder ({owner})")
         if distributed.is_main():
             _clean_up(run_dir, source, broken)
         yield
@@ -108,7 +110,7 @@ def _lock(file: TextIO) -> str | None:
         file.seek(0)
         return file.read().strip()
     except OSError as error:  # some network file systems have no locks
-        say(f"note: {file.name} cannot be locked ({error.strerror}); a second run could write to this folder")
+        log(f"note: {file.name} cannot be locked ({error.strerror}); a second run could write to this folder")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
@@ -123,5 +125,5 @@ def _clean_up(run_dir: Path, source: Path | None, broken: Iterable[Path]) -> Non
     last = run_dir / LAST
     if source and source.resolve().parent == run_dir.resolve() and not last.exists():
         with source.open("rb") as good:
-            write_whole(last, lambda file: shutil.copyfileobj(good, file))
-        say(f"wrote {last} again, from {source.name}")
+            write_atomically(last, lambda file: shutil.copyfileobj(good, file))
+        log(f"wrote {last} again, from {source.name}")

@@ -1,5 +1,6 @@
 """Start the processes of a run, assign devices and cores to them, and join them into a process group."""
 
+import argparse
 import logging
 import math
 import os
@@ -13,91 +14,125 @@ import torch
 import torch.multiprocessing as mp
 
 from utils import errors, launchers, rendezvous
-from utils.devices import check_device, check_gpus, device_named, usable_cores
+from utils.devices import check_device, check_gpus, resolve_device, usable_cores
 from utils.errors import InputError
 from utils.launchers import under_srun, under_torchrun
 from utils.measure import dry_run
 from utils.openmp import SpinGuard
-from utils.run.arguments import agreed
+from utils.parser import seconds
+from utils.run.arguments import args_shared_by_job
 
 GRACE_SECONDS = 20
 MAX_WORKERS = 32  # default of the authors' code (the code released by the TSC authors)
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """The device of a process, and its share of the machine's loader processes."""
 
     device: torch.device
     workers: int
 
 
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "Distributed", "torchrun and srun set these. --dist-backend and --dist-timeout can be added."
+    )
+    group.add_argument(
+        "--multiprocessing-distributed",
+        action="store_true",
+        help="Start one process per GPU of this machine, or two processes if it has no GPU.",
+    )
+    group.add_argument("--world-size", type=int, default=-1, metavar="N", help="Number of machines (default: 1).")
+    group.add_argument("--rank", type=int, default=-1, metavar="N", help="Index of this machine (default: 0).")
+    group.add_argument(
+        "--dist-url", default="tcp://localhost:10000", metavar="URL", help="Address and free port of machine 0."
+    )
+    group.add_argument(
+        "--dist-backend",
+        choices=["nccl", "gloo"],
+        metavar="NAME",
+        help="Communication backend (default: nccl with GPUs, gloo without).",
+    )
+    group.add_argument(
+        "--dist-timeout",
+        type=seconds,
+        default=1800,
+        metavar="S",
+        help="Seconds that a process waits for the others before it fails. It must exceed the longest work of a single "
+        "process, such as creating targets or writing a checkpoint; 60 to 600 fits most runs.",
+    )
+
+
 def launch(worker: Callable, args) -> None:
-    """Run worker(args, place) in this process, in each process of torchrun or srun, or in one new process per GPU.
+    """Run worker(args, process) in this process, in each process of torchrun or srun, or in one new process per GPU.
 
     `--multiprocessing-distributed` starts the processes as the authors' code does: --world-size is the number of
     machines, --rank the index of this machine, --dist-url the address of machine 0.
     """
-    with dry_run.aside(args) as args:
-        if _is_started_for_all(args):
-            _work_as_started(worker, args)
+    with dry_run.redirect_outputs(args) as args:
+        if _launcher_started_all(args):
+            _run_launched_process(worker, args)
         elif args.multiprocessing_distributed:
             _spawn(worker, args, torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
         else:
-            place = _take_place(args, 0, processes=1)
+            process = _process_info(args, 0, processes=1)
             with SpinGuard():
-                worker(args, place)
+                worker(args, process)
 
 
-def _is_started_for_all(args) -> bool:
-    """Whether a launcher has started every process of the job; a task of srun can instead start them itself."""
+def _launcher_started_all(args) -> bool:
+    """Whether a launcher has started every process of the job.
+
+    With --multiprocessing-distributed, an srun task itself starts the processes of its machine.
+    """
     return under_torchrun() or (under_srun() and not args.multiprocessing_distributed)
 
 
-def _work_as_started(worker: Callable, args) -> None:
-    numbers = launchers.numbers()
-    place, speaks = _take_place(args, numbers.local_rank, numbers.local_world_size), numbers.local_rank == 0
-    way = rendezvous.by_torchrun() if under_torchrun() else rendezvous.by_srun(numbers)
-    with rendezvous.group(place.device, args.dist_backend, way, args.dist_timeout, speaks):
-        rendezvous.check_same(agreed(args), place.device, speaks)
+def _run_launched_process(worker: Callable, args) -> None:
+    ranks = launchers.job_ranks()
+    process, prints_errors = _process_info(args, ranks.local_rank, ranks.local_world_size), ranks.local_rank == 0
+    join_method = rendezvous.by_torchrun() if under_torchrun() else rendezvous.by_srun(ranks)
+    with rendezvous.group(process.device, args.dist_backend, join_method, args.dist_timeout, prints_errors):
+        rendezvous.check_same(args_shared_by_job(args), process.device, prints_errors)
         with SpinGuard():
-            worker(args, place)
+            worker(args, process)
 
 
-def _work_spawned(local_rank: int, worker: Callable, args, per_node: int) -> None:
-    place = _take_place(args, local_rank, per_node)
+def _run_spawned_process(local_rank: int, worker: Callable, args, per_node: int) -> None:
+    process = _process_info(args, local_rank, per_node)
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    way = rendezvous.by_url(args.dist_url, nodes * per_node, node * per_node + local_rank, several=nodes > 1)
+    join_method = rendezvous.by_url(args.dist_url, nodes * per_node, node * per_node + local_rank, several=nodes > 1)
 
-    def join_and_work() -> None:
-        with rendezvous.group(place.device, args.dist_backend, way, args.dist_timeout):
-            rendezvous.check_same(agreed(args), place.device, speaks=local_rank == 0)
+    def join_and_run() -> None:
+        with rendezvous.group(process.device, args.dist_backend, join_method, args.dist_timeout):
+            rendezvous.check_same(args_shared_by_job(args), process.device, prints_errors=local_rank == 0)
             with SpinGuard():
-                worker(args, place)
+                worker(args, process)
 
-    errors.run(join_and_work)  # each spawned process prints its own errors
+    errors.run(join_and_run)  # each spawned process prints its own errors
 
 
 def _spawn(worker: Callable, args, processes: int) -> None:
-    """Start processes for worker(args, place), forward signals to them, and exit with their exit code."""
+    """Start processes for worker(args, process), forward signals to them, and exit with their exit code."""
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each process that it ends
-    context = mp.spawn(_work_spawned, (worker, args, processes), nprocs=processes, join=False)
+    context = mp.spawn(_run_spawned_process, (worker, args, processes), nprocs=processes, join=False)
 
-    def pass_on(number: int, _frame) -> None:
+    def forward(number: int, _frame) -> None:
         for process in context.processes:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in errors.EXIT_CODES}
+    old_handlers = {number: signal.signal(number, forward) for number in errors.EXIT_CODES}
     # If one process fails, the others are ended; one that hangs, waiting for the failed process, is killed.
-    patience = {"grace_period": GRACE_SECONDS} if "grace_period" in signature(context.join).parameters else {}
+    grace = {"grace_period": GRACE_SECONDS} if "grace_period" in signature(context.join).parameters else {}
     try:
-        while not context.join(**patience):
+        while not context.join(**grace):
             pass
     except mp.ProcessRaisedException as error:
         if any(process.exitcode == 2 for process in context.processes):
             sys.exit(2)  # one process has printed the user's mistake; the others failed because it exited
-        raise errors.of_the_job(error) from None
+        raise errors.job_error(error) from None
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:
             sys.exit(error.exit_code)  # the process has printed the reason
@@ -105,22 +140,22 @@ def _spawn(worker: Callable, args, processes: int) -> None:
         print(f"error: process {error.error_index} was killed by {name}; resume with --resume auto", file=sys.stderr)
         sys.exit(128 - error.exit_code)
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 
-def _take_place(args, local_rank: int, processes: int) -> Place:
-    """Return the place of one of a machine's processes, and make its GPU the current device."""
+def _process_info(args, local_rank: int, processes: int) -> ProcessInfo:
+    """Return the device and workers of one of a machine's processes, and make its GPU the current device."""
     device = _device(args, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Place(device, _share_cores(device, args.workers, processes))
+    return ProcessInfo(device, _share_cores(device, args.workers, processes))
 
 
 def _device(args, local_rank: int) -> torch.device:
     if args.gpu is not None:
         return torch.device("cuda", args.gpu)
-    device = device_named(args.device)
+    device = resolve_device(args.device)
     if device != torch.device("cuda"):
         return device
     # A launcher may show each process only its own GPU, as Slurm's --gpus-per-task does.
@@ -136,10 +171,10 @@ def _share_cores(device: torch.device, workers: int | None, processes: int) -> i
     cores = launchers.cores_of_process(usable_cores(), processes)
     on_cpu = device.type == "cpu"
     default = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
-    share = default if workers is None else math.ceil(workers / processes)
+    own_workers = default if workers is None else math.ceil(workers / processes)
     if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
-        torch.set_num_threads(max(1, cores - share) if on_cpu else cores)
-    return share
+        torch.set_num_threads(max(1, cores - own_workers) if on_cpu else cores)
+    return own_workers
 
 
 def check(args) -> int:
@@ -147,9 +182,9 @@ def check(args) -> int:
 
     Raises:
         InputError: --rank or --world-size is wrong, the port is in use, or the batch does not divide evenly over the
-            processes; see also `world_size_from` and `check_device`.
+            processes; see also `expected_world_size` and `check_device`.
     """
-    if not _is_started_for_all(args):  # otherwise the launcher numbers the machines
+    if not _launcher_started_all(args):  # otherwise the launcher numbers the machines
         nodes = max(args.world_size, 1)
         if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
             raise InputError("--world-size and --rank count machines; add --multiprocessing-distributed")
@@ -160,23 +195,23 @@ def check(args) -> int:
             if args.rank <= 0:
                 launchers.check_port(args.dist_url, "--dist-url")
     dry_run.check(args)
-    world = world_size_from(args)
+    world = expected_world_size(args)
     if args.batch_size % world:
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes; use a multiple")
     check_device(f"cuda:{args.gpu}" if args.gpu is not None else args.device, world)
     return world
 
 
-def world_size_from(args) -> int:
+def expected_world_size(args) -> int:
     """Return the number of processes that `launch` will use for these arguments.
 
     Raises:
         InputError: the launcher's variables are incomplete or wrong, or it started more processes than GPUs exist.
     """
-    if _is_started_for_all(args):
-        numbers = launchers.numbers()
-        check_gpus(device_named(args.device), numbers.local_world_size)
-        return numbers.world_size
+    if _launcher_started_all(args):
+        ranks = launchers.job_ranks()
+        check_gpus(resolve_device(args.device), ranks.local_world_size)
+        return ranks.world_size
     if args.multiprocessing_distributed:
         return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
     return 1

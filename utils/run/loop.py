@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch.optim import Optimizer
 
 from utils.errors import InputError
-from utils.optimizers import FACTOR
+from utils.optimizers import LR_FACTOR_KEY
 from utils.run.state import RunState
 
 
@@ -23,12 +23,14 @@ class Schedule(NamedTuple):
     """The learning rate over a phase.
 
     Attributes:
-        base: initial rate. milestones: epochs of the phase at which the rate drops to a tenth, unless cosine.
-        cosine: decay from `base` to `end` along a cosine.
-        warmup_epochs: epochs in which the rate rises linearly, step by step, from `warmup_from` to the schedule's.
+        lr: initial learning rate.
+        milestones: epochs of the phase at which the learning rate drops to a tenth, unless `cosine` is set.
+        cosine: whether the learning rate decays from `lr` to `end` along a cosine.
+        warmup_epochs: epochs in which the learning rate rises linearly, step by step, from `warmup_from` to its value
+            in the schedule.
     """
 
-    base: float
+    lr: float
     milestones: Sequence[int] = ()
     cosine: bool = False
     end: float = 0.0
@@ -45,54 +47,59 @@ class Schedule(NamedTuple):
         shortest = min(phase.epochs for phase in phases if phase.epochs)
         if self.warmup_epochs >= shortest:
             raise InputError(f"--warmup-epochs {self.warmup_epochs}: expected less than a phase's {shortest} epochs")
-        if self.warmup_epochs and self.warmup_from > self.base:
-            raise InputError(f"--warmup-from {self.warmup_from:g}: expected at most --lr {self.base:g}")
-        if self.end > self.base:
-            raise InputError(f"--lr-end {self.end:g}: expected at most --lr {self.base:g}")
+        if self.warmup_epochs and self.warmup_from > self.lr:
+            raise InputError(f"--warmup-from {self.warmup_from:g}: expected at most --lr {self.lr:g}")
+        if self.end > self.lr:
+            raise InputError(f"--lr-end {self.end:g}: expected at most --lr {self.lr:g}")
 
-    def of_epoch(self, epoch: int, epochs: int) -> float:
-        """Return the rate of an epoch (from 0) in a phase of `epochs` epochs, without warm-up.
+    def lr_at_epoch(self, epoch: int, epochs: int) -> float:
+        """Return the learning rate of an epoch (from 0) in a phase of `epochs` epochs, without warm-up.
 
-        Cosine: end + (base - end) · ½(1 + cos(π epoch / epochs)). Otherwise: base · 0.1 ** (milestones passed).
+        Cosine: end + (lr - end) · ½(1 + cos(π epoch / epochs)). Otherwise: lr · 0.1 ** (milestones passed).
         """
         if self.cosine:
-            return self.end + (self.base - self.end) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        return self.base * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+            return self.end + (self.lr - self.end) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        return self.lr * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
-    def of_step(self, epoch: int, epochs: int, step: int, steps: int) -> float:
-        """Return the rate of a step (from 0) in an epoch of `steps` steps, with warm-up."""
+    def lr_at_step(self, epoch: int, epochs: int, step: int, steps: int) -> float:
+        """Return the learning rate of a step (from 0) in an epoch of `steps` steps, with warm-up."""
         if epoch >= self.warmup_epochs:
-            return self.of_epoch(epoch, epochs)
-        risen = (epoch * steps + step) / (self.warmup_epochs * steps)
-        return self.warmup_from + risen * (self.of_epoch(self.warmup_epochs, epochs) - self.warmup_from)
+            return self.lr_at_epoch(epoch, epochs)
+        progress = (epoch * steps + step) / (self.warmup_epochs * steps)
+        return self.warmup_from + progress * (self.lr_at_epoch(self.warmup_epochs, epochs) - self.warmup_from)
 
 
 class Epoch(NamedTuple):
-    """An epoch to train, or the rest of one.
+    """An epoch to train, or the remaining steps of a resumed epoch.
+
+    A run that is interrupted and resumed consists of several launches of the program.
 
     Attributes:
-        number: index in the run, from 0. first_step: first step to train; above 0 if the epoch is resumed.
-        steps: steps per epoch. of: epochs of the run. enters: whether it is the first epoch of its phase in this start.
-        fresh: whether the phase also has not been trained before this start.
+        number: index in the run, from 0.
+        first_step: first step to train; above 0 if the epoch is resumed.
+        steps: steps per epoch.
+        total: epochs of the run.
+        starts_phase: whether it is the first epoch of its phase that this launch of the program trains.
+        fresh: whether no earlier launch of the program has trained a step of its phase.
     """
 
     phase: Phase
     number: int
     first_step: int
     steps: int
-    of: int
-    enters: bool
+    total: int
+    starts_phase: bool
     fresh: bool
 
     @property
     def title(self) -> str:
-        return f"Epoch: [{self.number + 1}/{self.of}]" + (f" {self.phase.name}" if self.phase.name else "")
+        return f"Epoch: [{self.number + 1}/{self.total}]" + (f" {self.phase.name}" if self.phase.name else "")
 
-    def set_rate(self, optimizer: Optimizer, schedule: Schedule, step: int) -> None:
+    def set_lr(self, optimizer: Optimizer, schedule: Schedule, step: int) -> None:
         """Set the optimiser's learning rate for a step; the schedule restarts with each phase."""
-        rate = schedule.of_step(self.number - self.phase.start, self.phase.epochs, step, self.steps)
+        lr = schedule.lr_at_step(self.number - self.phase.start, self.phase.epochs, step, self.steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group.get(FACTOR, 1.0)
+            group["lr"] = lr * group.get(LR_FACTOR_KEY, 1.0)
 
 
 def epochs(phases: list[Phase], state: RunState, steps: int) -> Iterator[Epoch]:
@@ -101,15 +108,16 @@ def epochs(phases: list[Phase], state: RunState, steps: int) -> Iterator[Epoch]:
     Args:
         steps: steps per epoch.
     """
-    start, step, of = state.epoch, state.step, sum(phase.epochs for phase in phases)
+    start, step, total = state.epoch, state.step, sum(phase.epochs for phase in phases)
     done = start * steps + step
     for phase in phases:
         first = max(phase.start, start)
         for number in range(first, phase.start + phase.epochs):
-            enters = number == first
-            fresh = enters and done <= phase.start * steps
-            yield Epoch(phase, number, step if number == start else 0, steps, of, enters, fresh)
+            starts_phase = number == first
+            fresh = starts_phase and done <= phase.start * steps
+            yield Epoch(phase, number, step if number == start else 0, steps, total, starts_phase, fresh)
 
 
-def rate_of(optimizer: Optimizer) -> float:
+def get_lr(optimizer: Optimizer) -> float:
+    """Return the learning rate of the first parameter group."""
     return optimizer.param_groups[0]["lr"]

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from utils import distributed
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
-from utils.run.arguments import LEGACY_DEFAULTS, changed, plain_args
-from utils.run.checkpoint import load
+from utils.run.arguments import RUN_LEGACY_DEFAULTS, changed_arguments, plain_args
+from utils.run.checkpoint import read_checkpoint
 from utils.run.folder import resumable_checkpoints
-from utils.run.launch import Place
+from utils.run.launch import ProcessInfo
 from utils.run.state import RunState
 
 NEEDS = ("state_dict", "epoch", "optimizer")
@@ -20,19 +20,20 @@ NEEDS = ("state_dict", "epoch", "optimizer")
 
 def load_run(
     args,
-    place: Place,
-    read: Callable[[RunState], None] = lambda state: state.extra.clear(),
-    before: dict = {},  # noqa: B006, it is never modified
+    process: ProcessInfo,
+    check_extra_state: Callable[[RunState], None] = lambda state: state.extra.clear(),
+    legacy_defaults: dict = {},  # noqa: B006, it is never modified
 ) -> RunState:
     """Return the state of the checkpoint that a run resumes from, or the initial state of a new run.
 
-    The state's seed, architecture and arguments are set to those of this start. With --resume auto, a checkpoint that
-    cannot be read is reported and the previous one is used.
+    The state's seed, architecture and arguments are set to those of `args`. With --resume auto, a checkpoint that
+    cannot be read is reported, and the previous one is used.
 
     Args:
-        args: the run's arguments. place: this process's device and workers.
-        read: checks and stores the method's own checkpoint entries; the default drops them.
-        before: values of further arguments that old checkpoints do not contain.
+        args: the run's arguments.
+        process: this process's device and workers.
+        check_extra_state: checks the method's own checkpoint entries, `state.extra`; the default drops them.
+        legacy_defaults: values of arguments that old checkpoints do not contain, besides RUN_LEGACY_DEFAULTS.
 
     Raises:
         InputError: no checkpoint can be read, an argument that affects the result differs from the checkpoint's
@@ -40,49 +41,49 @@ def load_run(
     """
     state = RunState(epoch=args.start_epoch)
     if args.resume == "auto" and resumable_checkpoints(Path(args.run_dir)):
-        state = _newest_good(Path(args.run_dir))
+        state = _newest_valid(Path(args.run_dir))
     elif args.resume not in (None, "auto"):
         state = _read(Path(args.resume))
-    _check_same_place(state, place.device)
-    _check_same_arguments(state, args, before)
-    read(state)
-    then, now = state.processes, distributed.world_size()
-    if then not in (None, now):
-        say(f"note: {state.source} was written by {then} processes, now {now}; results are not bit-identical")
+    _check_same_position(state, process.device)
+    _check_same_arguments(state, args, legacy_defaults)
+    check_extra_state(state)
+    stored, current = state.processes, distributed.world_size()
+    if stored not in (None, current):
+        log(f"note: {state.source} was written by {stored} processes, now {current}; results are not bit-identical")
     state.seed, state.arch = resolve_seed(args.seed, state), args.arch
-    state.args = plain_args(args) | {"device": str(place.device), "workers": place.workers, "seed": state.seed}
+    state.args = plain_args(args) | {"device": str(process.device), "workers": process.workers, "seed": state.seed}
     return state
 
 
 def _read(path: Path) -> RunState:
-    return RunState.from_dict(load(path, NEEDS), path)
+    return RunState.from_dict(read_checkpoint(path, NEEDS), path)
 
 
-def _newest_good(run_dir: Path) -> RunState:
+def _newest_valid(run_dir: Path) -> RunState:
     *newer, oldest = resumable_checkpoints(run_dir)
     broken = []
     for path in newer:
         try:
-            entries = load(path, NEEDS)
+            entries = read_checkpoint(path, NEEDS)
             break
         except InputError as error:
-            say(f"note: {error}; trying the previous checkpoint")
+            log(f"note: {error}; trying the previous checkpoint")
             broken.append(path)
     else:
-        path, entries = oldest, load(oldest, NEEDS)
+        path, entries = oldest, read_checkpoint(oldest, NEEDS)
     state = RunState.from_dict(entries, path)
     state.broken = broken
     return state
 
 
 def check_epochs_left(state: RunState, epochs: int, ended: bool) -> None:
-    """Raise InputError if no epoch remains to be trained; ended: the run was completed before, which is allowed."""
+    """Raise InputError if no epoch remains to be trained, unless the run has already `ended`, that is, is complete."""
     if state.epoch >= epochs and not ended:
         raise InputError(f"--epochs {epochs}: {state.epoch} are done already, expected more")
 
 
 def resolve_seed(given: int | None, state: RunState) -> int:
-    """Return the checkpoint's seed; in a new run --seed, or a random seed, the same on all ranks.
+    """Return the checkpoint's seed. In a new run, return --seed or a random seed, which is the same on all ranks.
 
     Raises:
         InputError: --seed differs from the checkpoint's seed.
@@ -90,29 +91,30 @@ def resolve_seed(given: int | None, state: RunState) -> int:
     if given is not None and state.seed not in (None, given):
         raise InputError(f"--seed {given}: the checkpoint was made with seed {state.seed}; omit --seed to resume")
     seed = given if state.seed is None else state.seed
-    return distributed.same_on_all_ranks(secrets.randbelow(2**31)) if seed is None else seed
+    return distributed.broadcast_object(secrets.randbelow(2**31)) if seed is None else seed
 
 
-def _check_same_place(state: RunState, device: torch.device) -> None:
-    mine = torch.tensor([[state.epoch, state.step]], device=device)
-    places = distributed.gather(mine).tolist()
-    if any(place != places[0] for place in places):
+def _check_same_position(state: RunState, device: torch.device) -> None:
+    """Raise InputError if the ranks have found checkpoints of different positions in the run."""
+    position = torch.tensor([[state.epoch, state.step]], device=device)
+    positions = distributed.gather(position).tolist()
+    if any(position != positions[0] for position in positions):
         raise InputError(
-            f"the processes found checkpoints of (epoch, step) {places}; use one --run-dir that all of them share"
+            f"the processes found checkpoints of (epoch, step) {positions}; use one --run-dir that all of them share"
         )
 
 
-def _check_same_arguments(state: RunState, args, before: dict) -> None:
-    then, now = LEGACY_DEFAULTS | before | state.args if state.args else {}, plain_args(args)
-    found = changed(then, now)
-    if state.step and {"batch_size", "accum_steps", "train_list"} & found.keys():
+def _check_same_arguments(state: RunState, args, legacy_defaults: dict) -> None:
+    stored = RUN_LEGACY_DEFAULTS | legacy_defaults | state.args if state.args else {}
+    changes = changed_arguments(stored, plain_args(args))
+    if state.step and {"batch_size", "accum_steps", "train_list"} & changes.keys():
         raise InputError(
-            f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {then['batch_size']}; "
-            f"resume with -b {then['batch_size']} and the same training list, or from a checkpoint at the end of an "
+            f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {stored['batch_size']}; "
+            f"resume with -b {stored['batch_size']} and the same training list, or from a checkpoint at the end of an "
             "epoch"
         )
-    if found and not args.override:
-        listed = ", ".join(f"{name} {change}" for name, change in found.items())
+    if changes and not args.override:
+        listed = ", ".join(f"{name} {change}" for name, change in changes.items())
         raise InputError(
             f"checkpoint {state.source}: made with other arguments ({listed}); add --override to use the new ones"
         )

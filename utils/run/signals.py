@@ -9,13 +9,16 @@ from multiprocessing.util import Finalize
 from utils import distributed
 from utils.errors import EXIT_CODES, Stopped
 
-IMPATIENT_AFTER = 1.0  # seconds; an earlier second Ctrl-C is the first one, forwarded by the launching process
+# Seconds. A second SIGINT that arrives sooner is taken for the first one, which the parent process has forwarded.
+SECOND_SIGINT_AFTER = 1.0
 
 
-def stopped(number: int, where: str) -> Stopped:
-    """Return the exception that ends a run after a signal, when its checkpoint is written; only rank 0 has a message.
+def stop_exception(number: int, where: str) -> Stopped:
+    """Return the exception that ends a run after a signal, once its checkpoint is written. Only rank 0 has a message.
 
-    where: the run's position, such as "epoch 3 and 20 steps".
+    Args:
+        number: the signal.
+        where: the run's position, such as "epoch 3 and 20 steps".
     """
     name = signal.Signals(number).name
     message = f"stopped by {name} after {where}: checkpoint saved; resume with --resume auto"
@@ -23,33 +26,34 @@ def stopped(number: int, where: str) -> Stopped:
 
 
 class StopSignals:
-    """A context in which SIGTERM, SIGINT and SIGUSR1 are recorded, to be read with `agreed`.
+    """A context in which SIGTERM, SIGINT and SIGUSR1 are recorded, to be read with `any_rank_signal`.
 
     A second Ctrl-C raises KeyboardInterrupt immediately, and the last checkpoint is kept.
     """
 
     def __enter__(self) -> "StopSignals":
-        self.number, self.since = 0, 0.0
-        self.before = {}
+        self.number, self.arrived = 0, 0.0
+        self.old_handlers = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
+            self.old_handlers = {number: signal.signal(number, self._record) for number in EXIT_CODES}
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.old_handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame) -> None:
+    def _record(self, number: int, _frame) -> None:
         now = time.monotonic()
-        if number == signal.SIGINT and self.number and now - self.since > IMPATIENT_AFTER:
+        if number == signal.SIGINT and self.number and now - self.arrived > SECOND_SIGINT_AFTER:
             raise KeyboardInterrupt
         if not self.number:
-            self.number, self.since = number, now
+            self.number, self.arrived = number, now
 
-    def agreed(self) -> int:
-        """Return a signal that some rank has received, or 0; the result is equal on all ranks.
+    def any_rank_signal(self) -> int:
+        """Return a signal that some rank has received, or 0 if there is none.
 
-        This is a collective call: all ranks make it after the same steps, and stop after the same step.
+        This is a collective operation with the same result on all ranks. All ranks call it after the same steps, and
+        therefore stop after the same step.
         """
         return distributed.max_over_ranks(self.number)
 
@@ -60,13 +64,13 @@ def ignore_in_worker(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _kill_workers_left() -> None:
+def _kill_remaining_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for a killed worker
     for process in multiprocessing.active_children():
         if process.daemon:  # loader workers are daemons
             process.kill()
 
 
-# After an error, loader workers may remain. Python ends them with SIGTERM at exit, which they ignore, and would wait
-# for them without end.
-Finalize(None, _kill_workers_left, exitpriority=10)
+# After an error, loader workers may still run. At exit, Python sends them SIGTERM, which they ignore, and would then
+# wait for them forever.
+Finalize(None, _kill_remaining_workers, exitpriority=10)

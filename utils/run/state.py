@@ -6,13 +6,13 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from utils.errors import InputError, brief
-from utils.measure.results import what_is_wrong_with_results
+from utils.errors import InputError, short_repr
+from utils.measure.results import results_problem
 from utils.run import checkpoint
-from utils.safe_load import MOST, is_count, is_number, is_plain
+from utils.safe_load import MAX_COUNT, is_count, is_number, is_plain
 
-NOT_AN_ENTRY = ("weights", "extra", "source", "broken")  # fields that are not checkpoint entries of this name
-LEFT_OUT = ("phase", "results", "best_acc1", "scaler")  # entries that are omitted if they are None
+NOT_ENTRIES = ("weights", "extra", "source", "broken")  # fields that are not checkpoint entries of this name
+OMITTED_IF_NONE = ("phase", "results", "best_acc1", "scaler")
 
 
 @dataclass
@@ -20,14 +20,20 @@ class RunState:
     """The state of a run after `epoch` complete epochs and `step` steps of the next one.
 
     Attributes:
-        epoch, step: completed epochs, and completed steps of the current one. phase: the epoch's phase (stage 1).
-        arch, seed, args: the run's; args are plain JSON values. processes: number of processes that wrote the file.
-        weights: the model's state dict from the file, without DistributedDataParallel's prefix.
-        optimizer: the optimiser's state dict from the file. Both are released once they are loaded.
-        means: running means of the current epoch (see `Means`); None at its end. scaler: loss scale of --amp fp16.
-        results: accuracies so far (stage 2). best_acc1: the corresponding entry of the authors' code.
+        epoch, step: completed epochs, and completed steps of the current epoch.
+        phase: the phase of the current epoch (stage 1).
+        arch, seed, args: the run's architecture, seed and arguments; the arguments are plain JSON values.
+        processes: number of processes of the job that wrote the file.
+        weights: the model's state dict from the file, without DistributedDataParallel's prefix. It is released once it
+            is loaded.
+        optimizer: the optimiser's state dict from the file. It is released once it is loaded.
+        means: running means of the current epoch (see `Means`); None at the end of an epoch.
+        scaler: loss scale of --amp fp16.
+        results: accuracies so far (stage 2).
+        best_acc1: the best test accuracy so far (stage 2), an entry of the authors' code.
         extra: the method's own entries (stage 1), which the method checks.
-        source: the checkpoint that was read; None in a new run. broken: newer checkpoints that could not be read.
+        source: the checkpoint that was read; None in a new run.
+        broken: newer checkpoints that could not be read.
     """
 
     epoch: int = 0
@@ -56,36 +62,36 @@ class RunState:
         Raises:
             InputError: an entry has the wrong type or an impossible value.
         """
-        kinds = {entry.name: entry.type for entry in fields(cls) if entry.name not in NOT_AN_ENTRY}
+        kinds = {entry.name: entry.type for entry in fields(cls) if entry.name not in NOT_ENTRIES}
         for name, kind in kinds.items():
             if name in entries and (not isinstance(entries[name], kind) or isinstance(entries[name], bool)):
                 expected = getattr(kind, "__name__", kind)
-                raise InputError(f"checkpoint {source}: {name} is {brief(entries[name])}, expected {expected}")
+                raise InputError(f"checkpoint {source}: {name} is {short_repr(entries[name])}, expected {expected}")
         state = cls(**{name: entries[name] for name in kinds if name in entries}, source=source)
-        if wrong := state._what_is_wrong():
-            raise InputError(f"checkpoint {source}: {wrong}")
-        state.weights = checkpoint.unpacked(entries)
+        if problem := state._problem():
+            raise InputError(f"checkpoint {source}: {problem}")
+        state.weights = checkpoint.strip_prefix(entries["state_dict"])
         state.extra = {name: value for name, value in entries.items() if name not in kinds and name != "state_dict"}
         return state
 
-    def _what_is_wrong(self) -> str | None:
-        """Return why no run can be in this state; None if one can."""
+    def _problem(self) -> str | None:
+        """Return why no run can be in this state, or None if a run can."""
         if not (is_count(self.epoch) and is_count(self.step)):
-            return f"epoch {brief(self.epoch)} and step {brief(self.step)}, expected 0 to {MOST - 1}"
+            return f"epoch {short_repr(self.epoch)} and step {short_repr(self.step)}, expected 0 to {MAX_COUNT - 1}"
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            return f"seed is {brief(self.seed)}, expected 0 to 2**63 - 1"
-        if self.processes is not None and not 0 < self.processes < MOST:
-            return f"processes is {brief(self.processes)}, expected 1 or more"
+            return f"seed is {short_repr(self.seed)}, expected 0 to 2**63 - 1"
+        if self.processes is not None and not 0 < self.processes < MAX_COUNT:
+            return f"processes is {short_repr(self.processes)}, expected 1 or more"
         for name, value in self.args.items():
             if not (isinstance(name, str) and is_plain(value)):
-                return f"argument {brief(name)} is {brief(value)}, expected a value of a command line"
+                return f"argument {short_repr(name)} is {short_repr(value)}, expected a value of a command line"
         if self.means is not None and not _are_means(self.means):
-            return f"means is {brief(self.means)}, expected steps, count and sums"
-        return what_is_wrong_with_results(self.results) if self.results else None
+            return f"means is {short_repr(self.means)}, expected steps, count and sums"
+        return results_problem(self.results) if self.results else None
 
-    def load_into(self, model: nn.Module) -> None:
-        """Load the stored weights into a model and release them; for errors see `checkpoint.load_into`."""
-        checkpoint.load_into(model, self.weights, self.source)
+    def load_weights(self, model: nn.Module) -> None:
+        """Load the stored weights into a model and release them; for errors see `checkpoint.load_weights`."""
+        checkpoint.load_weights(model, self.weights, self.source)
         self.weights = {}
 
     def load_optimizer(self, optimizer: Optimizer) -> None:
@@ -102,17 +108,17 @@ class RunState:
 
     def to_dict(self, model: nn.Module, optimizer: Optimizer) -> dict:
         """Return the entries of a checkpoint: plain data, the state's tensors, and those of model and optimiser."""
-        entries = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in NOT_AN_ENTRY}
-        entries |= {"state_dict": checkpoint.packed(model), "optimizer": optimizer.state_dict()}
-        return {name: v for name, v in entries.items() if v is not None or name not in LEFT_OUT} | self.extra
+        entries = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in NOT_ENTRIES}
+        entries |= {"state_dict": checkpoint.add_prefix(model.state_dict()), "optimizer": optimizer.state_dict()}
+        return {name: v for name, v in entries.items() if v is not None or name not in OMITTED_IF_NONE} | self.extra
 
     def __str__(self) -> str:
         return f"epoch {self.epoch} and {self.step} steps"
 
 
-def _are_means(found: dict) -> bool:
-    """Whether `found` has the form of `Means.state`."""
-    if found.keys() != {"steps", "count", "sums"} or not isinstance(found["sums"], dict):
+def _are_means(entry: dict) -> bool:
+    """Whether an entry has the form of `Means.state`."""
+    if entry.keys() != {"steps", "count", "sums"} or not isinstance(entry["sums"], dict):
         return False
-    sums = all(isinstance(name, str) and is_number(value) for name, value in found["sums"].items())
-    return sums and is_count(found["steps"]) and is_number(found["count"])
+    are_sums = all(isinstance(name, str) and is_number(value) for name, value in entry["sums"].items())
+    return are_sums and is_count(entry["steps"]) and is_number(entry["count"])

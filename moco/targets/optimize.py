@@ -18,18 +18,19 @@ OnEvaluation = Callable[[float], None]  # receives the logarithm of the energy r
 
 
 @dataclass
-class Best:
-    """The best set found so far, (C, D) unit rows, and its energy (or loss, for Adam)."""
+class BestPoints:
+    """The best set found so far, (C, D) unit rows, and its objective: the log energy ratio, or L_u for Adam."""
 
-    energy: float = float("inf")
+    objective: float = float("inf")
     points: Tensor | None = None
 
-    def offer(self, energy: float, points: Tensor) -> None:
-        if energy < self.energy:
-            self.energy, self.points = energy, points
+    def update(self, objective: float, points: Tensor) -> None:
+        """Keep the points if their objective is lower than the best one."""
+        if objective < self.objective:
+            self.objective, self.points = objective, points
 
 
-def energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def log_energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the energy ratio, log of the mean over i ≠ j of exp(t_i·t_j / τ), and its gradient.
 
     This is equivalent to minimising L_u of the paper (equation 3). L_u is the mean over i of log(exp(1/τ) + Z_i), with
@@ -42,7 +43,7 @@ def energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Ten
         points: (C, D) unit rows, C ≥ 2. Rows are processed in blocks, so that all pairs are never stored at once.
 
     Returns:
-        The energy, a scalar, and its gradient (C, D) without the constraint to the sphere.
+        The log energy ratio, a scalar, and its gradient (C, D) without the constraint to the sphere.
     """
     count = len(points)
     scaled = points / temperature
@@ -62,8 +63,8 @@ def energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Ten
     return top + (total / (count * (count - 1))).log(), pull * (2 / (temperature * total))
 
 
-def lbfgs(start: Tensor, temperature: float, evaluations: int, best: Best, on_evaluation: OnEvaluation) -> None:
-    """Minimise the energy from `start` (C, D) until convergence or `evaluations`. Stores the result in `best`."""
+def lbfgs(start: Tensor, temperature: float, evaluations: int, best: BestPoints, on_evaluation: OnEvaluation) -> None:
+    """Minimise the log energy from `start` (C, D) until convergence or `evaluations`. Stores the result in `best`."""
     raw = start.clone().requires_grad_()  # rows of any length represent points, so there is no constraint
     optimizer = torch.optim.LBFGS(
         [raw],
@@ -78,30 +79,30 @@ def lbfgs(start: Tensor, temperature: float, evaluations: int, best: Best, on_ev
     def evaluate() -> float:
         length = raw.detach().norm(dim=1, keepdim=True)
         points = raw.detach() / length
-        energy, gradient = energy_and_gradient(points, temperature)
-        along = gradient - (gradient * points).sum(dim=1, keepdim=True) * points  # tangent to the sphere
-        raw.grad = along / length
-        best.offer(float(energy), points)
-        on_evaluation(float(energy))
-        return float(energy)
+        log_energy, gradient = log_energy_and_gradient(points, temperature)
+        tangent = gradient - (gradient * points).sum(dim=1, keepdim=True) * points  # to the sphere
+        raw.grad = tangent / length
+        best.update(float(log_energy), points)
+        on_evaluation(float(log_energy))
+        return float(log_energy)
 
     optimizer.step(evaluate)
 
 
-def adam(start: Tensor, temperature: float, steps: int, best: Best, on_evaluation: OnEvaluation) -> None:
+def adam(start: Tensor, temperature: float, steps: int, best: BestPoints, on_evaluation: OnEvaluation) -> None:
     """Minimise L_u, including its self term, with Adam: the recipe of the authors' code, for comparison.
 
     Stores the set with the least loss in `best`. start: (C, D) rows of any length, the optimised variables; see
-    `moco.targets.generation.starts`.
+    `moco.targets.generation.starting_points`.
     """
     raw = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=RELEASE_LR)
     for step in range(steps):
         points = normalize(raw, dim=1)
         loss = (points @ points.T / temperature).logsumexp(dim=1).mean()
-        best.offer(loss.item(), points.detach())
+        best.update(loss.item(), points.detach())
         optimizer.zero_grad()
         loss.backward()
         if step % 50 == 0:
-            on_evaluation(float(energy_and_gradient(points.detach(), temperature)[0]))
+            on_evaluation(float(log_energy_and_gradient(points.detach(), temperature)[0]))
         optimizer.step()

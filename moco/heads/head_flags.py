@@ -1,15 +1,15 @@
 """Flags of the stage-2 classifier, their defaults and the combinations that are supported."""
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
-from moco.heads.fitted import Way
+from moco.heads.candidates import Balancing
 from utils.errors import InputError
-from utils.parser import Cases, Group, natural
+from utils.parser import FlagConditions, Group, nonnegative_int
 
 # Values for checkpoints that were written before these flags existed.
-LEGACY_DEFAULTS = {"sampling": "class-balanced", "logit_adjustment": "off", "feature_views": 0, "head": "linear"}
-LEGACY_DEFAULTS |= {"finetune": False, "compare_heads": False}
-CHOSEN_BY_COMPARISON = ("head", "sampling", "logit_adjustment", "finetune")
-OF_TRAINING = (
+HEAD_LEGACY_DEFAULTS = {"sampling": "class-balanced", "logit_adjustment": "off", "feature_views": 0, "head": "linear"}
+HEAD_LEGACY_DEFAULTS |= {"finetune": False, "compare_heads": False}
+COMPARISON_FLAGS = ("head", "sampling", "logit_adjustment", "finetune")
+TRAINING_FLAGS = (
     *("epochs", "start_epoch", "lr", "schedule", "cos", "lr_end", "warmup_epochs", "warmup_from", "momentum"),
     *("weight_decay", "optimizer", "clip_grad", "bn_mode", "eval_freq", "save_steps", "print_freq"),
 )
@@ -21,14 +21,14 @@ def add_head_arguments(group: Group) -> None:
         choices=list(HEADS),
         metavar="NAME",
         default="linear",
-        help="Classifier. linear and ldam are trained on random views; the others are fitted in seconds to features "
-        "that are computed once.\n" + "\n".join(f"{name}: {head.help}" for name, head in HEADS.items()),
+        help="Classifier. linear and ldam are trained on random views; the others are fitted to features that are "
+        "computed once, in seconds to minutes.\n" + "\n".join(f"{name}: {head.help}" for name, head in HEADS.items()),
     )
     group.add_argument(
         "--sampling",
         choices=["class-balanced", "instance"],
         metavar="HOW",
-        help=f"Weight of the training images (default: {_defaults('samplings')}).\n"
+        help=f"Sampling of the training images (default: {_defaults('samplings')}).\n"
         "class-balanced: all classes count equally\ninstance: all images count equally",
     )
     group.add_argument(
@@ -42,12 +42,12 @@ def add_head_arguments(group: Group) -> None:
     group.add_argument(
         "--compare-heads",
         action="store_true",
-        help="Fit every classifier that the checkpoint supports and compare them in one table and figure, together "
-        "with its trained probes. No classifier is saved.",
+        help="Fit all classifiers of --head that need no training epochs and compare them in one table and figure, "
+        "together with linear classifiers trained before. No classifier is saved.",
     )
     group.add_argument(
         "--feature-views",
-        type=natural,
+        type=nonnegative_int,
         default=0,
         metavar="N",
         help="Fit to N random views of each training image, at N times the cost (default: one evaluation view).",
@@ -70,28 +70,28 @@ def _defaults(field: str) -> str:
 
 def is_fitted(args) -> bool:
     """Return whether the classifier is fitted to features instead of trained step by step."""
-    return args.compare_heads or HEADS[args.head].fit is not None
+    return args.compare_heads or HEADS[args.head].is_fitted
 
 
-def ignored_flags(args) -> Cases:
+def ignored_flags(args) -> FlagConditions:
     """Return the flags that other flags make irrelevant."""
     if args.evaluate or not is_fitted(args):
         return []
-    return [("with --compare-heads" if args.compare_heads else f"with --head {args.head}", OF_TRAINING)]
+    return [("with --compare-heads" if args.compare_heads else f"with --head {args.head}", TRAINING_FLAGS)]
 
 
-def unsupported_flags(args) -> Cases:
+def unsupported_flags(args) -> FlagConditions:
     """Return the flags that other flags do not allow."""
     cases = [("with --evaluate", ("dry_run",))] if args.evaluate else []
     if args.compare_heads:
-        return [*cases, ("with --compare-heads", (*CHOSEN_BY_COMPARISON, "evaluate", "dry_run"))]
+        return [*cases, ("with --compare-heads", (*COMPARISON_FLAGS, "evaluate", "dry_run"))]
     if not is_fitted(args):
         return [*cases, (f"with --head {args.head} (trained on random views)", ("feature_views",))]
     fitted = f"with --head {args.head} (fitted to features of a frozen encoder)"
     return [*cases, (fitted, ("finetune", "dry_run"))]
 
 
-def settle(args, processes: int) -> None:
+def resolve_defaults(args, processes: int) -> None:
     """Set --sampling and --logit-adjustment to the defaults of the head, and check the given values.
 
     Raises:
@@ -123,15 +123,15 @@ def settle(args, processes: int) -> None:
         )
 
 
-def way_of(sampling: str, adjustment: str) -> Way:
-    return Way(sampling == "class-balanced", adjustment == "train", adjustment == "post")
+def build_balancing(sampling: str, adjustment: str) -> Balancing:
+    return Balancing(sampling == "class-balanced", adjustment == "train", adjustment == "post")
 
 
-def ways(head: Head) -> list[tuple[str, str]]:
+def compared_settings(head: Head) -> list[tuple[str, str]]:
     """Return the (--sampling, --logit-adjustment) pairs of a fitted head to compare.
 
     If the head supports post, off is omitted, because post includes t = 0.
     """
     of_instances = [a for a in head.adjustments if a != "off" or "post" not in head.adjustments]
-    found = [("instance", adjustment) for adjustment in of_instances]
-    return found + [("class-balanced", "off")] * ("class-balanced" in head.samplings)
+    settings = [("instance", adjustment) for adjustment in of_instances]
+    return settings + [("class-balanced", "off")] * ("class-balanced" in head.samplings)

@@ -5,22 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from moco.in_batch import InBatch
-from moco.methods.contrast import Contrast
-from moco.methods.flags import add_batch_arguments
+from moco.in_batch import InBatchKCL
+from moco.methods.contrast_method import ContrastMethod
+from moco.methods.method_flags import add_batch_arguments
 from utils import distributed
 from utils.errors import InputError
-from utils.parser import Cases
+from utils.parser import FlagConditions
 
 
-class Batch(Contrast):
+class BatchMethod(ContrastMethod):
     """In-batch contrast, used for CIFAR by the paper and by the code released by the TSC authors."""
 
-    meaning = "other images of the batch (the paper on CIFAR)"
-    arguments = (*Contrast.arguments, add_batch_arguments)
+    help = "other images of the batch (the paper on CIFAR)"
+    argument_adders = (*ContrastMethod.argument_adders, add_batch_arguments)
 
     @classmethod
-    def ignored_flags(cls, args) -> Cases:
+    def ignored_flags(cls, args) -> FlagConditions:
         if not args.targeted:
             return [*super().ignored_flags(args), ("without --targeted", ("only_t",))]
         if args.loss_form == "release":
@@ -34,8 +34,8 @@ class Batch(Contrast):
         if args.sync_bn and not torch.cuda.is_available():
             raise InputError("--sync-bn: requires a GPU, and none was found; omit it")
 
-    def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
         args = self.args
-        model = InBatch(encoder, only_targets=args.only_t, unbiased=args.unbiased, **shared)
+        model = InBatchKCL(encoder, only_targets=args.only_t, unbiased=args.unbiased, **model_kwargs)
         synchronised = args.sync_bn and distributed.world_size() > 1
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model

@@ -6,46 +6,46 @@ import torch
 from torch import Tensor, nn
 
 from moco.encoders import get_encoder, has_batch_norm
-from moco.encoders.frozen import freeze_parts
+from moco.encoders.frozen import freeze_modules
 from moco.encoders.memory import recompute_blocks
 from moco.methods.base import Method
+from moco.methods.checkpoint_entries import check_entries
 from moco.methods.collapse import CollapseDetector
-from moco.methods.flags import TARGET_FLAGS, add_contrast_arguments
-from moco.methods.target_state import check_entries
-from moco.pretrained import check_start, start_from
-from moco.targeted import Targeted
+from moco.methods.method_flags import TARGET_FLAGS, add_contrast_arguments
+from moco.pretrained import check_init_from, init_encoders
+from moco.targeted import TargetModel
 from moco.targets.assignment import Assignment
-from moco.targets.centroids import describe_facts, target_cosines, target_facts
-from moco.targets.choice import choose_targets, target_file
+from moco.targets.centroids import format_target_metrics, target_cosines, target_metrics
 from moco.targets.files import load_targets
-from utils.distributed import say
+from moco.targets.source import select_targets, target_file
+from utils.distributed import log
 from utils.errors import InputError
-from utils.optimizers import FACTOR
-from utils.parser import Cases
+from utils.optimizers import LR_FACTOR_KEY
+from utils.parser import FlagConditions
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
 
-class Contrast(Method):
+class ContrastMethod(Method):
     """KCL, or with --targeted: KCL for --kcl-epochs (default: half of the epochs, rounded down), then TSC."""
 
-    arguments = (add_contrast_arguments,)
-    sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
-    model: Targeted
+    argument_adders = (add_contrast_arguments,)
+    stored_sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
+    model: TargetModel
 
     def __init__(self, args):
         super().__init__(args)
         self.collapse = CollapseDetector()
 
     @classmethod
-    def ignored_flags(cls, args) -> Cases:
+    def ignored_flags(cls, args) -> FlagConditions:
         cases = [] if args.targeted else [("without --targeted", TARGET_FLAGS)]
         return [*cases, *([("with --loss MoCo", ("K",))] if args.loss == "MoCo" else [])]
 
     def check(self) -> None:
         args = self.args
         if args.init_from:
-            check_start(args.init_from, args.arch)
+            check_init_from(args.init_from, args.arch)
         if args.freeze and not args.init_from:
             raise InputError(
                 "--freeze: requires --init-from, or random weights would be frozen; add --init-from or omit --freeze"
@@ -72,19 +72,19 @@ class Contrast(Method):
         warm_up = args.epochs // 2 if args.kcl_epochs is None else args.kcl_epochs
         return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, args.epochs - warm_up)]
 
-    def read_state(self, state: RunState) -> None:
+    def check_extra_state(self, state: RunState) -> None:
         check_entries(state, self.args.num_classes)
-        self.before = None
+        self.previous_assignment = None
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
         args = self.args
-        targets = choose_targets(args, num_classes, state, device) if args.targeted else None
+        targets = select_targets(args, num_classes, state, device) if args.targeted else None
         torch.manual_seed(state.seed)
-        shared = {"dim": args.moco_dim, "T": args.moco_t, "mlp": args.mlp, "num_positive": args.K}
-        shared |= {"targeted": args.targeted, "tr": args.tr, "tw": args.tw, "loss_form": args.loss_form}
-        shared |= {"num_classes": num_classes, "targets": targets, "supervised": args.loss != "MoCo"}
-        shared |= {"assignment_interval": args.assignment_interval, "parts": args.accum_steps}
-        self.model = self.make(get_encoder(args.arch, args.image_size), shared)
+        model_kwargs = {"dim": args.moco_dim, "T": args.moco_t, "mlp": args.mlp, "num_positive": args.K}
+        model_kwargs |= {"targeted": args.targeted, "tr": args.tr, "tw": args.tw, "loss_form": args.loss_form}
+        model_kwargs |= {"num_classes": num_classes, "targets": targets, "supervised": args.loss != "MoCo"}
+        model_kwargs |= {"assignment_interval": args.assignment_interval, "parts": args.accum_steps}
+        self.model = self.build_contrast(get_encoder(args.arch, args.image_size), model_kwargs)
         self.model.seed = state.seed
         self._prepare_encoders(new=not state.source)
         return self.model
@@ -93,55 +93,57 @@ class Contrast(Method):
         """Apply --init-from (to a new run only), --freeze, --grad-checkpointing and --accum-steps to the encoders."""
         args, encoders = self.args, self.encoders()
         if args.init_from and new:
-            say(f"init: {start_from(encoders, args.init_from, args.arch)}")
+            log(f"init: {init_encoders(encoders, args.init_from, args.arch)}")
         for encoder in encoders:
-            freeze_parts(encoder, args.freeze, args.arch)
+            freeze_modules(encoder, args.freeze, args.arch)
         if args.grad_checkpointing:
             recompute_blocks(self.model.encoder_q, args.arch)
         if args.accum_steps > 1 and has_batch_norm(self.model.encoder_q):
-            say(
+            log(
                 f"note: --accum-steps {args.accum_steps}: batch norm in {args.arch} uses the statistics of each of the "
-                f"{args.accum_steps} parts; results differ from one batch of {self.images_a_step}"
+                f"{args.accum_steps} micro-batches; results differ from one batch of {self.global_batch_size}"
             )
 
-    def make(self, encoder: Callable[..., nn.Module], shared: dict) -> nn.Module:
-        """Build the model. shared: keyword arguments common to all models."""
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
+        """Build the model. model_kwargs: keyword arguments of KCL and of InBatchKCL."""
         raise NotImplementedError
 
-    def restore(self, state: RunState) -> None:
+    def load_extra_state(self, state: RunState) -> None:
         assignment = state.extra.get("assignment")  # still in use with --assignment-interval > 1
         self.model.assignment = None if assignment is None else assignment.to(self.model.class_centroid.device)
-        self.before = state.extra.get("assignment_before")
+        self.previous_assignment = state.extra.get("assignment_before")
 
     def parameters(self) -> Iterable:
         factor, model = self.args.lr_backbone, self.model
         if factor == 1:
             return model.parameters()
         head = [*model.encoder_q.fc.parameters()]
-        rest = [weight for weight in model.parameters() if all(weight is not other for other in head)]
-        return [{"params": head}, {"params": rest, FACTOR: factor}]
+        backbone = [weight for weight in model.parameters() if all(weight is not other for other in head)]
+        return [{"params": head}, {"params": backbone, LR_FACTOR_KEY: factor}]
 
     def begin_phase(self, name: str, fresh: bool) -> None:
         self.model.targeted = name == "TSC"
 
-    def begin_epoch(self, step: int, goes_on: bool) -> None:
+    def begin_epoch(self, step: int, resumed: bool) -> None:
         self.model.step = step
-        if not goes_on:
-            self.before = self._assignment()  # the assignment of the previous epoch
+        if not resumed:
+            self.previous_assignment = self._assignment()  # the assignment of the previous epoch
 
-    def shown(self, output) -> dict[str, Tensor]:
+    def step_metrics(self, output) -> dict[str, Tensor]:
         self.collapse.step(output.q)
         return {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
 
-    def facts(self) -> tuple[dict[str, float | None], str]:
+    def epoch_metrics(self) -> tuple[dict[str, float | None], str]:
         self.collapse.end_epoch()
-        found = target_facts(self.model.class_centroid, self._targets(), self._assignment(), self.before)
-        return found, describe_facts(found)
+        metrics = target_metrics(
+            self.model.class_centroid, self._targets(), self._assignment(), self.previous_assignment
+        )
+        return metrics, format_target_metrics(metrics)
 
     def extra_state(self) -> dict:
-        return {"assignment": self.model.assignment, "assignment_before": self.before}
+        return {"assignment": self.model.assignment, "assignment_before": self.previous_assignment}
 
-    def assigned(self) -> tuple[Tensor, Tensor] | None:
+    def class_targets_and_cosines(self) -> tuple[Tensor, Tensor] | None:
         if not self.model.targeted:
             return None
         centroids, targets, rows = self.model.class_centroid, self._targets(), self._assignment()

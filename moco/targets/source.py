@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from moco.targets.files import check_targets, load_targets, target_file_name
-from moco.targets.generation import TEMPERATURE, brief, generate_file
+from moco.targets.generation import TEMPERATURE, format_targets, generate_file
 from utils import distributed
-from utils.distributed import say
+from utils.distributed import log
 from utils.errors import InputError
 from utils.run.state import RunState
 
@@ -18,7 +18,7 @@ def target_file(args, num_classes: int) -> Path:
     return Path(args.targets or target_file_name(num_classes, args.moco_dim))
 
 
-def choose_targets(args, num_classes: int, state: RunState, device: torch.device) -> Tensor:
+def select_targets(args, num_classes: int, state: RunState, device: torch.device) -> Tensor:
     """Return the targets of a TSC run, (C, D) float32: those of the checkpoint if it has any, or those of a file.
 
     The choice is logged. A missing file is generated on the device. With --override, the file of --targets replaces
@@ -28,11 +28,11 @@ def choose_targets(args, num_classes: int, state: RunState, device: torch.device
         InputError: If --targets differs from the checkpoint's targets and --override is not set, or if the targets
             do not fit the model.
     """
-    held = _held_targets(args, num_classes, state)
-    targets, source = held, f"from {state.source}"
-    if args.targets or held is None:
+    stored = _stored_targets(args, num_classes, state)
+    targets, source = stored, f"from {state.source}"
+    if args.targets or stored is None:
         targets, source = _file_targets(args, num_classes, device), str(target_file(args, num_classes))
-    if held is not None and not torch.equal(targets, held):
+    if stored is not None and not torch.equal(targets, stored):
         if not args.override:
             raise InputError(
                 f"--targets {args.targets}: differs from the targets of {state.source}; omit --targets to keep "
@@ -42,11 +42,11 @@ def choose_targets(args, num_classes: int, state: RunState, device: torch.device
         state.extra |= {"assignment": None, "assignment_before": None}
         source += f", replacing the targets of {state.source}"
     if distributed.is_main():  # takes one second on the host with 8142 classes
-        say(f"targets: {source}; {brief(targets, TEMPERATURE)}")
+        log(f"targets: {source}; {format_targets(targets, TEMPERATURE)}")
     return targets
 
 
-def _held_targets(args, num_classes: int, state: RunState) -> Tensor | None:
+def _stored_targets(args, num_classes: int, state: RunState) -> Tensor | None:
     """Return the targets of a checkpoint, (C, D) float32, one copy of each, or None if it has none."""
     copies = state.weights.get("optimal_target")
     if copies is None:
@@ -57,16 +57,16 @@ def _held_targets(args, num_classes: int, state: RunState) -> Tensor | None:
             f"checkpoint {state.source}: does not fit the model: targets have shape {tuple(copies.shape)}, "
             f"expected {expected}; check --dataset, --moco-dim and --tr"
         )
-    held = copies[:: args.tr].float()
-    check_targets(held, num_classes, args.moco_dim, source=f"checkpoint {state.source}: targets")
-    return held
+    targets = copies[:: args.tr].float()
+    check_targets(targets, num_classes, args.moco_dim, source=f"checkpoint {state.source}: targets")
+    return targets
 
 
 def _file_targets(args, num_classes: int, device: torch.device) -> Tensor:
     file, size = target_file(args, num_classes), (num_classes, args.moco_dim)
     with distributed.main_process_first():
         if not file.exists():
-            say(f"{file}: does not exist yet, generating it")
+            log(f"{file}: does not exist yet, generating it")
             generate_file(file, *size, device=device)
     # All ranks use the targets of rank 0: machines without a shared folder may have generated different ones.
-    return distributed.same_on_all_ranks(load_targets(file, *size))
+    return distributed.broadcast_object(load_targets(file, *size))

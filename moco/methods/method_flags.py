@@ -1,7 +1,7 @@
 """Flags of KCL, TSC and MoCo: shared flags, flags for --contrast queue, flags for --contrast batch."""
 
 from moco.losses import LOSS_FORMS
-from utils.parser import Group, fraction, natural, positive_float, positive_int, unsigned_float
+from utils.parser import Group, fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
 
 TARGET_FLAGS = (  # flags used only by TSC
     *("tr", "sep_t", "tw", "loss_form", "kcl_epochs", "centroid_init", "assignment_interval"),
@@ -38,7 +38,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
     )
     loss.add_argument(
         "--K",
-        type=natural,
+        type=nonnegative_int,
         default=6,
         metavar="K",
         help="Number of positives sampled from the anchor's class. 0 uses all of them, as SupCon does.",
@@ -50,7 +50,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
     )
     loss.add_argument(
         "--kcl-epochs",
-        type=natural,
+        type=nonnegative_int,
         metavar="E",
         help="Epochs of KCL before TSC (default: half of --epochs).",
     )
@@ -59,12 +59,13 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         type=positive_int,
         default=1,
         metavar="R",
-        help="Number of copies of each target; their weight with --contrast batch --loss-form release.",
+        help="Number of copies of each target among the candidates for positives. With --contrast batch --loss-form "
+        "release, a larger value gives the targets more weight.",
     )
     loss.add_argument(
         "--tw",
         "--target-weight",
-        type=unsigned_float,
+        type=nonnegative_float,
         default=1.0,
         metavar="W",
         help="Weight of the target term; the paper's TSC uses 0.2.",
@@ -78,7 +79,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
     )
     loss.add_argument(
         "--assignment-interval",
-        type=natural,
+        type=nonnegative_int,
         default=1,
         metavar="N",
         help="Steps between target assignments. 1: every step (the method). Larger values can help with many thousands "
@@ -87,8 +88,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
     loss.add_argument(
         "--targets",
         metavar="FILE",
-        help="File of class targets (default: the checkpoint's; in a new run optimal_<C>_<D>.npy in this folder, "
-        "created if missing).",
+        help="File of class targets (default: the checkpoint's; in a new run optimal_<C>_<D>.npy in the current "
+        "folder, created if missing).",
     )
 
 
@@ -116,8 +117,8 @@ def _add_memory_arguments(model: Group) -> None:
         type=positive_int,
         default=1,
         metavar="N",
-        help="Accumulate N batches per step: the memory of one batch, the loss and gradients of all N, up to 50 %% "
-        "slower. --lr and --moco-k refer to the full step. Exact except for batch norm.",
+        help="Accumulate N batches per step: memory of one batch, loss of all N, up to 60 %% slower. Set --lr for "
+        "N × batch size images; --moco-k must be a multiple of it. Exact except for batch norm.",
     )
     model.add_argument(
         "--grad-checkpointing",
@@ -144,7 +145,8 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
     loss.add_argument(
         "--sep_t",
         action="store_true",
-        help="Always use the class's target as a positive, in addition to the K sampled ones (--contrast queue).",
+        help="Always use the class's target as a positive, in addition to the K sampled ones (--contrast queue). "
+        "Without it, positives are sampled from targets and queue together. All TSC recipes with a queue set it.",
     )
     loss.add_argument(
         "--centroid-init",
@@ -174,6 +176,6 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     loss.add_argument(
         "--unbiased",
         action="store_true",
-        help="Ablation: remove same-class images from the denominator, except the positive in the numerator "
-        "(--contrast batch).",
+        help="Ablation: leave all other images of the anchor's class out of the denominator, except the positive in "
+        "the numerator (--contrast batch).",
     )

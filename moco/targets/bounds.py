@@ -14,77 +14,89 @@ BLOCK = 2**22  # cosines stored at a time: 32 MB of float64
 MAX_DEGREE = 60  # of the quadrature; higher degrees lose too much precision
 
 
-def certificate(points: np.ndarray, temperature: float) -> dict:
+def target_quality(points: np.ndarray, temperature: float) -> dict:
     """Return all quality measures of a target set, normalised in float64, as a dict that JSON can store.
 
     Args:
         points: (C, D) unit rows, any float type; C ≥ 2.
 
     Returns:
-        classes, dim, temperature; energy_ratio; bound, its lower bound, and gap_percent, both None if no bound is
-        known; degree of the bound; optimal: whether the set reaches the bound (to 1e-6); max_cosine and
-        max_cosine_bound (Levenshtein's, or None); mean_cosine and its lower bound simplex_cosine = −1/(C−1);
-        rms_cosine and its lower bound welch_bound; smallest_angle in degrees; norm_error, the largest
-        | ‖t_i‖ − 1 |.
+        A dict with the keys:
+
+        - classes, dim, temperature: C, D, τ
+        - energy_ratio: the energy ratio of the set
+        - bound: the lower bound of the energy ratio, or None if no bound is known
+        - gap_percent: how far energy_ratio is above bound, or None
+        - degree: degree of the quadrature that gives the bound, or None
+        - optimal: whether the set reaches the bound, up to 1e-6 of it
+        - max_cosine: the largest cosine of two targets
+        - max_cosine_bound: Levenshtein's lower bound of max_cosine, or None
+        - mean_cosine: the mean cosine over all pairs
+        - simplex_cosine: the lower bound of mean_cosine, −1/(C−1)
+        - rms_cosine: the root mean square of the cosines
+        - welch_bound: Welch's lower bound of rms_cosine
+        - smallest_angle: the angle of max_cosine, in degrees
+        - norm_error: the largest | ‖t_i‖ − 1 |
     """
     rows = np.asarray(points, dtype=np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     points = rows / norms
     count, dim = points.shape
     rule, bound = quadrature(count, dim), energy_bound(count, dim, temperature)
-    found = measures(points, temperature)
-    gap = None if bound is None else 100 * (found["energy_ratio"] / bound - 1)
+    measured = target_measures(points, temperature)
+    gap = None if bound is None else 100 * (measured["energy_ratio"] / bound - 1)
     return {
         "classes": count,
         "dim": dim,
         "temperature": temperature,
-        "energy_ratio": found["energy_ratio"],
+        "energy_ratio": measured["energy_ratio"],
         "bound": bound,
         "gap_percent": gap,
         "degree": degree(count, dim),
         "optimal": gap is not None and gap < 1e-4,
-        "max_cosine": found["max_cosine"],
+        "max_cosine": measured["max_cosine"],
         "max_cosine_bound": None if rule is None else float(rule[0].max()),
-        "mean_cosine": found["mean_cosine"],
+        "mean_cosine": measured["mean_cosine"],
         "simplex_cosine": -1 / (count - 1),
-        "rms_cosine": found["rms_cosine"],
+        "rms_cosine": measured["rms_cosine"],
         "welch_bound": welch_bound(count, dim),
-        "smallest_angle": float(np.degrees(np.arccos(min(found["max_cosine"], 1.0)))),
+        "smallest_angle": float(np.degrees(np.arccos(min(measured["max_cosine"], 1.0)))),
         "norm_error": float(abs(norms - 1).max()),
     }
 
 
-def as_text(facts: dict) -> str:
-    """Format a `certificate` in six lines."""
-    bound, least = "no bound known (outside the range of the quadrature)", ""
-    if facts["bound"] is not None:
-        kind = "the regular simplex, exact" if facts["degree"] == 1 else f"quadrature of degree {facts['degree']}"
+def format_quality(quality: dict) -> str:
+    """Format the dict of `target_quality` in six lines."""
+    bound, cosine_bound = "no bound known (outside the range of the quadrature)", ""
+    if quality["bound"] is not None:
+        kind = "the regular simplex, exact" if quality["degree"] == 1 else f"quadrature of degree {quality['degree']}"
         # An optimal set equals its bound to float32 precision; its gap is rounding, of either sign.
-        gap = "optimal" if facts["optimal"] else f"{facts['gap_percent']:.2f} % above it"
-        bound = f"no set is below {facts['bound']:.4f} ({kind}): {gap}"
-        least = f"    no set is below {facts['max_cosine_bound']:+.4f}"
+        gap = "optimal" if quality["optimal"] else f"{quality['gap_percent']:.2f} % above it"
+        bound = f"no set is below {quality['bound']:.4f} ({kind}): {gap}"
+        cosine_bound = f"    no set is below {quality['max_cosine_bound']:+.4f}"
     return (
-        f"  {facts['classes']} targets in R^{facts['dim']}, temperature {facts['temperature']:g}\n"
-        f"  energy ratio   {facts['energy_ratio']:.4f}    {bound}\n"
-        f"  largest cosine {facts['max_cosine']:+.4f}{least}; smallest angle {facts['smallest_angle']:.2f}°\n"
-        f"  mean cosine    {facts['mean_cosine']:+.6f}  no set is below {facts['simplex_cosine']:+.6f} = −1/(C−1)\n"
-        f"  RMS cosine     {facts['rms_cosine']:.6f}   no set is below {facts['welch_bound']:.6f} (Welch)\n"
-        f"  norm error     {facts['norm_error']:.1g}"
+        f"  {quality['classes']} targets in R^{quality['dim']}, temperature {quality['temperature']:g}\n"
+        f"  energy ratio   {quality['energy_ratio']:.4f}    {bound}\n"
+        f"  largest cosine {quality['max_cosine']:+.4f}{cosine_bound}; smallest angle "
+        f"{quality['smallest_angle']:.2f}°\n"
+        f"  mean cosine    {quality['mean_cosine']:+.6f}  no set is below {quality['simplex_cosine']:+.6f} = −1/(C−1)\n"
+        f"  RMS cosine     {quality['rms_cosine']:.6f}   no set is below {quality['welch_bound']:.6f} (Welch)\n"
+        f"  norm error     {quality['norm_error']:.1g}"
     )
 
 
-def energy_of(facts: dict) -> str:
-    """Format the size and energy ratio of a `certificate`."""
-    return f"{facts['classes']} targets in R^{facts['dim']}, energy ratio {facts['energy_ratio']:.4f}"
+def format_energy(quality: dict) -> str:
+    """Format the size and energy ratio from the dict of `target_quality`."""
+    return f"{quality['classes']} targets in R^{quality['dim']}, energy ratio {quality['energy_ratio']:.4f}"
 
 
-def verdict(facts: dict) -> str:
-    """Format the distance of a `certificate` from its lower bound."""
-    gap = facts["gap_percent"]
-    return "optimal" if facts["optimal"] else "bound unknown" if gap is None else f"{gap:.2f} % above the lower bound"
+def format_gap(quality: dict) -> str:
+    """Format the distance from the lower bound, from the dict of `target_quality`."""
+    gap = quality["gap_percent"]
+    return "optimal" if quality["optimal"] else "bound unknown" if gap is None else f"{gap:.2f} % above the lower bound"
 
 
-def measures(points: np.ndarray, temperature: float) -> dict:
+def target_measures(points: np.ndarray, temperature: float) -> dict:
     """Return energy_ratio, max_cosine, mean_cosine, rms_cosine over pairs i ≠ j of (C, D) float64 rows, C ≥ 2."""
     energy = total = squares = 0.0
     largest = -1.0
@@ -108,9 +120,9 @@ def pair_cosines(points: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, BLOCK // count)
     for start in range(0, count, rows):
         block = points[start : start + rows] @ points.T  # (B, C)
-        other = np.ones(block.shape, dtype=bool)
-        np.fill_diagonal(other[:, start:], False)
-        yield block[other]
+        off_diagonal = np.ones(block.shape, dtype=bool)
+        np.fill_diagonal(off_diagonal[:, start:], False)
+        yield block[off_diagonal]
 
 
 def welch_bound(count: int, dim: int) -> float:
@@ -122,8 +134,8 @@ def energy_bound(count: int, dim: int, temperature: float) -> float | None:
     """Return the universal lower bound of the energy ratio of C points in R^D; None if `quadrature` is None.
 
     The bound is C/(C−1) · Σ ρ_i exp(α_i / τ). It is tight for the regular simplex, the cross-polytope and all sharp
-    configuration: Boyvalenkov, Dragnev, Hardin, Saff, Stoyanova (2016, "Universal lower bounds for potential
-    energy of spherical codes"), with the nodes of Levenshtein's quadrature.
+    configurations (Boyvalenkov, Dragnev, Hardin, Saff and Stoyanova, 2016, "Universal lower bounds for potential energy
+    of spherical codes"). α_i and ρ_i are the nodes and weights of Levenshtein's quadrature.
     """
     rule = quadrature(count, dim)
     if rule is None:
@@ -139,10 +151,10 @@ def degree(count: int, dim: int) -> int | None:
     D(D+3)/2, … for m = 1, 2, 3, 4, …
     """
 
-    def least(m: int) -> int:
+    def smallest_design(m: int) -> int:
         return comb(dim - 1 + m // 2, dim - 1) + comb(dim - 2 + (m + 1) // 2, dim - 1)
 
-    return next((m for m in range(1, MAX_DEGREE + 1) if count <= least(m + 1)), None)
+    return next((m for m in range(1, MAX_DEGREE + 1) if count <= smallest_design(m + 1)), None)
 
 
 def quadrature(count: int, dim: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -177,12 +189,12 @@ def gauss(x: np.ndarray, w: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]
     Welsch).
     """
     a, b = np.zeros(k), np.zeros(k)
-    before, now = np.zeros_like(x), np.ones_like(x)
+    previous, current = np.zeros_like(x), np.ones_like(x)  # p_{n−1}, p_n
     for n in range(k):
-        norm = (w * now * now).sum()
-        a[n] = (w * x * now * now).sum() / norm
-        b[n] = norm / (w * before * before).sum() if n else 0.0
-        before, now = now, (x - a[n]) * now - b[n] * before
+        norm = (w * current * current).sum()
+        a[n] = (w * x * current * current).sum() / norm
+        b[n] = norm / (w * previous * previous).sum() if n else 0.0
+        previous, current = current, (x - a[n]) * current - b[n] * previous
     off = np.sqrt(b[1:])
     nodes, vectors = np.linalg.eigh(np.diag(a) + np.diag(off, 1) + np.diag(off, -1))
     return nodes, w.sum() * vectors[0] ** 2

@@ -1,10 +1,10 @@
-"""Measures of a feature space, as pure functions: class centres, alignment, uniformity, neural collapse, kNN."""
+"""Measures of a feature space, as pure functions: class centres, alignment, uniformity, neural neural_collapse, kNN."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-MOST_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.07  # as in instance discrimination, MoCo and DINO
+MAX_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.07  # as in instance discrimination, MoCo and DINO
 BLOCK = 64  # queries that are compared with the bank at once, which bounds the memory
 ROUNDING = 8  # in units of the float's eps: closer cosines count as equal, because matrix products are rounded
 
@@ -23,7 +23,8 @@ def alignment(features: Tensor, labels: Tensor) -> float:
     an image are skipped.
 
     Args:
-        features: (n, D) unit features. labels: (n,) int64.
+        features: (n, D) unit features.
+        labels: (n,) int64.
     """
     means = [_distances(features[labels == label]).mean() for label in labels.unique()]
     return float(torch.stack(means).mean())
@@ -34,8 +35,8 @@ def uniformity(centres: Tensor) -> float | None:
     return neighbourhood_uniformity(centres, len(centres))
 
 
-def neighbours_of_a_class(num_classes: int) -> int:
-    """Return k of U_k: 10, or with fewer than 31 classes a third of the others, because all of them would give U."""
+def default_uniformity_k(num_classes: int) -> int:
+    """Return k of U_k: 10, but at most a third of the other classes (with k = all others, U_k equals U)."""
     return max(1, min(10, (num_classes - 1) // 3))
 
 
@@ -60,7 +61,7 @@ def _distances(points: Tensor) -> Tensor:
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def collapse(features: Tensor, labels: Tensor, num_classes: int) -> tuple[float | None, float | None]:
+def neural_collapse(features: Tensor, labels: Tensor, num_classes: int) -> tuple[float | None, float | None]:
     """Return NC1 and NC2 of neural collapse (Papyan, Han and Donoho 2020); 0 is complete collapse.
 
     NC1 = tr(Σ_W Σ_B⁺) / C is the variance within classes relative to that of the class means. NC2 = mean over pairs of
@@ -69,7 +70,8 @@ def collapse(features: Tensor, labels: Tensor, num_classes: int) -> tuple[float 
     than two classes, or if all class means coincide.
 
     Args:
-        features: (n, D). labels: (n,) int64.
+        features: (n, D).
+        labels: (n,) int64.
     """
     present = torch.bincount(labels, minlength=num_classes) > 0
     classes = int(present.sum())
@@ -80,31 +82,31 @@ def collapse(features: Tensor, labels: Tensor, num_classes: int) -> tuple[float 
     between = means[present] - means[present].mean(0)
     if classes < 2 or float(between.abs().max()) < 1e-7:  # the rounding of unit features in float32
         return None, None
-    of_classes = torch.linalg.pinv(between.T @ between / classes, hermitian=True)
+    inverse_covariance = torch.linalg.pinv(between.T @ between / classes, hermitian=True)
     directions = normalize(between, dim=1)
     pairs = ~torch.eye(classes, dtype=torch.bool, device=features.device)
     angles = ((directions @ directions.T)[pairs] + 1 / (classes - 1)).abs().mean()
-    return float(((within @ of_classes) * within).sum() / len(features) / classes), float(angles)
+    return float(((within @ inverse_covariance) * within).sum() / len(features) / classes), float(angles)
 
 
-def reasonability(targets: Tensor, groups: Tensor) -> float:
-    """Return the reasonability R: the mean distance of a class's target to the targets of the classes in its group.
+def reasonability(targets: Tensor, superclasses: Tensor) -> float:
+    """Return the reasonability R: the mean distance of a class's target to those of its superclass.
 
-    From the paper's supplement. R is lower if classes of similar meaning have nearby targets.
+    The measure is from the paper's supplement. R is lower if classes of the same superclass have nearby targets.
 
     Args:
         targets: (C, D); row y is the target of class y.
-        groups: (C,) int64, such as CIFAR-100's superclasses. A class that is alone in its group is skipped.
+        superclasses: (C,) int64, such as those of CIFAR-100. A class that is alone in its superclass is skipped.
     """
-    others = (groups[:, None] == groups).fill_diagonal_(False)  # (C, C)
+    others = (superclasses[:, None] == superclasses).fill_diagonal_(False)  # (C, C)
     near = (_distances(targets) * others).sum(1)
     alone = others.sum(1) == 0
     return float((near / others.sum(1).clamp(min=1))[~alone].mean())
 
 
-def neighbours_by_size(images: int) -> int:
+def default_knn_k(images: int) -> int:
     """Return k of the kNN vote: the square root of the number of training images, at most 200 as in earlier work."""
-    return max(1, min(MOST_NEIGHBOURS, round(images**0.5)))
+    return max(1, min(MAX_NEIGHBOURS, round(images**0.5)))
 
 
 def knn_scores(
@@ -116,7 +118,8 @@ def knn_scores(
     near as the k-th one vote, so that the result for collapsed features does not depend on their order in the bank.
 
     Args:
-        queries: (n, D) unit features. bank: (m, D) unit features; if m < k, all of them vote.
+        queries: (n, D) unit features.
+        bank: (m, D) unit features; if m < k, all of them vote.
         bank_labels: (m,) int64 in [0, C).
         balanced: divide each vote by the number of images of its class in the bank.
 
@@ -128,10 +131,10 @@ def knn_scores(
     scores = queries.new_zeros(len(queries), num_classes)
     sizes = torch.bincount(bank_labels, minlength=num_classes).clamp(min=1) if balanced else 1
     slack = ROUNDING * torch.finfo(queries.dtype).eps
-    for rows, part in zip(scores.split(BLOCK), queries.split(BLOCK), strict=True):
-        cosines = part @ bank.T  # (n, m)
+    for block_scores, block in zip(scores.split(BLOCK), queries.split(BLOCK), strict=True):
+        cosines = block @ bank.T  # (n, m)
         last = cosines.topk(min(k, len(bank))).values[:, -1:]  # (n, 1)
         query, near = (cosines >= last - slack).nonzero(as_tuple=True)  # n · k pairs, plus ties
         votes = (cosines[query, near] / KNN_TEMPERATURE).exp()
-        rows.index_put_((query, bank_labels[near]), votes, accumulate=True)
+        block_scores.index_put_((query, bank_labels[near]), votes, accumulate=True)
     return scores / sizes

@@ -1,4 +1,4 @@
-"""Validate the queue and target entries of a checkpoint."""
+"""Validate the entries of a checkpoint for the queue and the target assignment."""
 
 import math
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.errors import InputError, brief
-from utils.run.checkpoint import what_is_wrong
+from utils.errors import InputError, short_repr
+from utils.run.checkpoint import tensor_problem
 from utils.run.state import RunState
 
 ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_before": list | None}
@@ -23,7 +23,7 @@ def check_entries(state: RunState, num_classes: int) -> None:
         value = state.extra.get(name)
         if name in state.extra and (not isinstance(value, kind) or isinstance(value, bool)):
             expected = getattr(kind, "__name__", kind)
-            raise InputError(f"checkpoint {state.source}: {name} is {brief(value)}, expected {expected}")
+            raise InputError(f"checkpoint {state.source}: {name} is {short_repr(value)}, expected {expected}")
     for name in ("assignment", "assignment_before"):
         _check_permutation(state, name, num_classes)
 
@@ -33,15 +33,16 @@ def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
     if (values := state.extra.get(name)) is None:
         return
     if isinstance(values, torch.Tensor):
-        row = values.ndim == 1 and not what_is_wrong(values, torch.zeros(0, dtype=torch.int64))
-        values = values.tolist() if row else [values]
+        is_index_vector = values.ndim == 1 and not tensor_problem(values, torch.zeros(0, dtype=torch.int64))
+        values = values.tolist() if is_index_vector else [values]
     if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
         raise InputError(
-            f"checkpoint {state.source}: {name} is {brief(values)}, expected each of {num_classes} targets exactly once"
+            f"checkpoint {state.source}: {name} is {short_repr(values)}, "
+            f"expected each of {num_classes} targets exactly once"
         )
 
 
-def queue_grid(state: RunState, batch_size: int) -> int:
+def common_batch_size(state: RunState, batch_size: int) -> int:
     """Return the greatest common divisor of all global batch sizes so far; queue_ptr is a multiple of it.
 
     The result is 1 for checkpoints that do not store the batch size, such as those of the code released by the TSC
@@ -49,24 +50,25 @@ def queue_grid(state: RunState, batch_size: int) -> int:
     """
     if state.source is None:
         return batch_size
-    then = state.extra.get("queue_grid", state.args.get("batch_size"))
-    return math.gcd(batch_size, then if type(then) is int else 1)
+    stored = state.extra.get("queue_grid", state.args.get("batch_size"))
+    return math.gcd(batch_size, stored if type(stored) is int else 1)
 
 
-def check_queue(model: nn.Module, grid: int, source: Path) -> None:
+def check_queue(model: nn.Module, pointer_step: int, source: Path) -> None:
     """Check the pointer and the labels of a queue after loading.
 
     Args:
-        model: has `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). grid: see `queue_grid`.
+        model: has `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). pointer_step: see
+            `common_batch_size`.
 
     Raises:
         InputError: If the pointer or a label has an invalid value.
     """
     pointer, length = int(model.queue_ptr), model.queue_labels.numel()
-    if not 0 <= pointer < length or pointer % grid:
+    if not 0 <= pointer < length or pointer % pointer_step:
         raise InputError(
-            f"checkpoint {source}: queue_ptr is {pointer}, expected a multiple of {grid} from 0 to {length - 1}; "
-            "the file is damaged, use another checkpoint"
+            f"checkpoint {source}: queue_ptr is {pointer}, expected a multiple of {pointer_step} "
+            f"from 0 to {length - 1}; the file is damaged, use another checkpoint"
         )
     classes = len(model.class_centroid)
     wrong = model.queue_labels[(model.queue_labels < -1) | (model.queue_labels >= classes)]

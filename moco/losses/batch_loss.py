@@ -3,14 +3,19 @@
 Symbols: N images, D feature dimension, C targets, r copies of each target, k sampled positives.
 "The authors' code" is the code released by the TSC authors. Its batch has R = 2(N + C·r) rows: C·r target rows are
 appended to each of the two views.
+
+The matrix of all pairs of rows is never stored. The logits are computed in blocks of at most 2**18 numbers on a CPU and
+2**24 on a GPU (at least one anchor), so memory grows linearly with the batch. With N = 1024, C = 100, r = 25, D = 128
+and float32 on a CPU, the loss and its gradients take at most 9 MiB in addition to the inputs (12 MiB with `unbiased`).
+The matrix of all pairs would take 190 MiB.
 """
 
 import torch
 from torch import Tensor
 
-from moco.losses.blocks import InBatchTerms, blocks_of, mean_over, rows_of
-from moco.losses.positives import LARGEST_DRAW, view_and_drawn
-from utils.randomness import sent
+from moco.losses.blocks import InBatchLossOutput, anchor_blocks, distinct_vectors, mean_loss
+from moco.losses.positives import RANDOM_INT_BOUND, sample_batch_positives
+from utils.randomness import to_device
 
 ANCHORS = ("all", "targets")
 
@@ -43,15 +48,13 @@ def in_batch_loss(
         targets: (C, D) unit vectors; target i belongs to class target_class[i], (C,). A class may have no target or
             several. A target whose class has no image in the batch is an anchor with only its copies as positives.
         target_repeat: r. anchors: "all" rows or only "targets". unbiased: j runs over p and rows of other labels.
-        generator: random generator, on the CPU or the device. Row i uses line i of randint(2**62, (R, k)), see
-            `view_and_drawn`.
+        generator: random generator, on the CPU or the device. Row i uses row i of randint(2**62, (R, k)), see
+            `sample_batch_positives`.
 
     Returns:
         A scalar with the dtype of views; float16 and bfloat16 are computed and returned in float32, also under
         autocast. It is 0 for a single image, and for a single label with `unbiased`. views and targets get gradients,
-        but second derivatives are not supported. Memory in addition to the inputs, including gradients, at N = 1024,
-        C = 100, r = 25, D = 128, k = 6 or 0, float32 on a CPU: at most 9 MiB, with `unbiased` 12 MiB (measured); one
-        matrix of all pairs of rows would use 190 MiB.
+        but second derivatives are not supported.
 
     Raises:
         ValueError: If an argument has an invalid shape, type or value.
@@ -60,11 +63,12 @@ def in_batch_loss(
     if targets is None:
         targets, target_class = views.new_zeros(0, views.shape[2]), labels[:0]
     N, C, r = len(views), len(targets), target_repeat
-    drawn = None
+    sampled = None
     if 0 < num_positive < 2 * (N + C * r) - 2:  # a larger k uses the whole class, for every class
-        drawn = _drawn_columns(torch.cat([labels, target_class.repeat_interleave(r)]), N, r, num_positive, generator)
-    rows = rows_of(views, labels, targets, target_class, copies=2 * r)
-    return mean_over(rows, blocks_of(rows, drawn, anchors), temperature, unbiased, None).loss
+        row_labels = torch.cat([labels, target_class.repeat_interleave(r)])
+        sampled = _sample_columns(row_labels, N, r, num_positive, generator)
+    distinct = distinct_vectors(views, labels, targets, target_class, copies=2 * r)
+    return mean_loss(distinct, anchor_blocks(distinct, sampled, anchors), temperature, unbiased, None).loss
 
 
 def in_batch_target_loss(
@@ -78,7 +82,7 @@ def in_batch_target_loss(
     *,
     unbiased: bool = False,
     generator: torch.Generator | None = None,
-) -> InBatchTerms:
+) -> InBatchLossOutput:
     """Return the in-batch TSC loss in the paper's form (equation 4).
 
     The loss is the mean over the 2N images i of ::
@@ -88,33 +92,38 @@ def in_batch_target_loss(
     P_i: the other view of i and k sampled images with its label. t: the target of its class. p: the softmax over all
     images except i and the C targets, each once. Targets are not anchors and are not sampled. A class without a target
     has no second term; a class with several targets uses the mean of their terms. target_weight: lambda >= 0. All
-    other arguments are those of `in_batch_loss`. The loss uses one MiB more memory.
+    other arguments are those of `in_batch_loss`. This loss needs 1 MiB more memory than `in_batch_loss`.
     """
     _check(views, labels, num_positive, temperature, targets, target_class, 1, "all")
-    N, drawn = len(views), None
+    N, sampled = len(views), None
     if 0 < num_positive < 2 * N - 2:
-        drawn = _drawn_columns(labels, N, 1, num_positive, generator)
-    rows = rows_of(views, labels, targets, target_class, copies=1)
-    return mean_over(rows, blocks_of(rows, drawn, "images"), temperature, unbiased, target_weight)
+        sampled = _sample_columns(labels, N, 1, num_positive, generator)
+    distinct = distinct_vectors(views, labels, targets, target_class, copies=1)
+    return mean_loss(distinct, anchor_blocks(distinct, sampled, "images"), temperature, unbiased, target_weight)
 
 
-def _drawn_columns(labels: Tensor, N: int, r: int, k: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Sample the positives of the images, (2N, k + 1), and of the 2r copies of each target, (C, 2r(k + 1)), as columns.
+def _sample_columns(labels: Tensor, N: int, r: int, k: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Sample the positives of every row. Return them as columns of the distinct vectors (`moco.losses.blocks`).
 
-    labels: (N + C·r,), the labels of the rows of one view.
+    Args:
+        labels: (N + C·r,), the labels of the rows of one view.
+
+    Returns:
+        (2N, k + 1) for the images, and (C, 2r(k + 1)) for the targets: the positives of all 2r copies of a target are
+        in one row. The column 2N + C stands for no positive.
     """
     M = len(labels)
     device = "cpu" if generator is None else generator.device
-    draws = sent(torch.randint(LARGEST_DRAW, (2 * M, k), generator=generator, device=device), labels.device)
-    positives = view_and_drawn(labels.repeat(2), draws)  # (2M, k + 1) rows
+    random_ints = torch.randint(RANDOM_INT_BOUND, (2 * M, k), generator=generator, device=device)
+    positives = sample_batch_positives(labels.repeat(2), to_device(random_ints, labels.device))  # (2M, k + 1) rows
     C = (M - N) // r
     image = torch.arange(N, device=labels.device)
-    copy = torch.arange(2 * N, 2 * N + C, device=labels.device).repeat_interleave(r)
+    target = torch.arange(2 * N, 2 * N + C, device=labels.device).repeat_interleave(r)
     none = image.new_full((1,), 2 * N + C)
-    column = torch.cat([image, copy, N + image, copy, none])  # (2M + 1,); entry -1: no positive
-    by_view = column[positives].view(2, M, k + 1)
-    copies = by_view[:, N:].reshape(2, C, r * (k + 1)).transpose(0, 1)  # (C, 2, r(k + 1))
-    return by_view[:, :N].reshape(2 * N, k + 1), copies.flatten(1)
+    column_of_row = torch.cat([image, target, N + image, target, none])  # (2M + 1,); entry -1: no positive
+    by_view = column_of_row[positives].view(2, M, k + 1)
+    of_targets = by_view[:, N:].reshape(2, C, r * (k + 1)).transpose(0, 1)  # (C, 2, r(k + 1))
+    return by_view[:, :N].reshape(2 * N, k + 1), of_targets.flatten(1)
 
 
 def _check(
@@ -131,15 +140,15 @@ def _check(
     N, D = (views.shape[0], views.shape[-1]) if views.dim() == 3 else (0, 0)
     C = len(targets) if targets is not None and targets.dim() else 0
     if not (N and views.shape[1] == 2 and views.is_floating_point()):
-        raise ValueError(f"views {_said(views)}, expected (N, 2, D) floats with N >= 1")
+        raise ValueError(f"views {_describe(views)}, expected (N, 2, D) floats with N >= 1")
     if not (labels.shape == (N,) and _are_integers(labels)):
-        raise ValueError(f"labels {_said(labels)}, expected ({N},) integers for views {tuple(views.shape)}")
+        raise ValueError(f"labels {_describe(labels)}, expected ({N},) integers for views {tuple(views.shape)}")
     if (targets is None) != (target_class is None):
         raise ValueError("targets and target_class: only one was given, expected both or neither")
     if targets is not None and not (C and targets.shape == (C, D) and targets.is_floating_point()):
-        raise ValueError(f"targets {_said(targets)}, expected (C, {D}) floats for views {tuple(views.shape)}")
+        raise ValueError(f"targets {_describe(targets)}, expected (C, {D}) floats for views {tuple(views.shape)}")
     if targets is not None and not (target_class.shape == (C,) and _are_integers(target_class)):
-        raise ValueError(f"target_class {_said(target_class)}, expected ({C},) integers (the class of each target)")
+        raise ValueError(f"target_class {_describe(target_class)}, expected ({C},) integers (the class of each target)")
     if anchors not in ANCHORS or (anchors == "targets" and targets is None):
         raise ValueError(f"anchors {anchors!r}, expected one of {ANCHORS}; 'targets' requires the argument targets")
     if num_positive < 0 or target_repeat < 1 or not temperature > 0:
@@ -151,5 +160,5 @@ def _are_integers(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def _said(values: Tensor) -> str:
+def _describe(values: Tensor) -> str:
     return f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"

@@ -5,7 +5,7 @@ import argparse
 from imagenet_inat import datasets
 from imagenet_inat.paths import SPLITS
 from moco.loader import VIEWS
-from utils.parser import Group, Parser, number, positive_float, positive_int
+from utils.parser import Group, Parser, number_type, positive_float, positive_int
 
 
 def add_list_arguments(group: Parser | Group) -> None:
@@ -19,7 +19,7 @@ def add_list_arguments(group: Parser | Group) -> None:
         group.add_argument(
             f"--{split}-txt", metavar="FILE", help=f"List to use as {split}, instead of the one in --splits."
         )
-    made = datasets.imbalances()
+    made = datasets.default_imbalances()
     named = {imbalance: ", ".join(name for name in made if made[name] == imbalance) for imbalance in made.values()}
     group.add_argument(
         "--imbalance",
@@ -28,14 +28,14 @@ def add_list_arguments(group: Parser | Group) -> None:
         help="Largest / smallest class of the data sets that are generated (default: "
         f"{'; '.join(f'{imbalance:g} for {names}' for imbalance, names in named.items())}).",
     )
-    largest = datasets.largest()
+    largest = datasets.default_largest_classes()
     group.add_argument(
         "--largest",
         type=positive_int,
         metavar="N",
         help=f"Training images of the largest class of {', '.join(largest)} "
         f"(default: {', '.join(str(count) for count in largest.values())}; at most "
-        f"{', '.join(str(datasets.row(name).most) for name in largest)}).",
+        f"{', '.join(str(datasets.get_spec(name).largest_class_max) for name in largest)}).",
     )
 
 
@@ -57,7 +57,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add_list_arguments(group)
     group.add_argument(
         "--holdout",
-        type=number("share", float, lambda value: 0 < value <= 0.5, "more than 0, at most 0.5"),
+        type=number_type("share", float, lambda value: 0 < value <= 0.5, "more than 0, at most 0.5"),
         metavar="SHARE",
         help="Hold out this share of each class's training images (at least one, except in single-image classes) for "
         "validation, when validation and test lists are the same (CIFAR, iNaturalist). Pass it to both stages; "
@@ -89,7 +89,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-j",
         "--workers",
-        type=number("workers", int, lambda value: 0 <= value <= 1024, "0 to 1024"),
+        type=number_type("workers", int, lambda value: 0 <= value <= 1024, "0 to 1024"),
         metavar="N",
         help="Number of data-loading processes per machine; 0 loads in the training process (default: the available "
         "cores, at most 32; fewer on the CPU).",
@@ -105,9 +105,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device-aug",
         action="store_true",
-        help="Augment on the device. Same-size images held by --cache are augmented in whole batches, without loader "
-        "processes. For other images, only colour jitter moves to the device and a faster resize is used. Use it when "
-        "Data is a large part of Time.",
+        help="Augment on the device instead of in the loader processes; for large images, only the colour jitter. Use "
+        "it if training waits for data (column Data of the log).",
     )
     group.add_argument(
         "--cache",

@@ -18,12 +18,12 @@ from torch.autograd.function import once_differentiable
 
 from moco.losses.positives import PositiveSum
 
-# Columns of logits computed at a time: few enough for the cache of a CPU, enough to keep a GPU busy.
-COLUMNS = {"cpu": 2048, "cuda": 16384}
+# Columns of logits computed at a time, per device type: few enough for the cache of a CPU, enough to keep a GPU busy.
+COLUMNS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
 LOSS_FORMS = ("release", "paper")
 
 
-class LossOutput(NamedTuple):
+class QueueLossOutput(NamedTuple):
     """The result of `contrastive_loss`.
 
     Attributes:
@@ -60,7 +60,7 @@ class LogSumExp(torch.autograd.Function):
         total = torch.zeros_like(threshold)  # (N,) sum of exp(logit - largest)
         mean = torch.zeros_like(q)  # (N, D) sum of exp(logit - largest) x_j
         above = torch.zeros_like(threshold, dtype=torch.int64)  # (N,)
-        size = COLUMNS.get(q.device.type, COLUMNS["cuda"])
+        size = COLUMNS_PER_CHUNK.get(q.device.type, COLUMNS_PER_CHUNK["cuda"])
         for part in (part for matrix in columns if matrix.numel() for part in matrix.split(size, dim=1)):
             part = part.to(q.dtype)  # (D, M)
             logits = q @ part  # (N, M)
@@ -86,49 +86,49 @@ def contrastive_loss(
     q: Tensor,
     k: Tensor,
     queue: Tensor,
-    drawn: PositiveSum,
+    queue_positives: PositiveSum,
     temperature: float,
     targets: Tensor | None = None,
-    assigned: PositiveSum | None = None,
+    target_positives: PositiveSum | None = None,
     target_weight: float = 1.0,
     form: str = "release",
-) -> LossOutput:
+) -> QueueLossOutput:
     """Return the KCL loss, or the TSC loss if `targets` are given (TSC, CVPR 2022, equations 2 and 4).
 
     With log p under the softmax over own key, queue and targets::
 
-        loss_class  = - 1/N sum_i 1/a_i sum_{own key, drawn} log p
-        loss_target = - target_weight 1/N sum_i 1/b_i sum_{assigned} log p
+        loss_class  = - 1/N sum_i 1/a_i sum_{own key, queue_positives} log p
+        loss_target = - target_weight 1/N sum_i 1/b_i sum_{target_positives} log p
 
-    Form "release" is the loss of the code released by the TSC authors: a_i = b_i = 1 + drawn + assigned, the number of
-    all positives of anchor i. Form "paper" is the equation of the paper: a_i = 1 + drawn, b_i = 1. Both forms are equal
-    for KCL. Half precision is computed in float32, also under autocast, because exp(1/0.07) overflows float16.
-
+    Anchor i has n_i positives from the queue and m_i from the targets. Form "release" is the loss of the code released
+    by the TSC authors: a_i = b_i = 1 + n_i + m_i, the number of all its positives. Form "paper" is the equation of the
+    paper: a_i = 1 + n_i, b_i = 1. Both forms are equal for KCL. Half precision is computed in float32, also under
+    autocast, because exp(1/0.07) overflows float16.
     Only q and k get gradients, without second derivatives. queue and targets may change before the backward pass.
 
     Args:
         q: (N, D) queries. k: (N, D), their own keys. temperature: of the softmax, > 0.
-        queue: (D, Q), without the keys of this step. drawn: positives from the queue.
-        targets: (C·r, D) or None. assigned: positives from the targets; requires `targets`.
+        queue: (D, Q), without the keys of this step. queue_positives: positives from it.
+        targets: (C·r, D) or None. target_positives: positives from the targets; requires `targets`.
         target_weight: lambda. form: "release" or "paper"; any other value raises ValueError.
     """
     if form not in LOSS_FORMS:
         raise ValueError(f"form {form!r}, expected one of {LOSS_FORMS}")
     scaled = at_least_float32(q) / temperature  # (N, D)
-    own = (scaled * k).sum(1)  # (N,) logit of the own key
+    key_logit = (scaled * k).sum(1)  # (N,) logit of the own key
     with torch.autocast(q.device.type, enabled=False):
         others = [queue] if targets is None else [queue, targets.T]  # (D, Q), (D, C·r)
-        log_others, key_rank = LogSumExp.apply(scaled, own.detach(), *others)  # (N,), (N,)
-    log_z = torch.logaddexp(own, log_others)  # (N,)
-    positives = 1 + drawn.count  # (N,) own key and sampled positives
-    log_p = own + (scaled * drawn.vector).sum(1) - positives * log_z  # (N,) summed over positives
-    if assigned is None:
-        loss_class = -(log_p / positives).mean()
+        log_others, key_rank = LogSumExp.apply(scaled, key_logit.detach(), *others)  # (N,), (N,)
+    log_z = torch.logaddexp(key_logit, log_others)  # (N,)
+    num_class = 1 + queue_positives.count  # (N,) own key and positives from the queue
+    log_p = key_logit + (scaled * queue_positives.vector).sum(1) - num_class * log_z  # (N,) summed over positives
+    if target_positives is None:
+        loss_class = -(log_p / num_class).mean()
         loss_target = torch.zeros_like(loss_class)
     else:
-        log_p_target = (scaled * assigned.vector).sum(1) - assigned.count * log_z  # (N,)
-        of_all = positives + assigned.count  # (N,)
-        by_class, by_target = (of_all, of_all) if form == "release" else (positives, 1)
-        loss_class = -(log_p / by_class).mean()
-        loss_target = -target_weight * (log_p_target / by_target).mean()
-    return LossOutput(loss_class + loss_target, loss_class, loss_target, key_rank)
+        log_p_target = (scaled * target_positives.vector).sum(1) - target_positives.count * log_z  # (N,)
+        num_positives = num_class + target_positives.count  # (N,)
+        a, b = (num_positives, num_positives) if form == "release" else (num_class, 1)
+        loss_class = -(log_p / a).mean()
+        loss_target = -target_weight * (log_p_target / b).mean()
+    return QueueLossOutput(loss_class + loss_target, loss_class, loss_target, key_rank)

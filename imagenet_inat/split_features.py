@@ -1,0 +1,105 @@
+"""Features of a data set's splits, computed with a frozen encoder, to which classifiers are fitted."""
+
+from pathlib import Path
+
+import PIL
+import torch
+import torchvision
+from torch import nn
+
+from imagenet_inat.loaders import DeviceBatches, build_eval_loader
+from imagenet_inat.options import DataConfig
+from imagenet_inat.paths import SPLITS
+from utils.distributed import log
+from utils.measure.extraction import extract_features
+from utils.measure.feature_cache import Features, cached_features, digest
+from utils.run.compute import ComputeConfig
+from utils.run.launch import ProcessInfo
+
+BATCH_SIZE = 256
+PROGRESS_BAR_ABOVE = 5000  # lists with more images show a progress bar
+
+
+def compute_split_features(
+    data: DataConfig,
+    encoder: nn.Module,
+    checkpoint: Path,
+    views: int,
+    seed: int,
+    process: ProcessInfo,
+    compute: ComputeConfig,
+) -> dict[str, Features]:
+    """Return the features of train, val and test, cached in features_<checkpoint>/ beside the checkpoint.
+
+    Args:
+        encoder: maps (N, 3, S, S) to (N, d), on the device.
+        checkpoint: the file that contains the encoder.
+        views: number of random views per training image; 0: the evaluation view, as for val and test.
+        seed: random seed of the views.
+
+    Raises:
+        InputError: a list or an image cannot be used, or features are not finite.
+    """
+    folder = checkpoint.parent / f"features_{checkpoint.name.split('.')[0]}"
+    metadata = {"checkpoint": digest(checkpoint), "device": process.device.type, "amp": str(compute.dtype)}
+    metadata |= {"versions": [torch.__version__, torchvision.__version__, PIL.__version__]}
+    features = {}
+    for split in SPLITS:
+        if split == "test" and data.val_is_test:
+            features[split] = features["val"]
+            continue
+        random_views = views if split == "train" else 0
+        images = data.open_decoded(split, data.train_view() if random_views else data.eval_view(), seed)
+        spec, view_options = data.spec, [data.crop_scale, data.spec.jitter, data.device_aug] if random_views else []
+        # The root is part of the key: the same list may refer to different images below another root.
+        list_metadata = metadata | {
+            "list": images.digest,
+            "root": str(images.root.resolve()),
+            "transform": [spec.view, data.image_size, *view_options],
+        }
+        list_metadata["statistics"] = [spec.mean, spec.std]
+        list_metadata["views"] = [random_views, seed if random_views else None]
+        path = folder / f"{split}{f'_{views}_views' if random_views else ''}.safetensors"
+        features[split] = cached_features(
+            path,
+            list_metadata,
+            lambda images=images, n=random_views: _extract(data, images, encoder, n, process, compute),
+        )
+        if empty := int((torch.linalg.vector_norm(features[split].features, dim=1) == 0).sum()):
+            log(f"note: {split}: {empty} images have features of length 0; no classifier can separate them")
+    if missing := data.spec.num_classes - len(features["val"].labels.unique()):
+        log(f"note: {missing} of {data.spec.num_classes} classes have no validation image; selection uses the others")
+    return features
+
+
+class InAutocast(nn.Module):
+    """A network that runs in the precision of --amp, without gradients."""
+
+    def __init__(self, network: nn.Module, compute: ComputeConfig):
+        super().__init__()
+        self.network, self.compute = network, compute
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.compute.autocast():
+            return self.network(x)
+
+
+def _extract(
+    data: DataConfig, images, encoder: nn.Module, views: int, process: ProcessInfo, compute: ComputeConfig
+) -> Features:
+    """Compute the features of one list, in the evaluation view or in each of the random views."""
+    network, normalise, name = InAutocast(encoder, compute), data.normalise(process.device), images.list_file.name
+    view_features = []
+    for view in range(max(views, 1)):
+        if views:  # draws are numbered, so that views do not depend on the order or the number of workers
+            order = [(index, view * len(images) + index) for index in range(len(images))]
+            loader = DeviceBatches(images, normalise, process.workers, batch_size=BATCH_SIZE, sampler=order)
+        else:
+            loader = build_eval_loader(images, BATCH_SIZE, normalise, process.workers)
+        log(f"features: {name}, {f'view {view + 1} of {views}' if views else 'evaluation view'}, {len(images)} images")
+        bar = name if len(images) > PROGRESS_BAR_ABOVE else None
+        features = extract_features(network, loader, where=name, postprocess=lambda features: features, progress=bar)
+        view_features.append(Features(*(tensor.cpu() for tensor in features)))
+    if len(view_features) == 1:
+        return view_features[0]
+    return Features(*(torch.cat(tensors) for tensors in zip(*view_features, strict=True)))

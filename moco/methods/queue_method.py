@@ -1,0 +1,62 @@
+"""KCL, TSC and MoCo with a momentum queue."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from moco.builder import KCL
+from moco.methods.checkpoint_entries import check_queue, common_batch_size
+from moco.methods.contrast_method import ContrastMethod
+from moco.methods.method_flags import add_queue_arguments
+from utils.distributed import log, world_size
+from utils.errors import InputError
+from utils.measure.metrics import in_top_k
+from utils.run.state import RunState
+
+
+class QueueMethod(ContrastMethod):
+    """Contrast with a queue, used for ImageNet-LT and iNaturalist by the code released by the TSC authors."""
+
+    help = "keys of past steps (the paper on ImageNet-LT)"
+    argument_adders = (*ContrastMethod.argument_adders, add_queue_arguments)
+    stored_sizes = ContrastMethod.stored_sizes | {"moco_k": ("queue_labels", 1)}
+
+    def check(self) -> None:
+        super().check()
+        args = self.args
+        args.loss_form = args.loss_form or "release"
+        if args.moco_k % self.global_batch_size:
+            times = f" times --accum-steps {args.accum_steps}" if args.accum_steps > 1 else ""
+            raise InputError(
+                f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}{times}"
+            )
+
+    def check_extra_state(self, state: RunState) -> None:
+        super().check_extra_state(state)
+        self.pointer_step = common_batch_size(state, self.global_batch_size)
+
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> KCL:
+        args = self.args
+        model = KCL(encoder, K=args.moco_k, m=args.moco_m, sep_t=args.sep_t, **model_kwargs)
+        if world_size() > 1 and not model.uses_shuffle_bn:
+            log(f"note: {args.arch} has no batch norm, so keys are not shuffled between processes")
+        return model
+
+    def load_extra_state(self, state: RunState) -> None:
+        check_queue(self.model, self.pointer_step, state.source)
+        super().load_extra_state(state)
+
+    def encoders(self) -> list[nn.Module]:
+        return [self.model.encoder_q, self.model.encoder_k]
+
+    def begin_phase(self, name: str, fresh: bool) -> None:
+        super().begin_phase(name, fresh)
+        if self.model.targeted and fresh and self.args.centroid_init == "queue":
+            self.model.init_centroids_from_queue()
+
+    def step_metrics(self, output) -> dict[str, Tensor]:
+        accuracies = {f"top{k}": in_top_k(output.key_rank, k) for k in (1, 5)}
+        return super().step_metrics(output) | accuracies
+
+    def extra_state(self) -> dict:
+        return {"queue_grid": self.pointer_step} | super().extra_state()

@@ -1,0 +1,172 @@
+"""Which candidate of a head is selected, and how fits that did not converge are reported."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from moco.heads import HEADS, Head, fits
+from moco.heads.candidates import TAUS, Balancing, Candidate, FitInputs
+from moco.heads.classifiers import ABSENT_CLASS_LOGIT, fitted_classifier, linear_classifier
+from moco.heads.head_flags import compared_settings
+from moco.heads.selection import FeatureLoader, HeadData, head_title, select_head
+from tests.refusals import line_with, refusal
+from utils.measure.feature_cache import Features
+from utils.run.compute import ComputeConfig
+
+C, D = 4, 6
+COUNTS = [60, 20, 6, 3]
+CPU = torch.device("cpu")
+
+
+def clouds(counts: list[int], seed: int) -> Features:
+    """Return overlapping clouds with the same class centres for any seed."""
+    centres = 1.2 * torch.randn(len(counts), D, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    noise = torch.randn(len(labels), D, generator=torch.Generator().manual_seed(seed))
+    return Features(centres[labels] + noise, labels)
+
+
+def head_data(counts=tuple(COUNTS), **inputs_options) -> HeadData:
+    train = clouds(list(counts), 1)
+    inputs = FitInputs(train.features.double(), train.labels, torch.tensor(counts), **inputs_options)
+    splits = {split: FeatureLoader(clouds([20] * len(counts), seed), CPU) for split, seed in (("val", 2), ("test", 3))}
+    return HeadData(inputs, splits, ComputeConfig(CPU), "val")
+
+
+@pytest.fixture(scope="module")
+def complete_data() -> HeadData:
+    """Return data with everything that a head can need."""
+    projection = nn.Linear(D, 3)
+    targets = projection, normalize(torch.randn(C, 3), dim=1)
+    return head_data(projection_and_targets=targets, classifier=(torch.randn(C, D), torch.randn(C)))
+
+
+FITTED = [(name, *balancing) for name, head in HEADS.items() if head.is_fitted for balancing in compared_settings(head)]
+
+
+@pytest.mark.parametrize(("name", "sampling", "adjustment"), FITTED)
+def test_entry_of_head_matches_its_classifier(name, sampling, adjustment, complete_data):
+    """Recomputes the entry's test accuracy from its classifier. The classifier is restored from its state dict."""
+    chosen = select_head(name, sampling, adjustment, complete_data)
+    z, y = complete_data.splits["test"].split_features
+    logits = chosen.classifier(z)
+    hits = [float((logits.argmax(1) == y)[y == c].float().mean() * 100) for c in range(C)]
+    assert chosen.entry["per_class"] == pytest.approx(hits)
+    assert chosen.entry["balanced"] == pytest.approx(np.mean(hits)) == chosen.entry["acc1"]
+    assert chosen.entry["worst"] == pytest.approx(min(hits))
+    assert all(value in chosen.tried[what] for what, value in chosen.entry["values"].items())
+    assert (chosen.entry["ece"] is None) == (name in ("ncm", "target"))
+    weights = {f"fc.{key}": value for key, value in chosen.classifier.state_dict().items()}
+    again = fitted_classifier(weights, "x")
+    again.load_state_dict(chosen.classifier.state_dict())
+    assert torch.equal(again(z), logits)
+
+
+def toy_head(*logits_of_val, converged=True):
+    """Return a head whose candidates have these constant logits, whatever the features."""
+
+    def fit(inputs, balancing):
+        for number, bias in enumerate(logits_of_val):
+            yield [Candidate({"l2": number}, linear_classifier(torch.zeros(C, D), torch.tensor(bias)), converged)]
+
+    return Head("", candidates=fit, samplings=("instance",))
+
+
+BETTER, WORSE = [1.0, 0, 0, 0], [0.0, 0, 0, 0]  # one class of four is right; ties count as wrong
+
+
+def select_toy_head(monkeypatch, *biases, **options):
+    monkeypatch.setitem(HEADS, "toy", toy_head(*biases, **options))
+    return select_head("toy", "instance", "off", head_data())
+
+
+CONFIDENT = [3.0, 0, 0, 0]  # as accurate as BETTER, but with a larger loss on the classes that it gets wrong
+
+
+def test_ties_are_broken_by_loss_and_then_by_order(monkeypatch):
+    assert select_toy_head(monkeypatch, WORSE, CONFIDENT, BETTER, BETTER).entry["values"] == {"l2": 2}
+    assert select_toy_head(monkeypatch, WORSE, BETTER, CONFIDENT).entry["values"] == {"l2": 1}
+
+
+def test_two_penalties_without_gain_end_the_path(monkeypatch):
+    assert select_toy_head(monkeypatch, BETTER, WORSE, WORSE, WORSE).tried == {"l2": [0, 1, 2]}
+    assert select_toy_head(monkeypatch, WORSE, WORSE, BETTER, WORSE, WORSE).tried == {"l2": [0, 1, 2, 3, 4]}
+
+
+def test_unconverged_fit_is_reported_and_not_selected(monkeypatch, capsys):
+    better, worse = (linear_classifier(torch.zeros(C, D), torch.tensor(bias)) for bias in (BETTER, WORSE))
+    unconverged = [Candidate({"l2": 1.0, "t": t}, better, False) for t in (0.0, 1.0)]
+    head = Head("", candidates=lambda inputs, balancing: iter([unconverged, [Candidate({"l2": 0.1, "t": 0.0}, worse)]]))
+    monkeypatch.setitem(HEADS, "toy", head)
+    assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1, "t": 0.0}
+    line_with(capsys.readouterr().out, "toy", "l2 1")
+    refusal(lambda: select_toy_head(monkeypatch, BETTER, converged=False), "toy")
+
+
+def test_selection_is_by_class_balanced_accuracy(monkeypatch):
+    """Of 100 validation images 90 are of class 0. Always answering 0 has 90 % accuracy, but 50 % balanced accuracy."""
+    features = torch.cat([torch.full((90, 1), 1.0), torch.full((10, 1), -1.0)])
+    features[:30] *= -1  # a third of class 0 looks like class 1
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    always = linear_classifier(torch.zeros(2, 1), torch.tensor([1.0, 0]))
+    by_sign = linear_classifier(torch.tensor([[1.0], [-1.0]]), torch.zeros(2))
+    fit = lambda inputs, balancing: iter([[Candidate({"x": 0}, always), Candidate({"x": 1}, by_sign)]])  # noqa: E731
+    monkeypatch.setitem(HEADS, "toy", Head("", candidates=fit))
+    splits = dict.fromkeys(("val", "test"), FeatureLoader(Features(features, labels), CPU))
+    inputs = FitInputs(features, labels, torch.tensor([90, 10]))
+    chosen = select_head("toy", "instance", "off", HeadData(inputs, splits, ComputeConfig(CPU), "val"))
+    assert chosen.entry["values"] == {"x": 1} and chosen.entry["val_balanced"] == pytest.approx((200 / 3 + 100) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "adjustment"), [balancing for balancing in FITTED if balancing[0] not in ("target", "own")]
+)
+def test_classes_with_no_and_with_one_training_image_are_fitted(name, sampling, adjustment):
+    """The class without images is never predicted."""
+    chosen = select_head(name, sampling, adjustment, head_data((40, 10, 1, 0)))
+    assert chosen.classifier.bias[3] == ABSENT_CLASS_LOGIT and chosen.entry["per_class"][3] == 0
+    assert chosen.entry["harmonic"] == 0 == chosen.entry["worst"]
+
+
+def test_post_adjustment_subtracts_t_times_log_prior():
+    """Compares the selected t with the same regression by plain functions."""
+    data = head_data()
+    chosen = select_head("logistic", "instance", "post", data)
+    values = chosen.entry["values"]
+    path = dict(data.inputs.logistic_path(Balancing()))
+    prior = torch.tensor([math.log(n / sum(COUNTS)) for n in COUNTS])
+    torch.testing.assert_close(chosen.classifier.bias, (path[values["l2"]].bias - values["t"] * prior).float())
+    torch.testing.assert_close(chosen.classifier.weight, path[values["l2"]].weight.float())
+
+
+def test_tau_head_uses_regression_without_bias():
+    data = head_data()
+    chosen = select_head("tau", "instance", "off", data)
+    l2, tau = (chosen.entry["values"][name] for name in ("l2", "tau"))
+    plain = fits.fit_logistic(
+        data.inputs.features, data.inputs.labels, C, l2, feature_scale=data.inputs.feature_scale, intercept=False
+    ).weight
+    for row, normalised in zip(plain, chosen.classifier.weight, strict=True):
+        torch.testing.assert_close(normalised.double(), row / row.norm() ** tau, rtol=1e-3, atol=1e-3)
+    assert set(chosen.tried["tau"]) == set(TAUS)
+
+
+def test_heads_that_share_a_regression_fit_it_once(monkeypatch):
+    data, fitted = head_data(), []
+    logistic = fits.fit_logistic
+    monkeypatch.setattr(fits, "fit_logistic", lambda *a, **k: fitted.append(a[3]) or logistic(*a, **k))
+    chosen = select_head("logistic", "instance", "post", data)
+    best = chosen.entry["values"]["l2"]
+    assert fitted[-1] == pytest.approx(max(best / 100, 1e-5))  # the path ends two penalties after the best
+    select_head("lws", "instance", "off", data)
+    assert len(set(fitted)) == len(fitted)  # each penalty is fitted at most once
+
+
+def test_head_titles():
+    assert head_title("logistic", "instance", "post") == "logistic, post"
+    assert head_title("cosine", "class-balanced", "off") == "cosine, class-balanced"
+    assert head_title("ncm", "instance", "off") == "ncm"
