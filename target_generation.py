@@ -25,10 +25,11 @@ from moco.targets.bounds import format_quality, target_quality
 from moco.targets.files import check_targets, read_targets, target_file_name
 from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
 from utils import errors
+from utils.cli.numbers import number_type, positive_int, seed_number
+from utils.cli.parser import Parser
 from utils.devices import check_memory, pick_device
 from utils.files import check_regular, format_json
 from utils.openmp import SpinGuard
-from utils.parser import Parser, number_type, positive_int, seed_number
 
 # Keeps exp(1/τ) finite.
 temperature = number_type("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")

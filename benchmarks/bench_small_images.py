@@ -19,12 +19,11 @@ from PIL import Image
 
 import main_moco_supcon_imba as stage1
 from benchmarks import common
-from imagenet_inat import options
 from imagenet_inat.loaders import build_stage1_loader
-from moco.methods import Method, build_method
+from moco.methods import Method
+from utils.distributed.launch import ProcessInfo
 from utils.optimizers import sgd
 from utils.run.compute import ComputeConfig
-from utils.run.launch import ProcessInfo
 from utils.run.state import RunState
 
 IMAGES, PIXELS, BATCH, CLASSES = 1024, 28, 256, 10
@@ -52,15 +51,15 @@ def epoch_functions(folder: Path, flags: str, device: torch.device) -> dict[str,
     """Return the two functions to measure, `floor` and `loop`. Each runs one epoch."""
     command = f"--dataset custom --data-root {folder} --splits {folder} --views cifar -a resnet20 --image-size {PIXELS}"
     command += f" --mlp -b {BATCH} --seed 0 --device {device} --run-dir {folder / 'run'} {flags}"
-    args = stage1.get_args_parser().parse_args(command.split())
-    stage1.check_and_complete_args(args)
+    parser = stage1.get_args_parser()
+    plan = stage1.prepare(parser, parser.parse_args(command.split()))
     cores = torch.get_num_threads()
-    workers = cores // 2 if args.workers is None else args.workers
+    workers = cores // 2 if plan.run.launch.workers is None else plan.run.launch.workers
     process = ProcessInfo(device, workers)
     with contextlib.redirect_stdout(io.StringIO()):  # hide the log line about views
-        loader = build_stage1_loader(options.build_data_config(args), "instance", BATCH, 0, process)
-    method, compute = build_method(args), ComputeConfig(process.device)
-    method.check_extra_state(RunState())
+        loader = build_stage1_loader(plan.data, "instance", BATCH, 0, process)
+    method, compute = plan.method, ComputeConfig(process.device)
+    method.check_extra_state(RunState(), CLASSES)
     model = method.build(CLASSES, RunState(seed=0), device).to(device)
     optimizer = sgd(model.parameters(), 0.03, 0.9, 1e-4)
     epoch = iter(range(10**6))

@@ -20,7 +20,8 @@ from moco.targets import optimize
 from moco.targets.bounds import energy_bound, target_measures
 from moco.targets.generation import TEMPERATURE, starting_points
 from moco.targets.point_sets import random_points
-from utils.parser import Parser, positive_int
+from utils.cli.numbers import positive_int
+from utils.cli.parser import Parser
 
 NUM_CLASSES, DIM = 1000, 128
 LEVELS = (1.563, 1.521)  # energy ratios: the result of the authors' code, and the goal

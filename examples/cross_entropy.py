@@ -9,6 +9,7 @@ can compare it with KCL and TSC. To fit all classifiers to its encoder, run:
         --pretrained RUN/last.pth.tar
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,17 +22,13 @@ from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
 from moco.heads.fits import log_prior
 from utils import errors
-from utils.distributed import log
-from utils.measure.dry_run import DryRun
+from utils.cli import machine_flags, shared_flags
+from utils.cli.flags import describe_arguments
+from utils.cli.parser import Parser, parse
+from utils.distributed import launch
 from utils.optimizers import build_optimizer
-from utils.parser import Parser, parse
-from utils.run import arguments, evaluation, launch
-from utils.run.checkpointer import Checkpointer
-from utils.run.compute import ComputeConfig
-from utils.run.folder import check_resume, lock_run_dir
-from utils.run.loop import Phase, Schedule
-from utils.run.resume import check_epochs_left, load_run
-from utils.run.signals import StopSignals
+from utils.run import dry_run, evaluation, loop, resume, session
+from utils.run.folder import check_resume
 
 BALANCE = {  # value of --balance: (help, sampler, whether the log prior is added to the logits)
     "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
@@ -50,59 +47,82 @@ MOST_USED = ("dataset", "data_root", "arch", "balance", "epochs", "batch_size", 
 def get_args_parser() -> Parser:
     parser = Parser(MOST_USED, description=__doc__)
     data_flags.add_data_arguments(parser)
-    arguments.add_model_group(parser)
+    shared_flags.add_model_group(parser)
     loss = parser.add_argument_group("Loss")
     meanings = "\n".join(f"{name}: {description}" for name, (description, *_) in BALANCE.items())
     loss.add_argument(
-        "--balance", choices=list(BALANCE), default="sampling", metavar="HOW", help=f"Class balancing.\n{meanings}"
+        "--balance",
+        choices=list(BALANCE),
+        default="sampling",
+        metavar="HOW",
+        help=f"Class balancing.\n{meanings}",
+        legacy="sampling",
     )
-    arguments.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
-    evaluation.add_evaluation_arguments(arguments.add_running_arguments(parser))
-    arguments.add_speed_arguments(parser)
-    launch.add_distributed_arguments(parser)
+    shared_flags.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
+    evaluation.add_evaluation_arguments(shared_flags.add_running_arguments(parser))
+    machine_flags.add_speed_arguments(parser)
+    machine_flags.add_distributed_arguments(parser)
     parser.set_defaults(pretrained=None)  # args.json and results.json need the entry; there is no pre-training
     return parser
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A training with cross-entropy: its run, its data, and how it balances the classes."""
+
+    run: session.RunPlan
+    data: options.DataConfig
+    balance: str
+    eval_freq: int
+    eval_batch_size: int | None
+
+    def with_outputs(self, folder: Path) -> "Plan":
+        """Return the plan with all its outputs in a folder."""
+        return replace(self, run=self.run.in_folder(folder / "run"))
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv)
-    check_and_complete_args(args)
-    launch.launch(main_worker, arguments.FrozenArgs(args))
+    parser = get_args_parser()
+    plan = prepare(parser, parse(parser, argv))
+    with dry_run.redirect_outputs(plan) as plan:
+        launch.launch(main_worker, plan, plan.run.launch, plan.run.arguments.agreed())
 
 
-def check_and_complete_args(args) -> None:
-    """Check the arguments and the data, before any process group or file is created."""
+def prepare(parser: Parser, args) -> Plan:
+    """Resolve the arguments, and check them and the data before any process group or file is created."""
     options.resolve_defaults(args)
-    get_encoder(args.arch, args.image_size, args.batch_size // launch.check(args))
-    Schedule.from_args(args).check([Phase(None, 0, args.epochs)])
+    processes = launch.check(args)
+    get_encoder(args.arch, args.image_size, args.batch_size // processes)
+    loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
     name = f"{options.data_name(args)}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
     name += "" if args.balance == "sampling" else f"_balance_{args.balance}"
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
     args.run_dir = args.run_dir or str(Path("runs") / name)
     check_resume(args.resume, Path(args.run_dir))
     data = options.build_data_config(args)
-    args.num_classes = data.spec.num_classes
-    options.choose_loading(args, data.open("train"), launch.expected_world_size(args))
-    vars(args).update(check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size))
+    data = options.choose_loading(args, data, data.open("train"), processes)
+    digests = check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size)
+    facts = {"num_classes": data.spec.num_classes} | digests
+    arguments = describe_arguments(parser, args, facts, options.LEGACY_LOADING)
+    run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
+    return Plan(run, data, args.balance, args.eval_freq, args.eval_batch_size)
 
 
-def main_worker(args, process: launch.ProcessInfo) -> None:
-    """Train in one process of the job."""
-    data, compute = options.build_data_config(args), ComputeConfig.from_args(args, process.device)
-    _, sampling, adjusted = BALANCE[args.balance]
-    state = load_run(args, process, legacy_defaults=options.legacy_defaults(args) | {"balance": "sampling"})
+def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
+    """Train in one process of the run."""
+    run, data, compute = plan.run, plan.data, plan.run.compute.on(process.device)
+    _, sampling, adjusted = BALANCE[plan.balance]
+    state = resume.load_run(run, process)
     torch.manual_seed(state.seed)
-    model = with_float32_logits(get_encoder(args.arch, args.image_size)(num_classes=args.num_classes))
-    if state.source:
-        state.load_weights(model)
-        compute.load_scaler_state(state.scaler, state.source)
-        log(f"resumed {state.source} after {state}")
-    check_epochs_left(state, args.epochs, evaluation.has_ended(state))
-    loader = build_stage2_loader(data, sampling, args.batch_size, state.seed, process)
+    encoder = get_encoder(run.arch, data.image_size)
+    model = with_float32_logits(encoder(num_classes=data.spec.num_classes))
+    session.restore(state, model, compute)
+    resume.check_epochs_left(state, run.epochs, evaluation.has_ended(state))
+    loader = build_stage2_loader(data, sampling, run.batch_size, state.seed, process)
     state.check_step(len(loader))
-    splits = build_val_and_test_loaders(data, args.batch_size, args.eval_batch_size, process)
+    splits = build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
     compute.apply_to(model.to(process.device))
-    optimizer = build_optimizer(args, model.parameters())
+    optimizer = build_optimizer(run.optimizer, model.parameters())
     counts = torch.from_numpy(loader.dataset.class_counts)
     prior = log_prior(counts).float().to(process.device) if adjusted else 0  # (C,)
 
@@ -113,15 +133,11 @@ def main_worker(args, process: launch.ProcessInfo) -> None:
         compute.step(loss, optimizer)
         return logits, loss
 
-    def collect_state(state) -> None:
-        state.scaler = compute.scaler_state()
-
-    run_dir = Path(args.run_dir)
-    with StopSignals() as stop, lock_run_dir(run_dir, state.source, state.broken), compute.precision_context():
-        dry_run = DryRun.from_args(args, loader)
-        checkpointer = Checkpointer(run_dir, state, model, stop, args.save_steps, collect_state, dry_run)
-        results = evaluation.train_classifier(args, checkpointer, loader, splits, compute, optimizer, step)
-        evaluation.finish(run_dir, state.args, results, loader.dataset.class_counts, data.selection_split)
+    with session.open_run(run, state, model, loader, compute) as checkpointer:
+        results = evaluation.train_classifier(
+            run, plan.eval_freq, checkpointer, loader, splits, compute, optimizer, step
+        )
+        evaluation.finish(run.run_dir, state.args, results, loader.dataset.class_counts, data.selection_split)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from utils import errors
+from utils.cli.numbers import positive_int, seed_number
+from utils.cli.parser import Parser
 from utils.measure.results import SHOT_NOTE, format_results_table
-from utils.parser import Parser, positive_int, seed_number
 from utils.report.figures import per_class_accuracy
 
 STAGE_1 = (

@@ -30,15 +30,16 @@ from moco.methods import load_method
 from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file
 from utils import errors
+from utils.cli.numbers import positive_int, seed_number
+from utils.cli.parser import Parser
 from utils.distributed import log
+from utils.distributed.launch import ProcessInfo
 from utils.files import write_text
 from utils.measure.extraction import extract_features
 from utils.measure.feature_measures import class_centres
 from utils.measure.results import format_markdown_table
-from utils.parser import Parser, positive_int, seed_number
 from utils.report.style import COLOURS
 from utils.run import checkpoint
-from utils.run.launch import ProcessInfo
 
 DATASET = "three_digits"
 CLASSES = (0, 1, 2)
@@ -124,9 +125,9 @@ def read_panel(run_dir: Path) -> Panel:
     """Compute the features of the test images with the last checkpoint of a run."""
     process = ProcessInfo(torch.device("cpu"), workers=0)
     method = load_method(run_dir / checkpoint.LAST, process.device)
-    test = build_eval_loaders(options.build_data_config(method.args), ("test",), method.args.batch_size, process)[
-        "test"
-    ]
+    test = build_eval_loaders(
+        options.build_data_config(method.settings), ("test",), method.settings.batch_size, process
+    )["test"]
     targets, _ = method.class_targets_and_cosines() or (None, None)
     return Panel(*extract_features(method.model.encoder_q, test), targets)
 

@@ -17,13 +17,12 @@ from moco.heads import comparison
 from moco.heads.candidates import FitInputs
 from moco.heads.selection import FeatureLoader, HeadData
 from utils import errors
+from utils.cli.flags import plain_values
+from utils.cli.parser import Parser, parse
 from utils.devices import check_device, resolve_device
 from utils.measure.feature_cache import Features
-from utils.parser import Parser, parse
-from utils.run import arguments
 from utils.run.compute import ComputeConfig
 from utils.run.folder import check_fitted_run_dir, lock_run_dir
-from utils.run.logger import RunLog
 
 ARCH = "pixels"  # used as the name of the architecture
 MISSING_INPUTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
@@ -33,10 +32,23 @@ def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     data_flags.add_data_arguments(parser)
     running = parser.add_argument_group("Run and logging")
-    running.add_argument("--run-dir", metavar="DIR", help="Run folder (default: runs/<data set>_pixels_<imbalance>).")
-    running.add_argument("--resume", choices=["auto"], help="Recompute the results of an existing run folder (auto).")
     running.add_argument(
-        "--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available."
+        "--run-dir",
+        metavar="DIR",
+        help="Run folder (default: runs/<data set>_pixels_<imbalance>).",
+        affects_result=False,
+    )
+    running.add_argument(
+        "--resume",
+        choices=["auto"],
+        help="Recompute the results of an existing run folder (auto).",
+        affects_result=False,
+    )
+    running.add_argument(
+        "--device",
+        default="auto",
+        help="Device, such as cpu or cuda:1; auto uses a GPU if available.",
+        affects_result=False,
     )
     parser.set_defaults(pretrained=None, arch=None, seed=0)  # entries of results.json
     return parser
@@ -56,9 +68,10 @@ def main(argv: list[str] | None = None) -> None:
     counts = data.open("train").class_counts
     inputs = FitInputs(train.features.double(), train.labels, torch.from_numpy(counts), lacks=MISSING_INPUTS)
     with lock_run_dir(run_dir):
-        RunLog(run_dir, plain_args := arguments.plain_args(args), (), 0)
         splits = {"val": FeatureLoader(val, device), "test": FeatureLoader(test, device)}
-        comparison.run(run_dir, plain_args, HeadData(inputs, splits, ComputeConfig(device), data.selection_split))
+        comparison.run(
+            run_dir, plain_values(vars(args)), HeadData(inputs, splits, ComputeConfig(device), data.selection_split)
+        )
 
 
 def pixel_features(data: DataConfig, split: str) -> Features:

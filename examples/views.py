@@ -17,8 +17,9 @@ from sklearn.datasets import load_sample_image
 from imagenet_inat.sets.digits import load_digits
 from moco.loader import VIEWS, train_transform
 from utils import errors
+from utils.cli.numbers import positive_int, seed_number
+from utils.cli.parser import Parser
 from utils.distributed import log
-from utils.parser import Parser, positive_int, seed_number
 from utils.report import style  # noqa: F401, selects a backend that needs no display
 
 PHOTOGRAPH, SMALL, DIGIT = 224, 32, 16

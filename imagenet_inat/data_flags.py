@@ -5,7 +5,14 @@ import argparse
 from imagenet_inat import datasets
 from imagenet_inat.paths import SPLITS
 from moco.loader import VIEWS
-from utils.parser import Group, Parser, number_type, positive_float, positive_int
+from utils.cli.flags import Group
+from utils.cli.numbers import number_type, positive_float, positive_int
+from utils.cli.parser import Parser
+
+
+def legacy_views(args: argparse.Namespace) -> str:
+    """Return the views of checkpoints that do not store --views."""
+    return "thumbnail" if args.dataset in ("cifar10", "cifar100") else datasets.get_spec(args.dataset).view
 
 
 def add_list_arguments(group: Parser | Group) -> None:
@@ -14,10 +21,16 @@ def add_list_arguments(group: Parser | Group) -> None:
         "--splits",
         metavar="DIR",
         help="Folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>).",
+        affects_result=False,
+        by_content=True,
     )
     for split in SPLITS:
         group.add_argument(
-            f"--{split}-txt", metavar="FILE", help=f"List to use as {split}, instead of the one in --splits."
+            f"--{split}-txt",
+            metavar="FILE",
+            help=f"List to use as {split}, instead of the one in --splits.",
+            affects_result=False,
+            by_content=True,
         )
     made = datasets.default_imbalances()
     named = {imbalance: ", ".join(name for name in made if made[name] == imbalance) for imbalance in made.values()}
@@ -36,6 +49,7 @@ def add_list_arguments(group: Parser | Group) -> None:
         help=f"Training images of the largest class of {', '.join(largest)} "
         f"(default: {', '.join(str(count) for count in largest.values())}; at most "
         f"{', '.join(str(datasets.get_spec(name).largest_class_max) for name in largest)}).",
+        legacy=None,
     )
 
 
@@ -53,6 +67,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default="data",
         metavar="DIR",
         help="Folder that the paths in the lists start from; digits and fashion are written here.",
+        affects_result=False,
     )
     add_list_arguments(group)
     group.add_argument(
@@ -62,6 +77,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hold out this share of each class's training images (at least one, except in single-image classes) for "
         "validation, when validation and test lists are the same (CIFAR, iNaturalist). Pass it to both stages; "
         "typically 0.1. Without it, selection uses the test set, and tables say so.",
+        legacy=None,
     )
     group.add_argument(
         "--image-size",
@@ -71,7 +87,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     meanings = "\n".join(f"{name}: {view.help}" for name, view in VIEWS.items()).replace("%", "%%")
     group.add_argument(
-        "--views", choices=list(VIEWS), metavar="NAME", help=f"Augmentation (default: the data set's).\n{meanings}"
+        "--views",
+        choices=list(VIEWS),
+        metavar="NAME",
+        help=f"Augmentation (default: the data set's).\n{meanings}",
+        legacy=legacy_views,
     )
     group.add_argument(
         "--crop-scale",
@@ -79,12 +99,14 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("LO", "HI"),
         help="Share of the area that a random crop keeps (default: the view's). Increase LO if crops miss the object.",
+        legacy=None,
     )
     group.add_argument(
         "--statistics",
         choices=sorted(datasets.REGISTRY),
         metavar="SET",
         help="Data set whose mean and std normalise the images (default: its own; ImageNet's for custom).",
+        legacy=None,
     )
     group.add_argument(
         "-j",
@@ -93,6 +115,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Number of data-loading processes per machine; 0 loads in the training process (default: the available "
         "cores, at most 32; fewer on the CPU).",
+        affects_result=False,
     )
     group.add_argument(
         "--on-bad-image",
@@ -101,6 +124,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="What to do with an unreadable training image: stop, or skip (use another image of the class and list the "
         "file in bad_images.txt). Unreadable evaluation images always end the run.",
+        affects_result=False,
+        same_everywhere=True,
     )
     group.add_argument(
         "--device-aug",
@@ -113,4 +138,5 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "off"],
         default="auto",
         help="Keep decoded images in memory, up to 2 GB per list; off reads the files every time.",
+        affects_result=False,
     )

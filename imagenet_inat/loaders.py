@@ -16,8 +16,8 @@ from moco.loader import Normalise, TwoCropsTransform
 from moco.views.batch_views import NUM_RANDOM, BatchViews
 from utils import distributed
 from utils.distributed import log
+from utils.distributed.launch import ProcessInfo
 from utils.randomness import Stream, numpy_rng, to_device
-from utils.run.launch import ProcessInfo
 from utils.run.signals import ignore_in_worker
 
 EVAL_BATCH = 256  # smallest evaluation batch of a process

@@ -21,6 +21,8 @@ from utils.devices import check_memory, resolve_device
 from utils.distributed import log
 from utils.errors import InputError
 
+LEGACY_LOADING = {"batch_views": False}  # how checkpoints that do not store it loaded their images
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -118,19 +120,6 @@ def resolve_defaults(args: argparse.Namespace) -> None:
     args.imbalance = resolve_imbalance(spec, args.imbalance, args.largest)
 
 
-def legacy_defaults(args: argparse.Namespace) -> dict:
-    """Return the values of data arguments that older checkpoints do not store; see `load_run`."""
-    views = "thumbnail" if args.dataset in ("cifar10", "cifar100") else get_spec(args.dataset).view
-    return {
-        "views": views,
-        "crop_scale": None,
-        "statistics": None,
-        "holdout": None,
-        "batch_views": False,
-        "largest": None,
-    }
-
-
 def build_data_config(args: argparse.Namespace) -> DataConfig:
     """Build the DataConfig of arguments that `resolve_defaults` has completed.
 
@@ -140,7 +129,7 @@ def build_data_config(args: argparse.Namespace) -> DataConfig:
     """
     spec = get_spec(args.dataset)
     lists = find_lists(spec, args, args.imbalance, args.largest)
-    num_classes = spec.num_classes or getattr(args, "num_classes", None)  # custom data: counted by an earlier call
+    num_classes = spec.num_classes  # None for custom data
     if not num_classes:
         lists.require("train")
         train = lists.files["train"]
@@ -165,10 +154,10 @@ def build_data_config(args: argparse.Namespace) -> DataConfig:
     )
 
 
-def choose_loading(args: argparse.Namespace, images: LongTailDataset, processes: int) -> None:
-    """Choose how to load the training images: set `args.batch_views`, and the default of --workers.
+def choose_loading(args: argparse.Namespace, data: DataConfig, images: LongTailDataset, processes: int) -> DataConfig:
+    """Choose from a sample of the training images how to load them, and return the data with this choice.
 
-    `args.batch_views` is set if whole batches are augmented on the device. The choice depends on a sample of images.
+    Set `args.batch_views`, whether whole batches are augmented on the device, and the default of --workers.
 
     Raises:
         InputError: --device-aug does not support this view for these images, or a batch exceeds the memory.
@@ -189,6 +178,7 @@ def choose_loading(args: argparse.Namespace, images: LongTailDataset, processes:
         raise InputError(f"--device-aug with --views {args.views}: {reason}; omit --device-aug")
     if args.workers is None and cached and args.gpu is None and resolve_device(args.device).type == "cpu":
         args.workers = 0  # loader processes would compete with training for the cores
+    return dataclasses.replace(data, batch_views=args.batch_views)
 
 
 def data_name(args: argparse.Namespace) -> str:

@@ -11,10 +11,10 @@ from imagenet_inat.loaders import DeviceBatches, build_eval_loader
 from imagenet_inat.options import DataConfig
 from imagenet_inat.paths import SPLITS
 from utils.distributed import log
+from utils.distributed.launch import ProcessInfo
 from utils.measure.extraction import extract_features
 from utils.measure.feature_cache import Features, cached_features, digest
 from utils.run.compute import ComputeConfig
-from utils.run.launch import ProcessInfo
 
 BATCH_SIZE = 256
 PROGRESS_BAR_ABOVE = 5000  # lists with more images show a progress bar

@@ -9,7 +9,7 @@ from tests import ROOT
 
 # A package imports only packages before it in this list. Within a package, imports have no cycle.
 PACKAGES = (
-    *("utils", "utils.rendezvous", "utils.measure", "utils.run", "utils.report"),
+    *("utils", "utils.distributed", "utils.cli", "utils.measure", "utils.run", "utils.report"),
     *(
         "moco.targets",
         "moco.losses",

@@ -1,10 +1,12 @@
 """The optimisers of --optimizer, and --clip-grad."""
 
-import argparse
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from utils.configs import FromArgs
 
 LR_FACTOR_KEY = "factor"  # entry of a parameter group: its learning rate is the schedule's times this
 TRUST_COEFFICIENT = 0.001  # of LARS: norm of a step relative to the weight's norm, at a learning rate of 1
@@ -57,7 +59,18 @@ SCALAR_STATE = {"step"}
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": Lars}
 
 
-def build_optimizer(args: argparse.Namespace, parameters: Iterable) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class OptimizerConfig(FromArgs):
+    """The flags of the optimiser; see --help."""
+
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip_grad: float | None
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Iterable) -> torch.optim.Optimizer:
     """Build the optimiser of the flags. With --clip-grad, it clips the gradients before each step.
 
     Args:
@@ -65,10 +78,10 @@ def build_optimizer(args: argparse.Namespace, parameters: Iterable) -> torch.opt
             multiplies the group's learning rate.
     """
     parameters = [*parameters]
-    optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, args.momentum, args.weight_decay)
-    if args.clip_grad:  # in a pre-step hook, because --amp fp16 unscales the gradients just before the step
+    optimizer = OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
+    if config.clip_grad:  # in a pre-step hook, because --amp fp16 unscales the gradients just before the step
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        optimizer.register_step_pre_hook(lambda *_: _clip(weights, args.clip_grad))
+        optimizer.register_step_pre_hook(lambda *_: _clip(weights, config.clip_grad))
     return optimizer
 
 

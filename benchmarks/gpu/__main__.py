@@ -24,9 +24,9 @@ from benchmarks.gpu.device import require_cuda
 from benchmarks.gpu.part_store import PartStore, code_version, machine_key
 from benchmarks.gpu.plan import FAST_NAME, REFERENCE_NAME, Plan, free_memory, full_plan, smoke_plan
 from utils import errors
+from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.files import write_text
-from utils.parser import Parser
 from utils.run.compute import ComputeConfig
 
 PAGE = Path(__file__).parent.parent / "RESULTS-gpu.md"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.bench_head import C, Q
-from utils.run.launch import MAX_WORKERS, usable_cores
+from utils.distributed.launch import MAX_WORKERS, usable_cores
 
 FAST = {"amp": "bf16", "channels_last": True, "compile": True}
 INATURALIST_CLASSES = 8142

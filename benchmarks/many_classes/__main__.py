@@ -19,7 +19,8 @@ import torch
 from benchmarks import common
 from benchmarks.many_classes.real_sizes import REPOSITORY, link_images, run_steps
 from moco.targets.point_sets import random_points
-from utils.parser import Parser, positive_int
+from utils.cli.numbers import positive_int
+from utils.cli.parser import Parser
 
 MIN_IMAGES = 2000  # so that an epoch has enough steps
 HEADER = (

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from benchmarks.bench_assignment import WALKS, Walk, unit_vectors
 from moco.targets.assignment import Assignment
-from utils.parser import Parser, positive_int
+from utils.cli.numbers import positive_int
+from utils.cli.parser import Parser
 
 HEADER = (
     "| classes | first solve | step | floor | step ÷ floor | peak memory | in a checkpoint | C × C float64 matrix |\n"

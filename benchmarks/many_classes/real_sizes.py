@@ -27,7 +27,8 @@ from PIL import Image
 
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY
 from imagenet_inat.lists.format import read_split
-from utils.parser import Parser, nonnegative_int, positive_int
+from utils.cli.numbers import nonnegative_int, positive_int
+from utils.cli.parser import Parser
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LINKS_PER_FILE = 30_000  # hard links per file; ext4 allows 65,000

@@ -21,12 +21,13 @@ from examples.results.running import run_all, wait_for_earlier_runs
 from examples.results.study import TUNING, Study
 from examples.results.trials import unfinished_part
 from utils import errors
+from utils.cli.numbers import positive_int
+from utils.cli.parser import Parser
 from utils.devices import check_device, resolve_device
 from utils.distributed import log
+from utils.distributed.launch import usable_cores
 from utils.measure.results import format_markdown_table
-from utils.parser import Parser, positive_int
 from utils.run.folder import lock_run_dir
-from utils.run.launch import usable_cores
 
 DEFAULT = "fashion"
 GPU_JOBS = 4  # simultaneous runs; one small network leaves most of a GPU idle

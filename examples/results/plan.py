@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.parser import Parser
+from utils.cli.parser import Parser
 
 PLANS_DIR = Path(__file__).parent
 SCRIPTS = {  # value of stage1 (how a method computes features) -> its script

@@ -9,8 +9,8 @@ from pathlib import Path
 from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, Plan, StudyMethod, Sweep, script_parser, stage1_parser
 from imagenet_inat.datasets import default_imbalances, get_spec
 from imagenet_inat.paths import resolve_imbalance, resolve_largest
+from utils.cli.parser import Parser
 from utils.errors import InputError, first_line
-from utils.parser import Parser
 
 
 def read_plan(name_or_path: str) -> Plan:

@@ -12,9 +12,9 @@ from imagenet_inat import options
 from moco import methods
 from moco.heads import head_flags as heads
 from utils import errors
+from utils.cli.flags import describe_arguments
 from utils.report.runs import read_stage
 from utils.run import checkpoint
-from utils.run.arguments import RESUME_CHANGEABLE, RUN_LEGACY_DEFAULTS, changed_arguments
 
 
 class Trial(NamedTuple):
@@ -146,11 +146,9 @@ def is_finished(command: list[str]) -> bool:
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
-    stage_defaults = heads.HEAD_LEGACY_DEFAULTS if "pretrained" in stage.args else methods.METHOD_LEGACY_DEFAULTS
-    stored = (
-        RUN_LEGACY_DEFAULTS | stage_defaults | options.legacy_defaults(args) | stage.args
-    )  # older runs lack newer arguments
-    if changes := changed_arguments(stored, vars(args), RESUME_CHANGEABLE - {"seed"}):
+    arguments = describe_arguments(script_parser(script), args, legacy=options.LEGACY_LOADING)
+    arguments = arguments._replace(free=arguments.free - {"seed"})  # the runs of a study differ in the seed
+    if changes := arguments.changes_since(stage.args):
         differences = ", ".join(f"{name} {change}" for name, change in changes.items())
         raise errors.InputError(
             f"{args.run_dir}: contains a run with other arguments ({differences}). Choose another --folder or delete it"
@@ -169,6 +167,7 @@ def resolve_args(script: str, args: Namespace) -> Namespace:
     """Resolve all defaults, so that the arguments are those that a run stores. Return the arguments."""
     options.resolve_defaults(args)
     if script == SCRIPTS["contrast"]:
+        methods.resolve_defaults(args)
         methods.build_method(args).check()
     if script == HEADS:
         heads.resolve_defaults(args, 1)

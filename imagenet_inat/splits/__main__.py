@@ -25,9 +25,10 @@ from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import SplitPlan, make_inat, make_split
 from imagenet_inat.splits.verify import verify
 from utils import errors
+from utils.cli.numbers import number_type, positive_float, positive_int
+from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.errors import InputError
-from utils.parser import Parser, number_type, positive_float, positive_int
 
 PUBLISHED = sorted(name for name, spec in REGISTRY.items() if spec.published)
 VERIFY = ["python", "-m", "imagenet_inat.splits", "verify"]

@@ -28,9 +28,10 @@ from moco.encoders.library import TIMM
 from moco.export.programs import onnx_file, pt2_file, trained_network
 from moco.pretrained import SAFETENSORS, load_encoder, read_encoder
 from utils import errors
+from utils.cli.numbers import positive_int
+from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.files import write_atomically
-from utils.parser import Parser, positive_int
 from utils.run import checkpoint
 
 WEIGHTS = (".pth", ".pt", SAFETENSORS)

@@ -16,10 +16,11 @@ from torch.nn.utils import skip_init
 from moco.encoders import get_encoder
 from moco.heads import candidates
 from moco.heads.candidates import Balancing, Candidate, FitInputs
-from moco.heads.classifiers import CosineClassifier, Float32Linear
+from moco.heads.classifiers import CosineClassifier, Float32Linear, fitted_classifier
 from moco.heads.fits import log_prior
-from moco.losses.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
+from moco.heads.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
 from moco.pretrained import load_encoder
+from utils.run import checkpoint
 
 Loss = Callable[[Tensor, Tensor, int], Tensor]  # loss(logits (N, C), labels (N,), epoch); epochs count from 0
 
@@ -185,6 +186,18 @@ def freeze_and_replace_classifier(
     counts = np.ones(model.fc.out_features, dtype=np.int64) if counts is None else counts
     build = HEADS[head].build or _build_linear  # a fitted head replaces the linear `fc` later
     model.fc = build(model.fc.in_features, counts)
+    return model
+
+
+def load_trained(model: nn.Module, head: str, weights: dict[str, Tensor], source: Path) -> nn.Module:
+    """Load the weights of a finished second stage into its network. Return the network.
+
+    Raises:
+        InputError: The weights do not fit the network or the head.
+    """
+    if HEADS[head].is_fitted:
+        model.fc = fitted_classifier(weights, source)
+    checkpoint.load_weights(model, weights, source)
     return model
 
 

@@ -12,6 +12,7 @@ from utils.measure.results import HEADS_NOTE, SHOT_NOTE, best_head, format_markd
 from utils.report.figures import heads_picture
 from utils.report.runs import find_probes
 from utils.run.evaluation import write_results
+from utils.run.logger import RunLog
 
 TABLE, PICTURE = "heads.md", "heads.png"
 LIST_DIGEST_KEYS = ("train_list", "val_list", "test_list")  # arguments in args.json that hold the hashes of the lists
@@ -34,6 +35,7 @@ def run(run_dir: Path, args: dict, head_data: HeadData) -> None:
     Raises:
         InputError: No head could be fitted.
     """
+    RunLog(run_dir, args, (), 0)
     heads = compare(head_data)
     if not heads:
         raise InputError(f"{args['pretrained'] or run_dir}: no classifier could be fitted; see the messages above")

@@ -1,18 +1,19 @@
 """Flags of the stage-2 classifier, their defaults and the combinations that are supported."""
 
+from dataclasses import dataclass
+
 from moco.heads import ADJUSTMENTS, HEADS, Head
 from moco.heads.candidates import Balancing
+from utils.cli.flags import Group, When, effect_of
+from utils.cli.numbers import nonnegative_int
+from utils.cli.parser import Parser
+from utils.configs import FromArgs
 from utils.errors import InputError
-from utils.parser import FlagConditions, Group, nonnegative_int
 
-# Values for checkpoints that were written before these flags existed.
-HEAD_LEGACY_DEFAULTS = {"sampling": "class-balanced", "logit_adjustment": "off", "feature_views": 0, "head": "linear"}
-HEAD_LEGACY_DEFAULTS |= {"finetune": False, "compare_heads": False}
-COMPARISON_FLAGS = ("head", "sampling", "logit_adjustment", "finetune")
-TRAINING_FLAGS = (
-    *("epochs", "start_epoch", "lr", "schedule", "cos", "lr_end", "warmup_epochs", "warmup_from", "momentum"),
-    *("weight_decay", "optimizer", "clip_grad", "bn_mode", "eval_freq", "save_steps", "print_freq"),
-)
+EVALUATING = When("with --evaluate", lambda args: args.evaluate)
+COMPARING = When("with --compare-heads", lambda args: args.compare_heads)
+TRAINED = When("with --head {head} (trained on random views)", lambda args: not is_fitted(args))
+FITTED = When("with --head {head} (fitted to features of a frozen encoder)", lambda args: is_fitted(args))
 
 
 def add_head_arguments(group: Group) -> None:
@@ -23,6 +24,8 @@ def add_head_arguments(group: Group) -> None:
         default="linear",
         help="Classifier. linear and ldam are trained on random views; the others are fitted to features that are "
         "computed once, in seconds to minutes.\n" + "\n".join(f"{name}: {head.help}" for name, head in HEADS.items()),
+        refused=(COMPARING,),
+        legacy="linear",
     )
     group.add_argument(
         "--sampling",
@@ -30,6 +33,8 @@ def add_head_arguments(group: Group) -> None:
         metavar="HOW",
         help=f"Sampling of the training images (default: {_defaults('samplings')}).\n"
         "class-balanced: all classes count equally\ninstance: all images count equally",
+        refused=(COMPARING,),
+        legacy="class-balanced",
     )
     group.add_argument(
         "--logit-adjustment",
@@ -38,12 +43,15 @@ def add_head_arguments(group: Group) -> None:
         f"{_defaults('adjustments')}).\n"
         "train: add the log class prior to the logits during training (balanced softmax)\n"
         "post: subtract t × log prior afterwards, with t selected on validation",
+        refused=(COMPARING,),
+        legacy="off",
     )
     group.add_argument(
         "--compare-heads",
         action="store_true",
         help="Fit all classifiers of --head that need no training epochs and compare them in one table and figure, "
         "together with linear classifiers trained before. No classifier is saved.",
+        legacy=False,
     )
     group.add_argument(
         "--feature-views",
@@ -51,12 +59,16 @@ def add_head_arguments(group: Group) -> None:
         default=0,
         metavar="N",
         help="Fit to N random views of each training image, at N times the cost (default: one evaluation view).",
+        refused=(TRAINED,),
+        legacy=0,
     )
     group.add_argument(
         "--finetune",
         action="store_true",
         help="Train the whole network, not only the classifier; use a smaller --lr. The paper's CIFAR recipe is "
         "@recipes/cifar_ldam_drw.txt.",
+        refused=(COMPARING, FITTED),
+        legacy=False,
     )
 
 
@@ -73,22 +85,44 @@ def is_fitted(args) -> bool:
     return args.compare_heads or HEADS[args.head].is_fitted
 
 
-def ignored_flags(args) -> FlagConditions:
-    """Return the flags that other flags make irrelevant."""
-    if args.evaluate or not is_fitted(args):
-        return []
-    return [("with --compare-heads" if args.compare_heads else f"with --head {args.head}", TRAINING_FLAGS)]
+@dataclass(frozen=True)
+class HeadFlags(FromArgs):
+    """The flags of the classifier; see --help."""
+
+    head: str
+    sampling: str
+    logit_adjustment: str
+    compare_heads: bool
+    feature_views: int
+    finetune: bool
+
+    @property
+    def is_fitted(self) -> bool:
+        return is_fitted(self)
 
 
-def unsupported_flags(args) -> FlagConditions:
-    """Return the flags that other flags do not allow."""
-    cases = [("with --evaluate", ("dry_run",))] if args.evaluate else []
+def restrict_training_flags(parser: Parser) -> None:
+    """Declare for which heads the flags that other modules have declared are ignored or refused."""
+    parser.restrict("dry_run", refused=(EVALUATING, COMPARING, FITTED))
+    unused = [
+        When(when.text, lambda args, holds=when.holds: holds(args) and not args.evaluate)
+        for when in (COMPARING, FITTED)
+    ]
+    for flag in parser._actions:
+        if effect_of(flag).trains:
+            parser.restrict(flag.dest, ignored=unused)
+
+
+def run_name(args, data_name: str) -> str:
+    """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
     if args.compare_heads:
-        return [*cases, ("with --compare-heads", (*COMPARISON_FLAGS, "evaluate", "dry_run"))]
-    if not is_fitted(args):
-        return [*cases, (f"with --head {args.head} (trained on random views)", ("feature_views",))]
-    fitted = f"with --head {args.head} (fitted to features of a frozen encoder)"
-    return [*cases, (fitted, ("finetune", "dry_run"))]
+        return f"heads{args.name and '_'}{args.name}"
+    if is_fitted(args):
+        return f"{data_name}_{args.head}_{args.sampling}_{args.logit_adjustment}_{args.name}"
+    return (
+        f"{data_name}_{args.head}{'_finetune' if args.finetune else ''}_seed{args.seed}_lr{args.lr}"
+        f"_decay{args.weight_decay}_bsz{args.batch_size}_{args.name}"
+    )
 
 
 def resolve_defaults(args, processes: int) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from moco.heads.head_flags import build_balancing
 from utils.distributed import log
 from utils.errors import InputError
 from utils.measure.feature_cache import Features
-from utils.measure.results import format_settings
+from utils.measure.results import format_settings, show_accuracies
+from utils.run import checkpoint
 from utils.run.compute import ComputeConfig
-from utils.run.evaluation import validate
+from utils.run.evaluation import BEST, validate, write_results
+from utils.run.logger import RunLog
 
 LARGE_VAL_SPLIT = 5000  # validation images above which accuracy, as a function of the penalty, has a single maximum
 BATCH_SIZE = 8192  # images per batch
@@ -144,3 +147,22 @@ def head_title(name: str, sampling: str, adjustment: str) -> str:
     """Return the name of a head in tables: `logistic, class-balanced` or `logistic, post`."""
     words = [sampling] if sampling == "class-balanced" else [] if adjustment == "off" else [adjustment]
     return ", ".join([name, *words])
+
+
+def fit_and_save(run_dir: Path, args: dict, network: nn.Module, head_data: HeadData) -> None:
+    """Fit the head of a run, and write args.json, the network with the selected classifier, and results.json.
+
+    Args:
+        args: Arguments of the run, as in args.json. network: The encoder. Its `fc` is replaced.
+
+    Raises:
+        InputError: As `select_head`.
+    """
+    RunLog(run_dir, args, (), 0)
+    selected = select_head(args["head"], args["sampling"], args["logit_adjustment"], head_data)
+    network.fc = selected.classifier
+    checkpoint.save_network(run_dir / BEST, network, epoch=0, arch=args["arch"], args=args)
+    selected_by = {"on": head_data.selection_split, "from": selected.tried}
+    write_results(run_dir, args, {"selected": selected.entry}, head_data.counts, selected_by)
+    show_accuracies(f"test, selected ({format_settings(selected.entry)})", selected.entry)
+    log(f"wrote {run_dir}: args.json, {BEST}, results.json")

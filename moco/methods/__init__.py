@@ -9,19 +9,11 @@ from torch import Tensor, nn
 from moco.methods.base import Method
 from moco.methods.batch_method import BatchMethod
 from moco.methods.queue_method import QueueMethod
+from utils.cli.flags import Group, When, describe_arguments
+from utils.cli.parser import Parser
 from utils.errors import InputError, first_line, short_repr
-from utils.parser import FlagConditions, Group, Parser
 from utils.run import checkpoint
 from utils.run.state import RunState
-
-# Values of the methods' arguments for old checkpoints, which do not contain these arguments.
-METHOD_LEGACY_DEFAULTS = {
-    "contrast": "queue",
-    "kcl_epochs": None,
-    "init_from": None,
-    "sampling": "instance",
-} | dict.fromkeys(("only_t", "unbiased", "sync_bn", "keep_last", "grad_checkpointing"), False)
-METHOD_LEGACY_DEFAULTS |= {"accum_steps": 1, "lr_backbone": 1.0, "freeze": []}
 
 METHODS: dict[str, type[Method]] = {
     "queue": QueueMethod,
@@ -39,32 +31,38 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
         default="queue",
         metavar="NAME",
         help=f"Images to contrast with.\n{descriptions}",
+        legacy="queue",
     )
     for add in dict.fromkeys(add for method in METHODS.values() for add in method.argument_adders):
+        declared = len(parser._actions)
         add(model, loss)
+        owners = [name for name, method in METHODS.items() if add in method.argument_adders]
+        others = When("with --contrast {contrast}", lambda args, owners=owners: args.contrast not in owners)
+        for flag in parser._actions[declared:]:
+            parser.restrict(flag.dest, refused=(others,))
 
 
-def ignored_flags(args) -> FlagConditions:
-    """Return the flags that are ignored because of other flags."""
-    return METHODS[args.contrast].ignored_flags(args)
+def resolve_defaults(args: Namespace) -> None:
+    """Set the arguments whose defaults depend on the method."""
+    args.loss_form = args.loss_form or METHODS[args.contrast].loss_form
 
 
-def unsupported_flags(args) -> FlagConditions:
-    """Return the flags of other methods that the selected method does not support."""
-    supported = _flags(METHODS[args.contrast])
-    others = set().union(*(_flags(method) for method in METHODS.values())) - supported
-    return [(f"with --contrast {args.contrast}", others)]
+def build_method(args: Namespace) -> Method:
+    """Build the method of arguments that `resolve_defaults` has completed."""
+    return METHODS[args.contrast](Namespace(**vars(args)))
 
 
-def _flags(method: type[Method]) -> set[str]:
-    scratch = Parser(add_help=False)
-    for add in method.argument_adders:
-        add(scratch, scratch)
-    return {action.dest for action in scratch._actions}
+def run_name(args: Namespace, data_name: str) -> str:
+    """Return the name of a run, in the format of the authors' code (released with TSC).
 
-
-def build_method(args) -> Method:
-    return METHODS[args.contrast](args)
+    With in-batch contrast, the value of --contrast takes the place of the queue length.
+    """
+    queue = args.moco_k if args.contrast == "queue" else args.contrast
+    return (
+        f"{data_name}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
+        f"_mlp_{args.mlp}_t_{args.moco_t}_{queue}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
+        f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
+    )
 
 
 def load_projection_and_targets(path: Path) -> tuple[nn.Module, Tensor]:
@@ -89,23 +87,25 @@ def load_method(path: Path, device: torch.device) -> Method:
         InputError: If the file does not exist or is not a valid stage-1 checkpoint.
     """
     state = RunState.from_dict(checkpoint.read_checkpoint(path, needs=("state_dict", "epoch", "args")), path)
-    args = METHOD_LEGACY_DEFAULTS | state.args | {"targets": None}  # the checkpoint contains its targets
+    parser = Parser(add_help=False)
+    add_method_arguments(parser, parser)
+    legacy = describe_arguments(parser, Namespace()).legacy
+    args = legacy | state.args | {"targets": None}  # the checkpoint contains its targets
     if "loss" not in args or args["contrast"] not in list(METHODS):
         found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
         raise InputError(
             f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
         )
-    for name, (tensor, axis) in METHODS[
-        args["contrast"]
-    ].stored_sizes.items():  # before memory is allocated for these sizes
+    sizes = METHODS[args["contrast"]].stored_sizes
+    for name, (tensor, axis) in sizes.items():  # before memory is allocated for these sizes
         length = state.weights[tensor].shape[axis : axis + 1] if tensor in state.weights else ()
         if length != (args.get(name),):
             found = f"{name} in args is {short_repr(args.get(name))}, but {tensor} has size {[*length]}"
             raise InputError(f"checkpoint {path}: {found}, expected a stage-1 checkpoint")
     try:
         method = METHODS[args["contrast"]](Namespace(**args))
-        method.check_extra_state(state)
-        state.load_weights(method.build(method.args.num_classes, state, device).to(device))
+        method.check_extra_state(state, args["num_classes"])
+        state.load_weights(method.build(args["num_classes"], state, device).to(device))
         method.load_extra_state(state)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:  # wrong types in args
         raise InputError(f"checkpoint {path}: args is not what stage 1 writes ({first_line(error)})") from None

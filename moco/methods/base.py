@@ -1,11 +1,13 @@
 """The interface between a training method and the training loop of stage 1."""
 
+from argparse import Namespace
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from utils.parser import FlagConditions, Group
+from utils.cli.flags import Group
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
@@ -18,6 +20,7 @@ class Method:
 
     Attributes:
         help: text for --help.
+        loss_form: default of --loss-form.
         argument_adders: functions that add the flags of the method, add(model, loss); `model` is the group of flags
             that describe the network. Flags of other methods are rejected.
         stored_sizes: maps an argument to (tensor name, axis). In a checkpoint, the tensor's length along that axis must
@@ -25,17 +28,13 @@ class Method:
     """
 
     help = ""
+    loss_form = "release"
     argument_adders: tuple[Callable[[Group, Group], None], ...] = ()
     stored_sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module
 
-    def __init__(self, args):
-        self.args = args
-
-    @classmethod
-    def ignored_flags(cls, args) -> FlagConditions:
-        """Return the flags that are ignored because of other flags."""
-        return []
+    def __init__(self, settings: Namespace):
+        self.settings = settings
 
     def check(self) -> None:
         """Raise InputError for conflicting arguments, and set defaults that depend on other arguments.
@@ -45,17 +44,20 @@ class Method:
     def check_files(self, num_classes: int) -> None:
         """Raise InputError for files that do not fit the arguments. Called before anything is written."""
 
-    def check_extra_state(self, state: RunState) -> None:
+    def redirect_outputs(self, folder: Path) -> None:
+        """Let a dry run write files that belong outside its run folder to this folder."""
+
+    def check_extra_state(self, state: RunState, num_classes: int) -> None:
         """Raise InputError if `state.extra`, from a checkpoint, contains invalid entries. Called before `build`."""
 
     @property
     def global_batch_size(self) -> int:
         """The number of images per optimiser step, over all processes: the global batch of the loss."""
-        return self.args.batch_size * self.args.accum_steps
+        return self.settings.batch_size * self.settings.accum_steps
 
     def phases(self) -> list[Phase]:
         """Return the training phases in order; each has its own optimiser and schedule."""
-        return [Phase(self.args.contrast, 0, self.args.epochs)]
+        return [Phase(self.settings.contrast, 0, self.settings.epochs)]
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
         """Build the model on the CPU from `state.seed`, identical on all ranks."""
@@ -77,6 +79,12 @@ class Method:
 
     def begin_epoch(self, step: int, resumed: bool) -> None:
         """Start an epoch, or resume one in the middle (`resumed`). step: step of the run, from 0."""
+
+    def after_step(self, output) -> None:
+        """Look at the output of a step, after the optimiser's step."""
+
+    def end_epoch(self) -> None:
+        """End an epoch, before its metrics are read."""
 
     def step_metrics(self, output) -> dict[str, Tensor]:
         """Return scalars of a step, including `loss`. Their means over the epoch are logged."""

@@ -10,7 +10,6 @@ from moco.methods.contrast_method import ContrastMethod
 from moco.methods.method_flags import add_batch_arguments
 from utils import distributed
 from utils.errors import InputError
-from utils.parser import FlagConditions
 
 
 class BatchMethod(ContrastMethod):
@@ -18,24 +17,16 @@ class BatchMethod(ContrastMethod):
 
     help = "other images of the batch (the paper on CIFAR)"
     argument_adders = (*ContrastMethod.argument_adders, add_batch_arguments)
-
-    @classmethod
-    def ignored_flags(cls, args) -> FlagConditions:
-        if not args.targeted:
-            return [*super().ignored_flags(args), ("without --targeted", ("only_t",))]
-        if args.loss_form == "release":
-            return [*super().ignored_flags(args), ("with --loss-form release, where --tr is the weight", ("tw",))]
-        return [*super().ignored_flags(args), ("with --loss-form paper, where --tw is the weight", ("tr", "only_t"))]
+    loss_form = "paper"
 
     def check(self) -> None:
         super().check()
-        args = self.args
-        args.loss_form = args.loss_form or "paper"
-        if args.sync_bn and not torch.cuda.is_available():
+        settings = self.settings
+        if settings.sync_bn and not torch.cuda.is_available():
             raise InputError("--sync-bn: requires a GPU, and none was found; omit it")
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
-        args = self.args
-        model = InBatchKCL(encoder, only_targets=args.only_t, unbiased=args.unbiased, **model_kwargs)
-        synchronised = args.sync_bn and distributed.world_size() > 1
+        settings = self.settings
+        model = InBatchKCL(encoder, only_targets=settings.only_t, unbiased=settings.unbiased, **model_kwargs)
+        synchronised = settings.sync_bn and distributed.world_size() > 1
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model

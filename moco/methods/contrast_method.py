@@ -1,6 +1,8 @@
 """KCL and TSC as methods of stage 1, with a queue or in the batch: phases, targets and epoch metrics."""
 
+from argparse import Namespace
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from moco.encoders.memory import recompute_blocks
 from moco.methods.base import Method
 from moco.methods.checkpoint_entries import check_entries
 from moco.methods.collapse import CollapseDetector
-from moco.methods.method_flags import TARGET_FLAGS, add_contrast_arguments
+from moco.methods.method_flags import add_contrast_arguments
 from moco.pretrained import check_init_from, init_encoders
 from moco.targeted import TargetModel
 from moco.targets.assignment import Assignment
@@ -21,7 +23,6 @@ from moco.targets.source import select_targets, target_file
 from utils.distributed import log
 from utils.errors import InputError
 from utils.optimizers import LR_FACTOR_KEY
-from utils.parser import FlagConditions
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
@@ -33,75 +34,82 @@ class ContrastMethod(Method):
     stored_sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
     model: TargetModel
 
-    def __init__(self, args):
-        super().__init__(args)
+    def __init__(self, settings: Namespace):
+        super().__init__(settings)
         self.collapse = CollapseDetector()
 
-    @classmethod
-    def ignored_flags(cls, args) -> FlagConditions:
-        cases = [] if args.targeted else [("without --targeted", TARGET_FLAGS)]
-        return [*cases, *([("with --loss MoCo", ("K",))] if args.loss == "MoCo" else [])]
-
     def check(self) -> None:
-        args = self.args
-        if args.init_from:
-            check_init_from(args.init_from, args.arch)
-        if args.freeze and not args.init_from:
+        settings = self.settings
+        if settings.init_from:
+            check_init_from(settings.init_from, settings.arch)
+        if settings.freeze and not settings.init_from:
             raise InputError(
                 "--freeze: requires --init-from, or random weights would be frozen; add --init-from or omit --freeze"
             )
-        if args.grad_checkpointing and args.compile:
+        if settings.grad_checkpointing and settings.compile:
             raise InputError("--grad-checkpointing: not supported with --compile; omit one of them")
-        if args.loss == "MoCo" and args.targeted:
+        if settings.loss == "MoCo" and settings.targeted:
             raise InputError("--loss MoCo: ignores labels, but --targeted needs them; omit one of them")
-        if args.targeted and (args.kcl_epochs or 0) >= args.epochs:
+        if settings.targeted and (settings.kcl_epochs or 0) >= settings.epochs:
             raise InputError(
-                f"--kcl-epochs {args.kcl_epochs}: expected less than --epochs {args.epochs}; to train only KCL, omit "
-                "--targeted"
+                f"--kcl-epochs {settings.kcl_epochs}: expected less than --epochs {settings.epochs}; to train "
+                "only KCL, omit --targeted"
             )
 
     def check_files(self, num_classes: int) -> None:
-        args, file = self.args, target_file(self.args, num_classes)
-        if args.targeted and (args.targets or (not args.resume and file.exists())):  # a checkpoint contains its targets
-            load_targets(file, num_classes, args.moco_dim)
+        settings, file = self.settings, target_file(self.settings, num_classes)
+        if settings.targeted and (
+            settings.targets or (not settings.resume and file.exists())
+        ):  # a checkpoint contains its targets
+            load_targets(file, num_classes, settings.moco_dim)
+
+    def redirect_outputs(self, folder: Path) -> None:
+        if self.settings.targeted and not self.settings.targets:
+            self.settings.targets = str(folder / "targets.npy")
 
     def phases(self) -> list[Phase]:
-        args = self.args
-        if not args.targeted:
-            return [Phase("KCL", 0, args.epochs)]
-        warm_up = args.epochs // 2 if args.kcl_epochs is None else args.kcl_epochs
-        return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, args.epochs - warm_up)]
+        settings = self.settings
+        if not settings.targeted:
+            return [Phase("KCL", 0, settings.epochs)]
+        warm_up = settings.epochs // 2 if settings.kcl_epochs is None else settings.kcl_epochs
+        return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, settings.epochs - warm_up)]
 
-    def check_extra_state(self, state: RunState) -> None:
-        check_entries(state, self.args.num_classes)
+    def check_extra_state(self, state: RunState, num_classes: int) -> None:
+        check_entries(state, num_classes)
         self.previous_assignment = None
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
-        args = self.args
-        targets = select_targets(args, num_classes, state, device) if args.targeted else None
+        settings = self.settings
+        targets = select_targets(settings, num_classes, state, device) if settings.targeted else None
         torch.manual_seed(state.seed)
-        model_kwargs = {"dim": args.moco_dim, "T": args.moco_t, "mlp": args.mlp, "num_positive": args.K}
-        model_kwargs |= {"targeted": args.targeted, "tr": args.tr, "tw": args.tw, "loss_form": args.loss_form}
-        model_kwargs |= {"num_classes": num_classes, "targets": targets, "supervised": args.loss != "MoCo"}
-        model_kwargs |= {"assignment_interval": args.assignment_interval, "parts": args.accum_steps}
-        self.model = self.build_contrast(get_encoder(args.arch, args.image_size), model_kwargs)
+        model_kwargs = {"dim": settings.moco_dim, "T": settings.moco_t, "mlp": settings.mlp, "num_positive": settings.K}
+        model_kwargs |= {
+            "targeted": settings.targeted,
+            "tr": settings.tr,
+            "tw": settings.tw,
+            "loss_form": settings.loss_form,
+        }
+        model_kwargs |= {"num_classes": num_classes, "targets": targets, "supervised": settings.loss != "MoCo"}
+        model_kwargs |= {"assignment_interval": settings.assignment_interval, "parts": settings.accum_steps}
+        self.model = self.build_contrast(get_encoder(settings.arch, settings.image_size), model_kwargs)
         self.model.seed = state.seed
         self._prepare_encoders(new=not state.source)
         return self.model
 
     def _prepare_encoders(self, new: bool) -> None:
         """Apply --init-from (to a new run only), --freeze, --grad-checkpointing and --accum-steps to the encoders."""
-        args, encoders = self.args, self.encoders()
-        if args.init_from and new:
-            log(f"init: {init_encoders(encoders, args.init_from, args.arch)}")
+        settings, encoders = self.settings, self.encoders()
+        if settings.init_from and new:
+            log(f"init: {init_encoders(encoders, settings.init_from, settings.arch)}")
         for encoder in encoders:
-            freeze_modules(encoder, args.freeze, args.arch)
-        if args.grad_checkpointing:
-            recompute_blocks(self.model.encoder_q, args.arch)
-        if args.accum_steps > 1 and has_batch_norm(self.model.encoder_q):
+            freeze_modules(encoder, settings.freeze, settings.arch)
+        if settings.grad_checkpointing:
+            recompute_blocks(self.model.encoder_q, settings.arch)
+        if settings.accum_steps > 1 and has_batch_norm(self.model.encoder_q):
             log(
-                f"note: --accum-steps {args.accum_steps}: batch norm in {args.arch} uses the statistics of each of the "
-                f"{args.accum_steps} micro-batches; results differ from one batch of {self.global_batch_size}"
+                f"note: --accum-steps {settings.accum_steps}: batch norm in {settings.arch} uses the statistics of "
+                f"each of the {settings.accum_steps} micro-batches; "
+                f"results differ from one batch of {self.global_batch_size}"
             )
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
@@ -114,7 +122,7 @@ class ContrastMethod(Method):
         self.previous_assignment = state.extra.get("assignment_before")
 
     def parameters(self) -> Iterable:
-        factor, model = self.args.lr_backbone, self.model
+        factor, model = self.settings.lr_backbone, self.model
         if factor == 1:
             return model.parameters()
         head = [*model.encoder_q.fc.parameters()]
@@ -129,12 +137,16 @@ class ContrastMethod(Method):
         if not resumed:
             self.previous_assignment = self._assignment()  # the assignment of the previous epoch
 
-    def step_metrics(self, output) -> dict[str, Tensor]:
+    def after_step(self, output) -> None:
         self.collapse.step(output.q)
+
+    def end_epoch(self) -> None:
+        self.collapse.end_epoch()
+
+    def step_metrics(self, output) -> dict[str, Tensor]:
         return {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
 
     def epoch_metrics(self) -> tuple[dict[str, float | None], str]:
-        self.collapse.end_epoch()
         metrics = target_metrics(
             self.model.class_centroid, self._targets(), self._assignment(), self.previous_assignment
         )

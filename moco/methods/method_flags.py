@@ -1,10 +1,19 @@
 """Flags of KCL, TSC and MoCo: shared flags, flags for --contrast queue, flags for --contrast batch."""
 
 from moco.losses import LOSS_FORMS
-from utils.parser import Group, fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
+from utils.cli.flags import Group, When
+from utils.cli.numbers import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
 
-TARGET_FLAGS = (  # flags used only by TSC
-    *("tr", "sep_t", "tw", "loss_form", "kcl_epochs", "centroid_init", "assignment_interval"),
+WITH_MOCO = When("with --loss MoCo", lambda args: args.loss == "MoCo")
+WITHOUT_TARGETED = When("without --targeted", lambda args: not args.targeted)
+# In-batch contrast has two forms of the TSC loss, and in each a flag for the weight of the target term.
+WITH_TR = When(
+    "with --loss-form release, where --tr is the weight",
+    lambda args: args.contrast == "batch" and args.loss_form == "release",
+)
+WITH_TW = When(
+    "with --loss-form paper, where --tw is the weight",
+    lambda args: args.contrast == "batch" and args.loss_form != "release",
 )
 
 
@@ -19,6 +28,9 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         metavar="FILE",
         help="Pre-trained encoder: a checkpoint, a state dict (.pth, .safetensors), or the word torchvision or timm to "
         "download the library's weights.",
+        affects_result=False,
+        by_content=True,
+        legacy=None,
     )
     _add_fine_tuning_arguments(model)
     _add_memory_arguments(model)
@@ -29,6 +41,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         default="instance",
         help="Sampling of the training images.\ninstance: every image once per epoch, as in the paper\n"
         "class-balanced: all classes equally often",
+        legacy="instance",
     )
     loss.add_argument(
         "--loss",
@@ -42,6 +55,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         default=6,
         metavar="K",
         help="Number of positives sampled from the anchor's class. 0 uses all of them, as SupCon does.",
+        ignored=(WITH_MOCO,),
     )
     loss.add_argument(
         "--targeted",
@@ -53,6 +67,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         type=nonnegative_int,
         metavar="E",
         help="Epochs of KCL before TSC (default: half of --epochs).",
+        ignored=(WITHOUT_TARGETED,),
+        legacy=None,
     )
     loss.add_argument(
         "--tr",
@@ -61,6 +77,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         metavar="R",
         help="Number of copies of each target among the candidates for positives. With --contrast batch --loss-form "
         "release, a larger value gives the targets more weight.",
+        ignored=(WITHOUT_TARGETED, WITH_TW),
     )
     loss.add_argument(
         "--tw",
@@ -69,6 +86,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         default=1.0,
         metavar="W",
         help="Weight of the target term; the paper's TSC uses 0.2.",
+        ignored=(WITHOUT_TARGETED, WITH_TR),
     )
     loss.add_argument(
         "--loss-form",
@@ -76,6 +94,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         metavar="FORM",
         help="TSC loss of the authors' code (release) or of the paper's equation (paper). By default release with a "
         "queue, paper in the batch.",
+        ignored=(WITHOUT_TARGETED,),
     )
     loss.add_argument(
         "--assignment-interval",
@@ -84,12 +103,14 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         metavar="N",
         help="Steps between target assignments. 1: every step (the method). Larger values can help with many thousands "
         "of classes, but use slightly outdated targets. 0: never; class y keeps target y.",
+        ignored=(WITHOUT_TARGETED,),
     )
     loss.add_argument(
         "--targets",
         metavar="FILE",
         help="File of class targets (default: the checkpoint's; in a new run optimal_<C>_<D>.npy in the current "
         "folder, created if missing).",
+        affects_result=False,
     )
 
 
@@ -101,6 +122,7 @@ def _add_fine_tuning_arguments(model: Group) -> None:
         metavar="M",
         help="Modules of the pre-trained encoder to freeze, including batch norm, by state-dict name. With a few "
         "thousand images similar to the pre-training data, freeze about the first half.",
+        legacy=[],
     )
     model.add_argument(
         "--lr-backbone",
@@ -108,6 +130,7 @@ def _add_fine_tuning_arguments(model: Group) -> None:
         default=1.0,
         metavar="FACTOR",
         help="Factor on the encoder's learning rate; 0.1 keeps it closer to the pre-trained weights.",
+        legacy=1.0,
     )
 
 
@@ -119,11 +142,14 @@ def _add_memory_arguments(model: Group) -> None:
         metavar="N",
         help="Accumulate N batches per step: memory of one batch, loss of all N, up to 60 %% slower. Set --lr for "
         "N × batch size images; --moco-k must be a multiple of it. Exact except for batch norm.",
+        legacy=1,
     )
     model.add_argument(
         "--grad-checkpointing",
         action="store_true",
         help="Recompute activations in the backward pass: less memory, the same results, 20 to 33 %% slower.",
+        affects_result=False,
+        legacy=False,
     )
 
 
@@ -147,6 +173,7 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         action="store_true",
         help="Always use the class's target as a positive, in addition to the K sampled ones (--contrast queue). "
         "Without it, positives are sampled from targets and queue together. All TSC recipes with a queue set it.",
+        ignored=(WITHOUT_TARGETED,),
     )
     loss.add_argument(
         "--centroid-init",
@@ -154,6 +181,7 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         metavar="FROM",
         default="random",
         help="Class centroids when TSC starts (--contrast queue): random vectors, or class means of the queue.",
+        ignored=(WITHOUT_TARGETED,),
     )
 
 
@@ -162,20 +190,25 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
         "--sync-bn",
         action="store_true",
         help="Use SyncBatchNorm over all GPUs; for small batches per GPU (--contrast batch).",
+        legacy=False,
     )
     loss.add_argument(
         "--keep-last",
         action="store_true",
         help="Train on incomplete last batches (--contrast batch).",
+        legacy=False,
     )
     loss.add_argument(
         "--only_t",
         action="store_true",
         help="Ablation: average the loss over target anchors only (--contrast batch --loss-form release).",
+        ignored=(WITHOUT_TARGETED, WITH_TW),
+        legacy=False,
     )
     loss.add_argument(
         "--unbiased",
         action="store_true",
         help="Ablation: leave all other images of the anchor's class out of the denominator, except the positive in "
         "the numerator (--contrast batch).",
+        legacy=False,
     )

@@ -19,27 +19,28 @@ class QueueMethod(ContrastMethod):
 
     help = "keys of past steps (the paper on ImageNet-LT)"
     argument_adders = (*ContrastMethod.argument_adders, add_queue_arguments)
+    loss_form = "release"
     stored_sizes = ContrastMethod.stored_sizes | {"moco_k": ("queue_labels", 1)}
 
     def check(self) -> None:
         super().check()
-        args = self.args
-        args.loss_form = args.loss_form or "release"
-        if args.moco_k % self.global_batch_size:
-            times = f" times --accum-steps {args.accum_steps}" if args.accum_steps > 1 else ""
+        settings = self.settings
+        if settings.moco_k % self.global_batch_size:
+            times = f" times --accum-steps {settings.accum_steps}" if settings.accum_steps > 1 else ""
             raise InputError(
-                f"--moco-k {args.moco_k}: not a multiple of the global batch, --batch-size {args.batch_size}{times}"
+                f"--moco-k {settings.moco_k}: not a multiple of the global batch, "
+                f"--batch-size {settings.batch_size}{times}"
             )
 
-    def check_extra_state(self, state: RunState) -> None:
-        super().check_extra_state(state)
+    def check_extra_state(self, state: RunState, num_classes: int) -> None:
+        super().check_extra_state(state, num_classes)
         self.pointer_step = common_batch_size(state, self.global_batch_size)
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> KCL:
-        args = self.args
-        model = KCL(encoder, K=args.moco_k, m=args.moco_m, sep_t=args.sep_t, **model_kwargs)
+        settings = self.settings
+        model = KCL(encoder, K=settings.moco_k, m=settings.moco_m, sep_t=settings.sep_t, **model_kwargs)
         if world_size() > 1 and not model.uses_shuffle_bn:
-            log(f"note: {args.arch} has no batch norm, so keys are not shuffled between processes")
+            log(f"note: {settings.arch} has no batch norm, so keys are not shuffled between processes")
         return model
 
     def load_extra_state(self, state: RunState) -> None:
@@ -51,7 +52,7 @@ class QueueMethod(ContrastMethod):
 
     def begin_phase(self, name: str, fresh: bool) -> None:
         super().begin_phase(name, fresh)
-        if self.model.targeted and fresh and self.args.centroid_init == "queue":
+        if self.model.targeted and fresh and self.settings.centroid_init == "queue":
             self.model.init_centroids_from_queue()
 
     def step_metrics(self, output) -> dict[str, Tensor]:

@@ -227,6 +227,6 @@ def test_cached_images_need_no_loader_processes(choice, workers, batch_flags, tm
     at = batch_flags.index("-j")
     words = [*batch_flags[:at], *batch_flags[at + 2 :], *choice]
     seen = []
-    monkeypatch.setattr(stage1.launch, "launch", lambda worker, args: seen.append(args.workers))
+    monkeypatch.setattr(stage1.launch, "launch", lambda worker, plan, config, shared: seen.append(config.workers))
     stage1.main([*words, "--contrast", "batch", "--run-dir", str(tmp_path / "run")])
     assert seen == [workers]

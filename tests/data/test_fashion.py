@@ -22,6 +22,7 @@ from imagenet_inat.splits import __main__ as splits
 from tests.idx_files import write_fashion_mnist, write_idx
 from tests.refusals import refusal
 from tests.verifying import known_lists, lines_marked, wrong_lines
+from utils.cli.flags import describe_arguments
 
 SPEC = REGISTRY["fashion"]
 LARGEST, RHO = 30, 10
@@ -230,10 +231,11 @@ def test_next_command_selects_same_images(tmp_path):
     """A checkpoint from before --largest existed has no value for it."""
     write_fashion_mnist(tmp_path, 140, 1)
     flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10"
-    args = stage1.get_args_parser().parse_args(flags.split())
+    parser = stage1.get_args_parser()
+    args = parser.parse_args(flags.split())
     options.resolve_defaults(args)
     assert (args.arch, args.image_size, args.views, args.largest) == ("lenet", 28, "grey", 30)
-    assert options.legacy_defaults(args)["largest"] is None
+    assert describe_arguments(parser, args).legacy["largest"] is None
     typed = options.command_line("main_lincls_imba.py", args).split()
     again = stage1.get_args_parser().parse_args(typed[2:])
     options.resolve_defaults(again)

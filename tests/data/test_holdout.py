@@ -12,8 +12,8 @@ from imagenet_inat import data_flags, options
 from imagenet_inat.holdout import holdout_mask
 from tests.refusals import exit_message, refusal
 from tests.stopping import log_of
+from utils.cli.parser import Parser
 from utils.measure.results import format_results_table
-from utils.parser import Parser
 
 COUNTS = [40, 20, 3, 1]
 

@@ -8,10 +8,10 @@ import torch
 
 import main_moco_supcon_imba as stage1
 from tests.refusals import exit_message, line_with, refusal
-from utils import devices, distributed, rendezvous
+from utils import devices, distributed
+from utils.distributed import launch, rendezvous
 from utils.errors import run
 from utils.optimizers import sgd
-from utils.run import launch
 from utils.run.compute import ComputeConfig
 
 GPU = torch.device("cuda", 0)

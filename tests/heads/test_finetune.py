@@ -66,5 +66,5 @@ def test_run_names_differ_by_head_and_finetune(words, tsc_run):
         args = stage2.get_args_parser().parse_args([*words, *more])
         stage2.options.resolve_defaults(args)
         stage2.head_flags.resolve_defaults(args, 1)
-        names.add(stage2.run_name(args))
+        names.add(stage2.head_flags.run_name(args, stage2.options.data_name(args)))
     assert len(names) == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moco.heads import HEADS
-from moco.losses.ldam import BETA, DEFERRED, effective_weights, ldam_loss, ldam_margins
+from moco.heads.ldam import BETA, DEFERRED, effective_weights, ldam_loss, ldam_margins
 
 COUNTS = np.array([500, 40, 1, 0])
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import distributed, errors
+from utils.cli import machine_flags, shared_flags
+from utils.cli.flags import describe_arguments
+from utils.cli.parser import Parser
+from utils.distributed import launch
+from utils.distributed.launch import LaunchConfig
 from utils.errors import InputError
-from utils.parser import Parser
-from utils.run import arguments, launch
 
 
 def raise_error(error: Exception) -> None:
@@ -59,8 +62,8 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("action", choices=list(ACTIONS))
     parser.add_argument("folder", type=Path)
-    arguments.add_running_arguments(parser)
-    launch.add_distributed_arguments(parser)
+    shared_flags.add_running_arguments(parser)
+    machine_flags.add_distributed_arguments(parser)
     parser.add_argument("-b", "--batch-size", type=int, default=256)
     parser.set_defaults(device="cpu", workers=0)
     args = parser.parse_args()
@@ -70,7 +73,8 @@ def main() -> None:
     (args.folder / own_rank).touch()
     while not (args.folder / str(1 - int(own_rank))).exists():
         time.sleep(0.05)
-    launch.launch(work, arguments.FrozenArgs(args))
+    arguments = describe_arguments(parser, args)
+    launch.launch(work, args, LaunchConfig.from_args(args), arguments.agreed())
 
 
 if __name__ == "__main__":

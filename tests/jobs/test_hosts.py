@@ -23,8 +23,7 @@ import torch.distributed as dist
 
 from tests.processes import Program, free_port
 from tests.refusals import line_with
-from utils import rendezvous
-from utils.rendezvous import interfaces
+from utils.distributed import interfaces, rendezvous
 
 
 def start(

@@ -14,8 +14,8 @@ from imagenet_inat.sets import digits
 from tests import ROOT
 from tests.refusals import exit_message, line_with, refusal
 from utils import errors
-from utils.parser import parse
-from utils.run import launch
+from utils.cli.parser import parse
+from utils.distributed import launch
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -51,7 +51,7 @@ def test_launch_passes_process_info_and_keeps_arguments(flags, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args, processes = stage1.get_args_parser().parse_args([*flags, "-j", "3"]), []
     original = dict(vars(args))
-    launch.launch(lambda _, process: processes.append(process), args)
+    launch.launch(lambda _, process: processes.append(process), None, launch.LaunchConfig.from_args(args), {})
     assert processes == [launch.ProcessInfo(torch.device("cpu"), 3)] and vars(args) == original
 
 

@@ -11,9 +11,9 @@ import main_moco_supcon_imba as stage1
 from tests.processes import Program, free_port
 from tests.refusals import line_with, refusal
 from tests.stopping import STEPS
-from utils import distributed, launchers
-from utils.parser import parse
-from utils.run import launch
+from utils import distributed
+from utils.cli.parser import parse
+from utils.distributed import launch, launchers
 
 # The last of three tasks, two of which run on the first node, with the variables of a batch job.
 BATCH = {"SLURM_JOB_ID": "10", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "2"}

@@ -5,7 +5,7 @@ import pytest
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tests.processes import free_port, run
-from tests.refusals import assert_names, exit_message, refusal
+from tests.refusals import assert_names, exit_message
 from tests.stopping import STEPS
 from utils.errors import Stopped
 
@@ -66,8 +66,8 @@ def test_dry_run_without_training_steps_is_refused(tsc_run, capsys):
         exit_message(lambda words=words: stage2.main(words), capsys, "--dry-run", words[4])
 
 
-def test_dry_run_with_resume_is_refused(flags):
-    refusal(lambda: stage1.main([*flags, "--dry-run", "--resume", "auto"]), "--dry-run", "--resume")
+def test_dry_run_with_resume_is_refused(flags, capsys):
+    exit_message(lambda: stage1.main([*flags, "--dry-run", "--resume", "auto"]), capsys, "--dry-run", "--resume")
 
 
 def test_dry_run_of_two_processes_prints_one_plan(flags, tmp_path):

@@ -11,8 +11,8 @@ from imagenet_inat import options
 from imagenet_inat.loaders import build_val_and_test_loaders
 from tests.refusals import line_with, refusal
 from tests.stopping import assert_resumes_bit_identical, log_of, run_until_stopped
+from utils.distributed.launch import ProcessInfo
 from utils.run import checkpoint
-from utils.run.launch import ProcessInfo
 
 CPU = torch.device("cpu")
 

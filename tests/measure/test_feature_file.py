@@ -15,16 +15,16 @@ from imagenet_inat.loaders import build_eval_loaders
 from moco.methods import load_method
 from tests.refusals import refusal
 from tests.stopping import assert_same_features
+from utils.distributed.launch import ProcessInfo
 from utils.measure.feature_file import NAME, RunFeatures, read_features, write_features
 from utils.run import checkpoint
-from utils.run.launch import ProcessInfo
 
 
 def test_feature_file_holds_validation_features(monitored):
     state = checkpoint.read_checkpoint(monitored / checkpoint.LAST)
     weights = checkpoint.strip_prefix(state["state_dict"])
     method = load_method(monitored / checkpoint.LAST, torch.device("cpu"))
-    data = options.build_data_config(method.args)
+    data = options.build_data_config(method.settings)
     images, labels = zip(
         *build_eval_loaders(data, ("val",), 100, ProcessInfo(torch.device("cpu"), 0))["val"], strict=True
     )

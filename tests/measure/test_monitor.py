@@ -26,6 +26,7 @@ from utils.measure.feature_file import NAME, read_features
 from utils.measure.monitor import FEATURE_MEASURES, Monitor, measure_features
 from utils.run import checkpoint
 from utils.run.logger import format_csv_table
+from utils.run.signals import StopSignals
 
 CPU = torch.device("cpu")
 
@@ -77,7 +78,7 @@ def test_run_stopped_during_measurement_resumes(monitored, records, few_images_f
 
     def measure_and_stop(monitor, encoder, epochs_done, after_batch, assigned):
         if epochs_done == 4:
-            monkeypatch.setattr(stage1.StopSignals, "any_rank_signal", lambda signals: 15)
+            monkeypatch.setattr(StopSignals, "any_rank_signal", lambda signals: 15)
             after_batch()
         return measure(monitor, encoder, epochs_done, after_batch, assigned)
 
@@ -119,7 +120,7 @@ def test_measures_of_two_collapsed_classes():
 
 def make_method(model, previous_assignment: list[int] | None = None) -> Method:
     """Return the queue method of a model. previous_assignment: its assignment one epoch ago."""
-    method = METHODS["queue"](args=None)
+    method = METHODS["queue"](settings=None)
     method.model, method.previous_assignment = model, previous_assignment
     return method
 

@@ -43,13 +43,13 @@ class InBatch(Method):
     argument_adders = (add_contrast_arguments, lambda model, loss: loss.add_argument("--heat", type=float, default=0.1))
 
     def check(self):
-        if self.args.heat <= 0:
-            raise InputError(f"--heat {self.args.heat}: expected more than 0")
+        if self.settings.heat <= 0:
+            raise InputError(f"--heat {self.settings.heat}: expected more than 0")
 
     def build(self, num_classes, state, device):
         torch.manual_seed(state.seed)
-        encoder = get_encoder(self.args.arch, self.args.image_size)(num_classes=self.args.moco_dim)
-        self.model = InBatchModel(encoder, self.args.heat)
+        encoder = get_encoder(self.settings.arch, self.settings.image_size)(num_classes=self.settings.moco_dim)
+        self.model = InBatchModel(encoder, self.settings.heat)
         return self.model
 
 

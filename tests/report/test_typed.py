@@ -17,7 +17,6 @@ from tests.refusals import line_with
 from utils.report import __main__ as report
 from utils.report.runs import read_run
 from utils.report.typed import argument_name, typed_flags
-from utils.run.arguments import SPELLINGS
 from utils.run.logger import describe_run
 
 COMMANDS = {
@@ -123,8 +122,3 @@ def test_argument_of_knows_every_flag(script):
     actions = [a for a in script.get_args_parser()._actions if not isinstance(a, argparse._HelpAction)]
     flags = {flag: action.dest for action in actions for flag in action.option_strings}
     assert {flag: argument_name(flag) for flag in flags} == flags
-
-
-def test_every_spelling_belongs_to_a_script():
-    parsers = [script.get_args_parser() for script in (stage1, stage2, cross_entropy)]
-    assert SPELLINGS.keys() <= {flag for parser in parsers for flag in parser._option_string_actions}

@@ -1,5 +1,6 @@
 """Bad input gives one line and exit code 2, and nothing is written. Tables of cases are in tests/hostile."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from tests import processes
 from tests.refusals import assert_names, exit_message, refusal
 from tests.tiny import tiny_model
 from utils import distributed
+from utils.cli.numbers import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
 from utils.errors import run
-from utils.parser import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
-from utils.run import arguments, checkpoint
+from utils.run import checkpoint
 from utils.run.state import RunState
 
 
@@ -109,5 +110,5 @@ def test_parser_checks_number_ranges():
         (fraction, "1", "1.01"),
     ):
         convert(good)
-        with pytest.raises(arguments.argparse.ArgumentTypeError):
+        with pytest.raises(ArgumentTypeError):
             convert(bad)

@@ -11,9 +11,10 @@ import torch
 
 from tests import ROOT
 from tests.refusals import line_with
+from utils.cli.flags import plain_values
 from utils.measure.metrics import Means
-from utils.run.arguments import plain_args
-from utils.run.logger import Progress, RunLog, describe_run, format_means
+from utils.measure.progress import Progress, format_means
+from utils.run.logger import RunLog, describe_run
 
 
 def test_progress_lines_follow_moco_style(capsys):
@@ -99,9 +100,9 @@ def test_log_writes_non_finite_numbers_as_null(tmp_path):
     assert json.loads((tmp_path / "args.json").read_text())["args"] == {"seed": None, "rates": [1.0, None]}
 
 
-def test_plain_args_converts_to_json_types():
+def test_plain_values_are_json_types():
     args = argparse.Namespace(b=Path("x"), a=[1], device=torch.device("cpu"), none=None)
-    assert plain_args(args) == {"a": [1], "b": "x", "device": "cpu", "none": None}
+    assert plain_values(vars(args)) == {"a": [1], "b": "x", "device": "cpu", "none": None}
 
 
 def test_logger_imports_with_pure_python_protobuf():

@@ -12,8 +12,9 @@ from imagenet_inat.splits.__main__ import get_args_parser as splits_parser
 from tests import ROOT
 from tests.refusals import at_line, exit_message, refusal
 from tools.soak.mutations import damage_bytes
+from utils.cli.numbers import positive_int
+from utils.cli.parser import Parser
 from utils.errors import InputError
-from utils.parser import Parser, positive_int
 
 
 @pytest.fixture

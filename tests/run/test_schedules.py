@@ -46,7 +46,7 @@ def test_each_phase_has_its_own_warmup():
     optimizer = sgd(nn.Linear(1, 1).parameters(), 0.5, 0.9, 0)
     schedule, seen = Schedule(0.5, cosine=True, warmup_epochs=1, warmup_from=0.1), []
     for epoch in epochs([Phase("KCL", 0, 2), Phase("TSC", 2, 2)], RunState(), steps=1):
-        epoch.set_lr(optimizer, schedule, 0)
+        schedule.set_lr(optimizer, epoch, 0)
         seen.append(get_lr(optimizer))
     assert seen == pytest.approx([0.1, 0.25, 0.1, 0.25])
 

@@ -24,7 +24,6 @@ from utils.measure.feature_measures import (
 )
 from utils.measure.metrics import ClassAccuracy
 from utils.measure.online_probe import OnlineProbe
-from utils.parser import Group, nonnegative_int, positive_int
 
 # Name in the log -> name on the console.
 KNN_MEASURES = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
@@ -44,40 +43,6 @@ class Vote(NamedTuple):
 
 
 BY_SIZE = Vote()
-
-
-def add_monitor_arguments(group: Group) -> None:
-    group.add_argument(
-        "--monitor-freq",
-        type=nonnegative_int,
-        default=0,
-        metavar="E",
-        help="Measure kNN accuracy, alignment, uniformity and neural collapse every E epochs (default: never). It "
-        "takes one pass over the training and validation images.",
-    )
-    group.add_argument(
-        "--knn-k",
-        type=positive_int,
-        metavar="K",
-        help="Number of kNN neighbours (default: √(training images), at most 200). If larger than a class, that class "
-        "can be outvoted.",
-    )
-    group.add_argument(
-        "--knn-vote",
-        choices=["images", "class-balanced"],
-        metavar="VOTE",
-        default="images",
-        help="Weight each neighbour by its similarity (images), or by similarity / class size (class-balanced). images "
-        "favours frequent classes.",
-    )
-    group.add_argument(
-        "--online-probe",
-        choices=["off", "class-balanced", "adjusted"],
-        metavar="KIND",
-        default="off",
-        help="Train a linear classifier on the detached features and report its accuracy every epoch or every "
-        "--monitor-freq epochs. class-balanced: all classes count equally. adjusted: balanced softmax.",
-    )
 
 
 class Monitor:

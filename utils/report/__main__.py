@@ -14,8 +14,8 @@ import utils.startup  # noqa: F401, before the imports that take seconds
 from pathlib import Path
 
 from utils import errors
+from utils.cli.parser import Parser
 from utils.distributed import log
-from utils.parser import Parser
 from utils.report import sections, trials
 from utils.report.page import format_markdown_section, write_report
 from utils.report.runs import Run, read_run, short_names

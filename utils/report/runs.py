@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.cli.flags import declared_flags, effect_of
 from utils.errors import InputError, short_repr
 from utils.measure.results import CHOICES, entry_problem
-from utils.run.arguments import RESUME_CHANGEABLE
 from utils.run.logger import read_log
 from utils.safe_load import is_count, is_plain, read_json
 
@@ -51,7 +51,8 @@ class Run(NamedTuple):
 
     def deciding_arguments(self) -> dict[str, object]:
         """Return the arguments that affect the result, except the seeds."""
-        return self.arguments(excluded=RESUME_CHANGEABLE)
+        free = frozenset(flag.dest for flag in declared_flags() if not effect_of(flag).affects_result)
+        return self.arguments(excluded=free)
 
     def arguments(self, excluded: frozenset[str] = frozenset()) -> dict[str, object]:
         """Return the arguments of both stages, except those in `excluded`, and the class sizes."""

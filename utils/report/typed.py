@@ -4,15 +4,13 @@ import re
 import shlex
 from pathlib import Path
 
-from utils.run.arguments import RESUME_CHANGEABLE, SPELLINGS
+from utils.cli.flags import declared_flags, effect_of
 
-# Arguments that a resumed run may change (its checkpoint records their contents), but that affect the result.
-DECIDING = {"init_from", "splits", "train_txt", "val_txt", "test_txt"}
 FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)  # excludes -1, which is a value
 
 
 def typed_flags(command: str) -> str:
-    """Return the script's file name and its typed flags, except those of RESUME_CHANGEABLE.
+    """Return the script's file name and the typed flags that affect the result.
 
     Of a repeated flag, the last value is returned.
 
@@ -30,12 +28,10 @@ def typed_flags(command: str) -> str:
             words_by_flag.pop(name, None)  # the last value stays in its place, after a recipe that it overrides
             words_by_flag[name] = []
         words_by_flag[name].append(word)
-    kept_words = [
-        word
-        for name, flag_words in words_by_flag.items()
-        if name not in RESUME_CHANGEABLE - DECIDING
-        for word in flag_words
-    ]
+    free = {
+        flag.dest for flag in declared_flags() if not (effect_of(flag).affects_result or effect_of(flag).by_content)
+    }
+    kept_words = [word for name, flag_words in words_by_flag.items() if name not in free for word in flag_words]
     return shlex.join([Path(script).name, *kept_words])
 
 
@@ -43,4 +39,5 @@ def argument_name(flag: str) -> str:
     """Return the name of the argument of a flag in any form: `--moco-k`, `--moco-k=8`, `-b`, `-b8`."""
     flag = flag.partition("=")[0]
     flag = flag if flag.startswith("--") else flag[:2]
-    return SPELLINGS.get(flag, flag.lstrip("-").replace("-", "_"))
+    spellings = {spelling: action.dest for action in declared_flags() for spelling in action.option_strings}
+    return spellings.get(flag, flag.lstrip("-").replace("-", "_"))

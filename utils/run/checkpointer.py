@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from utils import distributed
-from utils.measure.dry_run import DryRun
 from utils.measure.metrics import Means
-from utils.randomness import Stream, derive_seed
 from utils.run import checkpoint
+from utils.run.dry_run import DryRun
 from utils.run.loop import Epoch
 from utils.run.signals import StopSignals, stop_exception
 from utils.run.state import RunState
@@ -49,11 +48,6 @@ class Checkpointer:
         """Start an epoch, or resume one in the middle."""
         self.state.phase, self.state.epoch, self.state.step = epoch.phase.name, epoch.number, epoch.first_step
         self.optimizer, self.means = optimizer, means
-
-    def before_step(self) -> None:
-        """Seed dropout and other random layers from (seed, epoch, step, rank): a resumed run repeats the same draws."""
-        position = self.state.epoch, self.state.step, distributed.rank()
-        torch.manual_seed(derive_seed(self.state.seed, Stream.LAYERS, *position))
 
     def after_step(self) -> None:
         """Count a step, and save or stop if that is due.

@@ -7,14 +7,30 @@ By default all are off: the encoders run in float32 with the cuDNN algorithms th
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from utils.configs import FromArgs
 from utils.distributed import log
 from utils.errors import InputError, first_line, short_repr
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ComputeFlags(FromArgs):
+    """The speed flags; see --help."""
+
+    amp: str
+    channels_last: bool
+    compile: bool
+    tf32: bool
+    deterministic: bool
+
+    def on(self, device: torch.device) -> "ComputeConfig":
+        return ComputeConfig(device, **asdict(self))
 
 
 class ComputeConfig:
@@ -50,11 +66,6 @@ class ComputeConfig:
             _check_works("--compile", self._try_compile, device, advice)
         # float16 gradients below 6e-8 become 0, so the loss is scaled up for the backward pass.
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-
-    @classmethod
-    def from_args(cls, args, device: torch.device) -> "ComputeConfig":
-        """Return the object for the flags of the command line."""
-        return cls(device, args.amp, args.channels_last, args.compile, args.tf32, args.deterministic)
 
     def _try_autocast(self) -> None:
         with self.autocast():

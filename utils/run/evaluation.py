@@ -9,15 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from utils import distributed
+from utils.cli.flags import Group
+from utils.cli.numbers import positive_int
 from utils.distributed import log
 from utils.files import format_json, write_text
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.measure.progress import Progress, format_means
 from utils.measure.results import CHOICES, RULE, show_accuracies, update_results
-from utils.parser import Group, positive_int
 from utils.run.checkpointer import Checkpointer
 from utils.run.compute import ComputeConfig
-from utils.run.logger import Progress, RunLog, format_means, open_log
-from utils.run.loop import Phase, Schedule, epochs, get_lr
+from utils.run.logger import RunLog, open_log
+from utils.run.loop import Phase, epochs, get_lr
+from utils.run.session import RunPlan
 from utils.run.state import RunState
 
 BEST = "model_best.pth.tar"
@@ -31,6 +34,7 @@ def add_evaluation_arguments(group: Group) -> None:
         metavar="E",
         help="Validate and test every E epochs and after the last one; the best epoch is selected among these. "
         "Increase it if evaluation takes as long as training.",
+        trains=True,
     )
     group.add_argument(
         "--eval-batch-size",
@@ -38,6 +42,8 @@ def add_evaluation_arguments(group: Group) -> None:
         metavar="N",
         help="Evaluation batch size per process; results do not depend on it (default: 256, or the process's share of "
         "--batch-size if larger).",
+        affects_result=False,
+        same_everywhere=True,
     )
 
 
@@ -50,18 +56,18 @@ def has_ended(state: RunState) -> bool:
 
 
 def train_classifier(
-    args,
+    plan: RunPlan,
+    eval_freq: int,
     checkpointer: Checkpointer,
     loader,
     splits: dict,
     compute: ComputeConfig,
     optimizer: torch.optim.Optimizer,
     step: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]],
-    *,
     training: bool = True,
     after_epoch: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Train `checkpointer.model` from its state on, evaluate it every --eval-freq epochs, and return the results.
+    """Train `checkpointer.model` from its state on, evaluate it every `eval_freq` epochs, and return the results.
 
     Args:
         loader: the training batches.
@@ -74,22 +80,22 @@ def train_classifier(
     state.results = results = state.results or {}
     if state.source:
         state.load_optimizer(optimizer)
-    ddp, schedule = distributed.wrap_ddp(model, compute.device), Schedule.from_args(args)
+    ddp = distributed.wrap_ddp(model, compute.device)
     run_log, progress = open_log(checkpointer.run_dir, state, loader, ("train", "val", "test"))
-    for epoch in epochs([Phase(None, 0, args.epochs)], state, len(loader)):
+    for epoch in epochs([Phase(None, 0, plan.epochs)], state, len(loader)):
         means = Means(epoch.title, compute.device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)
         checkpointer.begin_epoch(epoch, optimizer, means)
         ddp.train(training)
         for images, labels in progress.iterate(loader, epoch.title, epoch.first_step):
-            epoch.set_lr(optimizer, schedule, state.step)
-            checkpointer.before_step()
+            plan.schedule.set_lr(optimizer, epoch, state.step)
+            state.seed_layers()
             add_step(means, labels, *step(ddp, images, labels))
             progress.step(means, len(labels))
             checkpointer.after_step()
         after_epoch()
         distributed.broadcast_buffers(model)
-        due = (done := epoch.number + 1) % args.eval_freq == 0 or done == args.epochs
+        due = (done := epoch.number + 1) % eval_freq == 0 or done == plan.epochs
         checkpointer.save_before_first_measurement(due)
         measured = measure(splits, model, compute, counts, checkpointer.stop_if_asked, f"epoch {done}") if due else {}
         also = (BEST,) if update_results(results, done, measured) else ()
@@ -161,6 +167,15 @@ def log_epoch(run_log: RunLog, means: Means, epoch: int, lr: float, measured: di
     run_log.record(epoch=epoch, lr=lr, **rows, **progress.timing())
     accuracies = "".join(f"{split} {measured[split]['acc1']:.2f}  " for split in ("val", "test") if measured)
     log(f"{means.title}  {format_means(train_values)}  {accuracies}lr {lr:.4g}  ETA {progress.eta()}")
+
+
+def print_accuracies(
+    splits: dict, model: nn.Module, compute: ComputeConfig, counts: np.ndarray, source: Path, epoch: int
+) -> None:
+    """Print the accuracies of a checkpoint on each split. counts: (C,) training images per class."""
+    for split, loader in splits.items():
+        accuracies = validate(loader, model, compute, counts, where=f"checkpoint {source}, {split}")
+        show_accuracies(f"{split}, epoch {epoch}", accuracies)
 
 
 def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen: dict) -> None:

@@ -52,6 +52,12 @@ class Schedule(NamedTuple):
         if self.end > self.lr:
             raise InputError(f"--lr-end {self.end:g}: expected at most --lr {self.lr:g}")
 
+    def set_lr(self, optimizer: Optimizer, epoch: "Epoch", step: int) -> None:
+        """Set the optimiser's learning rate for a step of an epoch. The schedule restarts with each phase."""
+        lr = self.lr_at_step(epoch.number - epoch.phase.start, epoch.phase.epochs, step, epoch.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get(LR_FACTOR_KEY, 1.0)
+
     def lr_at_epoch(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of an epoch (from 0) in a phase of `epochs` epochs, without warm-up.
 
@@ -94,12 +100,6 @@ class Epoch(NamedTuple):
     @property
     def title(self) -> str:
         return f"Epoch: [{self.number + 1}/{self.total}]" + (f" {self.phase.name}" if self.phase.name else "")
-
-    def set_lr(self, optimizer: Optimizer, schedule: Schedule, step: int) -> None:
-        """Set the optimiser's learning rate for a step; the schedule restarts with each phase."""
-        lr = schedule.lr_at_step(self.number - self.phase.start, self.phase.epochs, step, self.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get(LR_FACTOR_KEY, 1.0)
 
 
 def epochs(phases: list[Phase], state: RunState, steps: int) -> Iterator[Epoch]:

@@ -8,50 +8,49 @@ import torch
 
 from utils import distributed
 from utils.distributed import log
+from utils.distributed.launch import ProcessInfo
 from utils.errors import InputError
-from utils.run.arguments import RUN_LEGACY_DEFAULTS, changed_arguments, plain_args
 from utils.run.checkpoint import read_checkpoint
 from utils.run.folder import resumable_checkpoints
-from utils.run.launch import ProcessInfo
+from utils.run.session import RunPlan
 from utils.run.state import RunState
 
 NEEDS = ("state_dict", "epoch", "optimizer")
 
 
 def load_run(
-    args,
+    plan: RunPlan,
     process: ProcessInfo,
     check_extra_state: Callable[[RunState], None] = lambda state: state.extra.clear(),
-    legacy_defaults: dict = {},  # noqa: B006, it is never modified
 ) -> RunState:
     """Return the state of the checkpoint that a run resumes from, or the initial state of a new run.
 
-    The state's seed, architecture and arguments are set to those of `args`. With --resume auto, a checkpoint that
+    The state's seed, architecture and arguments are set to those of the plan. With --resume auto, a checkpoint that
     cannot be read is reported, and the previous one is used.
 
     Args:
-        args: the run's arguments.
+        plan: the run's plan.
         process: this process's device and workers.
         check_extra_state: checks the method's own checkpoint entries, `state.extra`; the default drops them.
-        legacy_defaults: values of arguments that old checkpoints do not contain, besides RUN_LEGACY_DEFAULTS.
 
     Raises:
         InputError: no checkpoint can be read, an argument that affects the result differs from the checkpoint's
             (without --override), or the processes found different checkpoints.
     """
-    state = RunState(epoch=args.start_epoch)
-    if args.resume == "auto" and resumable_checkpoints(Path(args.run_dir)):
-        state = _newest_valid(Path(args.run_dir))
-    elif args.resume not in (None, "auto"):
-        state = _read(Path(args.resume))
+    state = RunState(epoch=plan.start_epoch)
+    if plan.resume == "auto" and resumable_checkpoints(plan.run_dir):
+        state = _newest_valid(plan.run_dir)
+    elif plan.resume not in (None, "auto"):
+        state = _read(Path(plan.resume))
     _check_same_position(state, process.device)
-    _check_same_arguments(state, args, legacy_defaults)
+    _check_same_arguments(state, plan)
     check_extra_state(state)
     stored, current = state.processes, distributed.world_size()
     if stored not in (None, current):
         log(f"note: {state.source} was written by {stored} processes, now {current}; results are not bit-identical")
-    state.seed, state.arch = resolve_seed(args.seed, state), args.arch
-    state.args = plain_args(args) | {"device": str(process.device), "workers": process.workers, "seed": state.seed}
+    state.seed, state.arch = resolve_seed(plan.seed, state), plan.arch
+    decided = {"device": str(process.device), "workers": process.workers, "seed": state.seed}
+    state.args = plan.arguments.with_values(**decided).values
     return state
 
 
@@ -104,16 +103,15 @@ def _check_same_position(state: RunState, device: torch.device) -> None:
         )
 
 
-def _check_same_arguments(state: RunState, args, legacy_defaults: dict) -> None:
-    stored = RUN_LEGACY_DEFAULTS | legacy_defaults | state.args if state.args else {}
-    changes = changed_arguments(stored, plain_args(args))
+def _check_same_arguments(state: RunState, plan: RunPlan) -> None:
+    changes = plan.arguments.changes_since(state.args) if state.args else {}  # the authors' checkpoints have none
     if state.step and {"batch_size", "accum_steps", "train_list"} & changes.keys():
+        size = state.args["batch_size"]
         raise InputError(
-            f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {stored['batch_size']}; "
-            f"resume with -b {stored['batch_size']} and the same training list, or from a checkpoint at the end of an "
-            "epoch"
+            f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {size}; resume with "
+            f"-b {size} and the same training list, or from a checkpoint at the end of an epoch"
         )
-    if changes and not args.override:
+    if changes and not plan.override:
         listed = ", ".join(f"{name} {change}" for name, change in changes.items())
         raise InputError(
             f"checkpoint {state.source}: made with other arguments ({listed}); add --override to use the new ones"

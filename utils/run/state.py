@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils import distributed
 from utils.errors import InputError, short_repr
 from utils.measure.results import results_problem
+from utils.randomness import Stream, derive_seed
 from utils.run import checkpoint
 from utils.safe_load import MAX_COUNT, is_count, is_number, is_plain
 
@@ -73,6 +76,10 @@ class RunState:
         state.weights = checkpoint.strip_prefix(entries["state_dict"])
         state.extra = {name: value for name, value in entries.items() if name not in kinds and name != "state_dict"}
         return state
+
+    def seed_layers(self) -> None:
+        """Seed dropout and other random layers for the next step, so that a resumed run repeats the same draws."""
+        torch.manual_seed(derive_seed(self.seed, Stream.LAYERS, self.epoch, self.step, distributed.rank()))
 
     def _problem(self) -> str | None:
         """Return why no run can be in this state, or None if a run can."""

@@ -1,22 +1,21 @@
-"""The command-line parser, which reports a wrong flag in one line, and types of numbers for its arguments."""
+"""The command-line parser, which reports a wrong flag in one line."""
 
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 
-from utils import launchers, recipes
+from utils.cli import recipes
+from utils.cli.flags import Declarations, Group, When, effect_of
 from utils.distributed import log
-from utils.safe_load import MAX_COUNT
 
-Group = argparse._ArgumentGroup  # argparse has no public name for it
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
 its last value is used. Write a value that begins with @ as --name=@value."""
 MOST_USED = "Most used"  # the title of the first group in --help
-MACHINES = ("world_size", "rank", "dist_url")  # arguments that only --multiprocessing-distributed uses
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(Declarations, argparse.ArgumentParser):
     """A parser that shows defaults in --help, reads recipes (@FILE), and reports a wrong flag in one line.
 
     An empty value, such as that of an unset shell variable, is an error unless it is the default (--name); an empty
@@ -34,6 +33,17 @@ class Parser(argparse.ArgumentParser):
         self.most_used = tuple(most_used)
         for action in self._actions:  # only -h exists yet
             action.help = "Show this message and exit."
+
+    def add_argument_group(self, *args, **kwargs) -> Group:
+        group = Group(self, *args, **kwargs)
+        self._action_groups.append(group)
+        return group
+
+    def restrict(self, name: str, *, refused: Iterable[When] = (), ignored: Iterable[When] = ()) -> None:
+        """Add conditions in which a flag that another module has declared is refused or ignored, before its own."""
+        (flag,) = (action for action in self._actions if action.dest == name)
+        effect = effect_of(flag)
+        flag.effect = replace(effect, refused=(*refused, *effect.refused), ignored=(*ignored, *effect.ignored))
 
     def format_help(self) -> str:
         """Return the help text: usage, description, the most used flags, all other flags in their groups."""
@@ -129,45 +139,29 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return "\n".join([f"{first.removesuffix('.')} (default: {value_text}).", *rest])
 
 
-FlagConditions = list[tuple[str, Iterable[str]]]  # a condition such as "without --targeted", and names of arguments
-
-
-def parse(
-    parser: Parser,
-    argv: list[str] | None,
-    ignored_flags: Callable = lambda args: [],
-    unsupported_flags: Callable = lambda args: [],
-) -> argparse.Namespace:
+def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse a command line, print a note about ignored flags, and exit with an error for unsupported combinations.
 
-    Args:
-        ignored_flags: maps the arguments to the FlagConditions of the flags that are ignored.
-        unsupported_flags: maps the arguments to the FlagConditions of the flags that are errors. Both functions apply
-            only to flags that were typed, whatever their value.
+    The conditions are those that the flags declare; see `Effect`. Only flags that were typed are considered.
     """
     args = parser.parse_args(argv)
-    spelling = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
     typed_names = _typed_names(parser, argv)
-
-    def typed_flags(conditions: FlagConditions) -> list[tuple[str, list[str]]]:
-        flags = [(text, [spelling[n] for n in spelling if n in {*names} & typed_names]) for text, names in conditions]
-        return [(text, typed) for text, typed in flags if typed]
-
-    single_process = not (getattr(args, "multiprocessing_distributed", True) or launchers.under_launcher())
-    unsupported = [("without --multiprocessing-distributed", ("dist_url",))] if single_process else []
-    for condition, flags in typed_flags([*unsupported_flags(args), *unsupported]):
+    typed = [action for action in parser._actions if action.option_strings and action.dest in typed_names]
+    for condition, flags in _matching_conditions(typed, "refused", args).items():
         parser.error(f"{', '.join(flags)}: not supported {condition}; omit it")
-    ignored = [*ignored_flags(args)]
-    if hasattr(args, "cos"):
-        ignored += [("with --cos", ("schedule",))] if args.cos else [("without --cos", ("lr_end",))]
-        ignored += [("with --optimizer adamw", ("momentum",))] if args.optimizer == "adamw" else []
-        ignored += [] if args.warmup_epochs else [("without --warmup-epochs", ("warmup_from",))]
-    ignored += [("for one process", ("dist_backend",))] if single_process else []
-    ignored += [("under torchrun", ("multiprocessing_distributed", *MACHINES))] if launchers.under_torchrun() else []
-    ignored += [("under srun", MACHINES)] if launchers.under_srun() and not args.multiprocessing_distributed else []
-    for condition, flags in typed_flags(ignored):
+    for condition, flags in _matching_conditions(typed, "ignored", args).items():
         log(f"note: {', '.join(flags)} ignored {condition}")
     return args
+
+
+def _matching_conditions(flags: list[argparse.Action], kind: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """Return condition -> the flags for which it is the first one that holds. kind: "ignored" or "refused"."""
+    matching: dict[str, list[str]] = {}
+    for flag in flags:
+        conditions = [when for when in getattr(effect_of(flag), kind) if when.holds(args)]
+        for when in conditions[:1]:
+            matching.setdefault(when.text.format_map(vars(args)), []).append(flag.option_strings[0])
+    return matching
 
 
 def _typed_names(parser: Parser, argv: list[str] | None) -> set[str]:
@@ -175,48 +169,3 @@ def _typed_names(parser: Parser, argv: list[str] | None) -> set[str]:
     unset = object()
     namespace = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
     return {name for name, value in vars(namespace).items() if value is not unset}
-
-
-def number_type(
-    name: str, python_type: type, allowed: Callable[[float], bool], expected: str
-) -> Callable[[str], float]:
-    """Return a type for `add_argument` that accepts allowed numbers only.
-
-    Args:
-        name: what argparse calls the type in its messages.
-        python_type: int or float.
-        allowed: returns whether a value is accepted.
-        expected: description of the accepted values, for the message.
-    """
-
-    def convert(text: str) -> float:
-        value = python_type(text)
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
-        return value
-
-    convert.__name__ = name  # argparse prints it if the text is not a number
-    return convert
-
-
-def int_type(name: str, least: int) -> Callable[[str], int]:
-    """Return a type for `add_argument` that accepts integers from `least` to MAX_COUNT - 1, valid library indices."""
-    at_least = number_type(name, int, lambda value: value >= least, f"{least} or more")
-
-    def convert(text: str) -> int:
-        if (value := at_least(text)) >= MAX_COUNT:
-            raise argparse.ArgumentTypeError(f"found {text}, expected at most {MAX_COUNT - 1}")
-        return value
-
-    convert.__name__ = name
-    return convert
-
-
-positive_int, nonnegative_int = int_type("positive_int", 1), int_type("nonnegative_int", 0)
-seconds = number_type("seconds", int, lambda value: 1 <= value <= 10**6, "1 to 1000000")
-seed_number = number_type("seed_number", int, lambda value: 0 <= value < 2**63, "0 to 2**63 - 1")
-positive_float = number_type("positive_float", float, lambda value: 0 < value < float("inf"), "a number above 0")
-nonnegative_float = number_type(
-    "nonnegative_float", float, lambda value: 0 <= value < float("inf"), "a number of at least 0"
-)
-fraction = number_type("fraction", float, lambda value: 0 <= value <= 1, "0 to 1")

@@ -1,6 +1,5 @@
 """--dry-run: time the first steps of a run, estimate its time and memory, and write nothing."""
 
-import argparse
 import resource
 import time
 from collections.abc import Iterator
@@ -14,29 +13,20 @@ import numpy as np
 import torch
 
 from utils import distributed
-from utils.errors import InputError, Stopped
+from utils.errors import Stopped
 from utils.measure.metrics import shots
 
 STEPS = 3  # timed steps, after one step of warm-up
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise InputError if --dry-run is combined with --resume."""
-    if args.dry_run and args.resume:
-        raise InputError("--dry-run: measures the first steps of a new run; omit --resume")
-
-
 @contextmanager
-def redirect_outputs(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """Yield the arguments; with --dry-run, the run folder and new targets are in a temporary folder."""
-    if not args.dry_run:
-        yield args
+def redirect_outputs(plan) -> Iterator:
+    """Yield the plan of a stage; with --dry-run, the plan with its outputs in a temporary folder."""
+    if not plan.run.dry_run:
+        yield plan
         return
     with TemporaryDirectory() as folder:
-        values = vars(args) | {"run_dir": str(Path(folder) / "run")}
-        if values.get("targeted") and not values["targets"]:
-            values["targets"] = str(Path(folder) / "targets.npy")
-        yield type(args)(argparse.Namespace(**values))
+        yield plan.with_outputs(Path(folder))
 
 
 class DryRun:
@@ -51,13 +41,6 @@ class DryRun:
     def __init__(self, counts: np.ndarray, steps: int, epochs: int, device: torch.device):
         self.counts, self.steps, self.epochs, self.device = counts, steps, epochs, device
         self.ends: list[float] = []
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, loader) -> "DryRun | None":
-        """Return the timer of --dry-run, or None without the flag."""
-        if not args.dry_run:
-            return None
-        return cls(loader.dataset.class_counts, len(loader), args.epochs, loader.normalise.device)
 
     def after_step(self, model: torch.nn.Module) -> None:
         """Record the time of a step; after the last step, raise Stopped with the estimate as its message."""

@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 import torchvision
 
-from utils import distributed, launchers
+from utils import distributed
+from utils.distributed import launchers
+from utils.distributed.interfaces import set_interface
 from utils.errors import CannotConnect, InputError, PeerLost, first_line, short_repr
-from utils.rendezvous.interfaces import set_interface
 
 # The prefix of gloo's errors: file and line in its source. The text after it differs between versions. An error with
 # another prefix, "[enforce fail at ...]", is a bug of this project.

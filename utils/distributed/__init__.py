@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils import launchers
+from utils.distributed import launchers
 from utils.errors import flush, printable
 
 

@@ -1,0 +1,1 @@
+"""The command line: the parser, recipes, and what a flag declares."""

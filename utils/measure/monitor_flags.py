@@ -1,0 +1,97 @@
+"""Flags that decide what is measured during stage 1."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.cli.flags import Group
+from utils.cli.numbers import nonnegative_int, positive_int
+from utils.configs import FromArgs
+from utils.errors import InputError
+from utils.measure.monitor import Vote
+from utils.measure.online_probe import OnlineProbe
+
+
+def add_monitor_arguments(group: Group) -> None:
+    group.add_argument(
+        "--monitor-freq",
+        type=nonnegative_int,
+        default=0,
+        metavar="E",
+        help="Measure kNN accuracy, alignment, uniformity and neural collapse every E epochs (default: never). It "
+        "takes one pass over the training and validation images.",
+        affects_result=False,
+        same_everywhere=True,
+    )
+    group.add_argument(
+        "--knn-k",
+        type=positive_int,
+        metavar="K",
+        help="Number of kNN neighbours (default: √(training images), at most 200). If larger than a class, that class "
+        "can be outvoted.",
+        affects_result=False,
+        same_everywhere=True,
+    )
+    group.add_argument(
+        "--knn-vote",
+        choices=["images", "class-balanced"],
+        metavar="VOTE",
+        default="images",
+        help="Weight each neighbour by its similarity (images), or by similarity / class size (class-balanced). images "
+        "favours frequent classes.",
+        affects_result=False,
+        same_everywhere=True,
+    )
+    group.add_argument(
+        "--online-probe",
+        choices=["off", "class-balanced", "adjusted"],
+        metavar="KIND",
+        default="off",
+        help="Train a linear classifier on the detached features and report its accuracy every epoch or every "
+        "--monitor-freq epochs. class-balanced: all classes count equally. adjusted: balanced softmax.",
+        affects_result=False,
+        same_everywhere=True,
+    )
+
+
+@dataclass(frozen=True)
+class MonitorFlags(FromArgs):
+    """The flags that decide what is measured during stage 1; see --help."""
+
+    monitor_freq: int
+    knn_k: int | None
+    knn_vote: str
+    online_probe: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits whose features are measured."""
+        return ("train", "val") if self.monitor_freq else ("val",) if self.online_probe != "off" else ()
+
+    @property
+    def vote(self) -> Vote:
+        return Vote(self.knn_k, self.knn_vote == "class-balanced")
+
+    def check(self, images: int, processes: int) -> None:
+        """Raise InputError if some process would have no validation image. images: number of validation images."""
+        if images < processes:
+            raise InputError(
+                f"--monitor-freq: {images} validation images for {processes} processes, expected at least one per "
+                "process; start fewer processes, or omit --monitor-freq and --online-probe"
+            )
+
+    def build_probe(self, encoder: nn.Module, counts: np.ndarray, balanced: bool, state) -> OnlineProbe | None:
+        """Build the classifier of --online-probe on the encoder's device, and restore it from the run's state.
+
+        Args:
+            counts: (C,) training images per class. balanced: whether the batches are class-balanced.
+        """
+        if self.online_probe == "off":
+            return None
+        # The probe adjusts for the class balance of its batches, so balanced batches need uniform counts.
+        batch_counts = torch.ones(len(counts)) if balanced else torch.from_numpy(counts)
+        probe = OnlineProbe(encoder, batch_counts, self.online_probe == "adjusted")
+        probe.to(next(encoder.parameters()).device).restore(state.extra.get("online_probe"), state.source)
+        return probe

@@ -1,0 +1,102 @@
+"""The plan of a run, and one launch of it: everything that surrounds its training."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from utils.cli.flags import Arguments
+from utils.configs import FromArgs
+from utils.distributed import log
+from utils.distributed.launch import LaunchConfig
+from utils.optimizers import OptimizerConfig
+from utils.run.checkpointer import Checkpointer
+from utils.run.compute import ComputeConfig, ComputeFlags
+from utils.run.dry_run import DryRun
+from utils.run.folder import lock_run_dir
+from utils.run.loop import Schedule
+from utils.run.signals import StopSignals
+from utils.run.state import RunState
+
+
+@dataclass(frozen=True)
+class RunPlan(FromArgs):
+    """The settings of a run.
+
+    Attributes:
+        run_dir: The run folder.
+        arguments: All arguments, for args.json and checkpoints.
+        launch, compute, schedule, optimizer: The settings of these parts.
+    For the others, see --help.
+    """
+
+    run_dir: Path
+    arguments: Arguments
+    launch: LaunchConfig
+    compute: ComputeFlags
+    schedule: Schedule
+    optimizer: OptimizerConfig
+    arch: str
+    epochs: int
+    batch_size: int
+    start_epoch: int
+    seed: int | None
+    resume: str | None
+    override: bool
+    save_steps: int
+    dry_run: bool
+
+    @classmethod
+    def from_args(cls, args, run_dir: Path, arguments: Arguments) -> "RunPlan":
+        """Return the plan of completed arguments. run_dir: --run-dir or its default."""
+        return super().from_args(
+            args,
+            run_dir=run_dir,
+            arguments=arguments,
+            launch=LaunchConfig.from_args(args),
+            compute=ComputeFlags.from_args(args),
+            schedule=Schedule.from_args(args),
+            optimizer=OptimizerConfig.from_args(args),
+        )
+
+    def in_folder(self, run_dir: Path) -> "RunPlan":
+        """Return the same run in another folder."""
+        return replace(self, run_dir=run_dir, arguments=self.arguments.with_values(run_dir=str(run_dir)))
+
+
+def restore(state: RunState, model: nn.Module, compute: ComputeConfig) -> None:
+    """Load the weights and the loss scale of the checkpoint that the run resumes from, if there is one."""
+    if state.source:
+        state.load_weights(model)
+        compute.load_scaler_state(state.scaler, state.source)
+        log(f"resumed {state.source} after {state}")
+
+
+@contextmanager
+def open_run(
+    plan: RunPlan,
+    state: RunState,
+    model: nn.Module,
+    loader,
+    compute: ComputeConfig,
+    extra_state: Callable[[], dict] = dict,
+) -> Iterator[Checkpointer]:
+    """Yield the checkpointer of a run, within its lock, signal handlers and arithmetic.
+
+    Args:
+        state: The state to start from; the checkpointer updates it. model: The model that it saves.
+        loader: The training batches.
+        extra_state: Returns further checkpoint entries; called before each write.
+
+    Raises:
+        InputError: Another run has locked the folder.
+    """
+
+    def collect_state(state: RunState) -> None:
+        state.extra, state.scaler = extra_state(), compute.scaler_state()
+
+    with StopSignals() as stop, lock_run_dir(plan.run_dir, state.source, state.broken), compute.precision_context():
+        timer = DryRun(loader.dataset.class_counts, len(loader), plan.epochs, compute.device) if plan.dry_run else None
+        yield Checkpointer(plan.run_dir, state, model, stop, plan.save_steps, collect_state, timer)
