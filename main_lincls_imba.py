@@ -13,24 +13,20 @@ import utils.startup  # noqa: F401, imported before the modules that take second
 
 # isort: split
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from imagenet_inat import data_flags, loaders, options
 from imagenet_inat.split_features import compute_split_features
 from moco import heads
 from moco.heads import head_flags, inputs, selection
 from utils import distributed, errors
-from utils.cli import machine_flags, shared_flags
-from utils.cli.flags import describe_arguments
+from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
 from utils.distributed import launch
-from utils.optimizers import build_optimizer
-from utils.run import checkpoint, dry_run, evaluation, folder, loop, resume, session
-from utils.run.state import RunState
+from utils.run import dry_run, evaluation, folder, loop, resume, session
 
 MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "epochs", "batch_size", "lr")
 MOST_USED += ("run_dir", "resume", "evaluate", "seed")
@@ -40,43 +36,21 @@ def get_args_parser() -> Parser:
     parser = Parser(MOST_USED, description=__doc__)
     data_flags.add_data_arguments(parser)
     model = shared_flags.add_model_group(parser)
-    model.add_argument(
-        "--pretrained",
-        metavar="PATH",
-        help="File whose encoder is evaluated: a checkpoint of stage 1 or MoCo, or a torchvision or timm state dict.",
-        affects_result=False,
-    )
     head_flags.add_head_arguments(parser.add_argument_group("Head (classifier)"))
-    model.add_argument(
-        "--bn-mode",
-        choices=["train", "eval"],
-        default="train",
-        help="Batch norm of the frozen encoder: train uses batch statistics, as the authors do; eval uses fixed ones.",
-        trains=True,
-    )
+    head_flags.add_encoder_arguments(model)
     shared_flags.add_optim_arguments(parser, epochs=100, lr=10.0, schedule=[60, 80], weight_decay=0.0)
     running = shared_flags.add_running_arguments(parser)
-    running.add_argument(
-        "-e",
-        "--evaluate",
-        action="store_true",
-        help="Evaluate the checkpoint of --resume, without training.",
-        affects_result=False,
-        same_everywhere=True,
-        refused=(head_flags.COMPARING,),
-    )
+    head_flags.add_evaluate_argument(running)
     evaluation.add_evaluation_arguments(running)
-    machine_flags.add_speed_arguments(parser)
-    machine_flags.add_distributed_arguments(parser)
+    shared_flags.add_machine_arguments(parser)
     head_flags.restrict_training_flags(parser)
     return parser
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(session.StagePlan):
     """A second stage: its run, its data, the classifier, and the encoder's file (None with --evaluate)."""
 
-    run: session.RunPlan
     data: options.DataConfig
     head: head_flags.HeadFlags
     pretrained: Path | None
@@ -85,15 +59,13 @@ class Plan:
     eval_freq: int
     eval_batch_size: int | None
 
-    def with_outputs(self, folder: Path) -> "Plan":
-        """Return the plan with all its outputs in a folder."""
-        return replace(self, run=self.run.in_folder(folder / "run"))
-
-    def network(self, processes: int, counts=None, head: str | None = None) -> nn.Module:
+    def network(self, processes: int, counts=None, head: str | None = None) -> torch.nn.Module:
         """Return the frozen encoder with a new classifier `fc`. (With --evaluate, the checkpoint is loaded later.)
 
         Args:
-            counts: (C,) training images per class, or None if nothing will be trained. head: default: --head.
+            processes: Number of processes that share a batch.
+            counts: (C,) training images per class, or None if nothing will be trained.
+            head: Kind of classifier, instead of --head.
         """
         size, classes, batch = self.data.image_size, self.data.spec.num_classes, self.run.batch_size // processes
         name = head or self.head.head
@@ -109,39 +81,31 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(parser: Parser, args) -> Plan:
-    """Resolve the arguments, and check them and the data before any process group or file is created."""
+    """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
     options.resolve_defaults(args)
     processes = launch.check(args)
     head_flags.resolve_defaults(args, processes)
     head = head_flags.HeadFlags.from_args(args)
-    if args.evaluate:
-        if args.pretrained:
-            raise errors.InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
-        if not Path(args.resume or "").is_file():
-            raise errors.InputError(f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a checkpoint')
-    elif not args.pretrained or not Path(args.pretrained).is_file():
-        raise errors.InputError(
-            f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'
-        )
-    else:
+    head_flags.check_files(args)
+    if not args.evaluate:
         name = head_flags.run_name(args, options.data_name(args))
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / name)
-        folder.check_resume(args.resume, Path(args.run_dir))
         if head.is_fitted:
             folder.check_fitted_run_dir(args.resume, Path(args.run_dir))
+        folder.check_resume(args.resume, Path(args.run_dir))
     data = options.build_data_config(args)
     data = options.choose_loading(args, data, data.open("train"), processes)
-    loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
     # A fitted head and --evaluate draw no training batches, so that a training list of any length is accepted.
     draws_batches = not (args.evaluate or head.is_fitted)
+    if draws_batches:
+        loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
     digests = loaders.check_lists_and_hash(data, args.sampling, args.batch_size if draws_batches else 1)
-    facts = {"num_classes": data.spec.num_classes} | digests  # a resumed run must have the same
-    arguments = describe_arguments(parser, args, facts, options.LEGACY_LOADING)
-    run = session.RunPlan.from_args(args, Path(args.run_dir or "."), arguments)
-    encoder = Path(args.pretrained) if args.pretrained else None
-    plan = Plan(run, data, head, encoder, args.evaluate, args.bn_mode, args.eval_freq, args.eval_batch_size)
+    arguments = parser.describe(args, {"num_classes": data.spec.num_classes} | digests, options.LEGACY_LOADING)
+    run = session.RunPlan.from_args(args, Path(args.run_dir or "."), arguments)  # --evaluate writes no files
+    pretrained = Path(args.pretrained) if args.pretrained else None
+    plan = Plan(run, data, head, pretrained, args.evaluate, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:
-        plan.network(processes)  # fails now if the encoder's file does not fit
+        plan.network(processes)  # fails now if the encoder's file does not fit; a fit reads it at once
     return plan
 
 
@@ -154,6 +118,7 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
     model = plan.network(distributed.world_size(), loader.dataset.class_counts)
     if plan.head.finetune:
         heads.unfreeze(model)
+    # The checkpoint must contain the encoder of --pretrained. Training may have changed its batch-norm statistics.
     encoder = {} if plan.head.finetune or not state.source else heads.frozen_weights(model, "train")
     session.restore(state, model, compute)
     if heads.changed_weights(model, encoder):
@@ -172,10 +137,10 @@ def train(plan: Plan, checkpointer, loader, splits: dict, compute) -> dict:
     model, head, finetune = checkpointer.model, heads.HEADS[plan.head.head], plan.head.finetune
     criterion = head.criterion(loader.dataset.class_counts, plan.run.epochs, plan.head.logit_adjustment, compute.device)
     # Only the trained parameters, so that weight decay and momentum cannot change a frozen encoder.
-    optimizer = build_optimizer(plan.run.optimizer, (p for p in model.parameters() if p.requires_grad))
+    optimizer = plan.run.optimizer.build(p for p in model.parameters() if p.requires_grad)
     frozen = {} if finetune else heads.frozen_weights(model, plan.bn_mode)
 
-    def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with compute.autocast():
             logits = model(images)  # (N, C); a frozen encoder stores nothing for the backward pass
         loss = criterion(logits, labels, checkpointer.state.epoch)
@@ -220,14 +185,13 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
 def evaluate(plan: Plan, process: launch.ProcessInfo) -> None:
     """Print the accuracies of the --resume checkpoint. Write no files."""
     source, compute = Path(plan.run.resume), plan.run.compute.on(process.device)
-    state = RunState.from_dict(checkpoint.read_checkpoint(source, needs=("state_dict", "epoch")), source)
-    stored_head = state.args.get("head")
-    head = stored_head if stored_head in list(heads.HEADS) else plan.head.head
+    state = evaluation.read_finished(source)
+    head = next(name for name in (state.args.get("head"), plan.head.head) if name in list(heads.HEADS))
     model = heads.load_trained(plan.network(distributed.world_size(), head=head), head, state.weights, source)
     compute.apply_to(model.to(process.device))
     splits = loaders.build_val_and_test_loaders(plan.data, plan.run.batch_size, plan.eval_batch_size, process)
-    counts = plan.data.open("train").class_counts
     with compute.precision_context():
+        counts = plan.data.open("train").class_counts
         evaluation.print_accuracies(splits, model, compute, counts, source, state.epoch)
 
 

@@ -11,6 +11,7 @@ Train KCL, or TSC, on ImageNet-LT with one process per GPU of this machine:
         --mlp --cos --lr 0.1 --epochs 400 --targeted --sep_t --tw 0.2
 
 Use a recipe, which is a file of flags (here the paper's TSC on CIFAR-10-LT):
+    python -m imagenet_inat.splits make cifar10 --imbalance 100
     python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
@@ -21,20 +22,15 @@ import utils.startup  # noqa: F401, imported before the modules that take second
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagenet_inat import data_flags, loaders, options, samplers
+from imagenet_inat import data_flags, loaders, options
 from moco import methods
-from moco.encoders import get_encoder
 from utils import distributed, errors
-from utils.cli import machine_flags, shared_flags
-from utils.cli.flags import describe_arguments
-from utils.cli.numbers import positive_int
+from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
-from utils.distributed import launch, log
-from utils.measure import feature_file
+from utils.distributed import launch
+from utils.measure import monitor_flags
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor
-from utils.measure.monitor_flags import MonitorFlags, add_monitor_arguments
-from utils.optimizers import build_optimizer
 from utils.run import checkpoint, dry_run, folder, logger, loop, resume, session
 
 MOST_USED = ("dataset", "data_root", "arch", "epochs", "batch_size", "lr", "targeted", "run_dir", "resume", "seed")
@@ -45,43 +41,31 @@ def get_args_parser() -> Parser:
     data_flags.add_data_arguments(parser)
     methods.add_method_arguments(parser, shared_flags.add_model_group(parser))
     optimisation = shared_flags.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
-    optimisation.description = "TSC has two phases, KCL and KCL with targets. Each restarts the schedule."
+    optimisation.description = (
+        "TSC has two phases: KCL, then KCL with targets. The schedule restarts in each\n"
+        "phase, and the epochs of --schedule are counted from its start."
+    )
     running = shared_flags.add_running_arguments(parser)
-    running.add_argument(
-        "--save-folder", default="runs", metavar="DIR", help="Parent of the run folder.", affects_result=False
-    )
-    running.add_argument(
-        "-s",
-        "--save_freq",
-        type=positive_int,
-        default=20,
-        metavar="E",
-        help="Epochs between kept checkpoints.",
-        affects_result=False,
-    )
-    add_monitor_arguments(running)
-    machine_flags.add_speed_arguments(parser)
-    machine_flags.add_distributed_arguments(parser)
+    shared_flags.add_checkpoint_arguments(running)
+    monitor_flags.add_monitor_arguments(running)
+    shared_flags.add_machine_arguments(parser)
     return parser
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(session.StagePlan):
     """A pre-training: its run, its data, its method, and what is measured meanwhile."""
 
-    run: session.RunPlan
     data: options.DataConfig
     method: methods.Method
-    measures: MonitorFlags
+    measures: monitor_flags.MonitorFlags
     sampling: str
     keep_last: bool
     save_freq: int
     next_command: str
 
     def with_outputs(self, folder: Path) -> "Plan":
-        """Return the plan with all its outputs in a folder."""
-        self.method.redirect_outputs(folder)
-        return replace(self, run=self.run.in_folder(folder / "run"))
+        return replace(super().with_outputs(folder), method=self.method.with_outputs(folder))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,26 +76,26 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(parser: Parser, args) -> Plan:
-    """Resolve the arguments, and check them and the data before any process group, model or file is created."""
+    """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
     options.resolve_defaults(args)
     methods.resolve_defaults(args)
     processes, method = launch.check(args), methods.build_method(args)
     method.check()
     loop.Schedule.from_args(args).check(method.phases())
-    get_encoder(args.arch, args.image_size, args.batch_size // processes)
+    method.check_network(args.batch_size // processes)
     data = options.build_data_config(args)
     method.check_files(data.spec.num_classes)
     args.run_dir = args.run_dir or str(Path(args.save_folder) / methods.run_name(args, options.data_name(args)))
     folder.check_resume(args.resume, Path(args.run_dir))
     train_set = data.open("train")
     data = options.choose_loading(args, data, train_set, processes)
-    measures = MonitorFlags.from_args(args)
+    measures = monitor_flags.MonitorFlags.from_args(args)
     if measures.splits:
         measures.check(len(data.open("val")), processes)
     repeat, batch_size = data.spec.repeat, method.global_batch_size
-    samplers.check_batch_size(args.sampling, train_set.labels, repeat, batch_size, args.keep_last)
+    loaders.check_batch_size(args.sampling, train_set.labels, repeat, batch_size, args.keep_last)
     facts = {"num_classes": data.spec.num_classes, "train_list": train_set.digest}  # a resumed run needs the same
-    arguments = describe_arguments(parser, args, facts, options.LEGACY_LOADING)
+    arguments = parser.describe(args, facts, options.LEGACY_LOADING)
     run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
     next_command = options.command_line("main_lincls_imba.py", args, pretrained=run.run_dir / checkpoint.LAST)
     return Plan(run, data, method, measures, args.sampling, args.keep_last, args.save_freq, next_command)
@@ -142,26 +126,25 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
         vote, groups = plan.measures.vote, data.spec.superclasses
         monitor = Monitor(plan.measures.monitor_freq, counts, splits, run.run_dir, vote, groups, probe)
         train(plan, compute, loader, checkpointer, monitor)
-    features = f", {feature_file.NAME}" if plan.measures.monitor_freq else ""
-    log(f"wrote {run.run_dir}: args.json, log.jsonl, epochs.csv, train/ (TensorBoard), {checkpoint.LAST}{features}")
+    files = ["args.json", "log.jsonl", "epochs.csv", "train/ (TensorBoard)", checkpoint.LAST, *plan.measures.files]
+    distributed.log(f"wrote {run.run_dir}: {', '.join(files)}")
     hint = "train the linear probe (add --compare-heads to compare all classifiers in one table)"
-    log(f"next: {hint}: {plan.next_command}")
+    distributed.log(f"next: {hint}: {plan.next_command}")
 
 
 def train(plan: Plan, compute, loader, checkpointer, monitor: Monitor) -> None:
     """Train all phases, starting or resuming at the checkpointer's state."""
     method, model, state, run_dir = plan.method, checkpointer.model, checkpointer.state, checkpointer.run_dir
-    ddp = distributed.wrap_ddp(model, compute.device)
-    optimizer = build_optimizer(plan.run.optimizer, method.parameters())
+    ddp, optimizer = distributed.wrap_ddp(model, compute.device), plan.run.optimizer.build(method.parameters())
     epochs = [*loop.epochs(method.phases(), state, len(loader))]
-    if state.source and epochs and not epochs[0].fresh:  # before any file is written: the checkpoint may be rejected
+    if state.source and epochs and not epochs[0].fresh:  # before the log is written: the checkpoint may be rejected
         state.load_optimizer(optimizer)
     run_log, progress = logger.open_log(run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
     for epoch in epochs:
         if epoch.starts_phase:
             method.begin_phase(epoch.phase.name, epoch.fresh)
         if epoch.fresh and epoch is not epochs[0]:  # each phase starts without the momentum of the previous phase
-            optimizer = build_optimizer(plan.run.optimizer, method.parameters())
+            optimizer = plan.run.optimizer.build(method.parameters())
         method.begin_epoch(epoch.number * len(loader) + epoch.first_step, resumed=epoch.first_step > 0)
         means = Means(epoch.title, compute.device, state.means if epoch.first_step else None)
         loader.start_at(epoch.number, epoch.first_step)

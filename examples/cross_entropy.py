@@ -9,7 +9,11 @@ can compare it with KCL and TSC. To fit all classifiers to its encoder, run:
         --pretrained RUN/last.pth.tar
 """
 
-from dataclasses import dataclass, replace
+import utils.startup  # noqa: F401, imported before the modules that take seconds to load
+
+# isort: split
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,11 +26,9 @@ from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
 from moco.heads.fits import log_prior
 from utils import errors
-from utils.cli import machine_flags, shared_flags
-from utils.cli.flags import describe_arguments
+from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
 from utils.distributed import launch
-from utils.optimizers import build_optimizer
 from utils.run import dry_run, evaluation, loop, resume, session
 from utils.run.folder import check_resume
 
@@ -60,25 +62,19 @@ def get_args_parser() -> Parser:
     )
     shared_flags.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
     evaluation.add_evaluation_arguments(shared_flags.add_running_arguments(parser))
-    machine_flags.add_speed_arguments(parser)
-    machine_flags.add_distributed_arguments(parser)
+    shared_flags.add_machine_arguments(parser)
     parser.set_defaults(pretrained=None)  # args.json and results.json need the entry; there is no pre-training
     return parser
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(session.StagePlan):
     """A training with cross-entropy: its run, its data, and how it balances the classes."""
 
-    run: session.RunPlan
     data: options.DataConfig
     balance: str
     eval_freq: int
     eval_batch_size: int | None
-
-    def with_outputs(self, folder: Path) -> "Plan":
-        """Return the plan with all its outputs in a folder."""
-        return replace(self, run=self.run.in_folder(folder / "run"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(parser: Parser, args) -> Plan:
-    """Resolve the arguments, and check them and the data before any process group or file is created."""
+    """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
     options.resolve_defaults(args)
     processes = launch.check(args)
     get_encoder(args.arch, args.image_size, args.batch_size // processes)
@@ -103,7 +99,7 @@ def prepare(parser: Parser, args) -> Plan:
     data = options.choose_loading(args, data, data.open("train"), processes)
     digests = check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size)
     facts = {"num_classes": data.spec.num_classes} | digests
-    arguments = describe_arguments(parser, args, facts, options.LEGACY_LOADING)
+    arguments = parser.describe(args, facts, options.LEGACY_LOADING)
     run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
     return Plan(run, data, args.balance, args.eval_freq, args.eval_batch_size)
 
@@ -122,7 +118,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     state.check_step(len(loader))
     splits = build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
     compute.apply_to(model.to(process.device))
-    optimizer = build_optimizer(run.optimizer, model.parameters())
+    optimizer = run.optimizer.build(model.parameters())
     counts = torch.from_numpy(loader.dataset.class_counts)
     prior = log_prior(counts).float().to(process.device) if adjusted else 0  # (C,)
 

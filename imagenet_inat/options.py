@@ -129,7 +129,7 @@ def build_data_config(args: argparse.Namespace) -> DataConfig:
     """
     spec = get_spec(args.dataset)
     lists = find_lists(spec, args, args.imbalance, args.largest)
-    num_classes = spec.num_classes  # None for custom data
+    num_classes = spec.num_classes  # 0 for custom data
     if not num_classes:
         lists.require("train")
         train = lists.files["train"]
@@ -150,7 +150,7 @@ def build_data_config(args: argparse.Namespace) -> DataConfig:
         crop_scale=args.crop_scale,
         cache_decoded=args.cache == "auto",
         holdout=args.holdout,
-        batch_views=getattr(args, "batch_views", False),
+        batch_views=False,
     )
 
 

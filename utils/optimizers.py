@@ -69,6 +69,10 @@ class OptimizerConfig(FromArgs):
     weight_decay: float
     clip_grad: float | None
 
+    def build(self, parameters: Iterable) -> torch.optim.Optimizer:
+        """Build the optimiser; see `build_optimizer`."""
+        return build_optimizer(self, parameters)
+
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable) -> torch.optim.Optimizer:
     """Build the optimiser of the flags. With --clip-grad, it clips the gradients before each step.

@@ -196,7 +196,7 @@ def describe_seeds(results: Results) -> str:
     first, other = (plan.methods[key].title for key in plan.pairs[0])
     return (
         f"{text}. {first} and {other} have {' and '.join(more)}, because the interval of their difference was too wide "
-        f"with {plan.seeds}. These seeds were added after looking at the interval, so it covers less than 95 %"
+        f"with {plan.seeds}. We added these seeds after seeing the interval, so its true coverage is below 95 %"
     )
 
 

@@ -101,8 +101,9 @@ def _best_pair_sentence(results: Results, pair: tuple[str, str], imbalances: lis
         outcomes.setdefault(outcome(overall_difference(results, rho, pair)), []).append(rho)
     parts = [f"{text} at ρ = {_listed(where)}" for text, where in outcomes.items()]
     return (
-        f"At ρ = {_listed(imbalances)}, {first} is the best contrastive method on validation, and {other} is the best "
-        f"cross-entropy method. Compared with {other} on the test set, {first} is {', and '.join(parts)}."
+        f"By validation accuracy (the table shows test accuracy), {first} is the best contrastive method and {other} "
+        f"is the best cross-entropy method at ρ = {_listed(imbalances)}. On the test set, compared with {other}, "
+        f"{first} is {', and '.join(parts)}."
     )
 
 

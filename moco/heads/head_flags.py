@@ -1,6 +1,7 @@
 """Flags of the stage-2 classifier, their defaults and the combinations that are supported."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
 from moco.heads.candidates import Balancing
@@ -14,6 +15,34 @@ EVALUATING = When("with --evaluate", lambda args: args.evaluate)
 COMPARING = When("with --compare-heads", lambda args: args.compare_heads)
 TRAINED = When("with --head {head} (trained on random views)", lambda args: not is_fitted(args))
 FITTED = When("with --head {head} (fitted to features of a frozen encoder)", lambda args: is_fitted(args))
+
+
+def add_encoder_arguments(model: Group) -> None:
+    model.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="File whose encoder is evaluated: a checkpoint of stage 1 or MoCo, or a torchvision or timm state dict.",
+        affects_result=False,
+    )
+    model.add_argument(
+        "--bn-mode",
+        choices=["train", "eval"],
+        default="train",
+        help="Batch norm of the frozen encoder: train uses batch statistics, as the authors do; eval uses fixed ones.",
+        trains=True,
+    )
+
+
+def add_evaluate_argument(running: Group) -> None:
+    running.add_argument(
+        "-e",
+        "--evaluate",
+        action="store_true",
+        help="Evaluate the checkpoint of --resume, without training.",
+        affects_result=False,
+        same_everywhere=True,
+        refused=(COMPARING,),
+    )
 
 
 def add_head_arguments(group: Group) -> None:
@@ -113,6 +142,19 @@ def restrict_training_flags(parser: Parser) -> None:
             parser.restrict(flag.dest, ignored=unused)
 
 
+def check_files(args) -> None:
+    """Raise InputError unless the file of --pretrained, or with --evaluate that of --resume, is named and exists."""
+    if args.evaluate:
+        if args.pretrained:
+            raise InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
+        if not Path(args.resume or "").is_file():
+            raise InputError(f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a checkpoint')
+    elif not args.pretrained or not Path(args.pretrained).is_file():
+        raise InputError(
+            f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'
+        )
+
+
 def run_name(args, data_name: str) -> str:
     """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
     if args.compare_heads:
@@ -150,7 +192,7 @@ def resolve_defaults(args, processes: int) -> None:
             f"--logit-adjustment {args.logit_adjustment}: not supported with --sampling class-balanced (both correct "
             "for class sizes). Use --sampling instance, or omit --logit-adjustment"
         )
-    if is_fitted(args) and processes > 1:
+    if is_fitted(args) and processes > 1 and not args.evaluate:
         raise InputError(
             f"{'--compare-heads' if args.compare_heads else f'--head {args.head}'}: found {processes} "
             "processes, expected 1. Fitted classifiers need a single process"

@@ -34,11 +34,11 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
         legacy="queue",
     )
     for add in dict.fromkeys(add for method in METHODS.values() for add in method.argument_adders):
-        declared = len(parser._actions)
+        first_new = len(parser._actions)
         add(model, loss)
         owners = [name for name, method in METHODS.items() if add in method.argument_adders]
         others = When("with --contrast {contrast}", lambda args, owners=owners: args.contrast not in owners)
-        for flag in parser._actions[declared:]:
+        for flag in parser._actions[first_new:]:  # refuse them for methods that do not declare them
             parser.restrict(flag.dest, refused=(others,))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from moco.encoders import get_encoder
 from utils.cli.flags import Group
 from utils.run.loop import Phase
 from utils.run.state import RunState
@@ -37,15 +38,18 @@ class Method:
         self.settings = settings
 
     def check(self) -> None:
-        """Raise InputError for conflicting arguments, and set defaults that depend on other arguments.
+        """Raise InputError for conflicting arguments. Called before any file is read."""
 
-        Called before any file is read."""
+    def check_network(self, batch_size: int) -> None:
+        """Raise InputError unless the network of --arch works. batch_size: images per process and step."""
+        get_encoder(self.settings.arch, self.settings.image_size, batch_size)
 
     def check_files(self, num_classes: int) -> None:
         """Raise InputError for files that do not fit the arguments. Called before anything is written."""
 
-    def redirect_outputs(self, folder: Path) -> None:
-        """Let a dry run write files that belong outside its run folder to this folder."""
+    def with_outputs(self, folder: Path) -> "Method":
+        """Return the method with the files that it creates outside the run folder in this folder (--dry-run)."""
+        return self
 
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
         """Raise InputError if `state.extra`, from a checkpoint, contains invalid entries. Called before `build`."""
@@ -64,7 +68,7 @@ class Method:
         raise NotImplementedError
 
     def load_extra_state(self, state: RunState) -> None:
-        """Load `state.extra`, after the weights were loaded into `model`. Raise InputError if it does not fit them."""
+        """Load `state.extra` (empty in a new run), after any weights. Raise InputError if it does not fit them."""
 
     def parameters(self) -> Iterable:
         """Return the parameters, or parameter groups, for the optimiser."""

@@ -57,22 +57,24 @@ class ContrastMethod(Method):
             )
 
     def check_files(self, num_classes: int) -> None:
-        settings, file = self.settings, target_file(self.settings, num_classes)
+        settings, file, self.num_classes = self.settings, target_file(self.settings, num_classes), num_classes
         if settings.targeted and (
             settings.targets or (not settings.resume and file.exists())
         ):  # a checkpoint contains its targets
             load_targets(file, num_classes, settings.moco_dim)
 
-    def redirect_outputs(self, folder: Path) -> None:
-        if self.settings.targeted and not self.settings.targets:
-            self.settings.targets = str(folder / "targets.npy")
+    def with_outputs(self, folder: Path) -> Method:
+        targets = self.settings.targets
+        if self.settings.targeted and not targets and not target_file(self.settings, self.num_classes).exists():
+            return type(self)(Namespace(**vars(self.settings) | {"targets": str(folder / "targets.npy")}))
+        return self
 
     def phases(self) -> list[Phase]:
         settings = self.settings
         if not settings.targeted:
             return [Phase("KCL", 0, settings.epochs)]
-        warm_up = settings.epochs // 2 if settings.kcl_epochs is None else settings.kcl_epochs
-        return [Phase("KCL", 0, warm_up), Phase("TSC", warm_up, settings.epochs - warm_up)]
+        kcl_epochs = settings.epochs // 2 if settings.kcl_epochs is None else settings.kcl_epochs
+        return [Phase("KCL", 0, kcl_epochs), Phase("TSC", kcl_epochs, settings.epochs - kcl_epochs)]
 
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
         check_entries(state, num_classes)

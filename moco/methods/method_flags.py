@@ -39,7 +39,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         choices=["instance", "class-balanced"],
         metavar="HOW",
         default="instance",
-        help="Sampling of the training images.\ninstance: every image once per epoch, as in the paper\n"
+        help="Sampling of the training images.\ninstance: every image once per epoch (digits: 8 times)\n"
         "class-balanced: all classes equally often",
         legacy="instance",
     )
@@ -75,8 +75,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         type=positive_int,
         default=1,
         metavar="R",
-        help="Number of copies of each target among the candidates for positives. With --contrast batch --loss-form "
-        "release, a larger value gives the targets more weight.",
+        help="Number of copies of each target, in the denominator and among the candidates for positives (--sep_t: "
+        "all are positives). With --contrast batch --loss-form release, it acts as the targets' weight.",
         ignored=(WITHOUT_TARGETED, WITH_TW),
     )
     loss.add_argument(
@@ -140,8 +140,8 @@ def _add_memory_arguments(model: Group) -> None:
         type=positive_int,
         default=1,
         metavar="N",
-        help="Accumulate N batches per step: memory of one batch, loss of all N, up to 60 %% slower. Set --lr for "
-        "N × batch size images; --moco-k must be a multiple of it. Exact except for batch norm.",
+        help="Accumulate N batches per step: memory of one batch, loss of all N, up to 60 %% slower. Choose --lr for "
+        "N × batch size images, and --moco-k as a multiple of N × batch size. Exact except for batch norm.",
         legacy=1,
     )
     model.add_argument(
@@ -180,7 +180,7 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         choices=["random", "queue"],
         metavar="FROM",
         default="random",
-        help="Class centroids when TSC starts (--contrast queue): random vectors, or class means of the queue.",
+        help="Class centroids when TSC starts (--contrast queue): random, or class means of the queue.",
         ignored=(WITHOUT_TARGETED,),
     )
 
@@ -201,14 +201,14 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     loss.add_argument(
         "--only_t",
         action="store_true",
-        help="Ablation: average the loss over target anchors only (--contrast batch --loss-form release).",
+        help="Ablation: average the loss over the targets only, which are anchors like the images (--contrast batch "
+        "--loss-form release).",
         ignored=(WITHOUT_TARGETED, WITH_TW),
         legacy=False,
     )
     loss.add_argument(
         "--unbiased",
         action="store_true",
-        help="Ablation: leave all other images of the anchor's class out of the denominator, except the positive in "
-        "the numerator (--contrast batch).",
+        help="Ablation: the denominator contains only the positive and the other classes (--contrast batch).",
         legacy=False,
     )

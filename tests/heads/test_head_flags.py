@@ -39,9 +39,22 @@ def test_conflicting_flags_are_refused(more, facts, words, capsys):
 
 def test_ignored_training_flags_are_named(words, tmp_path, capsys):
     stage2.main([*words, "--head", "ncm", "--epochs", "3", "--lr", "1", "--run-dir", str(tmp_path)])
-    line_with(capsys.readouterr().out, "--epochs", "--lr", "-p", "--head ncm")
+    line_with(capsys.readouterr().out, "--epochs", "--lr", "--print-freq", "--head ncm")
 
 
 def test_compare_heads_refuses_several_processes(words):
     two = [*words, "--compare-heads", "--multiprocessing-distributed", "--name", "two"]
     refusal(lambda: stage2.main(two), "--compare-heads", "2")
+
+
+def test_values_of_ignored_training_flags_are_not_checked(words, tmp_path, capsys):
+    more = ["--head", "ncm", "--epochs", "5", "--warmup-epochs", "10", "--run-dir", str(tmp_path)]
+    stage2.main([*words, *more])
+    line_with(capsys.readouterr().out, "note", "--warmup-epochs", "--head ncm")
+
+
+def test_fitted_head_in_folder_of_trained_run_is_told_to_use_another(words, tsc_run):
+    folder = words[words.index("--pretrained") + 1]
+    more = ["--head", "ncm", "--run-dir", folder.rpartition("/")[0]]
+    line = refusal(lambda: stage2.main([*words, *more]), "trained run", "--run-dir")
+    assert "--resume auto" not in line

@@ -47,6 +47,10 @@ def test_more_processes_than_gpus_are_refused(device, torchrun, flags, monkeypat
     assert launch.expected_world_size(args) == 2
 
 
+def test_unknown_device_is_refused_under_torchrun(torchrun, flags):
+    refusal(lambda: stage1.main([*flags, "--device", "gpu"]), "device gpu")
+
+
 def test_launch_passes_process_info_and_keeps_arguments(flags, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args, processes = stage1.get_args_parser().parse_args([*flags, "-j", "3"]), []

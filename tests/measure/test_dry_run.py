@@ -1,11 +1,13 @@
 """--dry-run estimates the cost of a run from its first steps and writes nothing."""
 
+import shutil
+
 import pytest
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tests.processes import free_port, run
-from tests.refusals import assert_names, exit_message
+from tests.refusals import assert_names, exit_message, line_with
 from tests.stopping import STEPS
 from utils.errors import Stopped
 
@@ -35,6 +37,14 @@ def test_dry_run_of_tsc_prints_plan_and_writes_nothing(contrast, flags, batch_fl
     assert "GiB" in memory
     assert_names(seconds, " s ", " 3", "0:0")
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_uses_existing_targets(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    *words, _, targets = flags
+    shutil.copy(targets, tmp_path / "optimal_10_16.npy")
+    dry_run_plan(stage1.main, [*words, "--targeted", "--epochs", "4", "--dry-run"])
+    line_with(capsys.readouterr().out, "targets: optimal_10_16.npy")
 
 
 def test_dry_run_does_not_count_frozen_weights(flags, tsc_run, tmp_path):

@@ -37,7 +37,7 @@ def test_flag_is_ignored_with_a_note_only_if_typed(parser, capsys):
     parse(parser, ["--fast"])
     assert not capsys.readouterr().out
     parse(parser, ["--fast", "--power", "1"])
-    line_with(capsys.readouterr().out, "note", "-p", "--fast")
+    line_with(capsys.readouterr().out, "note", "--power", "--fast")
 
 
 def test_flag_is_refused_with_the_value_of_the_other_flag(parser, capsys):

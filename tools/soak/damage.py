@@ -187,7 +187,7 @@ def damage_recipe(rng: random.Random, base: Base, folder: Path) -> Case:
     return Case(stage1, [f"@{folder / recipe_name}", *data_flags(base, folder), *kept], file)
 
 
-def damage_plan(rng: random.Random, base: Base, folder: Path) -> Case:
+def damage_study_file(rng: random.Random, base: Base, folder: Path) -> Case:
     file, encoder = folder / "plan.ini", str(folder / "run" / checkpoint.LAST)
     text = rng.choice(sorted((ROOT / "examples" / "results").glob("*.ini"))).read_text()
     file.write_text(text.replace("runs/fashion.safetensors", encoder))  # a file that the user would have made

@@ -25,7 +25,7 @@ KINDS = {  # kind of file: (function, cases out of ten)
 OTHERS = {  # kinds that share the remaining cases in turn
     "IDX files": damage.damage_idx_file,
     "recipes": damage.damage_recipe,
-    "plans": damage.damage_plan,
+    "study files": damage.damage_study_file,
     "features": damage.damage_features,
     "run folders": damage.damage_run_folder,
 }

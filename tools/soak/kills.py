@@ -24,23 +24,27 @@ BATCH = "-b 16 --epochs 4 --lr 0.1 --moco-dim 16 --contrast batch"
 PRETRAINING = {
     "queue, KCL": f"{QUEUE} --K 3 --mlp --cos",
     "queue, TSC": f"{QUEUE} --targeted --sep_t --tw 0.2 -s 2",
-    "queue, TSC as in the paper": f"{QUEUE} --targeted --loss-form paper --centroid-init queue --assignment-interval 2",
+    "queue, TSC, --loss-form paper": (
+        f"{QUEUE} --targeted --loss-form paper --centroid-init queue --assignment-interval 2"
+    ),
     "queue, MoCo": f"{QUEUE} --loss MoCo --optimizer adamw --lr 0.001",
-    "queue, measured": f"{QUEUE} --targeted --monitor-freq 2 --online-probe adjusted",
-    "queue, balanced, accumulated": f"{QUEUE} --sampling class-balanced --accum-steps 2 --clip-grad 1",
-    "queue, views on the device": f"{QUEUE} --device-aug",
+    "queue, TSC, --monitor-freq, --online-probe": f"{QUEUE} --targeted --monitor-freq 2 --online-probe adjusted",
+    "queue, KCL, --sampling class-balanced, --accum-steps": (
+        f"{QUEUE} --sampling class-balanced --accum-steps 2 --clip-grad 1"
+    ),
+    "queue, KCL, --device-aug": f"{QUEUE} --device-aug",
     "batch, KCL": f"{BATCH} --K 3 --cos --warmup-epochs 1",
     "batch, TSC": f"{BATCH} --targeted --tw 0.5",
-    "batch, TSC as in the release": f"{BATCH} --targeted --loss-form release --tr 25",
-    "batch, loader process": f"{BATCH} --cache off -j 2",
+    "batch, TSC, --loss-form release": f"{BATCH} --targeted --loss-form release --tr 25",
+    "batch, KCL, -j 2": f"{BATCH} --cache off -j 2",
 }
 TRAINED = "-b 16 --epochs 3 --lr 1"
 HEADS = {
     "linear": TRAINED,
-    "linear, adjusted": f"{TRAINED} --sampling instance --logit-adjustment train --bn-mode eval",
-    "linear, finetune": "-b 16 --epochs 3 --lr 0.01 --finetune",
+    "linear, --logit-adjustment train": f"{TRAINED} --sampling instance --logit-adjustment train --bn-mode eval",
+    "linear, --finetune": "-b 16 --epochs 3 --lr 0.01 --finetune",
     "ldam": f"{TRAINED} --head ldam",
-    "ldam, finetune": "-b 16 --epochs 3 --lr 0.01 --head ldam --finetune --eval-freq 2",
+    "ldam, --finetune": "-b 16 --epochs 3 --lr 0.01 --head ldam --finetune --eval-freq 2",
     **{name: f"--head {name}" for name in ("logistic", "cosine", "ncm", "tau", "lws", "target", "own")},
 }
 NEW_PYTHON_LAUNCHERS = ("python", "torchrun", "--multiprocessing-distributed")  # the last two start two processes

@@ -38,11 +38,11 @@ def test_soak_resumes_and_counts_earlier_cases(tmp_path):
 def test_failure_is_in_the_table_with_its_case(tmp_path):
     for number, outcome in enumerate(("used", "a traceback", "a traceback")):
         summary.add_case(
-            tmp_path, {"area": "inputs", "case": number, "kind": "plans", "outcome": outcome, "seconds": 1}
+            tmp_path, {"area": "inputs", "case": number, "kind": "study files", "outcome": outcome, "seconds": 1}
         )
     summary.write_summary(tmp_path, "python -m tools.soak")
     table = (tmp_path / summary.TABLE).read_text()
-    assert "| plans | 3 | 1 | 2 |" in table and "| inputs | plans | a traceback | 2 | inputs 1 |" in table
+    assert "| study files | 3 | 1 | 2 |" in table and "| inputs | study files | a traceback | 2 | inputs 1 |" in table
 
 
 def test_damaged_kinds_have_documented_shares():
@@ -50,7 +50,7 @@ def test_damaged_kinds_have_documented_shares():
     assert [counts.pop(kind) for kind in ("split lists", "images", "checkpoints", "target files")] == [
         3000, 2000, 2000, 1000
     ]  # fmt: skip
-    assert counts == dict.fromkeys(("IDX files", "recipes", "plans", "features", "run folders"), 400)
+    assert counts == dict.fromkeys(("IDX files", "recipes", "study files", "features", "run folders"), 400)
 
 
 ERROR = "error: no such file\n"

@@ -11,7 +11,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import NamedTuple
 
-STAGES = ("main_moco_supcon_imba", "main_lincls_imba")  # the scripts that write run folders
+STAGES = ("main_moco_supcon_imba", "main_lincls_imba")  # their flags include those of the examples
 
 
 class When(NamedTuple):
@@ -32,7 +32,8 @@ class Effect:
 
     Attributes:
         affects_result: Whether the flag changes what a run computes. A resumed run must keep such a flag.
-        by_content: Whether it names a file whose content affects the result: a resumed run may use another path.
+        by_content: Whether it names a file or folder whose content affects the result, although a resumed run may
+            use another path. Reports list such a flag among those that were typed.
         same_everywhere: Whether it must be equal in all processes of a job. Default: if it affects the result.
         trains: Whether only training steps use it, so that a classifier that is fitted to features ignores it.
         ignored: Conditions in which the flag has no effect. A note is printed if it was typed.
@@ -124,7 +125,7 @@ def describe_arguments(
 
 
 def effect_of(action: argparse.Action) -> Effect:
-    return getattr(action, "effect", Effect())  # -h is declared by argparse
+    return getattr(action, "effect", Effect())
 
 
 def plain_values(values: dict[str, object]) -> dict[str, object]:

@@ -49,7 +49,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "Distributed", "torchrun and srun set these. --dist-backend and --dist-timeout can be added."
+        "Distributed", "Under torchrun or srun, you need at most --dist-backend and --dist-timeout."
     )
     group.add_argument(
         "--multiprocessing-distributed",
@@ -98,7 +98,13 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=1800,
         metavar="S",
-        help="Seconds that a process waits for the others before it fails. It must exceed the longest work of a single "
-        "process, such as creating targets or writing a checkpoint; 60 to 600 fits most runs.",
+        help="Seconds that a process waits for the others before it fails; 60 to 600 fits most runs. It must exceed "
+        "the longest work of one process, such as creating targets.",
         affects_result=False,
     )
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of speed and of processes."""
+    add_speed_arguments(parser)
+    add_distributed_arguments(parser)

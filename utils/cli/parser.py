@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from utils.cli import recipes
-from utils.cli.flags import Declarations, Group, When, effect_of
+from utils.cli.flags import Arguments, Declarations, Group, When, describe_arguments, effect_of
 from utils.distributed import log
 
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
@@ -44,6 +44,10 @@ class Parser(Declarations, argparse.ArgumentParser):
         (flag,) = (action for action in self._actions if action.dest == name)
         effect = effect_of(flag)
         flag.effect = replace(effect, refused=(*refused, *effect.refused), ignored=(*ignored, *effect.ignored))
+
+    def describe(self, args: argparse.Namespace, facts: dict, legacy: dict) -> Arguments:
+        """Return the arguments with what their flags declare; see `describe_arguments`."""
+        return describe_arguments(self, args, facts, legacy)
 
     def format_help(self) -> str:
         """Return the help text: usage, description, the most used flags, all other flags in their groups."""
@@ -160,8 +164,13 @@ def _matching_conditions(flags: list[argparse.Action], kind: str, args: argparse
     for flag in flags:
         conditions = [when for when in getattr(effect_of(flag), kind) if when.holds(args)]
         for when in conditions[:1]:
-            matching.setdefault(when.text.format_map(vars(args)), []).append(flag.option_strings[0])
+            matching.setdefault(when.text.format_map(vars(args)), []).append(long_spelling(flag))
     return matching
+
+
+def long_spelling(flag: argparse.Action) -> str:
+    """Return the first spelling of a flag that begins with --, otherwise the first one."""
+    return next((spelling for spelling in flag.option_strings if spelling.startswith("--")), flag.option_strings[0])
 
 
 def _typed_names(parser: Parser, argv: list[str] | None) -> set[str]:

@@ -3,6 +3,7 @@
 import argparse
 
 from utils.cli.flags import Group, When
+from utils.cli.machine_flags import add_machine_arguments as add_machine_arguments
 from utils.cli.numbers import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int, seed_number
 from utils.optimizers import OPTIMIZERS
 
@@ -36,7 +37,7 @@ def add_optim_arguments(
         type=nonnegative_int,
         default=0,
         metavar="E",
-        help="First epoch, set automatically by --resume.",
+        help="First epoch, set by --resume.",
         affects_result=False,
         same_everywhere=True,
         trains=True,
@@ -204,3 +205,19 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
         affects_result=False,
     )
     return group
+
+
+def add_checkpoint_arguments(group: Group) -> None:
+    """Add the flags of the run folder that only stage 1 has."""
+    group.add_argument(
+        "--save-folder", default="runs", metavar="DIR", help="Parent of the run folder.", affects_result=False
+    )
+    group.add_argument(
+        "-s",
+        "--save_freq",
+        type=positive_int,
+        default=20,
+        metavar="E",
+        help="Epochs between kept checkpoints.",
+        affects_result=False,
+    )

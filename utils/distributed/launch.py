@@ -33,7 +33,6 @@ class LaunchConfig(FromArgs):
     device: str
     gpu: int | None
     workers: int | None
-    batch_size: int
     multiprocessing_distributed: bool
     world_size: int
     rank: int
@@ -166,40 +165,45 @@ def _share_cores(device: torch.device, workers: int | None, processes: int) -> i
     return own_workers
 
 
-def check(config) -> int:
+def check(args) -> int:
     """Check the flags of processes and devices, and return the total number of processes.
+
+    Args:
+        args: the arguments of a training script.
 
     Raises:
         InputError: --rank or --world-size is wrong, the port is in use, or the batch does not divide evenly over the
             processes; see also `expected_world_size` and `check_device`.
     """
-    if not _launcher_started_all(config):  # otherwise the launcher numbers the machines
-        nodes = max(config.world_size, 1)
-        if not config.multiprocessing_distributed and (config.world_size > 1 or config.rank > 0):
+    device = f"cuda:{args.gpu}" if args.gpu is not None else args.device
+    check_device(device, world=1)
+    if not _launcher_started_all(args):  # otherwise the launcher numbers the machines
+        nodes = max(args.world_size, 1)
+        if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
             raise InputError("--world-size and --rank count machines; add --multiprocessing-distributed")
-        if config.rank >= nodes:
-            raise InputError(f"--rank {config.rank}: expected 0 to {nodes - 1} for --world-size {nodes}")
-        if config.multiprocessing_distributed:
+        if args.rank >= nodes:
+            raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1} for --world-size {nodes}")
+        if args.multiprocessing_distributed:
             launchers.check_tasks(nodes)
-            if config.rank <= 0:
-                launchers.check_port(config.dist_url, "--dist-url")
-    world = expected_world_size(config)
-    if config.batch_size % world:
-        raise InputError(f"--batch-size {config.batch_size}: does not divide over {world} processes; use a multiple")
-    check_device(f"cuda:{config.gpu}" if config.gpu is not None else config.device, world)
+            if args.rank <= 0:
+                launchers.check_port(args.dist_url, "--dist-url")
+    world = expected_world_size(args)
+    if args.batch_size % world:
+        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes; use a multiple")
+    check_device(device, world)
     return world
 
 
-def expected_world_size(config) -> int:
+def expected_world_size(args) -> int:
     """Return the number of processes that `launch` will use for these arguments.
 
     Raises:
         InputError: the launcher's variables are incomplete or wrong, or it started more processes than GPUs exist.
     """
-    if _launcher_started_all(config):
+    if _launcher_started_all(args):
         ranks = launchers.job_ranks()
-        check_gpus(resolve_device(config.device), ranks.local_world_size)
+        check_gpus(resolve_device(args.device), ranks.local_world_size)
         return ranks.world_size
-    if config.multiprocessing_distributed:
-        return max(config.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
+    if args.multiprocessing_distributed:
+        return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
     return 1

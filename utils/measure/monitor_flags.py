@@ -10,6 +10,7 @@ from utils.cli.flags import Group
 from utils.cli.numbers import nonnegative_int, positive_int
 from utils.configs import FromArgs
 from utils.errors import InputError
+from utils.measure import feature_file
 from utils.measure.monitor import Vote
 from utils.measure.online_probe import OnlineProbe
 
@@ -29,8 +30,8 @@ def add_monitor_arguments(group: Group) -> None:
         "--knn-k",
         type=positive_int,
         metavar="K",
-        help="Number of kNN neighbours (default: √(training images), at most 200). If larger than a class, that class "
-        "can be outvoted.",
+        help="Number of kNN neighbours (default: √(training images), at most 200). A class with fewer than "
+        "K images can be outvoted, even if all of them are neighbours.",
         affects_result=False,
         same_everywhere=True,
     )
@@ -69,6 +70,11 @@ class MonitorFlags(FromArgs):
     def splits(self) -> tuple[str, ...]:
         """The splits whose features are measured."""
         return ("train", "val") if self.monitor_freq else ("val",) if self.online_probe != "off" else ()
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files in the run folder."""
+        return [feature_file.NAME] if self.monitor_freq else []
 
     @property
     def vote(self) -> Vote:

@@ -190,7 +190,7 @@ def load_weights(
     if lacking or extra or not missing <= set(result.missing_keys):
         raise InputError(
             f"checkpoint {source}: does not fit the model: missing keys: {first_keys(lacking)}; unexpected keys: "
-            f"{first_keys(extra)}; check -a, --mlp and --targeted"
+            f"{first_keys(extra)}; check the flags of the network, such as -a"
         )
 
 

@@ -16,6 +16,7 @@ from utils.files import format_json, write_text
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.measure.progress import Progress, format_means
 from utils.measure.results import CHOICES, RULE, show_accuracies, update_results
+from utils.run import checkpoint
 from utils.run.checkpointer import Checkpointer
 from utils.run.compute import ComputeConfig
 from utils.run.logger import RunLog, open_log
@@ -167,6 +168,11 @@ def log_epoch(run_log: RunLog, means: Means, epoch: int, lr: float, measured: di
     run_log.record(epoch=epoch, lr=lr, **rows, **progress.timing())
     accuracies = "".join(f"{split} {measured[split]['acc1']:.2f}  " for split in ("val", "test") if measured)
     log(f"{means.title}  {format_means(train_values)}  {accuracies}lr {lr:.4g}  ETA {progress.eta()}")
+
+
+def read_finished(path: Path) -> RunState:
+    """Read the checkpoint of a second stage, to evaluate it."""
+    return RunState.from_dict(checkpoint.read_checkpoint(path, needs=("state_dict", "epoch")), path)
 
 
 def print_accuracies(

@@ -86,7 +86,7 @@ class Epoch(NamedTuple):
         steps: steps per epoch.
         total: epochs of the run.
         starts_phase: whether it is the first epoch of its phase that this launch of the program trains.
-        fresh: whether no earlier launch of the program has trained a step of its phase.
+        fresh: whether it is the first epoch of its phase, of which no step has been trained yet.
     """
 
     phase: Phase

@@ -106,7 +106,7 @@ def _check_same_position(state: RunState, device: torch.device) -> None:
 def _check_same_arguments(state: RunState, plan: RunPlan) -> None:
     changes = plan.arguments.changes_since(state.args) if state.args else {}  # the authors' checkpoints have none
     if state.step and {"batch_size", "accum_steps", "train_list"} & changes.keys():
-        size = state.args["batch_size"]
+        size = state.args.get("batch_size")
         raise InputError(
             f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {size}; resume with "
             f"-b {size} and the same training list, or from a checkpoint at the end of an epoch"

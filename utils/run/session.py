@@ -1,4 +1,4 @@
-"""The plan of a run, and one launch of it: everything that surrounds its training."""
+"""The settings of a run, and what surrounds its training: signals, lock, precision, checkpoints."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +64,17 @@ class RunPlan(FromArgs):
     def in_folder(self, run_dir: Path) -> "RunPlan":
         """Return the same run in another folder."""
         return replace(self, run_dir=run_dir, arguments=self.arguments.with_values(run_dir=str(run_dir)))
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The plan of a training script, which adds its own settings. It must be picklable."""
+
+    run: RunPlan
+
+    def with_outputs(self, folder: Path) -> "StagePlan":
+        """Return the plan with all its outputs in a folder."""
+        return replace(self, run=self.run.in_folder(folder / "run"))
 
 
 def restore(state: RunState, model: nn.Module, compute: ComputeConfig) -> None:
