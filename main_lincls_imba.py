@@ -63,13 +63,12 @@ class Plan(session.StagePlan):
         """Return the frozen encoder with a new classifier `fc`. (With --evaluate, the checkpoint is loaded later.)
 
         Args:
-            processes: Number of processes that share a batch.
+            processes: Number of processes that share a batch. head: Kind of classifier, instead of --head.
             counts: (C,) training images per class, or None if nothing will be trained.
-            head: Kind of classifier, instead of --head.
         """
-        size, classes, batch = self.data.image_size, self.data.spec.num_classes, self.run.batch_size // processes
-        name = head or self.head.head
-        return heads.build_classifier(self.run.arch, size, classes, batch, self.pretrained, name, counts)
+        size, batch, head = self.data.image_size, self.run.batch_size // processes, head or self.head.head
+        num_classes = self.data.spec.num_classes
+        return heads.build_classifier(self.run.arch, size, num_classes, batch, self.pretrained, head, counts)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,6 +189,7 @@ def evaluate(plan: Plan, process: launch.ProcessInfo) -> None:
     model = heads.load_trained(plan.network(distributed.world_size(), head=head), head, state.weights, source)
     compute.apply_to(model.to(process.device))
     splits = loaders.build_val_and_test_loaders(plan.data, plan.run.batch_size, plan.eval_batch_size, process)
+    splits = {"test": splits["val"]} if plan.data.val_is_test else splits
     with compute.precision_context():
         counts = plan.data.open("train").class_counts
         evaluation.print_accuracies(splits, model, compute, counts, source, state.epoch)

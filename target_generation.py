@@ -54,7 +54,7 @@ def get_args_parser() -> Parser:
         type=temperature,
         default=TEMPERATURE,
         metavar="T",
-        help="Temperature T of the energy, the mean of exp(t_i·t_j / T) over pairs of targets; usually 0.05 to 0.2. "
+        help="Temperature T of the energy ratio, the mean of exp(t_i·t_j / T) over pairs of targets; 0.05 to 0.2. "
         "Smaller values weigh the nearest neighbours more. The targets do not depend on it if C ≤ D + 1.",
     )
     parser.add_argument(
@@ -66,7 +66,7 @@ def get_args_parser() -> Parser:
         "--seed",
         type=seed_number,
         default=0,
-        help="Random seed, of the rotation if C ≤ D + 1, else of the starting points.",
+        help="Random seed of the starting points, or of the random rotation of the optimum if C ≤ D + 1.",
     )
     group.add_argument(
         "--optimizer",

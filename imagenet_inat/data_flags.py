@@ -20,7 +20,7 @@ def add_list_arguments(group: Parser | Group) -> None:
     group.add_argument(
         "--splits",
         metavar="DIR",
-        help="Folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>).",
+        help="Folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>, or in --data-root).",
         affects_result=False,
         by_content=True,
     )
@@ -66,7 +66,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-root",
         default="data",
         metavar="DIR",
-        help="Folder that the paths in the lists start from; digits and fashion are written here.",
+        help="Folder of the images, from which the paths in the lists start. digits and fashion are written here.",
         affects_result=False,
     )
     add_list_arguments(group)
@@ -131,7 +131,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--device-aug",
         action="store_true",
         help="Augment on the device instead of in the loader processes; for large images, only the colour jitter. Use "
-        "it if training waits for data (column Data of the log).",
+        "it if training waits for data (log column Data).",
     )
     group.add_argument(
         "--cache",

@@ -31,10 +31,10 @@ class DatasetSpec:
     Attributes:
         set_name: prefix of the split lists, <set_name>_{train,val,test}.txt.
         source: where the images come from; shown if they are missing.
-        get_lists: template of the command that creates or downloads the lists (see `paths.find_lists`).
+        get_lists: what to do if a list is missing: advice, or a template of the command that writes the lists.
         published: whether the lists can be downloaded.
         view: a key of VIEWS in moco/loader.py.
-        jitter: whether the colour or contrast jitter of the view is used.
+        jitter: whether the colour changes of the view are used.
         val_split, test_split: file suffix of the list that serves as validation and as test list; equal if one list
             serves as both.
         repeat: passes over the training list per epoch; more than one for tiny data sets.

@@ -88,8 +88,8 @@ class LongTailDataset(Dataset):
         line_mask: maps the list's labels, (n,), to a mask of the lines to use, (n,) bool; None: all lines.
 
     Raises:
-        InputError: see `read_split`; the list's first image is not below the root; and at
-            access, an image is missing or cannot be decoded (the message names file and line).
+        InputError: see `read_split`; the list's first image (with `skip_bad`, all of its first images) is not below
+            the root; and at access, an image is missing or cannot be decoded (the message names file and line).
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class LongTailDataset(Dataset):
         self.skipped = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_() if skip_bad else None
         checked = self.paths[: CHECKED_IMAGES if skip_bad else 1].tolist()
         if not any(image_exists(self.root, path.decode()) for path in checked):
-            which = "the first" if len(checked) == 1 else f"nor any of the first {len(checked)}"
+            which = "the first" if len(checked) == 1 else f"one of the first {len(checked)}, of which none exists,"
             raise InputError(
                 f"{self.root / checked[0].decode()}: no such image, {which} of {self.list_file}; set --data-root to "
                 "the folder that the list's paths start from"

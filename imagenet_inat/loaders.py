@@ -20,7 +20,7 @@ from utils.distributed.launch import ProcessInfo
 from utils.randomness import Stream, numpy_rng, to_device
 from utils.run.signals import ignore_in_worker
 
-EVAL_BATCH = 256  # smallest evaluation batch of a process
+EVAL_BATCH = 256  # images per process and evaluation batch, unless --eval-batch-size is given or training uses more
 
 
 class DeviceBatches:

@@ -21,7 +21,7 @@ from utils.devices import check_memory, resolve_device
 from utils.distributed import log
 from utils.errors import InputError
 
-LEGACY_LOADING = {"batch_views": False}  # how checkpoints that do not store it loaded their images
+LEGACY_LOADING = {"batch_views": False}  # value in older checkpoints, which do not store it
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def find_lists(
     """
     data_root = args.data_root or "data"
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
-    # If the images are not generated either (spec.image_folder), given lists leave nothing to write.
+    # Nothing is written if the flags name all lists and the images are not generated.
     if spec.write_files and not (all_lists_given(args) and spec.image_folder):
         spec.write_files(root, imbalance, largest)
     if spec.imbalance_ratio:
@@ -61,7 +61,7 @@ def find_lists(
     hints = {}
     for split, file in files.items():
         command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
-        hints[split] = f"get it: {command}; or set --splits to the folder of the lists"
+        hints[split] = f"to get it: {command}; or set --splits to the folder of the lists"
     return Lists(root, files, hints)
 
 

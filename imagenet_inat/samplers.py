@@ -24,8 +24,7 @@ class EpochBatches(Sampler):
         epoch_size: images in an epoch.
         batch_size: global batch size, split evenly over the ranks.
         seed: the run's seed.
-        keep_last: keep the last, incomplete batch of an epoch, except images that do not divide over the ranks;
-            otherwise the batch is dropped.
+        keep_last: whether the last, incomplete batch of an epoch is used, as far as it divides evenly over the ranks.
 
     Raises:
         InputError: the batch is larger than an epoch.

@@ -34,8 +34,7 @@ def compute_split_features(
     Args:
         encoder: maps (N, 3, S, S) to (N, d), on the device.
         checkpoint: the file that contains the encoder.
-        views: number of random views per training image; 0: the evaluation view, as for val and test.
-        seed: random seed of the views.
+        views: number of random views per training image, from `seed`; 0: the evaluation view, as for val and test.
 
     Raises:
         InputError: a list or an image cannot be used, or features are not finite.
@@ -43,6 +42,7 @@ def compute_split_features(
     folder = checkpoint.parent / f"features_{checkpoint.name.split('.')[0]}"
     metadata = {"checkpoint": digest(checkpoint), "device": process.device.type, "amp": str(compute.dtype)}
     metadata |= {"versions": [torch.__version__, torchvision.__version__, PIL.__version__]}
+    metadata |= {"tf32": True} if compute.tf32 else {}
     features = {}
     for split in SPLITS:
         if split == "test" and data.val_is_test:

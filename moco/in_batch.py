@@ -14,7 +14,7 @@ from utils.randomness import Stream, torch_rng
 
 
 class InBatchKCL(TargetModel):
-    """A single encoder; each of the 2N views of a batch is an anchor, contrasted with all other views.
+    """A single encoder; each of the 2B views of a batch of B images is an anchor, contrasted with all other views.
 
     With several processes, the loss is that of the global batch. Each process computes the whole loss with the same
     random draws, which depend only on `seed` and `step`. The encoder is named `encoder_q`, which stage 2 looks for.

@@ -16,14 +16,8 @@ from utils.run.logger import RunLog
 
 TABLE, PICTURE = "heads.md", "heads.png"
 LIST_DIGEST_KEYS = ("train_list", "val_list", "test_list")  # arguments in args.json that hold the hashes of the lists
-COMPARISON_KEYS = (
-    "head",
-    "sampling",
-    "logit_adjustment",
-    "from",
-    "folder",
-    "seconds",
-)  # keys in `heads` that a plain entry does not have
+# Keys of an entry of `heads` that the entry `selected` of results.json does not have.
+COMPARISON_KEYS = ("head", "sampling", "logit_adjustment", "from", "folder", "seconds")
 
 
 def run(run_dir: Path, args: dict, head_data: HeadData) -> None:

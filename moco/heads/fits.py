@@ -14,10 +14,11 @@ from torch.nn.functional import normalize
 
 BLOCK = 8192  # images per block of logits
 MAX_ITERATIONS = 500  # of L-BFGS
-# A fit ends when its largest gradient entry is GRADIENT_TOLERANCE times that of a reference point (the start; 0 for
-# logistic regression), or when an iteration lowers the loss by less than LOSS_TOLERANCE times its value. In the second
-# case, it has converged only if the gradient is at most MAX_GRADIENT_EXCESS times the first limit. In float32 the loss
-# is within 1e-5 of its optimum; reaching more digits would double the number of passes.
+# A fit ends when its largest gradient entry is GRADIENT_TOLERANCE times that of a reference point, or when an iteration
+# lowers the loss by less than LOSS_TOLERANCE times its value. The reference point of logistic regression is W = 0 and
+# b = 0; that of other fits is their start. In the second case, the fit has converged only if the gradient is at most
+# MAX_GRADIENT_EXCESS times the first limit. In float32 the loss is within 1e-5 of its optimum; reaching more digits
+# would double the number of passes.
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 LOSS_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 MAX_GRADIENT_EXCESS = {torch.float64: 10, torch.float32: 1000}

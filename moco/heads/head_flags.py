@@ -208,6 +208,6 @@ def compared_settings(head: Head) -> list[tuple[str, str]]:
 
     If the head supports post, off is omitted, because post includes t = 0.
     """
-    of_instances = [a for a in head.adjustments if a != "off" or "post" not in head.adjustments]
-    settings = [("instance", adjustment) for adjustment in of_instances]
+    instance_adjustments = [a for a in head.adjustments if a != "off" or "post" not in head.adjustments]
+    settings = [("instance", adjustment) for adjustment in instance_adjustments]
     return settings + [("class-balanced", "off")] * ("class-balanced" in head.samplings)

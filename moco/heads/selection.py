@@ -22,7 +22,7 @@ from utils.run.compute import ComputeConfig
 from utils.run.evaluation import BEST, validate, write_results
 from utils.run.logger import RunLog
 
-LARGE_VAL_SPLIT = 5000  # validation images above which accuracy, as a function of the penalty, has a single maximum
+LARGE_VAL_SPLIT = 5000  # with more validation images, the search stops at the first worse penalty
 BATCH_SIZE = 8192  # images per batch
 SLOW_SECONDS = 20  # seconds after which progress is printed
 POST_FIT_HYPERPARAMETERS = ("t", "tau")  # applied after the fit, so that one fit serves all their values

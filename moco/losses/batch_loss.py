@@ -48,7 +48,8 @@ def in_batch_loss(
         targets: (C, D) unit vectors; target i belongs to class target_class[i], (C,). A class may have no target or
             several. A target whose class has no image in the batch is an anchor with only its copies as positives.
         target_repeat: r. anchors: "all" rows or only "targets". unbiased: j runs over p and rows of other labels.
-        generator: random generator, on the CPU or the device. Row i uses row i of randint(2**62, (R, k)), see
+        generator: random generator, on the CPU or the device. Row i of the R = 2(N + C·r) rows uses row i of
+            randint(2**62, (R, k)), see
             `sample_batch_positives`.
 
     Returns:

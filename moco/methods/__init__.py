@@ -107,6 +107,8 @@ def load_method(path: Path, device: torch.device) -> Method:
         method.check_extra_state(state, args["num_classes"])
         state.load_weights(method.build(args["num_classes"], state, device).to(device))
         method.load_extra_state(state)
+        if state.phase:  # the KCL phase of a TSC run uses no targets yet
+            method.begin_phase(state.phase, fresh=False)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:  # wrong types in args
         raise InputError(f"checkpoint {path}: args is not what stage 1 writes ({first_line(error)})") from None
     return method

@@ -10,6 +10,8 @@ from utils.errors import InputError, short_repr
 from utils.run.checkpoint import tensor_problem
 from utils.run.state import RunState
 
+# queue_grid: the greatest common divisor of all global batch sizes so far; queue_ptr is a multiple of it.
+# assignment, assignment_before: the target of each class, now and at the end of the previous epoch.
 ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_before": list | None}
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from utils.distributed import log
 
-MEAN_NORM_LIMIT = 0.999  # of the norm of the mean of unit features, which is their mean cosine with its direction
+MEAN_NORM_LIMIT = 0.999  # norm of the mean feature; the features are unit vectors, so it is 1 if all are equal
 MIN_BATCH_SIZE = 32  # features in a process's batch; a smaller batch may contain a single class
 ADVICE = "start a new run with --warmup-epochs, a smaller --lr or a larger --moco-t"
 

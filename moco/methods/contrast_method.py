@@ -28,7 +28,10 @@ from utils.run.state import RunState
 
 
 class ContrastMethod(Method):
-    """KCL, or with --targeted: KCL for --kcl-epochs (default: half of the epochs, rounded down), then TSC."""
+    """KCL, or with --targeted: KCL for --kcl-epochs (default: half of the epochs, rounded down), then TSC.
+
+    SupCon and MoCo are settings of KCL, and their phase is also called "KCL".
+    """
 
     argument_adders = (add_contrast_arguments,)
     stored_sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012

@@ -75,8 +75,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         type=positive_int,
         default=1,
         metavar="R",
-        help="Number of copies of each target, in the denominator and among the candidates for positives (--sep_t: "
-        "all are positives). With --contrast batch --loss-form release, it acts as the targets' weight.",
+        help="Copies of each target in the denominator. Those of the anchor's class are candidates for positives; with "
+        "--sep_t, all of them are positives. A weight with --contrast batch --loss-form release.",
         ignored=(WITHOUT_TARGETED, WITH_TW),
     )
     loss.add_argument(
@@ -140,8 +140,8 @@ def _add_memory_arguments(model: Group) -> None:
         type=positive_int,
         default=1,
         metavar="N",
-        help="Accumulate N batches per step: memory of one batch, loss of all N, up to 60 %% slower. Choose --lr for "
-        "N × batch size images, and --moco-k as a multiple of N × batch size. Exact except for batch norm.",
+        help="Accumulate N batches per step: the loss is that of all N together, the memory that of one; up to 60 %% "
+        "slower. --lr and --moco-k refer to N × batch size images. Exact except for batch norm.",
         legacy=1,
     )
     model.add_argument(
@@ -201,8 +201,7 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     loss.add_argument(
         "--only_t",
         action="store_true",
-        help="Ablation: average the loss over the targets only, which are anchors like the images (--contrast batch "
-        "--loss-form release).",
+        help="Ablation: average the losses of the targets only (--contrast batch --loss-form release).",
         ignored=(WITHOUT_TARGETED, WITH_TW),
         legacy=False,
     )

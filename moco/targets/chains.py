@@ -18,9 +18,9 @@ def shortest_chains(
     The unassigned classes give up their targets. The extra cost of a move to a target on a class's list is the priced
     cost of this target minus that of the class's own target (for an unassigned class, minus the least priced cost on
     its list). A chain with the least total extra cost is found by one Bellman-Ford search from all unassigned classes.
-    It stops at a limit: the extra cost at which a quarter of the given-up targets are reached. In the example, class 2
-    takes target 0 from class 0, which takes target 1 at an extra cost of 1 from class 1, which takes target 2 at an
-    extra cost of 3. The new prices prove optimality:
+    It stops at a limit: the extra cost at which a quarter of the given-up targets are reached. The new prices prove
+    that the moves are optimal. Example: class 2 is unassigned. It takes target 0 from class 0. Class 0 takes target 1
+    from class 1 (extra cost 1). Class 1 takes target 2 (extra cost 3).
 
     >>> listed, target, price = np.array(3 * [[0, 1, 2]]), np.array([0, 1, 2]), np.zeros(3)
     >>> cost = np.array([[0.0, 1.0, 5.0], [2.0, 0.0, 3.0], [0.0, 5.0, 9.0]])
@@ -30,7 +30,7 @@ def shortest_chains(
 
     Args:
         listed, listed_cost: (C, width), the targets on each class's list and their costs; inf: unused entry. The list
-            includes the class's own target, except for unassigned classes that hold a remaining target.
+            includes the class's own target, except for unassigned classes whose target is on no list.
         target, current: (C,), the target of each class, and its priced cost.
         price: (C,), the price of each target. At these prices, the target of each class except the unassigned ones is
             the cheapest on its list.

@@ -43,3 +43,9 @@ def test_missing_parts_of_checkpoint_are_listed(folder):
     assert list(read_checkpoint_heads(folder / "encoder.pt", 10, "ncm").lacks) == ["targets", "classifier"]
     file = folder / "last.pth.tar"
     refusal(lambda: read_checkpoint_heads(file, 9, "target"), "--head target", file, "10", "9")
+
+
+def test_kcl_phase_of_tsc_run_has_no_targets(tsc_run):
+    """The checkpoint contains targets, but none is assigned to a class yet."""
+    heads = read_checkpoint_heads(tsc_run / "checkpoint_0001.pth.tar", 10, "linear")
+    assert "TSC phase" in heads.lacks["targets"]

@@ -9,6 +9,7 @@ from torch import nn
 import main_moco_supcon_imba as stage1
 from tests.stopping import assert_resumes_bit_identical
 from utils.optimizers import OPTIMIZERS, TRUST_COEFFICIENT, Lars, build_optimizer
+from utils.run import checkpoint
 from utils.run.compute import ComputeConfig
 
 TSC = ["--epochs", "2", "--targeted", "--sep_t"]  # one epoch of KCL and one of TSC, 5 steps each
@@ -76,3 +77,16 @@ def test_clip_grad_limits_the_total_norm(amp):
 def test_resumed_run_is_bit_identical(optimizer, flags, tmp_path, monkeypatch):
     words = [*flags, *TSC, "--optimizer", optimizer, "--clip-grad", "1", "--image-size", "4"]
     assert_resumes_bit_identical(stage1.main, words, tmp_path, monkeypatch, (3, 5))
+
+
+def test_resumed_optimizer_has_its_own_settings():
+    """With --override, a resumed run uses its weight decay and momentum. The momentum buffers are the checkpoint's."""
+    weight = nn.Parameter(torch.ones(3))
+    old = torch.optim.SGD([weight], 0.1, momentum=0.9, weight_decay=0.5)
+    weight.grad = torch.ones(3)
+    old.step()
+    new = torch.optim.SGD([weight], 0.2, momentum=0.8, weight_decay=0.0)
+    checkpoint.load_optimizer(new, old.state_dict(), "old.pth.tar")
+    (group,) = new.param_groups
+    assert (group["weight_decay"], group["momentum"]) == (0.0, 0.8)
+    assert torch.equal(new.state[weight]["momentum_buffer"], old.state[weight]["momentum_buffer"])

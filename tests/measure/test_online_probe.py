@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import main_moco_supcon_imba as stage1
 from tests.processes import free_port, spawn
-from tests.refusals import refusal
+from tests.refusals import exit_message, refusal
 from tests.stopping import assert_resumes_bit_identical, log_of
 from utils.measure.online_probe import LR, MOMENTUM, OnlineProbe
 from utils.run import checkpoint
@@ -175,3 +175,8 @@ def test_modes_agree_only_for_balanced_batches(flags, tmp_path):
     for sampling, same in (("class-balanced", True), ("instance", False)):
         first, second = (trained_weight(mode, sampling) for mode in ("adjusted", "class-balanced"))
         assert torch.allclose(first, second, atol=1e-3) == same, float((first - second).abs().max())
+
+
+def test_probe_with_accumulated_steps_is_refused(flags, capsys):
+    words = [*flags, "--online-probe", "adjusted", "--accum-steps", "2"]
+    exit_message(lambda: stage1.main(words), capsys, "--online-probe", "--accum-steps")

@@ -11,7 +11,10 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import NamedTuple
 
-STAGES = ("main_moco_supcon_imba", "main_lincls_imba")  # their flags include those of the examples
+STAGES = (
+    "main_moco_supcon_imba",
+    "main_lincls_imba",
+)  # examples/cross_entropy.py and pixels.py have almost no other flags
 
 
 class When(NamedTuple):
@@ -107,7 +110,7 @@ def describe_arguments(
 
     Args:
         facts: Further values to store, such as the hash of a list. They affect the result.
-        legacy: Values of arguments without a flag in checkpoints that do not store them.
+        legacy: Name -> value of `facts` in older checkpoints, which do not store them.
     """
     effects = {action.dest: effect_of(action) for action in parser._actions}
     declared = {name: effect.legacy for name, effect in effects.items() if effect.legacy is not argparse.SUPPRESS}

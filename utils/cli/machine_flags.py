@@ -35,8 +35,8 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
     group.add_argument(
         "--tf32",
         action="store_true",
-        help="Use TF32 for float32 matrix products on Ampere or newer GPUs, including in the loss but not in the class "
-        "centroids. No effect on other devices.",
+        help="Use TF32 for float32 matrix products on Ampere or newer GPUs, including the loss. Convolutions "
+        "use it anyway. No effect on other devices.",
     )
     group.add_argument(
         "--deterministic",

@@ -37,7 +37,7 @@ def add_optim_arguments(
         type=nonnegative_int,
         default=0,
         metavar="E",
-        help="First epoch, set by --resume.",
+        help="First epoch of a new run.",
         affects_result=False,
         same_everywhere=True,
         trains=True,

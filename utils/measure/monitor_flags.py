@@ -6,13 +6,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.cli.flags import Group
+from utils.cli.flags import Group, When
 from utils.cli.numbers import nonnegative_int, positive_int
 from utils.configs import FromArgs
 from utils.errors import InputError
 from utils.measure import feature_file
 from utils.measure.monitor import Vote
 from utils.measure.online_probe import OnlineProbe
+
+# The probe is trained on the features of a whole step, which exist in parts only.
+ACCUMULATING = When("with --accum-steps", lambda args: args.accum_steps > 1 and args.online_probe != "off")
 
 
 def add_monitor_arguments(group: Group) -> None:
@@ -40,8 +43,8 @@ def add_monitor_arguments(group: Group) -> None:
         choices=["images", "class-balanced"],
         metavar="VOTE",
         default="images",
-        help="Weight each neighbour by its similarity (images), or by similarity / class size (class-balanced). images "
-        "favours frequent classes.",
+        help="Weight of a neighbour: its similarity (images), which favours frequent classes, or similarity / class "
+        "size (class-balanced).",
         affects_result=False,
         same_everywhere=True,
     )
@@ -54,6 +57,7 @@ def add_monitor_arguments(group: Group) -> None:
         "--monitor-freq epochs. class-balanced: all classes count equally. adjusted: balanced softmax.",
         affects_result=False,
         same_everywhere=True,
+        refused=(ACCUMULATING,),
     )
 
 

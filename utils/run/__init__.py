@@ -1,1 +1,1 @@
-"""Training runs: arguments, processes, state, run folder, log and numeric precision."""
+"""Training runs: plan, state, checkpoints, run folder, log, schedule and numeric precision."""

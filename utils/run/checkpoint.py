@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, short_repr
 from utils.files import draft_pattern, write_atomically
-from utils.optimizers import LR_FACTOR_KEY, SCALAR_STATE
+from utils.optimizers import SCALAR_STATE
 from utils.safe_load import archive_problem, foreign_code, is_number, size_problem
 
 PREFIX = "module."
@@ -103,21 +103,19 @@ def check_tensors(weights, path: str | Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | Path) -> None:
-    """Load an optimiser's state dict, but keep the optimiser's own kernels (foreach, fused) and memory format.
+    """Load the state of an optimiser's weights; keep its own settings (weight decay, kernels, …) and memory format.
+
+    The learning rate is set at each step.
 
     Raises:
         InputError: the state belongs to other parameters, or contains numbers that are not finite.
     """
     try:
         _check_optimizer(optimizer, state)
-        factors = [
-            {name: group[name] for name in (LR_FACTOR_KEY,) if name in group} for group in optimizer.param_groups
-        ]
+        settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
-        for group, factor in zip(optimizer.param_groups, factors, strict=True):
-            group |= factor | {
-                name: optimizer.defaults[name] for name in ("foreach", "fused") if name in optimizer.defaults
-            }
+        for group, own_settings in zip(optimizer.param_groups, settings, strict=True):
+            group |= own_settings
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
                 if torch.is_tensor(value) and value.shape != (() if name in SCALAR_STATE else parameter.shape):
@@ -129,7 +127,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | 
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Raise ValueError unless this optimiser can have the state's entries of each weight and its settings."""
+    """Raise ValueError unless the state has the entries and the settings that this optimiser writes."""
     if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
         raise ValueError("expected a dict with state and param_groups")
     if not isinstance(state["state"], dict) or not all(isinstance(held, dict) for held in state["state"].values()):

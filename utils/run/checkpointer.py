@@ -24,7 +24,7 @@ class Checkpointer:
         run_dir: the run folder.
         state: the state of the run, which this class updates.
         model: the model to save.
-        stop: the run's open StopSignals.
+        stop: the StopSignals context of the run.
         save_steps: steps between checkpoints; 0: only at the ends of epochs.
         collect_state: called before each write to add the method's current values to the state.
         dry_run: the timer of --dry-run, which ends the run after a few steps.

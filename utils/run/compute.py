@@ -1,7 +1,7 @@
 """Numeric precision and speed: --amp, --channels-last, --compile, --tf32 and --deterministic.
 
-By default all are off: the encoders run in float32 with the cuDNN algorithms that are fastest, as in the authors' code
-(the code released by the TSC authors).
+By default all are off, as in the authors' code (the code released by the TSC authors): the encoders run in float32 with
+the fastest cuDNN algorithms, whose convolutions use TF32 on Ampere or newer GPUs (PyTorch's default).
 """
 
 import os
@@ -30,6 +30,7 @@ class ComputeFlags(FromArgs):
     deterministic: bool
 
     def on(self, device: torch.device) -> "ComputeConfig":
+        """Return the settings for a device; the flags are tried on it."""
         return ComputeConfig(device, **asdict(self))
 
 

@@ -65,7 +65,7 @@ def lock_run_dir(run_dir: Path, source: Path | None = None, broken: Iterable[Pat
 
     The operating system releases the lock when the process ends, for whatever reason. Drafts of a killed run are
     removed. Checkpoints that `load_run` could not read are renamed, so that they never replace a good one. If no
-    last.pth.tar remains, it is copied from the checkpoint that the run resumes from.
+    last.pth.tar remains and the run resumes from a checkpoint of this folder, it is copied from this checkpoint.
 
     Args:
         run_dir: the run folder.

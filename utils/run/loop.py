@@ -12,7 +12,7 @@ from utils.run.state import RunState
 
 
 class Phase(NamedTuple):
-    """Consecutive epochs with their own optimiser and schedule. name: None if the run has a single phase."""
+    """Consecutive epochs with their own optimiser and schedule. name: None in a run without named phases."""
 
     name: str | None
     start: int

@@ -25,7 +25,8 @@ def load_run(
 ) -> RunState:
     """Return the state of the checkpoint that a run resumes from, or the initial state of a new run.
 
-    The state's seed, architecture and arguments are set to those of the plan. With --resume auto, a checkpoint that
+    The state's architecture and arguments are set to those of the plan; its seed is that of the checkpoint, of
+    --seed, or random. With --resume auto, a checkpoint that
     cannot be read is reported, and the previous one is used.
 
     Args:
@@ -106,10 +107,10 @@ def _check_same_position(state: RunState, device: torch.device) -> None:
 def _check_same_arguments(state: RunState, plan: RunPlan) -> None:
     changes = plan.arguments.changes_since(state.args) if state.args else {}  # the authors' checkpoints have none
     if state.step and {"batch_size", "accum_steps", "train_list"} & changes.keys():
-        size = state.args.get("batch_size")
+        batches = f"-b {state.args.get('batch_size')} --accum-steps {state.args.get('accum_steps', 1)}"
         raise InputError(
-            f"checkpoint {state.source}: is within an epoch, after {state.step} batches of {size}; resume with "
-            f"-b {size} and the same training list, or from a checkpoint at the end of an epoch"
+            f"checkpoint {state.source}: is within an epoch, after {state.step} steps with {batches}; resume with "
+            "these flags and the same training list, or from a checkpoint at the end of an epoch"
         )
     if changes and not plan.override:
         listed = ", ".join(f"{name} {change}" for name, change in changes.items())

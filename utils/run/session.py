@@ -94,7 +94,7 @@ def open_run(
     compute: ComputeConfig,
     extra_state: Callable[[], dict] = dict,
 ) -> Iterator[Checkpointer]:
-    """Yield the checkpointer of a run, within its lock, signal handlers and arithmetic.
+    """Yield the checkpointer of a run, while its folder is locked, signals are handled and the speed flags apply.
 
     Args:
         state: The state to start from; the checkpointer updates it. model: The model that it saves.

@@ -28,7 +28,8 @@ def stop_exception(number: int, where: str) -> Stopped:
 class StopSignals:
     """A context in which SIGTERM, SIGINT and SIGUSR1 are recorded, to be read with `any_rank_signal`.
 
-    A second Ctrl-C raises KeyboardInterrupt immediately, and the last checkpoint is kept.
+    Ctrl-C more than SECOND_SIGINT_AFTER seconds after the first signal raises KeyboardInterrupt: the process ends
+    without a new checkpoint, and the last one is kept.
     """
 
     def __enter__(self) -> "StopSignals":
