@@ -104,7 +104,7 @@ def prepare(parser: Parser, args) -> Plan:
     pretrained = Path(args.pretrained) if args.pretrained else None
     plan = Plan(run, data, head, pretrained, args.evaluate, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:
-        plan.network(processes)  # fails now if the encoder's file does not fit; a fit reads it at once
+        plan.network(processes)  # fails now if the encoder's file does not fit; fitted heads load it first anyway
     return plan
 
 
@@ -184,7 +184,7 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
 def evaluate(plan: Plan, process: launch.ProcessInfo) -> None:
     """Print the accuracies of the --resume checkpoint. Write no files."""
     source, compute = Path(plan.run.resume), plan.run.compute.on(process.device)
-    state = evaluation.read_finished(source)
+    state = evaluation.read_stage2_checkpoint(source)
     head = next(name for name in (state.args.get("head"), plan.head.head) if name in list(heads.HEADS))
     model = heads.load_trained(plan.network(distributed.world_size(), head=head), head, state.weights, source)
     compute.apply_to(model.to(process.device))

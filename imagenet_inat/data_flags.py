@@ -20,7 +20,7 @@ def add_list_arguments(group: Parser | Group) -> None:
     group.add_argument(
         "--splits",
         metavar="DIR",
-        help="Folder of the lists <Set>_{train,val,test}.txt (default: imagenet_inat/data/<Set>, or in --data-root).",
+        help="Folder of the lists, such as ImageNet_LT_train.txt (default: in imagenet_inat/data or --data-root).",
         affects_result=False,
         by_content=True,
     )

@@ -113,7 +113,7 @@ class LongTailDataset(Dataset):
             (paths, labels) if line_mask is None else (paths[self.line_numbers], labels[self.line_numbers])
         )
         if not len(paths):
-            raise InputError(f"{self.list_file}: no class has two images, expected at least one class with two")
+            raise InputError(f"{self.list_file}: no class has two images, so none can be held out; omit --holdout")
         # Hash of paths and labels, in order: equal digests mean the same images.
         self.digest = hashlib.sha256(paths.tobytes() + self.labels.tobytes()).hexdigest()[:16]
         self.paths, self.layout = adapt_paths(self.root, paths, flat_folder)

@@ -99,18 +99,18 @@ class DeviceViews(DeviceBatches):
             yield views if self.count > 1 else views[0], to_device(self.labels[index], device)
 
 
-def build_train_loader(images: Dataset, batches: EpochBatches, normalise: Normalise, workers: int) -> DeviceBatches:
-    """Return a loader for this rank's part of the sampler's batches."""
+def build_worker_loader(images: Dataset, batches: EpochBatches, normalise: Normalise, workers: int) -> DeviceBatches:
+    """Return a loader for this rank's part of the sampler's batches, which loads and augments in worker processes."""
     return DeviceBatches(images, normalise, workers, batch_sampler=batches, persistent_workers=workers > 0)
 
 
-def _build_training_loader(
+def _choose_training_loader(
     data: DataConfig, images: LongTailDataset, batches: EpochBatches, process: ProcessInfo, views: int
 ) -> DeviceBatches:
     """Return the training loader of a run, with `views` views per image; see `DataConfig.batch_views`."""
     normalise = data.normalise(process.device)
     if not data.batch_views:
-        return build_train_loader(images, batches, normalise, process.workers)
+        return build_worker_loader(images, batches, normalise, process.workers)
     log(f"views: whole batches are augmented on {process.device}, from {len(images)} decoded images")
     return DeviceViews(images, normalise, batches, data.batch_view(process.device), views)
 
@@ -130,7 +130,7 @@ def build_stage1_loader(
     """Return the training loader of stage 1, with two views per image. sampling: a key of SAMPLERS."""
     images = data.open_decoded("train", TwoCropsTransform(data.train_view()), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed, keep_last)
-    return _build_training_loader(data, images, batches, process, views=2)
+    return _choose_training_loader(data, images, batches, process, views=2)
 
 
 def build_stage2_loader(
@@ -139,7 +139,7 @@ def build_stage2_loader(
     """Return the training loader of stage 2, with one view per image. sampling: a key of SAMPLERS."""
     images = data.open_decoded("train", data.train_view(), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed)
-    return _build_training_loader(data, images, batches, process, views=1)
+    return _choose_training_loader(data, images, batches, process, views=1)
 
 
 def check_lists_and_hash(data: DataConfig, sampling: str, batch_size: int) -> dict[str, str]:

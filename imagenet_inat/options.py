@@ -57,7 +57,7 @@ class DataConfig:
             InputError: the data root or the list is missing; see also LongTailDataset.
         """
         spec, root = self.spec, self.lists.root
-        if spec.imbalance_ratio:  # generated together with the images, so a missing list explains a missing root
+        if spec.imbalance_ratio:  # generated with the images: the message about a missing list helps with both
             self.lists.require(split)
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")

@@ -16,7 +16,7 @@ from benchmarks.gpu.suite import stream_lines
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.known import PUBLISHED
-from imagenet_inat.loaders import DeviceBatches, build_train_loader
+from imagenet_inat.loaders import DeviceBatches, build_worker_loader
 from imagenet_inat.samplers import ShuffledBatches
 from moco.loader import Normalise, TwoCropsTransform, train_transform
 
@@ -33,7 +33,7 @@ def open_loader(plan: Plan, folder: Path, device_aug: bool) -> DeviceBatches:
     dataset = LongTailDataset(folder, folder / "list.txt", 1, transform)
     repeat = -(-5 * plan.workers * batch // IMAGES)
     batches = ShuffledBatches(IMAGES, repeat, batch, seed=0)
-    return build_train_loader(dataset, batches, Normalise(SPEC.mean, SPEC.std, plan.device), plan.workers)
+    return build_worker_loader(dataset, batches, Normalise(SPEC.mean, SPEC.std, plan.device), plan.workers)
 
 
 def images_per_second(loader: DeviceBatches, workers: int) -> float:

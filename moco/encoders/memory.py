@@ -54,7 +54,10 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _checkpointed(module: nn.Module, forward: Callable[..., Tensor], *args, **kwargs) -> Tensor:
-    """Call `forward` now and, if gradients are enabled, again in the backward pass, with the same random draws."""
+    """Call `forward` now and, if gradients are enabled, again in the backward pass, with the same random draws.
+
+    module: its batch-norm statistics are not updated a second time.
+    """
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     contexts = partial(_checkpoint_contexts, module)

@@ -56,7 +56,7 @@ class CifarResNet(nn.Module):
 class LeNet(nn.Module):
     """A LeNet with 3×3 convolutions, batch norm and a wider hidden layer, for small images on a CPU.
 
-    The hidden layer sees a 3 × 3 grid of positions, which helps with aligned images. Feature maps are pooled before
+    The hidden layer sees a 3 × 3 grid of positions, which helps if objects are centred. Feature maps are pooled before
     batch norm, which then processes a quarter of the values.
     """
 

@@ -114,7 +114,7 @@ def write_program(output: Path, source: Path, arch: str, image_size: int) -> Non
         f"wrote {output}: {arch}, maps images (N, 3, {image_size}, {image_size}) to "
         f"{' and '.join(network.output_names)}. Checked: the outputs match the network's on the same images"
     )
-    log("images: prepared as for evaluation, resized and normalised with the data set's mean and standard deviation")
+    log("input: images resized as for evaluation and normalised with the data set's mean and standard deviation")
 
 
 def trained_size(source: Path) -> int | None:

@@ -138,7 +138,7 @@ HEADS = {
         needs="targets",
     ),
     "own": Head(
-        "classifier that the checkpoint was trained with",
+        "last layer of a network trained with cross-entropy (examples.cross_entropy)",
         candidates=candidates.own_candidates,
         samplings=INSTANCE,
         adjustments=("post", "off"),

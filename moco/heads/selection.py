@@ -32,7 +32,7 @@ UNCALIBRATED = ("ncm", "target")  # heads whose logits have no fitted scale
 class FeatureLoader:
     """Loader over stored features (n, d) and labels (n,), as `validate` expects."""
 
-    num_common_batches = 0
+    num_common_batches = 0  # a single process: `validate` calls no `after_batch`
 
     def __init__(self, split_features: Features, device: torch.device):
         self.split_features, self.device, self.dataset = split_features, device, split_features.labels
@@ -84,7 +84,8 @@ def select_head(name: str, sampling: str, adjustment: str, head_data: HeadData) 
     """Fit a head, select the candidate with the best balanced accuracy on val, and test it.
 
     Ties are broken by validation loss, because a strongly penalised fit can have the same accuracy as a weaker one, but
-    less confident predictions. For heads without a scale, the first candidate wins. Fits that did not converge are
+    less confident predictions. For UNCALIBRATED heads, whose loss means
+    nothing, the first of the tied candidates wins. Fits that did not converge are
     reported and skipped. The search ends after two penalties in a row without improvement (one for a large validation
     split).
 

@@ -115,7 +115,9 @@ class SumInBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; once_differentiable misses this if grad is a constant
+        if (
+            torch.is_grad_enabled()
+        ):  # only with create_graph=True; once_differentiable would not raise for a constant grad
             raise RuntimeError("in_batch_loss has no second derivative; its gradient is computed in the forward pass")
         (gradient,) = ctx.saved_tensors
         return grad * gradient, *[None] * 5

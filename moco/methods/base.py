@@ -48,7 +48,7 @@ class Method:
         """Raise InputError for files that do not fit the arguments. Called before anything is written."""
 
     def with_outputs(self, folder: Path) -> "Method":
-        """Return the method with the files that it creates outside the run folder in this folder (--dry-run)."""
+        """Return a method that writes into `folder` what it would otherwise write outside its run folder."""
         return self
 
     def check_extra_state(self, state: RunState, num_classes: int) -> None:

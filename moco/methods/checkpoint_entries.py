@@ -56,20 +56,20 @@ def common_batch_size(state: RunState, batch_size: int) -> int:
     return math.gcd(batch_size, stored if type(stored) is int else 1)
 
 
-def check_queue(model: nn.Module, pointer_step: int, source: Path) -> None:
+def check_queue(model: nn.Module, batch_size_divisor: int, source: Path) -> None:
     """Check the pointer and the labels of a queue after loading.
 
     Args:
-        model: has `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). pointer_step: see
+        model: has `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). batch_size_divisor: see
             `common_batch_size`.
 
     Raises:
         InputError: If the pointer or a label has an invalid value.
     """
     pointer, length = int(model.queue_ptr), model.queue_labels.numel()
-    if not 0 <= pointer < length or pointer % pointer_step:
+    if not 0 <= pointer < length or pointer % batch_size_divisor:
         raise InputError(
-            f"checkpoint {source}: queue_ptr is {pointer}, expected a multiple of {pointer_step} "
+            f"checkpoint {source}: queue_ptr is {pointer}, expected a multiple of {batch_size_divisor} "
             f"from 0 to {length - 1}; the file is damaged, use another checkpoint"
         )
     classes = len(model.class_centroid)

@@ -76,7 +76,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         default=1,
         metavar="R",
         help="Copies of each target in the denominator. Those of the anchor's class are candidates for positives; with "
-        "--sep_t, all of them are positives. A weight with --contrast batch --loss-form release.",
+        "--sep_t, all are positives. With --contrast batch --loss-form release, copies are also anchors.",
         ignored=(WITHOUT_TARGETED, WITH_TW),
     )
     loss.add_argument(
@@ -101,8 +101,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         type=nonnegative_int,
         default=1,
         metavar="N",
-        help="Steps between target assignments. 1: every step (the method). Larger values can help with many thousands "
-        "of classes, but use slightly outdated targets. 0: never; class y keeps target y.",
+        help="Steps between target assignments. 1: every step (the method). Larger values save time with many "
+        "thousands of classes; in between, classes keep their targets. 0: never; class y keeps target y.",
         ignored=(WITHOUT_TARGETED,),
     )
     loss.add_argument(
@@ -141,7 +141,7 @@ def _add_memory_arguments(model: Group) -> None:
         default=1,
         metavar="N",
         help="Accumulate N batches per step: the loss is that of all N together, the memory that of one; up to 60 %% "
-        "slower. --lr and --moco-k refer to N × batch size images. Exact except for batch norm.",
+        "slower. Choose --lr for N × batch size images. Exact except for batch norm.",
         legacy=1,
     )
     model.add_argument(
@@ -201,7 +201,7 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
     loss.add_argument(
         "--only_t",
         action="store_true",
-        help="Ablation: average the losses of the targets only (--contrast batch --loss-form release).",
+        help="Ablation: use only the targets as anchors, not the images (--contrast batch --loss-form release).",
         ignored=(WITHOUT_TARGETED, WITH_TW),
         legacy=False,
     )

@@ -34,7 +34,7 @@ class QueueMethod(ContrastMethod):
 
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
         super().check_extra_state(state, num_classes)
-        self.pointer_step = common_batch_size(state, self.global_batch_size)
+        self.common_batch_size = common_batch_size(state, self.global_batch_size)
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> KCL:
         settings = self.settings
@@ -44,7 +44,7 @@ class QueueMethod(ContrastMethod):
         return model
 
     def load_extra_state(self, state: RunState) -> None:
-        check_queue(self.model, self.pointer_step, state.source)
+        check_queue(self.model, self.common_batch_size, state.source)
         super().load_extra_state(state)
 
     def encoders(self) -> list[nn.Module]:
@@ -60,4 +60,4 @@ class QueueMethod(ContrastMethod):
         return super().step_metrics(output) | accuracies
 
     def extra_state(self) -> dict:
-        return {"queue_grid": self.pointer_step} | super().extra_state()
+        return {"queue_grid": self.common_batch_size} | super().extra_state()

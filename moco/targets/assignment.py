@@ -28,10 +28,10 @@ from moco.targets.chains import shortest_chains
 TOLERANCE = 1e-12  # of the optimality proof, as a cosine: the rounding of some thousand float64 additions
 ROWS = 128  # rows of a (rows, C) intermediate result
 WIDTH = 64  # targets per list; at most about 30 matter when classes compete for targets
-REVIEW = 4  # rounds of one solve between checks of all lists, while some classes still need a target
-PATIENCE = 128  # rounds of one solve before lists double in size; a list of all targets always decides
+REVIEW = 4  # while classes need a target, the lists of all others are checked only in every 4th round
+PATIENCE = 128  # after so many rounds, lists double in size; lists of all targets leave nothing unproven
 
-_host = ThreadPoolExecutor(1, "assignment")  # the thread starts at the first solve
+_solver_thread = ThreadPoolExecutor(1, "assignment")  # the thread starts at the first solve
 
 
 class Assignment:
@@ -68,7 +68,7 @@ class Assignment:
             wait([self._pending])
         self._incoming.copy_(centroids, non_blocking=True)
         copied = torch.cuda.current_stream(self._device).record_event() if centroids.is_cuda else None
-        self._pending = _host.submit(self._solve_when, copied)
+        self._pending = _solver_thread.submit(self._solve_when, copied)
 
     def result(self) -> Tensor:
         """Wait for the solver and return the row of each class's target, (C,) int64 on the device of the targets.
@@ -174,7 +174,7 @@ class Assignment:
                 self._target[mover] = target
                 self._assigned_cost[mover] = self._listed_cost[mover, (self._listed[mover] == target).argmax()]
             remaining.remove(chain[0][1])
-        if not chains:  # forces new lists, which include the own target
+        if not chains:  # -inf: `_unproven` returns them, and they get new lists with their current target
             self._unlisted_min[unassigned] = -np.inf
         still_unassigned = np.array(
             sorted(set(unassigned.tolist()) - {chain[-1][0] for chain in chains}), dtype=np.int64

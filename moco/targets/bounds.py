@@ -67,7 +67,7 @@ def target_quality(points: np.ndarray, temperature: float) -> dict:
 
 def format_quality(quality: dict) -> str:
     """Format the dict of `target_quality` in six lines."""
-    bound, cosine_bound = "no bound known (outside the range of the quadrature)", ""
+    bound, cosine_bound = "no bound known for so many points in so few dimensions", ""
     if quality["bound"] is not None:
         kind = "the regular simplex, exact" if quality["degree"] == 1 else f"quadrature of degree {quality['degree']}"
         # An optimal set equals its bound to float32 precision; its gap is rounding, of either sign.
@@ -133,9 +133,9 @@ def welch_bound(count: int, dim: int) -> float:
 def energy_bound(count: int, dim: int, temperature: float) -> float | None:
     """Return the universal lower bound of the energy ratio of C points in R^D; None if `quadrature` is None.
 
-    The bound is C/(C−1) · Σ ρ_i exp(α_i / τ). It is tight for the regular simplex, the cross-polytope and all sharp
-    configurations (Boyvalenkov, Dragnev, Hardin, Saff and Stoyanova, 2016, "Universal lower bounds for potential energy
-    of spherical codes"). α_i and ρ_i are the nodes and weights of Levenshtein's quadrature.
+    The bound is C/(C−1) · Σ ρ_i exp(α_i / τ). It is tight for the regular simplex, the cross-polytope and other
+    sets of high symmetry (Boyvalenkov, Dragnev, Hardin, Saff and Stoyanova, 2016, "Universal lower bounds for potential
+    energy of spherical codes"). α_i and ρ_i are the nodes and weights of Levenshtein's quadrature.
     """
     rule = quadrature(count, dim)
     if rule is None:
@@ -147,7 +147,8 @@ def energy_bound(count: int, dim: int, temperature: float) -> float | None:
 def degree(count: int, dim: int) -> int | None:
     """Return the degree m of the quadrature for C points in R^D, R(m) < C ≤ R(m + 1), or None above MAX_DEGREE.
 
-    R(m) is the least size of a spherical design of strength m (Delsarte, Goethals, Seidel 1977): 2, D + 1, 2D,
+    R(m) is a lower bound of the size of a spherical design of strength m, a set of points whose mean equals that of the
+    sphere for all polynomials up to degree m (Delsarte, Goethals, Seidel 1977): 2, D + 1, 2D,
     D(D+3)/2, … for m = 1, 2, 3, 4, …
     """
 
@@ -173,7 +174,7 @@ def quadrature(count: int, dim: int) -> tuple[np.ndarray, np.ndarray] | None:
     if count <= dim + 1:
         return np.array([-1 / (count - 1)]), np.array([1 - 1 / count])
     k = (m + 1) // 2
-    x, w = roots_jacobi(k + 2, (dim - 3) / 2, (dim - 3) / 2)  # the cosine of a random pair
+    x, w = roots_jacobi(k + 2, (dim - 3) / 2, (dim - 3) / 2)  # distribution of the cosine of two random unit vectors
     x, w = np.append(x, 1.0), np.append(w / w.sum(), -1 / count)
     if m % 2:
         return gauss(x, w, k)

@@ -38,7 +38,7 @@ def shortest_chains(
 
     Returns:
         Chains of moves (class, new target) without common classes, each ending with the move of an unassigned class;
-        and the prices (C,) after these moves. There are no chains if the lists lead to no target that was given up.
+        and the prices (C,) after these moves. There are no chains if the lists reach no given-up target.
     """
     current = current.copy()
     current[unassigned] = (listed_cost[unassigned] + price[listed[unassigned]]).min(axis=1)

@@ -78,7 +78,8 @@ def generate(
 
     Args:
         iters: number of evaluations of energy and gradient per start.
-        optimizer: "lbfgs", or "adam", the recipe of the code released by the TSC authors: normal random vectors, any C.
+        optimizer: "lbfgs", or "adam", the recipe of the code released by the TSC authors, which starts from normal
+            random vectors for any C.
         best: is updated with the best set found so far, for use after an interrupt.
     """
     rng = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ OnEvaluation = Callable[[float], None]  # receives the logarithm of the energy r
 
 @dataclass
 class BestPoints:
-    """The best set found so far, (C, D) unit rows, and its objective: the log energy ratio, or L_u for Adam."""
+    """The best set found so far, (C, D) unit rows and its objective: log energy ratio, or L_u (equation 3) for Adam."""
 
     objective: float = float("inf")
     points: Tensor | None = None

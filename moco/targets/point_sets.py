@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# L-BFGS finds q = 2 (27 points in R^6) from random starts. 4, 8 and 9 need fields other than the integers mod q.
+# Values of q, largest first. Without 2, which L-BFGS finds from random starts (27 points in R^6), and without 4, 8 and
+# 9, which are not prime: they need finite fields other than the integers mod q.
 QUADRIC_ORDERS = (7, 5, 3)
 NOISE = 0.001  # added to each coordinate: without noise, a symmetric start is a saddle point in higher dimensions
 

@@ -13,7 +13,7 @@ from moco.views.jitter import cached_constant
 from moco.views.on_device import ORDERS, TRIES
 
 # Columns of the (N, NUM_RANDOM) uniform random numbers of N views.
-COL_CROP = slice(0, 2 * TRIES + 2)  # tries and position of the crop; its first four columns for AffineParams
+COL_CROP = slice(0, 2 * TRIES + 2)  # CropParams; AffineParams uses the first four of these columns
 COL_FLIP, COL_GREY, COL_BLUR, COL_BLUR_SIGMA, COL_JITTER, COL_JITTER_ORDER = range(COL_CROP.stop, COL_CROP.stop + 6)
 COL_JITTER_FACTORS = slice(COL_JITTER_ORDER + 1, COL_JITTER_ORDER + 5)
 COL_CUTOUT = slice(COL_JITTER_FACTORS.stop, COL_JITTER_FACTORS.stop + 2)

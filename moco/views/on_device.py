@@ -126,7 +126,8 @@ def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
     hue = torch.where(largest == red, (green - blue) / safe, 4 + (red - green) / safe)
     hue = torch.where((largest == green) & (largest != red), 2 + (blue - red) / safe, hue)
     hue = hue + 6 * turns[:, None, None]
-    # For each channel: distance of the hue from the hue at which the channel is smallest, in sixths of a turn.
+    # k: hue relative to each channel, in sixths of a turn. The channel falls from 0 to 1, is smallest from 1 to 3,
+    # rises from 3 to 4, and is largest from 4 to 6.
     shift = cached_constant(x.device, 5.0, 3.0, 1.0)[:, None, None]
     k = (hue[:, None] + shift).remainder(6)  # (N, 3, S, S)
     return largest[:, None] - spread[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)

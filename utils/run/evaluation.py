@@ -102,7 +102,7 @@ def train_classifier(
         also = (BEST,) if update_results(results, done, measured) else ()
         log_epoch(run_log, means, done, get_lr(optimizer), measured, progress)
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
-        checkpointer.end_epoch(also)  # encoded once; the files contain the whole network, as those of the authors' code
+        checkpointer.end_epoch(also)  # all files get the same bytes, with the whole network, as in the authors' code
         loader.report_bad_images(checkpointer.run_dir)
     progress.close()
     return results
@@ -170,7 +170,7 @@ def log_epoch(run_log: RunLog, means: Means, epoch: int, lr: float, measured: di
     log(f"{means.title}  {format_means(train_values)}  {accuracies}lr {lr:.4g}  ETA {progress.eta()}")
 
 
-def read_finished(path: Path) -> RunState:
+def read_stage2_checkpoint(path: Path) -> RunState:
     """Read the checkpoint of a second stage, to evaluate it."""
     return RunState.from_dict(checkpoint.read_checkpoint(path, needs=("state_dict", "epoch")), path)
 

@@ -63,9 +63,10 @@ def resumable_checkpoints(run_dir: Path) -> list[Path]:
 def lock_run_dir(run_dir: Path, source: Path | None = None, broken: Iterable[Path] = ()) -> Iterator[None]:
     """Lock the run folder for the duration of the context, and create it if necessary.
 
-    The operating system releases the lock when the process ends, for whatever reason. Drafts of a killed run are
-    removed. Checkpoints that `load_run` could not read are renamed, so that they never replace a good one. If no
-    last.pth.tar remains and the run resumes from a checkpoint of this folder, it is copied from this checkpoint.
+    The operating system releases the lock when the process ends, for whatever reason. Half-written files of a killed
+    run (drafts, see `utils.files`) are removed. Checkpoints that `load_run` could not read are renamed, so that they
+    never replace a good one. If no last.pth.tar remains and the run resumes from a checkpoint of this folder, it is
+    copied from this checkpoint.
 
     Args:
         run_dir: the run folder.

@@ -37,7 +37,7 @@ class RunLog:
 
     Args:
         run_dir: the run folder, which is created if necessary.
-        args: from `plain_values`.
+        args: as plain values, such as `RunState.args`.
         splits: one TensorBoard folder is created for each of them.
         epochs_done: completed epochs in the checkpoint that the run resumes from. Records of later epochs, which are
             trained again, move to log.jsonl.bak-<n>. With --resume auto, a single record after `epochs_done` is dropped

@@ -77,7 +77,10 @@ def _newest_valid(run_dir: Path) -> RunState:
 
 
 def check_epochs_left(state: RunState, epochs: int, ended: bool) -> None:
-    """Raise InputError if no epoch remains to be trained, unless the run has already `ended`, that is, is complete."""
+    """Raise InputError if no epoch remains to be trained.
+
+    ended: whether the run is complete in its folder. It may then be started again, and trains nothing.
+    """
     if state.epoch >= epochs and not ended:
         raise InputError(f"--epochs {epochs}: {state.epoch} are done already, expected more")
 

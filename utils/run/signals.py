@@ -9,7 +9,8 @@ from multiprocessing.util import Finalize
 from utils import distributed
 from utils.errors import EXIT_CODES, Stopped
 
-# Seconds. A second SIGINT that arrives sooner is taken for the first one, which the parent process has forwarded.
+# Seconds. One Ctrl-C can arrive twice, from the terminal and from the parent process, which forwards it. A SIGINT
+# within this time of the first signal is therefore not a second request.
 SECOND_SIGINT_AFTER = 1.0
 
 

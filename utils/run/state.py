@@ -14,7 +14,7 @@ from utils.randomness import Stream, derive_seed
 from utils.run import checkpoint
 from utils.safe_load import MAX_COUNT, is_count, is_number, is_plain
 
-NOT_ENTRIES = ("weights", "extra", "source", "broken")  # fields that are not checkpoint entries of this name
+NOT_ENTRIES = ("weights", "extra", "source", "broken")  # fields that are not stored under their names
 OMITTED_IF_NONE = ("phase", "results", "best_acc1", "scaler")
 
 
