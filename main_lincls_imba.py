@@ -1,12 +1,16 @@
 """Train a classifier on the encoder of stage 1 and measure its accuracy (stage 2).
 
 Fit all classifiers that the checkpoint supports, and compare them in one table:
-    python main_lincls_imba.py --dataset digits --pretrained RUN/last.pth.tar \\
-        --compare-heads
+    python main_lincls_imba.py --pretrained RUN/last.pth.tar --compare-heads
 
-Train the authors' linear classifier on ImageNet-LT:
-    python main_lincls_imba.py --data-root IMAGENET \\
-        --pretrained RUN/last.pth.tar --epochs 40 --schedule 20 30 -b 2048
+Train the authors' linear classifier:
+    python main_lincls_imba.py --pretrained RUN/last.pth.tar --epochs 40 \\
+        --schedule 20 30 -b 2048
+
+Measure a trained classifier again, or on another list of images:
+    python main_lincls_imba.py --evaluate --resume RUN/model_best.pth.tar --test-txt FILE
+
+Flags of data and network that you omit are taken from the checkpoint.
 """
 
 import utils.startup  # noqa: F401, imported before the modules that take seconds to load
@@ -18,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-from imagenet_inat import data_flags, loaders, options
+from imagenet_inat import data_flags, loaders, options, stored_flags
 from imagenet_inat.split_features import compute_split_features
 from moco import heads
 from moco.heads import head_flags, inputs, selection
 from utils import distributed, errors
 from utils.cli import shared_flags
-from utils.cli.parser import Parser, parse
+from utils.cli.parser import Parser
 from utils.distributed import launch
 from utils.run import dry_run, evaluation, folder, loop, resume, session
 
@@ -49,12 +53,12 @@ def get_args_parser() -> Parser:
 
 @dataclass(frozen=True)
 class Plan(session.StagePlan):
-    """A second stage: its run, its data, the classifier, and the encoder's file (None with --evaluate)."""
+    """The plan of stage 2: settings of the run, data, classifier, encoder's file, and the splits to evaluate."""
 
     data: options.DataConfig
     head: head_flags.HeadFlags
     pretrained: Path | None
-    evaluate: bool
+    evaluated: tuple[str, ...]
     bn_mode: str
     eval_freq: int
     eval_batch_size: int | None
@@ -73,36 +77,38 @@ class Plan(session.StagePlan):
 
 def main(argv: list[str] | None = None) -> None:
     parser = get_args_parser()
-    plan = prepare(parser, parse(parser, argv))
-    worker = evaluate if plan.evaluate else fit_heads if plan.head.is_fitted else train_probe
+    plan = prepare(parser, *stored_flags.parse(parser, argv))
+    worker = evaluate if plan.evaluated else fit_heads if plan.head.is_fitted else train_probe
     with dry_run.redirect_outputs(plan) as plan:
         launch.launch(worker, plan, plan.run.launch, plan.run.arguments.agreed())
 
 
-def prepare(parser: Parser, args) -> Plan:
+def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
     options.resolve_defaults(args)
     processes = launch.check(args)
     head_flags.resolve_defaults(args, processes)
     head = head_flags.HeadFlags.from_args(args)
-    head_flags.check_files(args)
     if not args.evaluate:
         name = head_flags.run_name(args, options.data_name(args))
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / name)
         if head.is_fitted:
             folder.check_fitted_run_dir(args.resume, Path(args.run_dir))
         folder.check_resume(args.resume, Path(args.run_dir))
-    data = options.build_data_config(args)
-    data = options.choose_loading(args, data, data.open("train"), processes)
+    data = options.build_data_config(args, stored.num_classes if args.evaluate else None)
+    evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
+    data = options.choose_loading(args, data, data.open(evaluated[0] if evaluated else "train"), processes)
     # A fitted head and --evaluate draw no training batches, so that a training list of any length is accepted.
     draws_batches = not (args.evaluate or head.is_fitted)
     if draws_batches:
         loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
-    digests = loaders.check_lists_and_hash(data, args.sampling, args.batch_size if draws_batches else 1)
+    batch_size = args.batch_size if draws_batches else 1
+    digests = loaders.check_lists_and_hash(data, args.sampling, batch_size, evaluated or loaders.SPLITS)
+    stored.report_other_lists(args, digests, data.lists.files)
     arguments = parser.describe(args, {"num_classes": data.spec.num_classes} | digests, options.LEGACY_LOADING)
     run = session.RunPlan.from_args(args, Path(args.run_dir or "."), arguments)  # --evaluate writes no files
     pretrained = Path(args.pretrained) if args.pretrained else None
-    plan = Plan(run, data, head, pretrained, args.evaluate, args.bn_mode, args.eval_freq, args.eval_batch_size)
+    plan = Plan(run, data, head, pretrained, evaluated, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:
         plan.network(processes)  # fails now if the encoder's file does not fit; fitted heads load it first anyway
     return plan
@@ -188,10 +194,9 @@ def evaluate(plan: Plan, process: launch.ProcessInfo) -> None:
     head = next(name for name in (state.args.get("head"), plan.head.head) if name in list(heads.HEADS))
     model = heads.load_trained(plan.network(distributed.world_size(), head=head), head, state.weights, source)
     compute.apply_to(model.to(process.device))
-    splits = loaders.build_val_and_test_loaders(plan.data, plan.run.batch_size, plan.eval_batch_size, process)
-    splits = {"test": splits["val"]} if plan.data.val_is_test else splits
+    splits = loaders.build_eval_loaders(plan.data, plan.evaluated, plan.eval_batch_size or loaders.EVAL_BATCH, process)
     with compute.precision_context():
-        counts = plan.data.open("train").class_counts
+        counts = state.train_counts or plan.data.open("train").class_counts
         evaluation.print_accuracies(splits, model, compute, counts, source, state.epoch)
 
 

@@ -97,7 +97,7 @@ def prepare(parser: Parser, args) -> Plan:
     facts = {"num_classes": data.spec.num_classes, "train_list": train_set.digest}  # a resumed run needs the same
     arguments = parser.describe(args, facts, options.LEGACY_LOADING)
     run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
-    next_command = options.command_line("main_lincls_imba.py", args, pretrained=run.run_dir / checkpoint.LAST)
+    next_command = options.command_line("main_lincls_imba.py", pretrained=run.run_dir / checkpoint.LAST)
     return Plan(run, data, method, measures, args.sampling, args.keep_last, args.save_freq, next_command)
 
 

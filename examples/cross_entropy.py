@@ -5,7 +5,7 @@
 
 Augmentation, evaluation and run folder are those of the linear probe, so that utils.report
 can compare it with KCL and TSC. To fit all classifiers to its encoder, run:
-    python main_lincls_imba.py --dataset digits --imbalance 50 --compare-heads \\
+    python main_lincls_imba.py --compare-heads \\
         --pretrained RUN/last.pth.tar
 """
 

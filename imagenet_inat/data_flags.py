@@ -5,7 +5,7 @@ import argparse
 from imagenet_inat import datasets
 from imagenet_inat.paths import SPLITS
 from moco.loader import VIEWS
-from utils.cli.flags import Group
+from utils.cli.flags import ENCODER, Group
 from utils.cli.numbers import number_type, positive_float, positive_int
 from utils.cli.parser import Parser
 
@@ -23,6 +23,7 @@ def add_list_arguments(group: Parser | Group) -> None:
         help="Folder of the lists, such as ImageNet_LT_train.txt (default: in imagenet_inat/data or --data-root).",
         affects_result=False,
         by_content=True,
+        stored=ENCODER,
     )
     for split in SPLITS:
         group.add_argument(
@@ -31,6 +32,7 @@ def add_list_arguments(group: Parser | Group) -> None:
             help=f"List to use as {split}, instead of the one in --splits.",
             affects_result=False,
             by_content=True,
+            stored=ENCODER,
         )
     made = datasets.default_imbalances()
     named = {imbalance: ", ".join(name for name in made if made[name] == imbalance) for imbalance in made.values()}
@@ -40,6 +42,7 @@ def add_list_arguments(group: Parser | Group) -> None:
         metavar="RATIO",
         help="Largest / smallest class of the data sets that are generated (default: "
         f"{'; '.join(f'{imbalance:g} for {names}' for imbalance, names in named.items())}).",
+        stored=ENCODER,
     )
     largest = datasets.default_largest_classes()
     group.add_argument(
@@ -50,6 +53,7 @@ def add_list_arguments(group: Parser | Group) -> None:
         f"(default: {', '.join(str(count) for count in largest.values())}; at most "
         f"{', '.join(str(datasets.get_spec(name).largest_class_max) for name in largest)}).",
         legacy=None,
+        stored=ENCODER,
     )
 
 
@@ -61,6 +65,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default="imagenet",
         metavar="NAME",
         help="Data set: %(choices)s. Use custom for your own images.",
+        stored=ENCODER,
     )
     group.add_argument(
         "--data-root",
@@ -68,6 +73,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Folder of the images, from which the paths in the lists start. digits and fashion are written here.",
         affects_result=False,
+        stored=ENCODER,
     )
     add_list_arguments(group)
     group.add_argument(
@@ -75,15 +81,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=number_type("share", float, lambda value: 0 < value <= 0.5, "more than 0, at most 0.5"),
         metavar="SHARE",
         help="Hold out this share of each class's training images (at least one, except in single-image classes) for "
-        "validation, when validation and test lists are the same (CIFAR, iNaturalist). Pass it to both stages; "
-        "typically 0.1. Without it, selection uses the test set, and tables say so.",
+        "validation, when validation and test lists are the same (CIFAR, iNaturalist); typically 0.1. "
+        "Without it, selection uses the test set, and tables say so.",
         legacy=None,
+        stored=ENCODER,
     )
     group.add_argument(
         "--image-size",
         type=positive_int,
         metavar="PX",
         help="Input size in pixels (default: the data set's).",
+        stored=ENCODER,
     )
     meanings = "\n".join(f"{name}: {view.help}" for name, view in VIEWS.items()).replace("%", "%%")
     group.add_argument(
@@ -92,6 +100,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"Augmentation (default: the data set's).\n{meanings}",
         legacy=legacy_views,
+        stored=ENCODER,
     )
     group.add_argument(
         "--crop-scale",
@@ -100,6 +109,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LO", "HI"),
         help="Share of the area that a random crop keeps (default: the view's). Increase LO if crops miss the object.",
         legacy=None,
+        stored=ENCODER,
     )
     group.add_argument(
         "--statistics",
@@ -107,6 +117,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET",
         help="Data set whose mean and std normalise the images (default: its own; ImageNet's for custom).",
         legacy=None,
+        stored=ENCODER,
     )
     group.add_argument(
         "-j",

@@ -142,8 +142,10 @@ def build_stage2_loader(
     return _choose_training_loader(data, images, batches, process, views=1)
 
 
-def check_lists_and_hash(data: DataConfig, sampling: str, batch_size: int) -> dict[str, str]:
-    """Check the three lists, before stage 2 creates anything, and return their hashes.
+def check_lists_and_hash(
+    data: DataConfig, sampling: str, batch_size: int, splits: tuple[str, ...] = SPLITS
+) -> dict[str, str]:
+    """Check the lists of these splits, before stage 2 creates anything, and return their hashes.
 
     Returns:
         The hashes as arguments of the run, such as {"train_list": digest}. A resumed run must use the same lists.
@@ -151,8 +153,9 @@ def check_lists_and_hash(data: DataConfig, sampling: str, batch_size: int) -> di
     Raises:
         InputError: a list cannot be used, or has too few images for a batch.
     """
-    opened = {split: data.open(split) for split in SPLITS}
-    check_batch_size(sampling, opened["train"].labels, data.spec.repeat, batch_size)
+    opened = {split: data.open(split) for split in splits}
+    if "train" in opened:
+        check_batch_size(sampling, opened["train"].labels, data.spec.repeat, batch_size)
     return {f"{split}_list": images.digest for split, images in opened.items()}
 
 

@@ -120,8 +120,11 @@ def resolve_defaults(args: argparse.Namespace) -> None:
     args.imbalance = resolve_imbalance(spec, args.imbalance, args.largest)
 
 
-def build_data_config(args: argparse.Namespace) -> DataConfig:
+def build_data_config(args: argparse.Namespace, num_classes: int | None = None) -> DataConfig:
     """Build the DataConfig of arguments that `resolve_defaults` has completed.
+
+    Args:
+        num_classes: Number of classes of custom data. None: the training list is read.
 
     Raises:
         InputError: the training list, which gives the number of classes, is missing or invalid; or --holdout is
@@ -129,7 +132,7 @@ def build_data_config(args: argparse.Namespace) -> DataConfig:
     """
     spec = get_spec(args.dataset)
     lists = find_lists(spec, args, args.imbalance, args.largest)
-    num_classes = spec.num_classes  # 0 for custom data
+    num_classes = spec.num_classes or num_classes  # a DatasetSpec has 0 for custom data
     if not num_classes:
         lists.require("train")
         train = lists.files["train"]
@@ -188,17 +191,10 @@ def data_name(args: argparse.Namespace) -> str:
     return f"{args.dataset}-{Path(args.data_root).resolve().name}"
 
 
-def command_line(script: str, args: argparse.Namespace, **flags) -> str:
-    """Return a command that uses the same data as these arguments."""
-    names = ["dataset", "arch", "data_root", "image_size"]
-    names += [name for name in ("splits", "train_txt", "val_txt", "test_txt") if getattr(args, name)]
-    names += [name for name in ("imbalance", "largest") if getattr(args, name) and not all_lists_given(args)]
-    names += ["views"] if args.views != get_spec(args.dataset).view else []
-    names += [name for name in ("crop_scale", "statistics", "holdout") if getattr(args, name)]
-    flags = {name: getattr(args, name) for name in names} | flags
+def command_line(script: str, **flags: object) -> str:
+    """Return a command that runs a script of this project with these flags."""
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.name
-    flag_words = []
-    for name, value in flags.items():
-        flag_words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join([str(python), script, *flag_words])
+    return shlex.join(
+        [str(python), script, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    )

@@ -54,6 +54,7 @@ def add_head_arguments(group: Group) -> None:
         help="Classifier. linear and ldam are trained on random views; the others are fitted to features that are "
         "computed once, in seconds to minutes.\n" + "\n".join(f"{name}: {head.help}" for name, head in HEADS.items()),
         refused=(COMPARING,),
+        ignored=(EVALUATING,),
         legacy="linear",
     )
     group.add_argument(

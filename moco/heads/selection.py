@@ -162,7 +162,9 @@ def fit_and_save(run_dir: Path, args: dict, network: nn.Module, head_data: HeadD
     RunLog(run_dir, args, (), 0)
     selected = select_head(args["head"], args["sampling"], args["logit_adjustment"], head_data)
     network.fc = selected.classifier
-    checkpoint.save_network(run_dir / BEST, network, epoch=0, arch=args["arch"], args=args)
+    checkpoint.save_network(
+        run_dir / BEST, network, epoch=0, arch=args["arch"], args=args, train_counts=head_data.counts.tolist()
+    )
     selected_by = {"on": head_data.selection_split, "from": selected.tried}
     write_results(run_dir, args, {"selected": selected.entry}, head_data.counts, selected_by)
     show_accuracies(f"test, selected ({format_settings(selected.entry)})", selected.entry)

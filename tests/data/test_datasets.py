@@ -209,4 +209,3 @@ def test_note_reports_imbalance_that_named_lists_ignore(capsys):
     args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
     options.resolve_defaults(args)
     line_with(capsys.readouterr().out, "note", "--imbalance")
-    assert options.command_line("main_lincls_imba.py", args).endswith("--splits LISTS")

@@ -10,9 +10,11 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 
+import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from imagenet_inat import options
+from imagenet_inat import options, stored_flags
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import generated_folders
@@ -227,7 +229,7 @@ def test_given_lists_are_used_and_none_are_written(tmp_path):
     assert not (tmp_path / SPEC.set_name).exists()
 
 
-def test_next_command_selects_same_images(tmp_path):
+def test_stage_2_takes_the_lists_from_the_checkpoint(tmp_path):
     """A checkpoint from before --largest existed has no value for it."""
     write_fashion_mnist(tmp_path, 140, 1)
     flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10"
@@ -236,8 +238,8 @@ def test_next_command_selects_same_images(tmp_path):
     options.resolve_defaults(args)
     assert (args.arch, args.image_size, args.views, args.largest) == ("lenet", 28, "grey", 30)
     assert describe_arguments(parser, args).legacy["largest"] is None
-    typed = options.command_line("main_lincls_imba.py", args).split()
-    again = stage1.get_args_parser().parse_args(typed[2:])
+    torch.save({"args": describe_arguments(parser, args).values}, tmp_path / "run.pth")
+    again, _ = stored_flags.parse(stage2.get_args_parser(), ["--pretrained", str(tmp_path / "run.pth")])
     options.resolve_defaults(again)
     assert options.build_data_config(again).lists == options.build_data_config(args).lists
     assert options.build_data_config(args).open("train").class_counts.tolist() == SIZES

@@ -44,12 +44,12 @@ def test_resumed_run_is_bit_identical(amp, words, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_evaluate_repeats_accuracy_of_checkpoint(amp, words, probe_flags, tmp_path, capsys):
+def test_evaluate_repeats_accuracy_of_checkpoint(amp, words, tmp_path, capsys):
     words = [*words, "--amp", amp]
     cross_entropy.main([*words, "--run-dir", str(tmp_path / "run")])
     last = json.loads((tmp_path / "run" / "results.json").read_text())["last"]
     capsys.readouterr()
-    stage2.main([*probe_flags, "--amp", amp, "--evaluate", "--resume", str(tmp_path / "run" / "last.pth.tar")])
+    stage2.main(["--evaluate", "--resume", str(tmp_path / "run" / "last.pth.tar")])
     line_with(capsys.readouterr().out, "test", 2, f"{last['acc1']:.2f}")
 
 

@@ -48,8 +48,8 @@ def test_all_heads_are_compared(comparison):
     assert not list(comparison.glob("*.pth.tar"))
 
 
-@pytest.mark.parametrize("head", ["logistic", "cosine", "ncm", "target"])
-def test_single_head_matches_comparison_and_evaluate(head, words, comparison, probe_flags, tmp_path, capsys):
+@pytest.mark.parametrize("head", ["logistic", "cosine", "ncm", "tau", "lws", "target"])
+def test_single_head_matches_comparison_and_evaluate(head, words, comparison, tmp_path, capsys):
     stage2.main([*words, "--head", head, "--run-dir", str(tmp_path)])
     record = results_of(tmp_path)
     title = f"{head}, post" if head in ("logistic", "cosine") else head
@@ -57,7 +57,7 @@ def test_single_head_matches_comparison_and_evaluate(head, words, comparison, pr
     assert record["selected"] == {name: theirs[name] for name in record["selected"]}
     assert record["chosen"]["from"] == theirs["from"]
     capsys.readouterr()
-    stage2.main([*probe_flags, "--evaluate", "--resume", str(tmp_path / "model_best.pth.tar")])
+    stage2.main(["--evaluate", "--resume", str(tmp_path / "model_best.pth.tar")])
     line_with(capsys.readouterr().out, "test", f"top-1 {theirs['acc1']:.2f}")
 
 
@@ -128,6 +128,10 @@ def test_own_classifier_of_baseline_is_a_head(probe_flags, tmp_path, capsys):
     stage2.main([*probe_flags, "--head", "own", "--logit-adjustment", "off", "--pretrained", str(run / "last.pth.tar")])
     own = results_of(run / "custom-digits_LT_own_instance_off_")["selected"]
     assert own["per_class"] == pytest.approx(last["per_class"]) and own["ece"] == pytest.approx(last["ece"], abs=1e-3)
+    for checkpoint_file in (run / "last.pth.tar", run / "custom-digits_LT_own_instance_off_" / "model_best.pth.tar"):
+        capsys.readouterr()
+        stage2.main(["--evaluate", "--resume", str(checkpoint_file)])
+        line_with(capsys.readouterr().out, "test", f"top-1 {own['acc1']:.2f}")
     assert read_run(run).heads["heads"].keys() == heads.keys()
     report.main([str(run), "--output", str(tmp_path / "out")])  # the report finds the heads in the run folder
     page = (tmp_path / "out" / "report.md").read_text()

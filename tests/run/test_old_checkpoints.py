@@ -27,9 +27,11 @@ LOADING = {"args.dist_timeout": int, "args.cache": str, "args.batch_views": bool
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 SCHEDULE |= {"args.dry_run": bool, "args.optimizer": str, "args.clip_grad": type(None)}
 ENCODER = {"args.accum_steps": int, "args.grad_checkpointing": bool, "args.freeze": list, "args.lr_backbone": float}
+COUNTS = {f"train_counts.{label}": int for label in range(10)}
 ADDED = {
     "tsc": {
         "queue_grid": int,
+        **COUNTS,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
         **{"args.contrast": str, "args.kcl_epochs": type(None), "args.sampling": str},
         **{"args.knn_k": type(None), "args.knn_vote": str, "args.online_probe": str, "args.init_from": type(None)},
@@ -42,6 +44,7 @@ ADDED = {
         **{f"args.{name}": bool for name in ("deterministic", "cos", "finetune", "compare_heads")},
         **{f"args.{name}": str for name in ("head", "sampling", "logit_adjustment")},
         **{"args.feature_views": int},
+        **COUNTS,
         **{
             f"results.{choice}.{name}": float
             for choice in ("selected", "last", "best_on_test")

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
+from imagenet_inat import stored_flags
 from imagenet_inat.datasets import IMAGENET_STATISTICS, REGISTRY, DatasetSpec
 from imagenet_inat.images import LongTailDataset
 from tests.refusals import line_with
@@ -133,7 +134,7 @@ def test_run_folder_has_release_name(digits_flags, tmp_path, capsys):
         "_tgted_False_tr_1_tw_1.0_ep_1_mine"
     )
     next_command = capsys.readouterr().out.split("main_lincls_imba.py ")[1].split()
-    probe = stage2.get_args_parser().parse_args(next_command)  # the printed command names the same data
+    probe, _ = stored_flags.parse(stage2.get_args_parser(), next_command)  # the printed command uses the same data
     assert probe.pretrained == str(run / "last.pth.tar")
     assert (probe.dataset, probe.arch, probe.image_size) == ("digits", "lenet", 16)
     assert probe.data_root == digits_flags[digits_flags.index("--data-root") + 1]

@@ -17,6 +17,9 @@ STAGES = (
 )  # examples/cross_entropy.py and pixels.py have almost no other flags
 
 
+ENCODER, RESULT = "encoder", "result"  # values of Effect.stored
+
+
 class When(NamedTuple):
     """A condition on the arguments of a command.
 
@@ -41,6 +44,8 @@ class Effect:
         trains: Whether only training steps use it, so that a classifier that is fitted to features ignores it.
         ignored: Conditions in which the flag has no effect. A note is printed if it was typed.
         refused: Conditions in which the flag must not be typed.
+        stored: Whether stage 2 takes the flag from its checkpoint, unless it is typed. ENCODER: always, because the
+            encoder was trained with it. RESULT: with --evaluate, because the stored accuracies depend on it.
         legacy: The value, or a function of the arguments that returns it, in checkpoints older than the flag.
     """
 
@@ -50,7 +55,12 @@ class Effect:
     trains: bool = False
     ignored: tuple[When, ...] = ()
     refused: tuple[When, ...] = ()
+    stored: str | None = None
     legacy: object = argparse.SUPPRESS  # no such checkpoints exist
+
+    def legacy_value(self, args: argparse.Namespace) -> object:
+        """Return the value in checkpoints older than the flag. args: the other arguments."""
+        return self.legacy(args) if callable(self.legacy) else self.legacy
 
 
 NAMES = tuple(field.name for field in fields(Effect))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.cli.flags import Group, When
+from utils.cli.flags import RESULT, Group, When
 from utils.cli.numbers import seconds
 from utils.distributed import launchers
 
@@ -21,11 +21,13 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
         default="off",
         help="Half precision for the encoders, which halves activation memory. Use bf16 on Ampere or newer GPUs and on "
         "CPUs with AMX or AVX512-BF16, fp16 on older GPUs.",
+        stored=RESULT,
     )
     group.add_argument(
         "--channels-last",
         action="store_true",
         help="Use the channels-last memory format, recommended with --amp on GPUs. Results differ by rounding.",
+        stored=RESULT,
     )
     group.add_argument(
         "--compile",
@@ -37,12 +39,14 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
         action="store_true",
         help="Use TF32 for float32 matrix products on Ampere or newer GPUs, including the loss. Convolutions "
         "use it anyway. No effect on other devices.",
+        stored=RESULT,
     )
     group.add_argument(
         "--deterministic",
         action="store_true",
         help="Use deterministic GPU algorithms: the same seed, GPU type and versions give identical results, also "
         "after resuming. Some operations are slower.",
+        stored=RESULT,
     )
     return group
 

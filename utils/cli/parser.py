@@ -71,7 +71,7 @@ class Parser(Declarations, argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else list(args)
         if not self._subparsers:  # otherwise the subcommand's parser expands recipes
-            words = recipes.expand(words, self._check_line)
+            words = recipes.expand(words, self.check_words)
         namespace, rest = super().parse_known_args(words, namespace)
         self._check_no_empty_value(namespace)
         return namespace, rest
@@ -83,7 +83,7 @@ class Parser(Declarations, argparse.ArgumentParser):
                 name = "/".join(action.option_strings) or action.metavar or action.dest
                 self.error(f"argument {name}: found an empty value, expected a path or a name")
 
-    def _check_line(self, words: list[str]) -> None:
+    def check_words(self, words: list[str]) -> None:
         """Raise ValueError unless `words` are flags of this parser with valid values."""
 
         def raise_error(message: str):
@@ -149,8 +149,8 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     The conditions are those that the flags declare; see `Effect`. Only flags that were typed are considered.
     """
     args = parser.parse_args(argv)
-    typed_names = _typed_names(parser, argv)
-    typed = [action for action in parser._actions if action.option_strings and action.dest in typed_names]
+    names = typed_names(parser, argv)
+    typed = [action for action in parser._actions if action.option_strings and action.dest in names]
     for condition, flags in _matching_conditions(typed, "refused", args).items():
         parser.error(f"{', '.join(flags)}: not supported {condition}; omit it")
     for condition, flags in _matching_conditions(typed, "ignored", args).items():
@@ -173,7 +173,7 @@ def long_spelling(flag: argparse.Action) -> str:
     return next((spelling for spelling in flag.option_strings if spelling.startswith("--")), flag.option_strings[0])
 
 
-def _typed_names(parser: Parser, argv: list[str] | None) -> set[str]:
+def typed_names(parser: Parser, argv: list[str] | None) -> set[str]:
     """Return the names of the arguments that were typed, even if the value is the default."""
     unset = object()
     namespace = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.cli.flags import Group, When
+from utils.cli.flags import ENCODER, Group, When
 from utils.cli.machine_flags import add_machine_arguments as add_machine_arguments
 from utils.cli.numbers import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int, seed_number
 from utils.optimizers import OPTIMIZERS
@@ -21,6 +21,7 @@ def add_model_group(parser: argparse.ArgumentParser) -> Group:
         "--arch",
         help="Network of torchvision or timm (timm:NAME), or for small images lenet, resnet32, resnet18_small, ... "
         "(default: the data set's).",
+        stored=ENCODER,
     )
     return group
 

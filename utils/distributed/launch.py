@@ -188,7 +188,7 @@ def check(args) -> int:
             if args.rank <= 0:
                 launchers.check_port(args.dist_url, "--dist-url")
     world = expected_world_size(args)
-    if args.batch_size % world:
+    if args.batch_size % world and not getattr(args, "evaluate", False):
         raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes; use a multiple")
     check_device(device, world)
     return world

@@ -1,6 +1,6 @@
 """Train a classifier, evaluate it on the validation and test splits, and write the results of stage 2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -176,11 +176,11 @@ def read_stage2_checkpoint(path: Path) -> RunState:
 
 
 def print_accuracies(
-    splits: dict, model: nn.Module, compute: ComputeConfig, counts: np.ndarray, source: Path, epoch: int
+    splits: dict, model: nn.Module, compute: ComputeConfig, counts: Sequence[int], source: Path, epoch: int
 ) -> None:
     """Print the accuracies of a checkpoint on each split. counts: (C,) training images per class."""
     for split, loader in splits.items():
-        accuracies = validate(loader, model, compute, counts, where=f"checkpoint {source}, {split}")
+        accuracies = validate(loader, model, compute, np.asarray(counts), where=f"checkpoint {source}, {split}")
         show_accuracies(f"{split}, epoch {epoch}", accuracies)
 
 

@@ -108,6 +108,7 @@ def open_run(
     def collect_state(state: RunState) -> None:
         state.extra, state.scaler = extra_state(), compute.scaler_state()
 
+    state.train_counts = loader.dataset.class_counts.tolist()
     with StopSignals() as stop, lock_run_dir(plan.run_dir, state.source, state.broken), compute.precision_context():
         timer = DryRun(loader.dataset.class_counts, len(loader), plan.epochs, compute.device) if plan.dry_run else None
         yield Checkpointer(plan.run_dir, state, model, stop, plan.save_steps, collect_state, timer)

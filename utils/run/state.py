@@ -15,7 +15,7 @@ from utils.run import checkpoint
 from utils.safe_load import MAX_COUNT, is_count, is_number, is_plain
 
 NOT_ENTRIES = ("weights", "extra", "source", "broken")  # fields that are not stored under their names
-OMITTED_IF_NONE = ("phase", "results", "best_acc1", "scaler")
+OMITTED_IF_NONE = ("phase", "results", "train_counts", "best_acc1", "scaler")
 
 
 @dataclass
@@ -33,6 +33,7 @@ class RunState:
         means: running means of the current epoch (see `Means`); None at the end of an epoch.
         scaler: loss scale of --amp fp16.
         results: accuracies so far (stage 2).
+        train_counts: training images of each class; None in older files.
         best_acc1: the best test accuracy so far (stage 2), an entry of the authors' code.
         extra: the method's own entries (stage 1), which the method checks.
         source: the checkpoint that was read; None in a new run.
@@ -49,6 +50,7 @@ class RunState:
     optimizer: dict | None = None
     means: dict | None = None
     results: dict | None = None
+    train_counts: list | None = None
     best_acc1: object = None
     scaler: object = None
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -94,6 +96,8 @@ class RunState:
                 return f"argument {short_repr(name)} is {short_repr(value)}, expected a value of a command line"
         if self.means is not None and not _are_means(self.means):
             return f"means is {short_repr(self.means)}, expected steps, count and sums"
+        if not all(is_count(count) for count in self.train_counts or ()):
+            return f"train_counts is {short_repr(self.train_counts)}, expected images per class"
         return results_problem(self.results) if self.results else None
 
     def load_weights(self, model: nn.Module) -> None:
