@@ -98,7 +98,7 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     data = options.build_data_config(args, stored.num_classes if args.evaluate else None)
     evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
     data = options.choose_loading(args, data, data.open(evaluated[0] if evaluated else "train"), processes)
-    # A fitted head and --evaluate draw no training batches, so that a training list of any length is accepted.
+    # A fitted head and --evaluate draw no training batches, so they accept a training list of any length.
     draws_batches = not (args.evaluate or head.is_fitted)
     if draws_batches:
         loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
@@ -110,7 +110,9 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     pretrained = Path(args.pretrained) if args.pretrained else None
     plan = Plan(run, data, head, pretrained, evaluated, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:
-        plan.network(processes)  # fails now if the encoder's file does not fit; fitted heads load it first anyway
+        plan.network(
+            processes
+        )  # fails before the launch if the encoder's file does not fit; `fit_heads` loads it before all other work
     return plan
 
 
@@ -123,12 +125,12 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
     model = plan.network(distributed.world_size(), loader.dataset.class_counts)
     if plan.head.finetune:
         heads.unfreeze(model)
-    # The checkpoint must contain the encoder of --pretrained. Training may have changed its batch-norm statistics.
-    encoder = {} if plan.head.finetune or not state.source else heads.frozen_weights(model, "train")
+    # A checkpoint to resume must contain the encoder of --pretrained, except for batch-norm statistics, which change.
+    pretrained_weights = {} if plan.head.finetune or not state.source else heads.frozen_weights(model, "train")
     session.restore(state, model, compute)
-    if heads.changed_weights(model, encoder):
+    if heads.changed_weights(model, pretrained_weights):
         raise errors.InputError(f"checkpoint {state.source}: its encoder differs from {plan.pretrained}")
-    resume.check_epochs_left(state, run.epochs, ended=evaluation.has_ended(state))
+    resume.check_epochs_left(state, run.epochs, ended=evaluation.is_evaluated(state))
     state.check_step(len(loader))
     splits = loaders.build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
     compute.apply_to(model.to(process.device))

@@ -54,7 +54,7 @@ def get_args_parser() -> Parser:
 
 @dataclass(frozen=True)
 class Plan(session.StagePlan):
-    """A pre-training: its run, its data, its method, and what is measured meanwhile."""
+    """The plan of stage 1: settings of the run, data, method, and what is measured during training."""
 
     data: options.DataConfig
     method: methods.Method

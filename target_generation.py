@@ -55,18 +55,20 @@ def get_args_parser() -> Parser:
         default=TEMPERATURE,
         metavar="T",
         help="Temperature T of the energy ratio, the mean of exp(t_i·t_j / T) over pairs of targets; 0.05 to 0.2. "
-        "Smaller values weigh the nearest neighbours more. The targets do not depend on it if C ≤ D + 1.",
+        "Smaller values weigh the nearest neighbours more. The targets of lbfgs do not depend on it if C ≤ D + 1.",
     )
     parser.add_argument(
         "--output", metavar="FILE", help="File to write (default: optimal_<C>_<D>.npy in the current folder)."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace existing files of --output and --plot.")
-    group = parser.add_argument_group("Search", "If C ≤ D + 1, the optimum is known and only --seed has an effect.")
+    group = parser.add_argument_group(
+        "Search", "If C ≤ D + 1, lbfgs takes the known optimum: only --seed has an effect."
+    )
     group.add_argument(
         "--seed",
         type=seed_number,
         default=0,
-        help="Random seed of the starting points, or of the random rotation of the optimum if C ≤ D + 1.",
+        help="Random seed of the starting points, or of the random rotation of the known optimum.",
     )
     group.add_argument(
         "--optimizer",
@@ -167,4 +169,4 @@ def report(targets: Tensor, file: Path, args) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, "no file was written")
+    errors.run(main)

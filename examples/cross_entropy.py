@@ -113,7 +113,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     encoder = get_encoder(run.arch, data.image_size)
     model = with_float32_logits(encoder(num_classes=data.spec.num_classes))
     session.restore(state, model, compute)
-    resume.check_epochs_left(state, run.epochs, evaluation.has_ended(state))
+    resume.check_epochs_left(state, run.epochs, evaluation.is_evaluated(state))
     loader = build_stage2_loader(data, sampling, run.batch_size, state.seed, process)
     state.check_step(len(loader))
     splits = build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)

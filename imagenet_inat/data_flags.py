@@ -34,14 +34,14 @@ def add_list_arguments(group: Parser | Group) -> None:
             by_content=True,
             stored=ENCODER,
         )
-    made = datasets.default_imbalances()
-    named = {imbalance: ", ".join(name for name in made if made[name] == imbalance) for imbalance in made.values()}
+    ratios = datasets.default_imbalances()
+    names_by_ratio = {ratio: ", ".join(name for name in ratios if ratios[name] == ratio) for ratio in ratios.values()}
     group.add_argument(
         "--imbalance",
         type=positive_float,
         metavar="RATIO",
         help="Largest / smallest class of the data sets that are generated (default: "
-        f"{'; '.join(f'{imbalance:g} for {names}' for imbalance, names in named.items())}).",
+        f"{'; '.join(f'{ratio:g} for {names}' for ratio, names in names_by_ratio.items())}).",
         stored=ENCODER,
     )
     largest = datasets.default_largest_classes()
@@ -141,13 +141,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device-aug",
         action="store_true",
-        help="Augment on the device instead of in the loader processes; for large images, only the colour jitter. Use "
-        "it if training waits for data (log column Data).",
+        help="Augment on the device instead of in the loader processes; for images of mixed size, only the colour "
+        "jitter. Use it if training waits for data.",
     )
     group.add_argument(
         "--cache",
         choices=["auto", "off"],
         default="auto",
-        help="Keep decoded images in memory, up to 2 GB per list; off reads the files every time.",
+        help="auto: keep a list's decoded images in memory if they fit in 2 GB. off: read the files.",
         affects_result=False,
     )

@@ -31,7 +31,7 @@ class DatasetSpec:
     Attributes:
         set_name: prefix of the split lists, <set_name>_{train,val,test}.txt.
         source: where the images come from; shown if they are missing.
-        get_lists: what to do if a list is missing: advice, or a template of the command that writes the lists.
+        missing_list_advice: what to do if a list is missing: advice, or a template of the command that writes it.
         published: whether the lists can be downloaded.
         view: a key of VIEWS in moco/loader.py.
         jitter: whether the colour changes of the view are used.
@@ -55,7 +55,7 @@ class DatasetSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
-    get_lists: str = "write it, or name another with --train-txt, --val-txt or --test-txt"
+    missing_list_advice: str = "write it, or name another with --train-txt, --val-txt or --test-txt"
     published: bool = False
     image_size: int = 224
     arch: str = "resnet50"
@@ -95,7 +95,7 @@ REGISTRY = {
             num_classes=1000,
             **IMAGENET_STATISTICS,
             source="ILSVRC 2012 with train/<wnid>/*.JPEG and val/",
-            get_lists=f"{DOWNLOAD} imagenet --output {{folder}}",
+            missing_list_advice=f"{DOWNLOAD} imagenet --output {{folder}}",
             published=True,
             flat_folder="val",
         ),
@@ -106,7 +106,7 @@ REGISTRY = {
             mean=(0.466, 0.471, 0.380),
             std=(0.195, 0.194, 0.192),
             source="iNaturalist 2018 with train_val2018/",
-            get_lists=f"{DOWNLOAD} inat --output {{folder}}",
+            missing_list_advice=f"{DOWNLOAD} inat --output {{folder}}",
             published=True,
             jitter=False,
             test_split="val",
@@ -117,7 +117,7 @@ REGISTRY = {
             num_classes=365,
             **IMAGENET_STATISTICS,
             source="Places365-Standard, small images",
-            get_lists=f"{DOWNLOAD} places --output {{folder}}",
+            missing_list_advice=f"{DOWNLOAD} places --output {{folder}}",
             published=True,
         ),
         # CIFAR: each data set's own statistics. (The TSC authors' code uses CIFAR-10's for both: --statistics cifar10.)
@@ -129,7 +129,7 @@ REGISTRY = {
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2023, 0.1994, 0.2010),
             source="CIFAR-10 as image files",
-            get_lists=f"{MAKE} cifar10 --imbalance {{imbalance:g}} --output {{data_root}}",
+            missing_list_advice=f"{MAKE} cifar10 --imbalance {{imbalance:g}} --output {{data_root}}",
             **CIFAR,
             largest_class=5000,
         ),
@@ -140,7 +140,7 @@ REGISTRY = {
             mean=(0.5071, 0.4867, 0.4408),
             std=(0.2675, 0.2565, 0.2761),
             source="CIFAR-100 as image files",
-            get_lists=f"{MAKE} cifar100 --imbalance {{imbalance:g}} --output {{data_root}}",
+            missing_list_advice=f"{MAKE} cifar100 --imbalance {{imbalance:g}} --output {{data_root}}",
             superclasses=CIFAR100_SUPERCLASSES,
             **CIFAR,
             largest_class=500,
@@ -186,7 +186,7 @@ CUSTOM = DatasetSpec(
     num_classes=0,
     **IMAGENET_STATISTICS,
     source="your images",
-    get_lists=f"{MAKE} IMAGES --output LISTS, then --splits LISTS; or --train-txt, --val-txt and --test-txt",
+    missing_list_advice=f"{MAKE} IMAGES --output LISTS, then --splits LISTS; or --train-txt, --val-txt and --test-txt",
 )
 
 

@@ -87,7 +87,7 @@ class DeviceViews(DeviceBatches):
         self.batches.set_epoch(epoch, first_step)
 
     def __iter__(self) -> Iterator[tuple[Tensor | list[Tensor], Tensor]]:
-        device, size = self.normalise.device, self.batches.size
+        device, size = self.normalise.device, self.batches.used_size
         # One row of random numbers per view of the epoch, so that a view does not depend on its batch or process.
         rng = numpy_rng(self.dataset.seed, Stream.BATCH_VIEWS, self.batches.epoch)
         uniform = torch.from_numpy(rng.random((size, self.count, NUM_RANDOM), dtype=np.float32))

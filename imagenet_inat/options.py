@@ -57,7 +57,9 @@ class DataConfig:
             InputError: the data root or the list is missing; see also LongTailDataset.
         """
         spec, root = self.spec, self.lists.root
-        if spec.imbalance_ratio:  # generated with the images: the message about a missing list helps with both
+        if (
+            spec.imbalance_ratio
+        ):  # lists and images are generated together: the message about a missing list says how to get both
             self.lists.require(split)
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
@@ -158,7 +160,7 @@ def build_data_config(args: argparse.Namespace, num_classes: int | None = None) 
 
 
 def choose_loading(args: argparse.Namespace, data: DataConfig, images: LongTailDataset, processes: int) -> DataConfig:
-    """Choose from a sample of the training images how to load them, and return the data with this choice.
+    """Decide how to load the images, from a sample of them, and return the data with this choice.
 
     Set `args.batch_views`, whether whole batches are augmented on the device, and the default of --workers.
 

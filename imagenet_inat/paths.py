@@ -60,7 +60,7 @@ def find_lists(
     files = {split: Path(file or folder / spec.list_name(split)) for split, file in given.items()}
     hints = {}
     for split, file in files.items():
-        command = spec.get_lists.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
+        command = spec.missing_list_advice.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
         hints[split] = f"to get it: {command}; or set --splits to the folder of the lists"
     return Lists(root, files, hints)
 

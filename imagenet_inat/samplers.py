@@ -32,10 +32,10 @@ class EpochBatches(Sampler):
 
     def __init__(self, epoch_size: int, batch_size: int, seed: int, keep_last: bool = False):
         rest = epoch_size % batch_size // distributed.world_size() * distributed.world_size() if keep_last else 0
-        self.size = epoch_size // batch_size * batch_size + rest
-        self.steps = -(-self.size // batch_size)
+        self.used_size = epoch_size // batch_size * batch_size + rest
+        self.steps = -(-self.used_size // batch_size)
         # Draw i of epoch e has the number e * draws_per_epoch + i. This must not depend on the number of processes.
-        self.draws_per_epoch = epoch_size if keep_last else self.size
+        self.draws_per_epoch = epoch_size if keep_last else self.used_size
         if not self.steps:
             raise InputError(
                 f"--batch-size: {batch_size} images per step, expected at most {epoch_size}, the images in an epoch"
@@ -55,8 +55,8 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         indices = self.epoch_indices(self.epoch).tolist()
-        for begin in range(self.first_step * self.batch_size, self.size, self.batch_size):
-            local_size = min(self.batch_size, self.size - begin) // distributed.world_size()
+        for begin in range(self.first_step * self.batch_size, self.used_size, self.batch_size):
+            local_size = min(self.batch_size, self.used_size - begin) // distributed.world_size()
             start = begin + distributed.rank() * local_size
             yield [(indices[i], self.epoch * self.draws_per_epoch + i) for i in range(start, start + local_size)]
 
@@ -70,7 +70,7 @@ class ShuffledBatches(EpochBatches):
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         order = numpy_rng(self.seed, Stream.ORDER, epoch).permutation(self.epoch_size)
-        return order[: self.size] % self.num_images
+        return order[: self.used_size] % self.num_images
 
 
 class ClassAwareBatches(EpochBatches):
@@ -109,7 +109,7 @@ class ClassAwareBatches(EpochBatches):
         return int(self._image_cycle(label, image_cycle)[position])
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
-        return np.array([self._image(epoch * self.draws_per_epoch + i) for i in range(self.size)])
+        return np.array([self._image(epoch * self.draws_per_epoch + i) for i in range(self.used_size)])
 
 
 # (labels, repeat, batch_size, seed, keep_last) -> batches.

@@ -73,7 +73,7 @@ def compute_split_features(
 
 
 class InAutocast(nn.Module):
-    """A network that runs in the precision of --amp, without gradients."""
+    """A network that runs in the precision of --amp."""
 
     def __init__(self, network: nn.Module, compute: ComputeConfig):
         super().__init__()

@@ -129,7 +129,7 @@ class KCL(TargetModel):
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
             all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
-            # each a PositiveSum: the sum of an anchor's positives, (N, D), and their number, (N,); or None (no targets)
+            # PositiveSum of each anchor, sum (N, D) and number (N,): of the queue, and of the targets (None in KCL)
             queue_positives, target_positives = self._choose_positives(labels)
         targets = self.optimal_target if self.targeted else None  # t: (C·r, D)
         # Uses the queue before this step's keys (equation 2), plus the targets in TSC (equation 4). Scalars.

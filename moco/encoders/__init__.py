@@ -44,7 +44,8 @@ def _check_on_meta_device(build: Callable[..., nn.Module], arch: str, image_size
 
 
 def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
-    """Return the constructor as `get_encoder`, without a test. Raise InputError if the name is unknown."""
+    """Like `get_encoder`, but without the forward pass. Raise InputError if the name is
+    unknown."""
     if arch in PROJECT_NETWORKS:
         return PROJECT_NETWORKS[arch]
     names = timm_names() if arch.startswith(TIMM) else torchvision_names()

@@ -1,7 +1,7 @@
 """All classification networks of torchvision, and those of timm as `timm:NAME`.
 
-A network whose last layer is a Linear named `fc`, such as a ResNet, is used unchanged, so that its state dict is the
-common one. The classifier of any other network is removed, and the rest becomes the `backbone` of a `Backbone`.
+A network whose last layer is a Linear named `fc`, such as a ResNet, is used unchanged, so that its state dict has the
+library's names. The classifier of any other network is removed, and the rest becomes the `backbone` of a `Backbone`.
 """
 
 import importlib.util

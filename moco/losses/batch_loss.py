@@ -54,8 +54,8 @@ def in_batch_loss(
 
     Returns:
         A scalar with the dtype of views; float16 and bfloat16 are computed and returned in float32, also under
-        autocast. It is 0 for a single image, and for a single label with `unbiased`. views and targets get gradients,
-        but second derivatives are not supported.
+        autocast. Without targets, it is 0 for a single image, and for a single label with `unbiased`. views and
+        targets get gradients, but second derivatives are not supported.
 
     Raises:
         ValueError: If an argument has an invalid shape, type or value.

@@ -44,7 +44,7 @@ def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
         )
 
 
-def common_batch_size(state: RunState, batch_size: int) -> int:
+def batch_size_divisor(state: RunState, batch_size: int) -> int:
     """Return the greatest common divisor of all global batch sizes so far; queue_ptr is a multiple of it.
 
     The result is 1 for checkpoints that do not store the batch size, such as those of the code released by the TSC
@@ -61,7 +61,7 @@ def check_queue(model: nn.Module, batch_size_divisor: int, source: Path) -> None
 
     Args:
         model: has `queue_ptr` (1,), `queue_labels` (1, Q) and `class_centroid` (C, D). batch_size_divisor: see
-            `common_batch_size`.
+            `batch_size_divisor`.
 
     Raises:
         InputError: If the pointer or a label has an invalid value.

@@ -20,7 +20,7 @@ class CollapseDetector:
 
     def __init__(self):
         self.features: Tensor | None = None
-        self.epochs = 0
+        self.collapsed_epochs = 0
 
     def step(self, q: Tensor) -> None:
         """Store the features of the last step. q: (N, D) unit vectors."""
@@ -30,6 +30,6 @@ class CollapseDetector:
         if self.features is None or len(self.features) < MIN_BATCH_SIZE:
             return
         mean_norm = float(self.features.float().mean(dim=0).norm())
-        self.epochs = self.epochs + 1 if mean_norm > MEAN_NORM_LIMIT else 0
-        if self.epochs == 2:
+        self.collapsed_epochs = self.collapsed_epochs + 1 if mean_norm > MEAN_NORM_LIMIT else 0
+        if self.collapsed_epochs == 2:
             log(f"note: all features have collapsed onto one point (their mean has length {mean_norm:.5f}); {ADVICE}")

@@ -47,7 +47,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         "--loss",
         choices=["SupCon", "MoCo"],
         default="SupCon",
-        help="SupCon: KCL and TSC. MoCo: ignore labels; the image's own key (or other view) is the only positive.",
+        help="SupCon: use labels (KCL, TSC). MoCo: the image's own key (or other view) is the only positive.",
     )
     loss.add_argument(
         "--K",
@@ -75,8 +75,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         type=positive_int,
         default=1,
         metavar="R",
-        help="Copies of each target in the denominator. Those of the anchor's class are candidates for positives; with "
-        "--sep_t, all are positives. With --contrast batch --loss-form release, copies are also anchors.",
+        help="Copies of each target in the denominator. The copies of the anchor's class are candidates for positives; "
+        "with --sep_t, all of these are positives. With --contrast batch --loss-form release, copies are also anchors.",
         ignored=(WITHOUT_TARGETED, WITH_TW),
     )
     loss.add_argument(
@@ -159,14 +159,15 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         type=positive_int,
         default=65536,
         metavar="Q",
-        help="Queue length of --contrast queue, a multiple of the batch size; a few times the training set is enough.",
+        help="Queue length of --contrast queue, a multiple of -b times --accum-steps; a few times the number of "
+        "training images is enough.",
     )
     model.add_argument(
         "--moco-m",
         type=fraction,
         default=0.999,
         metavar="M",
-        help="Momentum of the key encoder of --contrast queue; use 0.99 for a few thousand steps.",
+        help="Momentum of the key encoder of --contrast queue; 0.99 if a run has few thousand steps.",
     )
     loss.add_argument(
         "--sep_t",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from moco.builder import KCL
-from moco.methods.checkpoint_entries import check_queue, common_batch_size
+from moco.methods.checkpoint_entries import batch_size_divisor, check_queue
 from moco.methods.contrast_method import ContrastMethod
 from moco.methods.method_flags import add_queue_arguments
 from utils.distributed import log, world_size
@@ -34,7 +34,7 @@ class QueueMethod(ContrastMethod):
 
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
         super().check_extra_state(state, num_classes)
-        self.common_batch_size = common_batch_size(state, self.global_batch_size)
+        self.batch_size_divisor = batch_size_divisor(state, self.global_batch_size)
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> KCL:
         settings = self.settings
@@ -44,7 +44,7 @@ class QueueMethod(ContrastMethod):
         return model
 
     def load_extra_state(self, state: RunState) -> None:
-        check_queue(self.model, self.common_batch_size, state.source)
+        check_queue(self.model, self.batch_size_divisor, state.source)
         super().load_extra_state(state)
 
     def encoders(self) -> list[nn.Module]:
@@ -60,4 +60,4 @@ class QueueMethod(ContrastMethod):
         return super().step_metrics(output) | accuracies
 
     def extra_state(self) -> dict:
-        return {"queue_grid": self.common_batch_size} | super().extra_state()
+        return {"queue_grid": self.batch_size_divisor} | super().extra_state()

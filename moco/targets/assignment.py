@@ -29,7 +29,7 @@ TOLERANCE = 1e-12  # of the optimality proof, as a cosine: the rounding of some 
 ROWS = 128  # rows of a (rows, C) intermediate result
 WIDTH = 64  # targets per list; at most about 30 matter when classes compete for targets
 REVIEW = 4  # while classes need a target, the lists of all others are checked only in every 4th round
-PATIENCE = 128  # after so many rounds, lists double in size; lists of all targets leave nothing unproven
+PATIENCE = 128  # every 128 rounds, the lists double in size; lists that contain all targets prove everything
 
 _solver_thread = ThreadPoolExecutor(1, "assignment")  # the thread starts at the first solve
 

@@ -29,8 +29,8 @@ def shortest_chains(
     ([[(1, 2), (0, 1), (2, 0)]], [4.0, 3.0, 0.0])
 
     Args:
-        listed, listed_cost: (C, width), the targets on each class's list and their costs; inf: unused entry. The list
-            includes the class's own target, except for unassigned classes whose target is on no list.
+        listed, listed_cost: (C, width), the targets on each class's list and their costs; inf: unused entry. The
+            list of a class includes its own target; that of an unassigned class may lack it.
         target, current: (C,), the target of each class, and its priced cost.
         price: (C,), the price of each target. At these prices, the target of each class except the unassigned ones is
             the cheapest on its list.
@@ -68,7 +68,11 @@ def _trace(ends, mover_to, target, unassigned) -> list[list[tuple[int, int]]]:
 
 
 def _search(listed, listed_cost, target, current, price, unassigned) -> tuple[np.ndarray, np.ndarray, float]:
-    """Search for `shortest_chains`. Return extra costs (C,), exact below the limit, moving classes (C,), and limit."""
+    """Search for `shortest_chains`.
+
+    Returns:
+        The extra costs (C,), which are exact below the limit; the moving class per target (C,); and the limit.
+    """
     holder, given_up, quarter = np.empty_like(target), target[unassigned], (len(unassigned) - 1) // 4
     holder[target] = np.arange(len(target))
     extra_cost = np.full(len(target), np.inf)  # (C,) total extra cost of the best known chain to each target

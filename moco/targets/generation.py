@@ -73,8 +73,9 @@ def generate(
 ) -> Tensor:
     """Return C unit vectors in R^D that are spread as evenly as possible, (C, D) float32 on the CPU.
 
-    For C ≤ D + 1, the result is the regular simplex, which is optimal, in a random orientation given by the seed. For
-    larger C, it is the best local minimum, over all starts, of the energy L_u without its constant self term.
+    With "lbfgs" and C ≤ D + 1, the result is the regular simplex, which is optimal, in a random orientation given by
+    the seed. Otherwise it is the best set found over all starts: "lbfgs" minimises the energy without its constant self
+    term, "adam" minimises L_u with it.
 
     Args:
         iters: number of evaluations of energy and gradient per start.
@@ -88,10 +89,10 @@ def generate(
     search = getattr(optimize, optimizer)
     iters = iters or (EVALUATIONS if optimizer == "lbfgs" else optimize.RELEASE_STEPS)
     best = best or optimize.BestPoints()
-    title = f"targets {num_classes}×{dim}"
+    title, steps = f"targets {num_classes}×{dim}", optimize.ADAM_REPORT_STEPS if optimizer == "adam" else 1
     with tqdm(total=iters * restarts, desc=title, unit="eval", leave=False, disable=None) as bar:
         for number, start in enumerate(starting_points(num_classes, dim, restarts, optimizer, rng)):
-            search(start.to(device), temperature, iters, best, lambda log_energy: advance(bar, log_energy))
+            search(start.to(device), temperature, iters, best, lambda log_energy: advance(bar, log_energy, steps))
             bar.update((number + 1) * iters - bar.n)  # the search may have converged earlier
     return best.points.cpu()
 
@@ -112,6 +113,7 @@ def starting_points(num_classes: int, dim: int, count: int, optimizer: str, rng:
             yield random_points(num_classes, dim, rng)
 
 
-def advance(bar: tqdm, log_energy: float) -> None:
+def advance(bar: tqdm, log_energy: float, evaluations: int) -> None:
+    """Advance a progress bar by a number of evaluations, and show the energy."""
     bar.set_postfix_str(f"energy ratio {np.exp(log_energy):.4f}", refresh=False)
-    bar.update()
+    bar.update(min(evaluations, bar.total - bar.n))

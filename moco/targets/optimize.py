@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 BLOCK = 2**24  # similarities stored at a time: 64 MB of float32
 HISTORY = 20  # steps stored by L-BFGS; 10 and 50 take the same time to reach the same energy
 RELEASE_STEPS, RELEASE_LR = 10_000, 1e-3  # Adam of the authors' code
+ADAM_REPORT_STEPS = 50  # steps of Adam between calls of on_evaluation
 
 OnEvaluation = Callable[[float], None]  # receives the logarithm of the energy ratio
 
@@ -33,11 +34,11 @@ class BestPoints:
 def log_energy_and_gradient(points: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the energy ratio, log of the mean over i ≠ j of exp(t_i·t_j / τ), and its gradient.
 
-    This is equivalent to minimising L_u of the paper (equation 3). L_u is the mean over i of log(exp(1/τ) + Z_i), with
-    Z_i = Σ_{j≠i} exp(t_i·t_j / τ). The first term, j = i, is constant on the sphere and much larger than Z_i. L_u is
-    therefore linear in Z_i, and minimal where Σ Z_i is minimal. A float32 sum that includes the constant would lose
-    the precision of Z_i. The mean of log Z_i without the constant is not equivalent: in few dimensions it is minimal
-    where some points coincide.
+    To first order, minimising it is the same as minimising L_u of the paper (equation 3). L_u is the mean over i of
+    log(exp(1/τ) + Z_i), with Z_i = Σ_{j≠i} exp(t_i·t_j / τ). The first term, j = i, is constant on the sphere and much
+    larger than Z_i. L_u is therefore nearly linear in Z_i, and minimal where Σ Z_i is minimal. A float32 sum that
+    includes the constant would lose the precision of Z_i. The mean of log Z_i without the constant is not equivalent:
+    in few dimensions it is minimal where some points coincide.
 
     Args:
         points: (C, D) unit rows, C ≥ 2. Rows are processed in blocks, so that all pairs are never stored at once.
@@ -103,6 +104,6 @@ def adam(start: Tensor, temperature: float, steps: int, best: BestPoints, on_eva
         best.update(loss.item(), points.detach())
         optimizer.zero_grad()
         loss.backward()
-        if step % 50 == 0:
+        if step % ADAM_REPORT_STEPS == 0:
             on_evaluation(float(log_energy_and_gradient(points.detach(), temperature)[0]))
         optimizer.step()

@@ -95,8 +95,8 @@ def colour_affine_maps(mean: Tensor, factors: Tensor, order: Tensor) -> tuple[Te
     for kind, factor in zip(order.T, factors.gather(1, order).T, strict=True):  # (N,) each
         row, level = luma @ matrix, offset @ luma  # (N, 3), (N,): the current luma is row @ x + level
         mean_luma = (row * mean).sum(1) + level  # (N,)
-        by_pixel = (1 - factor) * (kind == SATURATION)  # (N,)
-        constant = by_pixel * level + (1 - factor) * (kind == CONTRAST) * mean_luma
-        matrix = factor[:, None, None] * matrix + (by_pixel[:, None] * row)[:, None, :]
+        luma_share = (1 - factor) * (kind == SATURATION)  # (N,)
+        constant = luma_share * level + (1 - factor) * (kind == CONTRAST) * mean_luma
+        matrix = factor[:, None, None] * matrix + (luma_share[:, None] * row)[:, None, :]
         offset = factor[:, None] * offset + constant[:, None]
     return matrix, offset

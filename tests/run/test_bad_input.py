@@ -8,7 +8,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco.methods.checkpoint_entries import check_queue, common_batch_size
+from moco.methods.checkpoint_entries import batch_size_divisor, check_queue
 from tests import processes
 from tests.refusals import assert_names, exit_message, refusal
 from tests.tiny import tiny_model
@@ -85,11 +85,11 @@ def test_invalid_queue_pointer_or_labels_are_refused():
 
 def test_queue_grid_divides_all_batch_sizes_so_far():
     path = Path("x")
-    assert common_batch_size(RunState(), 512) == 512
-    assert common_batch_size(RunState(source=path, args={"batch_size": 512}), 1024) == 512
-    assert common_batch_size(RunState(source=path, args={"batch_size": 1024}, extra={"queue_grid": 512}), 1024) == 512
+    assert batch_size_divisor(RunState(), 512) == 512
+    assert batch_size_divisor(RunState(source=path, args={"batch_size": 512}), 1024) == 512
+    assert batch_size_divisor(RunState(source=path, args={"batch_size": 1024}, extra={"queue_grid": 512}), 1024) == 512
     assert (
-        common_batch_size(RunState(source=path), 512) == 1
+        batch_size_divisor(RunState(source=path), 512) == 1
     )  # a checkpoint of the authors' code: its batch size is unknown
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 STAGES = (
     "main_moco_supcon_imba",
     "main_lincls_imba",
-)  # examples/cross_entropy.py and pixels.py have almost no other flags
+)  # the examples add almost no flags of their own
 
 
 ENCODER, RESULT = "encoder", "result"  # values of Effect.stored
@@ -39,7 +39,7 @@ class Effect:
     Attributes:
         affects_result: Whether the flag changes what a run computes. A resumed run must keep such a flag.
         by_content: Whether it names a file or folder whose content affects the result, although a resumed run may
-            use another path. Reports list such a flag among those that were typed.
+            use another path. Set it together with affects_result=False; reports then still show the flag.
         same_everywhere: Whether it must be equal in all processes of a job. Default: if it affects the result.
         trains: Whether only training steps use it, so that a classifier that is fitted to features ignores it.
         ignored: Conditions in which the flag has no effect. A note is printed if it was typed.

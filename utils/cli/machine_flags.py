@@ -13,7 +13,9 @@ UNDER_SRUN = When("under srun", lambda args: launchers.under_srun() and not args
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> Group:
-    group = parser.add_argument_group("Speed", "By default all are off, and training runs in float32.")
+    group = parser.add_argument_group(
+        "Speed", "By default all are off: float32, but convolutions on Ampere or newer GPUs use TF32."
+    )
     group.add_argument(
         "--amp",
         choices=["off", "bf16", "fp16"],

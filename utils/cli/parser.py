@@ -90,7 +90,7 @@ class Parser(Declarations, argparse.ArgumentParser):
             if not message.startswith("the following arguments are required"):  # other lines may contain them
                 raise ValueError(message)
 
-        outer = vars(self).get("error")
+        previous_error = vars(self).get("error")
         self.error = raise_error  # on this instance only
         try:
             namespace, rest = super().parse_known_args(words)
@@ -99,7 +99,7 @@ class Parser(Declarations, argparse.ArgumentParser):
                 raise ValueError(f"found {' '.join(rest)}, expected flags of --help with their values")
         finally:
             del self.error
-            vars(self).update({"error": outer} if outer else {})
+            vars(self).update({"error": previous_error} if previous_error else {})
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the flags)\n")

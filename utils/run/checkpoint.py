@@ -103,7 +103,7 @@ def check_tensors(weights, path: str | Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | Path) -> None:
-    """Load the state of an optimiser's weights; keep its own settings (weight decay, kernels, …) and memory format.
+    """Load the stored state of each weight into an optimiser, which keeps its own settings and memory format.
 
     The learning rate is set at each step.
 

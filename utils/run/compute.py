@@ -30,7 +30,7 @@ class ComputeFlags(FromArgs):
     deterministic: bool
 
     def on(self, device: torch.device) -> "ComputeConfig":
-        """Return the settings for a device; the flags are tried on it."""
+        """Return the settings for a device, on which --amp and --compile are tried."""
         return ComputeConfig(device, **asdict(self))
 
 
@@ -43,7 +43,7 @@ class ComputeConfig:
         channels_last, compile, tf32, deterministic: whether the flag of this name is set (see --help).
 
     Raises:
-        InputError: a flag does not work on this machine; each is tried on a small example.
+        InputError: --amp or --compile does not work on this machine; both are tried on a small example.
     """
 
     def __init__(

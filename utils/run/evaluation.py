@@ -48,8 +48,8 @@ def add_evaluation_arguments(group: Group) -> None:
     )
 
 
-def has_ended(state: RunState) -> bool:
-    """Whether a run was evaluated after its last epoch; checkpoints of the authors' code do not record it.
+def is_evaluated(state: RunState) -> bool:
+    """Whether the run was evaluated after its last completed epoch; checkpoints of the authors' code do not record it.
 
     The authors' code is the code released by the TSC authors.
     """
@@ -74,7 +74,7 @@ def train_classifier(
         loader: the training batches.
         splits: the loaders of val, and of test if it is a different list.
         step: step(model, images, labels) trains on a batch and returns logits (N, C) and the loss.
-        training: whether the model trains in training mode.
+        training: whether the model is in training mode during the steps (batch norm uses batch statistics).
         after_epoch: called between training and evaluation.
     """
     state, model, counts = checkpointer.state, checkpointer.model, loader.dataset.class_counts
@@ -102,7 +102,7 @@ def train_classifier(
         also = (BEST,) if update_results(results, done, measured) else ()
         log_epoch(run_log, means, done, get_lr(optimizer), measured, progress)
         state.best_acc1 = results["best_on_test"]["acc1"] if results else 0.0
-        checkpointer.end_epoch(also)  # all files get the same bytes, with the whole network, as in the authors' code
+        checkpointer.end_epoch(also)  # model_best is a full copy of last.pth.tar, as in the authors' code
         loader.report_bad_images(checkpointer.run_dir)
     progress.close()
     return results
