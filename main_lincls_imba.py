@@ -63,7 +63,7 @@ class Plan(session.StagePlan):
     eval_freq: int
     eval_batch_size: int | None
 
-    def network(self, processes: int, counts=None, head: str | None = None) -> torch.nn.Module:
+    def network(self, processes: int, counts=None, head: str | None = None, quiet: bool = False) -> torch.nn.Module:
         """Return the frozen encoder with a new classifier `fc`. (With --evaluate, the checkpoint is loaded later.)
 
         Args:
@@ -72,7 +72,7 @@ class Plan(session.StagePlan):
         """
         size, batch, head = self.data.image_size, self.run.batch_size // processes, head or self.head.head
         num_classes = self.data.spec.num_classes
-        return heads.build_classifier(self.run.arch, size, num_classes, batch, self.pretrained, head, counts)
+        return heads.build_classifier(self.run.arch, size, num_classes, batch, self.pretrained, head, counts, quiet)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -110,9 +110,8 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     pretrained = Path(args.pretrained) if args.pretrained else None
     plan = Plan(run, data, head, pretrained, evaluated, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:
-        plan.network(
-            processes
-        )  # fails before the launch if the encoder's file does not fit; `fit_heads` loads it before all other work
+        # Fails before the launch if the encoder's file does not fit. `fit_heads` loads it before all other work anyway.
+        plan.network(processes, quiet=True)
     return plan
 
 

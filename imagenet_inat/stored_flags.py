@@ -89,7 +89,9 @@ def parse(parser: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, S
     for flag in flags:
         if flag.dest in stored.typed & stored.values.keys() and effect_of(flag).affects_result:
             _report_difference(flag, args, stored)
-    return parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)]), stored
+    completed = parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
+    completed.pretrained = args.pretrained  # `check_files` has replaced a run folder by its checkpoint
+    return completed, stored
 
 
 def _read(source: Path, flags: list[argparse.Action]) -> dict[str, object]:

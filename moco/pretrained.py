@@ -1,6 +1,6 @@
-"""Load encoder weights from checkpoints of this project, of the TSC authors' code, MoCo, DINO or torchvision.
+"""Load encoder weights from checkpoints of this project, of the TSC authors' code, and of other tools.
 
-"The authors' code" is the code released by the TSC authors.
+"The authors' code" is the code released by the TSC authors. docs/starts.md lists the other tools.
 """
 
 from pathlib import Path
@@ -9,68 +9,89 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from moco.encoders import PROJECT_NETWORKS, constructor, on_meta_device
 from moco.encoders.library import TIMM, download_weights, to_encoder_names
+from moco.encoders.small import NEW_STEM, SMALL
+from moco.encoders.state_dicts import (
+    Encoder,
+    encoder_tensors,
+    entries_with_tensors,
+    entry_rank,
+    find_encoders,
+    same_weights,
+)
 from utils import distributed
 from utils.errors import InputError, short_repr
 from utils.run import checkpoint
 
-QUERY_PREFIX, MOCO_V3_PREFIX, BACKBONE_PREFIX = "encoder_q.", "base_encoder.", "backbone."
+QUERY_PREFIX = "encoder_q."
 SAFETENSORS = ".safetensors"
 LIBRARIES = ("torchvision", "timm")
+# Networks that are tried if a file does not fit, to name one that does.
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
+VITS = tuple(f"{TIMM}vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 
 
-def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
-    """Load the encoder from a file, without its head, and the architecture name stored in the file (or None).
-
-    Supported files:
-
-    - stage-1 checkpoints of this project, of the authors' code, and of MoCo v1 and v2: the query
-      encoder `encoder_q.*`, with or without the prefix `module.`; MoCo v3: `base_encoder.*`;
-    - DINO: `backbone.*` of the teacher;
-    - a plain state dict (from torchvision or `moco.export`), at the top level, under `state_dict`,
-      or as .safetensors. Stage-2 checkpoints have this form.
-
-    The keys are those of the library, without the prefix `backbone.` of a `Backbone` or of DINO. The head `fc.*` is
-    dropped: it is a projection, or a classifier for another data set.
-
-    Raises:
-        InputError: As `checkpoint.read_file`, or if the file contains no encoder.
-    """
-    weights, arch = read_weights(Path(path))
-    for prefix in (QUERY_PREFIX, MOCO_V3_PREFIX):
-        if any(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    weights = {key.removeprefix(BACKBONE_PREFIX): value for key, value in weights.items() if not key.startswith("fc.")}
-    if not weights:
-        raise InputError(f"checkpoint {path}: contains no encoder, expected encoder_q.* or a plain state dict")
-    return weights, arch
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the last checkpoint of a run folder, or the path itself if it is not a folder."""
+    return Path(path) / checkpoint.LAST if Path(path).is_dir() else Path(path)
 
 
 def check_init_from(value: str, arch: str) -> None:
-    """Raise InputError if --init-from is neither a file nor the library of the architecture."""
+    """Raise InputError if --init-from is not a file, a run folder or the library of the architecture."""
     library = "timm" if arch.startswith(TIMM) else "torchvision"
     if value in LIBRARIES and value != library:
         raise InputError(f"--init-from {value}: --arch {arch} is a network of {library}; use {library} or a file")
-    if value not in LIBRARIES and not Path(value).is_file():
+    if value not in LIBRARIES and not checkpoint_file(value).is_file():
         raise InputError(f"--init-from {value}: no such file; expected a file of encoder weights, or {library}")
+
+
+def read_state(path: Path) -> dict:
+    """Load the entries of a checkpoint, or of a .safetensors file, on the CPU.
+
+    Raises:
+        InputError: As `checkpoint.read_file`, or if `arch` is not a name.
+    """
+    state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read_file(path)
+    if not isinstance(arch := state.get("arch"), str | None):
+        raise InputError(f"checkpoint {path}: arch is {short_repr(arch)}, expected the name of a network")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            return {**(file.metadata() or {}), "state_dict": weights}
+    except OSError as error:
+        raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
+    except SafetensorError as error:
+        raise InputError(f"checkpoint {path}: not a safetensors file ({error})") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Load the largest state dict in a file by key, without the prefix `module.`. Of equal ones, prefer the teacher.
+
+    Raises:
+        InputError: As `read_state`, or if the file contains no tensors by name.
+    """
+    entries = [*entries_with_tensors(read_state(path))]
+    if not entries:
+        raise InputError(f"checkpoint {path}: has no state_dict, expected a dict of tensors by name")
+    return checkpoint.strip_prefix(min(entries, key=lambda entry: (-len(entry[1]), entry_rank(entry[0])))[1])
 
 
 def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
     """Load the weight (C, d) and bias (C,) of the classifier that a network was trained with.
 
     Raises:
-        InputError: As `checkpoint.read_file`, or if `fc` is a projection head, has another number of classes, or is not
-            linear.
+        InputError: As `read_weights`, or if `fc` is a projection head, has another number of classes, or is not linear.
     """
-    weights, _ = read_weights(Path(path))
+    weights = read_weights(Path(path))
     fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
     shapes = [tuple(value.shape) for value in fc.values()]
     if fc.keys() != {"weight", "bias"} or fc["weight"].ndim != 2 or {shape[:1] for shape in shapes} != {(num_classes,)}:
-        found = (
-            "a projection head"
-            if any(key.startswith(QUERY_PREFIX) for key in weights)
-            else f"fc with {sorted(fc)}, shapes {shapes}"
-        )
+        found = "a projection head" if is_stage1(weights) else f"fc with {sorted(fc)}, shapes {shapes}"
         raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
     for name, value in fc.items():
         if wrong := checkpoint.tensor_problem(value, torch.zeros(())):
@@ -78,70 +99,136 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]
     return fc["weight"].float(), fc["bias"].float()
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Load all tensors of a file by key, without the prefix `module.`, and the architecture name in it (or None)."""
-    state = _read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.read_file(path)
-    if "state_dict" not in state:
-        state = {"state_dict": state.get("teacher", state)}
-    checkpoint.check_tensors(state["state_dict"], path)
-    if not isinstance(arch := state.get("arch"), str | None):
-        raise InputError(f"checkpoint {path}: arch is {short_repr(arch)}, expected the name of a network")
-    return checkpoint.strip_prefix(state["state_dict"]), arch
+def is_stage1(weights: dict[str, Tensor]) -> bool:
+    """Return whether weights are those of stage 1 or of MoCo, which have a query encoder instead of a classifier."""
+    return any(key.startswith(QUERY_PREFIX) for key in weights)
 
 
-def _read_safetensors(path: Path) -> dict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-            return {"state_dict": weights, **(file.metadata() or {})}
-    except OSError as error:
-        raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
-    except SafetensorError as error:
-        raise InputError(f"checkpoint {path}: not a safetensors file ({error})") from None
+def check_stage2(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Raise InputError if the weights of a checkpoint are those of stage 1."""
+    if is_stage1(weights):
+        raise InputError(
+            f"checkpoint {path}: a stage-1 checkpoint, which has no classifier to evaluate; train one with "
+            f"--pretrained {path}, or evaluate a checkpoint of stage 2"
+        )
 
 
 def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
-    """Load the weights of a file into encoders, except their heads. Return a summary of loaded and missing tensors.
+    """Load the weights of a file into encoders, except their heads. Return a summary of what was loaded.
 
-    path: a file, or a name in LIBRARIES to use the weights published by that library. Only tensors with equal key
-    and shape are loaded.
+    A network with a small stem keeps its random stem if the file has another one.
+
+    path: a file, a run folder, or a name in LIBRARIES to use the weights published by that library.
 
     Raises:
-        InputError: As `read_encoder`, or if the architecture differs, no tensor fits, or a value is not finite.
+        InputError: As `find_encoder`, or if a value is not finite.
     """
     if path in LIBRARIES:
         with distributed.main_process_first():  # the main process downloads the file
-            weights, stored_arch = download_weights(arch), None
+            state = download_weights(arch)
     else:
-        weights, stored_arch = read_encoder(path)
-    if stored_arch not in (None, arch):
-        raise InputError(f"--init-from {path}: trained with --arch {stored_arch}, but this run uses --arch {arch}")
-    weights = to_encoder_names(encoders[0], weights)
-    model_weights = {key: value for key, value in encoders[0].state_dict().items() if not key.startswith("fc.")}
-    matching = {
-        key: value for key, value in weights.items() if key in model_weights and value.shape == model_weights[key].shape
-    }
-    if not any(value.is_floating_point() for value in matching.values()):
-        raise InputError(
-            f"--init-from {path}: no tensor fits --arch {arch}; the file has {checkpoint.first_keys(weights)}, "
-            f"expected {checkpoint.first_keys(model_weights)}"
-        )
+        state = read_state(path := checkpoint_file(path))
+    new = {NEW_STEM} if arch.endswith(SMALL) else set()
+    found = find_encoder(encoders[0], state, f"--init-from {path}", arch, new)
+    weights = to_encoder_names(encoders[0], found.weights)
     for encoder in encoders:
-        unmatched = {key: value for key, value in encoder.state_dict().items() if key not in matching}
-        checkpoint.load_weights(encoder, unmatched | matching, path)
-    unused = checkpoint.first_keys(weights.keys() - matching.keys())
-    missing = checkpoint.first_keys(model_weights.keys() - matching.keys())
-    counts = f"loaded {len(matching)} of {len(model_weights)} encoder tensors"
-    return f"{path}: {counts}; not used: {unused}; still random: {missing}"
+        others = {key: value for key, value in encoder.state_dict().items() if key not in weights}
+        checkpoint.load_weights(encoder, others | weights, path)
+    return f"{path}: {found.summary()}"
 
 
-def load_encoder(model: nn.Module, path: str | Path, arch: str) -> None:
-    """Load the encoder from a file, except its head, into a network with a new `fc`.
+def load_encoder(model: nn.Module, path: str | Path, arch: str) -> Encoder:
+    """Load the encoder from a file, except its head, into a network with a new `fc`. Return what was loaded.
 
     Raises:
-        InputError: As `read_encoder` and `checkpoint.load_weights`, or if the architecture differs.
+        InputError: As `read_state`, `find_encoder` and `checkpoint.load_weights`.
     """
-    weights, stored_arch = read_encoder(path)
-    if stored_arch not in (None, arch):
-        raise InputError(f"checkpoint {path}: trained with --arch {stored_arch}, but this run uses --arch {arch}")
-    checkpoint.load_weights(model, to_encoder_names(model, weights), path, missing={"fc.weight", "fc.bias"})
+    found = find_encoder(model, read_state(Path(path)), f"checkpoint {path}", arch)
+    fc = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
+    checkpoint.load_weights(model, to_encoder_names(model, found.weights) | fc, path)
+    return found
+
+
+def find_encoder(network: nn.Module, state: dict, source: str, arch: str, new: set[str] = frozenset()) -> Encoder:
+    """Find all weights of a network in the entries of a checkpoint.
+
+    Args:
+        source: Beginning of messages: the flag or the file.
+        arch: Name of the network (--arch).
+        new: Tensors that may stay random.
+
+    Raises:
+        InputError: If the weights are incomplete, several encoders fit, or the file names another network that it fits.
+    """
+    places = find_encoders(network, state)
+    fitting = [place for place in places if place.fits(new)]
+    if not fitting:
+        raise InputError(f"{source}: {_misfit(network, state, places, arch)}{_advice(state, arch)}")
+    best = fitting[0]
+    others = [place for place in fitting[1:] if not same_weights(place, best)]
+    rivals = [place for place in others if entry_rank(place.entry) == entry_rank(best.entry)]
+    if rivals:
+        places = "; ".join(place.place for place in (best, *rivals))
+        raise InputError(f"{source}: several encoders fit --arch {arch}: {places}. Save one of them as a state dict")
+    stored = state.get("arch")
+    if stored == "vit_small" and "base_encoder." in best.prefix:
+        raise InputError(f"{source}: vit_small of MoCo v3 has 12 attention heads, --arch {arch} has 6")
+    if other := next((name for name in _stored_networks(stored, arch) if _fits(name, state)), None):
+        raise InputError(f"{source}: trained with --arch {other}, but this run uses --arch {arch}")
+    notes = [f"also fits, not used: {', '.join(place.entry for place in others)}"] if others else []
+    notes += [f"the file calls the network {stored}"] if _stored_networks(stored, arch) else []
+    return best._replace(note="; ".join(notes))
+
+
+def _bare(arch: str) -> str:
+    """Return the name of an architecture without its library, its stem and the tag of its weights."""
+    return arch.removeprefix(TIMM).removesuffix(SMALL).split(".")[0]
+
+
+def _stored_networks(stored: str | None, arch: str) -> list[str]:
+    """Return the names of the networks that a name in a file can mean, if it is not that of this architecture."""
+    if stored is None or _bare(stored) == _bare(arch):
+        return []
+    return [stored, TIMM + stored] if arch.startswith(TIMM) and not stored.startswith(TIMM) else [stored]
+
+
+def _misfit(network: nn.Module, state: dict, places: list[Encoder], arch: str) -> str:
+    """Describe why no place in a checkpoint fits the network."""
+    own = encoder_tensors(network)
+    if not places or not any(value.is_floating_point() for value in places[0].weights.values()):
+        found = checkpoint.first_keys({key for _, tensors in entries_with_tensors(state) for key in tensors})
+        return f"no tensor fits --arch {arch}; found {found}, expected {checkpoint.first_keys(own)}"
+    best = places[0]
+    shapes = [f"{name} {theirs}, expected {ours}" for name, (theirs, ours) in sorted(best.other_shapes.items())]
+    problems = {
+        "missing": checkpoint.first_keys(best.missing) if best.missing else "",
+        "other shapes": "; ".join(shapes[:3]) + (f"; {len(shapes) - 3} more" if len(shapes) > 3 else ""),
+        "layers that the network lacks": checkpoint.first_keys(best.unknown) if best.unknown else "",
+    }
+    text = "; ".join(f"{problem}: {names}" for problem, names in problems.items() if names)
+    return f"{len(best.weights)} of {len(own)} encoder tensors fit --arch {arch} ({best.place}); {text}"
+
+
+def _advice(state: dict, arch: str) -> str:
+    """Name an architecture that a checkpoint fits, if one of the usual ones does, and the one that the file names."""
+    stored = state.get("arch")
+    keys = {key for _, tensors in entries_with_tensors(state) for key in tensors}
+    vits = VITS if any("blocks.0.attn.qkv." in key for key in keys) else ()
+    resnets = (*RESNETS, *PROJECT_NETWORKS) if any("conv1.weight" in key or "4.0." in key for key in keys) else ()
+    others = () if stored is not None and _bare(stored) == _bare(arch) else (*resnets, *vits)
+    named = dict.fromkeys([*_stored_networks(stored, arch), arch, *others])
+    fitting = next((name for name in named if _fits(name, state)), None)
+    if fitting == arch:
+        return "; it fits at --image-size 224"
+    if fitting:
+        return f"; it fits -a {fitting}"
+    return f"; the file calls the network {stored}" if _stored_networks(stored, arch) else ""
+
+
+def _fits(arch: str, state: dict) -> bool:
+    """Return whether a checkpoint contains all weights of an architecture, with images of 224 px."""
+    try:
+        network = on_meta_device(constructor(arch, 224))
+    except InputError:
+        return False
+    return any(place.fits() for place in find_encoders(network, state))

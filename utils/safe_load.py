@@ -3,8 +3,8 @@
 import json
 import pickletools
 import zipfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -15,6 +15,47 @@ MAX_COUNT = 2**31  # upper bound of counts: epochs, steps, images of a class
 MAX_NUMBER = 1e100  # upper bound of numbers, which can still be plotted
 MAX_DEPTH = 20  # maximum nesting of plain data
 MAX_PICKLES = 5  # consecutive pickles in old files of torch.save
+# Objects that other tools store beside the weights: arguments, NumPy numbers, and the log of mmengine.
+IGNORED = (
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath"),
+    *("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    "mmengine.logging.history_buffer.HistoryBuffer",
+)
+
+
+class Ignored:
+    """The place of an object in a checkpoint. It accepts any arguments and keeps nothing, so that no code runs."""
+
+    def __new__(cls, *args: object) -> "Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _placeholder(name: str) -> type[Ignored]:
+    """Return a class that the unpickler of torch uses instead of the class or function of this name."""
+    module, _, own_name = name.rpartition(".")
+    return type(own_name, (Ignored,), {"__module__": module})
+
+
+PLACEHOLDERS = [_placeholder(name) for name in IGNORED]
+
+
+@contextmanager
+def placeholders_allowed() -> Iterator[None]:
+    """Let torch.load(weights_only=True) replace the objects of IGNORED by placeholders."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(PLACEHOLDERS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def is_count(value: object) -> bool:
@@ -128,5 +169,5 @@ def _foreign_names(pickle) -> Iterable[str]:
             name = ".".join(words[-2:])
         else:
             continue
-        if not name.startswith(("torch.", "collections.OrderedDict")):
+        if not name.startswith(("torch.", "collections.OrderedDict", "_codecs.encode")) and name not in IGNORED:
             yield name

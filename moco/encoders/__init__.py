@@ -32,7 +32,7 @@ def get_encoder(arch: str, image_size: int, batch: int = 2) -> Callable[..., nn.
 def _check_on_meta_device(build: Callable[..., nn.Module], arch: str, image_size: int, batch: int) -> None:
     """Raise InputError if a network does not map a batch of images to one vector each."""
     try:
-        out = _build_on_meta_device(build)(torch.empty(batch, 3, image_size, image_size, device="meta"))
+        out = on_meta_device(build)(torch.empty(batch, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
             f"--arch {arch}: cannot train on {batch} {image_size}-px images per process ({first_line(error)})"
@@ -58,7 +58,7 @@ def constructor(arch: str, image_size: int) -> Callable[..., nn.Module]:
     )
 
 
-def _build_on_meta_device(build: Callable[..., nn.Module]) -> nn.Module:
+def on_meta_device(build: Callable[..., nn.Module]) -> nn.Module:
     """Build a network for two classes on the meta device, where tensors have a shape but no memory."""
     try:
         with torch.device("meta"):

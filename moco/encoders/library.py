@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torchvision
 from torch import Tensor, nn
 
+from moco.encoders.small import SMALL
 from utils.errors import InputError, first_line
 
 TIMM = "timm:"
-SMALL = "_small"  # suffix: a torchvision ResNet with a stem for small images
 # Networks built for one image size, and torchvision's argument for that size.
 SIZE_KWARGS = {"vit_": lambda side: {"image_size": side}, "maxvit_": lambda side: {"input_size": (side, side)}}
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from moco.encoders import PROJECT_NETWORKS, get_encoder
 from moco.encoders.library import TIMM
 from moco.export.programs import onnx_file, pt2_file, trained_network
-from moco.pretrained import SAFETENSORS, load_encoder, read_encoder
+from moco.pretrained import SAFETENSORS, checkpoint_file, load_encoder, read_state
 from utils import errors
 from utils.cli.numbers import positive_int
 from utils.cli.parser import Parser
@@ -64,8 +64,7 @@ def get_args_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    source = Path(args.run) / checkpoint.LAST if Path(args.run).is_dir() else Path(args.run)
-    output = Path(args.output)
+    source, output = checkpoint_file(args.run), Path(args.output)
     endings = (*WEIGHTS, *PROGRAMS)
     if output.suffix not in endings:
         raise errors.InputError(f"{output}: unknown file extension, expected one of {', '.join(endings)}")
@@ -73,8 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError(f"{output.parent}: no such folder")
     if output.exists() and not args.overwrite:
         raise errors.InputError(f"{output}: already exists; --overwrite replaces it")
-    weights, arch = read_encoder(source)
-    arch = args.arch or arch
+    arch = args.arch or read_state(source).get("arch")
     if arch is None:
         raise errors.InputError(f"{source}: no architecture stored in the file. Name it with --arch")
     library = "timm" if arch.startswith(TIMM) else "torchvision"
@@ -86,8 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     if output.suffix in PROGRAMS:
         write_program(output, source, arch, image_size)
         return
-    # Check that the weights fit: no unknown tensors, and only `fc` may be missing.
-    load_encoder(get_encoder(arch, image_size)(num_classes=1000), source, arch)
+    network = get_encoder(arch, image_size)(num_classes=1000)
+    weights = load_encoder(network, source, arch).weights
     write_weights(output, weights, arch)
     home = (
         "moco.encoders" if arch in PROJECT_NETWORKS else {"torchvision": "torchvision.models", "timm": "timm"}[library]

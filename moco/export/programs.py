@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moco.builder import l2_normalise
 from moco.encoders import get_encoder
 from moco.heads.classifiers import fitted_classifier, projection_like
-from moco.pretrained import QUERY_PREFIX, load_encoder, read_weights
+from moco.pretrained import QUERY_PREFIX, is_stage1, load_encoder, read_weights
 from utils.errors import InputError, first_line
 from utils.run import checkpoint
 
@@ -52,8 +52,8 @@ def trained_network(source: Path, arch: str, image_size: int) -> ExportNetwork:
     Raises:
         InputError: See `get_encoder` and `load_encoder`; or the head is not one of this project's.
     """
-    weights, _ = read_weights(source)
-    head_output = EMBEDDING if any(key.startswith(QUERY_PREFIX) for key in weights) else LOGITS
+    weights = read_weights(source)
+    head_output = EMBEDDING if is_stage1(weights) else LOGITS
     fc = {key.removeprefix(QUERY_PREFIX): value for key, value in weights.items()}
     fc = {key: value for key, value in fc.items() if key.startswith("fc.")}
     network = get_encoder(arch, image_size)(num_classes=2)

@@ -19,7 +19,8 @@ from moco.heads.candidates import Balancing, Candidate, FitInputs
 from moco.heads.classifiers import CosineClassifier, Float32Linear, fitted_classifier
 from moco.heads.fits import log_prior
 from moco.heads.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
-from moco.pretrained import load_encoder
+from moco.pretrained import check_stage2, load_encoder
+from utils.distributed import log
 from utils.run import checkpoint
 
 Loss = Callable[[Tensor, Tensor, int], Tensor]  # loss(logits (N, C), labels (N,), epoch); epochs count from 0
@@ -156,6 +157,7 @@ def build_classifier(
     pretrained: str | Path | None,
     head: str = "linear",
     counts: np.ndarray | None = None,
+    quiet: bool = False,
 ) -> nn.Module:
     """Build the network with the frozen pre-trained encoder and a new `fc`, on the CPU.
 
@@ -164,13 +166,16 @@ def build_classifier(
         pretrained: File of the encoder. None keeps random weights, for a checkpoint that replaces all of them.
         head: Name in HEADS.
         counts: See `freeze_and_replace_classifier`.
+        quiet: Do not log what was loaded.
 
     Raises:
         InputError: See `get_encoder` and `load_encoder`.
     """
     model = get_encoder(arch, image_size, batch)(num_classes=num_classes)
     if pretrained is not None:
-        load_encoder(model, pretrained, arch)
+        found = load_encoder(model, pretrained, arch)
+        if not quiet:
+            log(f"pretrained: {pretrained}: {found.summary()}")
     return freeze_and_replace_classifier(model, head, counts)
 
 
@@ -195,6 +200,7 @@ def load_trained(model: nn.Module, head: str, weights: dict[str, Tensor], source
     Raises:
         InputError: The weights do not fit the network or the head.
     """
+    check_stage2(weights, source)
     if HEADS[head].is_fitted:
         model.fc = fitted_classifier(weights, source)
     checkpoint.load_weights(model, weights, source)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
 from moco.heads.candidates import Balancing
+from moco.pretrained import checkpoint_file
 from utils.cli.flags import Group, When, effect_of
 from utils.cli.numbers import nonnegative_int
 from utils.cli.parser import Parser
@@ -21,7 +22,7 @@ def add_encoder_arguments(model: Group) -> None:
     model.add_argument(
         "--pretrained",
         metavar="PATH",
-        help="File whose encoder is evaluated: a checkpoint of stage 1 or MoCo, or a torchvision or timm state dict.",
+        help="File or run folder whose encoder is evaluated. docs/starts.md lists the tools whose files are supported.",
         affects_result=False,
     )
     model.add_argument(
@@ -144,13 +145,18 @@ def restrict_training_flags(parser: Parser) -> None:
 
 
 def check_files(args) -> None:
-    """Raise InputError unless the file of --pretrained, or with --evaluate that of --resume, is named and exists."""
+    """Raise InputError unless the file of --pretrained, or with --evaluate that of --resume, is named and exists.
+
+    --pretrained RUN_FOLDER becomes the path of its last checkpoint.
+    """
     if args.evaluate:
         if args.pretrained:
             raise InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
         if not Path(args.resume or "").is_file():
             raise InputError(f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a checkpoint')
-    elif not args.pretrained or not Path(args.pretrained).is_file():
+        return
+    args.pretrained = args.pretrained and str(checkpoint_file(args.pretrained))
+    if not args.pretrained or not Path(args.pretrained).is_file():
         raise InputError(
             f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'
         )

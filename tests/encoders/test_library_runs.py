@@ -4,7 +4,6 @@ import json
 
 import pytest
 import safetensors.torch
-import timm
 import torch
 
 import main_lincls_imba as stage2
@@ -117,25 +116,5 @@ def test_training_starts_from_weights_of_library(arch, tmp_path):
     report = init_encoders([network], tmp_path / "weights.pth", arch)
     assert report.count(str(count)) >= 2  # loaded weights, and all weights of the encoder
     assert torch.equal(network.fc.weight, before)
-    assert_backbone_has_weights(network, weights)
-
-
-def assert_backbone_has_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Check that the backbone has exactly these weights."""
     for name, tensor in network.backbone.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
-
-
-def test_weights_of_dino_and_moco_v3_are_found(tmp_path):
-    """They are named `backbone.` in DINO's teacher and `base_encoder.` in MoCo v3. Other weights are skipped."""
-    arch = "timm:vit_tiny_patch16_224"
-    weights = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=0).state_dict()
-    dino = {"teacher": {f"backbone.{k}": v for k, v in weights.items()} | {"head.mlp.0.weight": torch.zeros(3)}}
-    moco = {"state_dict": {f"module.base_encoder.{k}": v for k, v in weights.items()}}
-    moco["state_dict"] |= {f"module.momentum_encoder.{k}": torch.zeros_like(v) for k, v in weights.items()}
-    for number, state in enumerate((dino, moco)):
-        path = tmp_path / f"{number}.pth"
-        torch.save(state, path)
-        network = get_encoder(arch, SIDE)(num_classes=16)
-        init_encoders([network], path, arch)
-        assert_backbone_has_weights(network, weights)

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.methods import load_projection_and_targets
-from moco.pretrained import read_classifier, read_weights
+from moco.pretrained import read_classifier, read_state
 from tests.hostile.table import parametrize
 from tests.stopping import BATCH, FOUR_EPOCHS, QUEUE, STEPS
 from utils.measure.feature_file import NAME, read_features
@@ -40,6 +41,7 @@ class Call:
 
 
 CODE = {"state_dict": Call(os.mkdir, "made")}
+HIDDEN_CODE = {"args": Namespace(lr=np.float64(1)), "model": Call(os.mkdir, "made")}
 
 
 def nested(depth: int) -> list:
@@ -133,6 +135,14 @@ def damaged_in_place(entries, folder, fixture):
     return lambda: stage1.main([*fixture("flags"), *FOUR_EPOCHS, "--resume", "auto", "-p", "7", "--run-dir", "run"])
 
 
+def evaluated(entries, folder, fixture):
+    """Evaluate a stage-1 checkpoint."""
+    state = checkpoint.read_checkpoint(fixture("tsc_run") / "last.pth.tar") | entries
+    return reader_of(lambda path: stage2.main([*fixture("probe_flags"), "--evaluate", "--resume", "bad.pth"]))(
+        state, folder, fixture
+    )
+
+
 def without_a_weight(name, folder, fixture):
     state = checkpoint.read_checkpoint(fixture("tsc_run") / "last.pth.tar")
     del state["state_dict"][f"module.encoder_q.{name}"]
@@ -147,6 +157,7 @@ FILES = [
     ("no weights", {"epoch": 1}, "bad.pth state_dict"),
     *(("state_dict", {"state_dict": bad}, "bad.pth state_dict") for bad in (5, {1: torch.zeros(1)}, {"queue": "x"})),
     ("code", CODE, "bad.pth posix.mkdir"),
+    ("code beside arguments", HIDDEN_CODE, "bad.pth posix.mkdir"),
     ("code in a pickle", pickle.dumps(CODE), "bad.pth posix.mkdir"),
     ("archive", zip_bomb(to_bytes({"state_dict": {"a": torch.zeros(9)}}), 10**7), "bad.pth 1000"),
     ("huge tensor", {"state_dict": {}, "args": {"a": [torch.zeros(1).expand(HUGE)]}}, f"bad.pth {HUGE}"),
@@ -199,7 +210,7 @@ ROWS = [
     ("archive of features", features, 10**7, f"{NAME} 1000"),
     *((f"entries {' '.join(entries)}", run_state, entries, facts) for entries, facts in STATES),
     *(("classifier", reader_of(lambda path: read_classifier(path, 3)), OrderedDict(fc), "bad.pth fc") for fc in HEADS),
-    ("arch", reader_of(read_weights), {"state_dict": {}, "arch": ["x"]}, "bad.pth arch ['x']"),
+    ("arch", reader_of(read_state), {"state_dict": {}, "arch": ["x"]}, "bad.pth arch ['x']"),
     *((f"args {args}", arguments, args, f"bad.pth {'--contrast' if 'contrast' in args else 'args'}") for args in ARGS),
     *((f"resumed {' '.join(entries)}", resumed, entries, f"bad.pth {facts}") for entries, facts in RESUMED),
     ("resumed in place", damaged_in_place, {"optimizer": {"state": 5}}, "run/last.pth.tar"),
@@ -218,6 +229,7 @@ ROWS = [
         for bad in (NAN, float("inf"))
     ),
     ("encoder", filled("tsc_run", "--pretrained", "module.encoder_q.conv1.weight", 0), NAN, "bad.pth conv1.weight"),
+    ("stage 1 evaluated", evaluated, {}, "bad.pth stage-1 --pretrained"),
     ("encoder without a weight", without_a_weight, "layer1.0.conv1.weight", "bad.pth layer1.0.conv1.weight"),
     # A batch-norm weight whose products overflow float32 is refused during evaluation.
     ("logits", filled("probe_run", "--evaluate --resume", "module.bn1.weight", ...), 3e38, "bad.pth val 40"),

@@ -14,8 +14,8 @@ from moco.builder import KCL
 from moco.encoders import get_encoder
 from moco.export import __main__ as export
 from moco.pretrained import load_encoder
-from tests.refusals import refusal
-from tests.tiny import release_style, tiny_model, unit_vectors
+from tests.refusals import line_with, refusal
+from tests.tiny import release_style, unit_vectors
 from utils.run import checkpoint
 from utils.run.logger import read_log
 
@@ -83,8 +83,10 @@ def test_load_encoder_compares_keys_without_architecture_name(tmp_path):
 def test_load_encoder_refuses_file_without_encoder(tmp_path):
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "f")
     (tmp_path / "f.safetensors").write_bytes(b"\x00" * 30)
-    for name, fact in (("f", "encoder_q"), ("f.safetensors", "safetensors"), ("absent.safetensors", "No such file")):
-        refusal(lambda name=name: load_encoder(tiny_model(), tmp_path / name, ARCH), tmp_path / name, fact)
+    for name, fact in (("f", "fc.weight"), ("f.safetensors", "safetensors"), ("absent.safetensors", "No such file")):
+        refusal(
+            lambda name=name: load_encoder(torchvision.models.resnet18(), tmp_path / name, ARCH), tmp_path / name, fact
+        )
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -124,6 +126,16 @@ def test_probe_of_exported_encoder_matches_probe_of_run(tsc_run, probe_run, prob
     stage2.main([*probe_flags, "--epochs", "2", "--pretrained", str(out), "--run-dir", str(tmp_path / "p")])
     ours, expected = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "p", probe_run))
     assert ours["last"] == expected["last"] and ours["selected"] == expected["selected"]
+
+
+def test_run_folder_stands_for_its_last_checkpoint(flags, tsc_run, probe_run, probe_flags, tmp_path, capsys):
+    """Both flags accept it. The log names the file, and what was loaded from it, once."""
+    stage2.main([*probe_flags, "--epochs", "2", "--pretrained", str(tsc_run), "--run-dir", str(tmp_path / "p")])
+    line_with(capsys.readouterr().out, tsc_run / "last.pth.tar", "encoder_q", "not used", "queue")
+    ours, expected = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "p", probe_run))
+    assert ours["last"] == expected["last"] and ours["pretrained"] == str(tsc_run / "last.pth.tar")
+    stage1.main([*flags, "--epochs", "1", "--init-from", str(tsc_run), "--run-dir", str(tmp_path / "run")])
+    line_with(capsys.readouterr().out, "init", tsc_run / "last.pth.tar", "encoder_q")
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])

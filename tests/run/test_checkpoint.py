@@ -1,5 +1,8 @@
 """Checkpoints are complete, safe to load, compatible with the authors' code, and refused if they do not fit."""
 
+from argparse import Namespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -87,3 +90,28 @@ def test_failed_write_keeps_old_file_without_draft(tmp_path):
         checkpoint.save_last(tmp_path, {"state_dict": {}, "bad": lambda: None})
     assert checkpoint.read_checkpoint(tmp_path / checkpoint.LAST)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.LAST]
+
+
+@pytest.mark.parametrize(
+    ("lost", "advice"),
+    [("encoder_q.fc.", "--mlp"), ("optimal_target", "--targeted"), ("encoder_k.", "-a"), ("queue_ptr", "-a")],
+)
+def test_only_flags_that_can_be_the_reason_are_named(lost, advice):
+    """A model that ends in two layers needs --mlp, one with targets --targeted, and another network -a."""
+    weights = {"kept": torch.zeros(1), f"{lost}weight": torch.zeros(1)}
+    model = torch.nn.Module()
+    model.register_buffer("kept", torch.zeros(1))
+    message = refusal(lambda: checkpoint.load_weights(model, weights, "file"), lost)
+    assert [flag for flag in ("--mlp", "--targeted", "-a") if message.endswith(f"check {flag}")] == [advice]
+
+
+def test_arguments_and_numpy_numbers_are_ignored(tmp_path):
+    """They are not loaded as objects. The list of classes that torch accepts is as before."""
+    before = {*torch.serialization.get_safe_globals()}
+    state = {"args": Namespace(path=tmp_path, rate=np.float32(0.1)), "best": np.float64(3), "state_dict": {}}
+    torch.save(state | {"list": [Namespace(), np.zeros(2)]}, tmp_path / "f.pth")
+    loaded = checkpoint.read_file(tmp_path / "f.pth")
+    assert loaded.keys() == {"state_dict", "list"} and not any(
+        isinstance(v, Namespace | np.ndarray) for v in loaded["list"]
+    )
+    assert {*torch.serialization.get_safe_globals()} == before

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, short_repr
 from utils.files import draft_pattern, write_atomically
 from utils.optimizers import SCALAR_STATE
-from utils.safe_load import archive_problem, foreign_code, is_number, size_problem
+from utils.safe_load import Ignored, archive_problem, foreign_code, is_number, placeholders_allowed, size_problem
 
 PREFIX = "module."
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -62,7 +62,8 @@ def read_file(path: str | Path) -> dict:
             raise InputError(f"checkpoint {path}: {problem}; it is damaged, use another")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # warnings about old pickles
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with placeholders_allowed():
+                state = torch.load(path, map_location="cpu", weights_only=True)
         if problem := size_problem(state, Path(path).stat().st_size):
             raise InputError(f"checkpoint {path}: {problem}; it is damaged, use another")
     except InputError:
@@ -79,7 +80,7 @@ def read_file(path: str | Path) -> dict:
         raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data: {why}") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {path}: contains a {type(state).__name__}, expected a dict of tensors")
-    return state
+    return {name: value for name, value in state.items() if not isinstance(value, Ignored)}
 
 
 def read_checkpoint(path: str | Path, needs: tuple[str, ...] = ("state_dict",)) -> dict:
@@ -188,8 +189,16 @@ def load_weights(
     if lacking or extra or not missing <= set(result.missing_keys):
         raise InputError(
             f"checkpoint {source}: does not fit the model: missing keys: {first_keys(lacking)}; unexpected keys: "
-            f"{first_keys(extra)}; check the flags of the network, such as -a"
+            f"{first_keys(extra)}{_flag_advice({*lacking, *extra})}"
         )
+
+
+def _flag_advice(keys: set[str]) -> str:
+    """Return which flags of stage 1 can be the reason why a checkpoint lacks keys or has others."""
+    reasons = {"--mlp": "encoder_q.fc.", "--targeted": "optimal_target"}
+    flags = [flag for flag, part in reasons.items() if any(part in key for key in keys)]
+    flags += ["-a"] if any(not any(part in key for part in ("fc.", "optimal_target")) for key in keys) else []
+    return f"; check {', '.join(flags)}" if flags else ""
 
 
 def tensor_problem(value: Tensor, own: Tensor) -> str | None:
