@@ -62,24 +62,24 @@ def accuracy(results: Results) -> Figure:
 
 def differences(results: Results) -> Figure:
     """Plot the paired difference of each pair with its confidence interval, over all and over few-shot classes."""
-    figure, axes = panels(2, 1.2 + 0.32 * len(results.plan.pairs) * len(results.plan.imbalances), 5.2)
+    rows = [(pair, rho) for pair in results.plan.pairs for rho in results.plan.imbalances]
+    figure, axes = panels(2, 1.2 + 0.32 * len(rows), 5.2)
     titles = {method.key: method.title for method in results.plan.methods.values()}
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
-        names = []
-        for number, pair in enumerate(results.plan.pairs):
-            for rho in results.plan.imbalances:
-                values = reading.paired_differences(results, rho, pair)[:, column]
-                if len(values) < 2 or np.isnan(values).any():
-                    continue
-                mean, low, high = paired_difference(values)
-                colour = LIGHT[number % len(LIGHT)]  # one colour per pair
-                panel.plot([low, high], [len(names)] * 2, color=colour, lw=2)
-                panel.plot(mean, len(names), "o", color=colour)
-                names.append(f"{titles[pair[0]]} − {titles[pair[1]]}, ρ = {rho:g}")
+        for row, (pair, rho) in enumerate(rows):
+            values = reading.paired_differences(results, rho, pair)[:, column]
+            if len(values) < 2 or np.isnan(values).any():
+                reason = " no few-shot class" if label == "few" and np.isnan(values).all() else " no interval"
+                panel.text(0, row, reason, color="0.5", va="center", fontsize=8)
+                continue
+            mean, low, high = paired_difference(values)
+            colour = LIGHT[results.plan.pairs.index(pair) % len(LIGHT)]  # one colour per pair
+            panel.plot([low, high], [row] * 2, color=colour, lw=2)
+            panel.plot(mean, row, "o", color=colour)
         panel.axvline(0, color="0.5", lw=1)
-        panel.set_yticks(range(len(names)), names if panel is axes[0] else [""] * len(names))
-        panel.invert_yaxis()
-        panel.set(xlabel=f"difference in points, {label}")
+        names = [f"{titles[first]} − {titles[second]}, ρ = {rho:g}" for (first, second), rho in rows]
+        panel.set_yticks(range(len(rows)), names if panel is axes[0] else [""] * len(rows))
+        panel.set(xlabel=f"difference in points, {label}", ylim=(len(rows) - 0.5, -0.5))  # the same rows in both panels
     return figure
 
 
@@ -99,9 +99,25 @@ def heads(results: Results, imbalance: float) -> Figure:
         panel.plot(positions, means, MARKS[number % len(MARKS)], color=colour, label=method.title, alpha=0.8)
     panel.set_xticks(range(len(titles)), titles, rotation=35, ha="right")
     panel.set(ylabel=f"test accuracy, all, %, ρ = {imbalance:g}")
+    _exclude_outliers(panel)
     panel.grid(axis="y", color="0.9")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def _exclude_outliers(panel: Axes) -> None:
+    """Fit the y axis to all points except far lower ones, whose values are written at the bottom edge."""
+    points = np.array([point for line in panel.get_lines() for point in line.get_xydata()])
+    low, high = np.quantile(points[:, 1], 0.25), points[:, 1].max()
+    bottom = low - 1.5 * (high - low)  # as the whiskers of a box plot
+    shown = points[:, 1] >= bottom
+    if shown.all():
+        return
+    lowest = points[shown, 1].min()
+    panel.set_ylim(lowest - 0.12 * (high - lowest), high + 0.05 * (high - lowest))
+    for x in np.unique(points[~shown, 0]):
+        values = ", ".join(f"{y:.1f}" for y in np.sort(points[~shown & (points[:, 0] == x), 1])[::-1])
+        panel.annotate(f"↓ {values}", (x, 0.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
 
 
 def mechanism(results: Results, imbalance: float) -> Figure:

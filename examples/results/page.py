@@ -1,5 +1,6 @@
 """Write the page of a study: its text, table of trials (CSV) and figures, and the summary in README."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
 
 
 def write_block(plan: Plan, output: Path) -> list[Path]:
-    """Rewrite the summary on the page and in README from the CSV table of the page.
+    """Rewrite the summary on the page and in README, and two figures, from the CSV table of the page.
 
     Raises:
         InputError: The page or its table does not exist.
@@ -76,7 +77,11 @@ def write_block(plan: Plan, output: Path) -> list[Path]:
     written = _replace_block(results, page)
     if not written:
         raise InputError(f"{page}: no such page, or the page has no summary. --page writes it from the runs")
-    return [*written, *_replace_block(results, output.resolve().parent / README)]
+    drawn = {"accuracy": figures.accuracy, "differences": figures.differences}
+    files = [output / f"{plan.page}_{name}.png" for name in drawn]
+    for file, draw in zip(files, drawn.values(), strict=True):
+        figures.save(draw(results), file)
+    return [*written, *_replace_block(results, output.resolve().parent / README), *files]
 
 
 def finished_sweeps(results: Results) -> list[Sweep]:
@@ -113,7 +118,8 @@ FEATURES = (
 )
 BLOCK_DIFFERENCES = (
     f"Differences in test accuracy, in percentage points, with {CONFIDENCE:.0%} confidence intervals. **Bold** means "
-    "that the interval does not contain 0, so the difference is significant:"
+    "that the interval does not contain 0, so the difference is significant. One interval in 20 is bold by chance "
+    "if no methods differ:"
 ).replace("%", " %")
 
 
@@ -121,6 +127,7 @@ def block(results: Results) -> str:
     """Return the part of the page that README also shows: the summary table, its conclusion and the differences."""
     name = results.plan.page
     conclusion = " ".join([*tables.sentences(results), BLOCK_DIFFERENCES])
+    conclusion = textwrap.fill(conclusion, 120, break_long_words=False, break_on_hyphens=False)
     parts = [BEGIN.format(name), tables.summary(results), conclusion, tables.difference_summary(results)]
     return "\n\n".join([*parts, END.format(name)])
 

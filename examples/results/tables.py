@@ -205,7 +205,7 @@ def feature_table(results: Results) -> str:
 def has_few_shot(results: Results, imbalance: float) -> bool:
     """Return whether some class is few-shot at this imbalance."""
     runs = next(runs for (rho, _), runs in results.groups.items() if rho == imbalance)
-    return bool(few_shot_mask(runs[0]).any())
+    return runs[0].heads["selected"]["few"] is not None
 
 
 def few_shot_mask(run: TrialResult) -> np.ndarray:

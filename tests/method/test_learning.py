@@ -61,17 +61,14 @@ def points_near_one(spread: float, count: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("epochs", "times"),
     [
-        ([points_near_one(0.01), points_near_one(0.01)], 1),
-        ([points_near_one(0.01)] * 4, 1),
-        (
-            [points_near_one(0.01), points_near_one(0.3), points_near_one(0.01)],
-            0,
-        ),  # the run recovers in the second epoch
-        ([points_near_one(0.1)] * 3, 0),
-        ([points_near_one(0.01, count=8)] * 3, 0),  # eight images may be one class
+        ([points_near_one(0.01)] * 5, 1),
+        ([points_near_one(0.01)] * 8, 1),
+        ([*[points_near_one(0.01)] * 4, points_near_one(0.3), points_near_one(0.01)], 0),  # recovers in the fifth epoch
+        ([points_near_one(0.1)] * 5, 0),
+        ([points_near_one(0.01, count=8)] * 5, 0),  # eight images may be one class
     ],
 )
-def test_collapse_over_two_epochs_is_reported_once(epochs, times, capsys):
+def test_lasting_collapse_is_reported_once(epochs, times, capsys):
     detector = CollapseDetector()
     for q in epochs:
         detector.step(q)
@@ -79,9 +76,17 @@ def test_collapse_over_two_epochs_is_reported_once(epochs, times, capsys):
     assert capsys.readouterr().out.count("--warmup-epochs") == times  # the suggested flag
 
 
+def test_end_of_a_reported_collapse_is_reported(capsys):
+    detector = CollapseDetector()
+    for q in [*[points_near_one(0.01)] * 5, points_near_one(0.3), points_near_one(0.3)]:
+        detector.step(q)
+        detector.end_epoch()
+    assert capsys.readouterr().out.count("note") == 2
+
+
 def test_collapse_with_large_learning_rate_is_reported(digits_root, tmp_path, capsys):
     """In-batch KCL on the digits in three dimensions collapses with a large learning rate, but not with a small one."""
-    flags = "--dataset digits -a lenet --image-size 12 --contrast batch --mlp --cos -b 64 --moco-dim 3 --epochs 3"
+    flags = "--dataset digits -a lenet --image-size 12 --contrast batch --mlp --cos -b 64 --moco-dim 3 --epochs 5"
     run_flags = f"--seed 0 -p 0 --data-root {digits_root} --device cpu -j 0 --device-aug"
     stage1.main([*f"{flags} --lr 0.1 {run_flags} --run-dir {tmp_path}/large".split()])
     line_with(capsys.readouterr().out, "--warmup-epochs", "--lr", "--moco-t")  # the suggested flags

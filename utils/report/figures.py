@@ -1,5 +1,6 @@
 """The figures of a report; each function draws one in the current theme."""
 
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
 from utils.measure.results import SHOT_NOTE, SHOTS, accuracies
 from utils.report.style import COLOURS, LIGHT, escape_label
 
+LABEL_WIDTH = 34  # characters of a line of a y label
 SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches; text stays readable on a telephone at 370 px
 NAMED_CLASSES = 20  # with more classes, the axis has no class names
 # Blue to red, without the ends of Matplotlib's colour map, which are too dark on a dark page.
@@ -54,12 +57,18 @@ def curves(lines: dict[str, tuple[list, list]], label: str, switch: float | None
             )
     if switch is not None:
         axes.axvline(switch + 0.5, color="0.5", linestyle=":", linewidth=1)
-        position = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}
-        axes.annotate("TSC", **position, xytext=(3, -9), textcoords="offset points", color="0.5", fontsize=10)
+        position = {"xy": (switch + 0.5, 1), "xycoords": ("data", "axes fraction")}  # above the axes, beside no curve
+        axes.annotate(
+            "TSC", **position, xytext=(0, 2), textcoords="offset points", ha="center", color="0.5", fontsize=10
+        )
+    shown = [value for epochs, values in lines.values() for value in values]
     if log:
         axes.set_yscale("log")
+    if shown and min(shown) == max(shown):  # Matplotlib would enlarge a constant to the whole height
+        margin = abs(shown[0]) / 2 or 1
+        axes.set_ylim(shown[0] - margin, shown[0] + margin)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch", ylabel=label)
+    axes.set(xlabel="epoch", ylabel=textwrap.fill(label, LABEL_WIDTH))
     return _legend(figure)
 
 
@@ -89,12 +98,14 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
             color=f"C{i}",
             marker="os^Dv"[i % 5],
             alpha=0.8,
-            label=escape_label(name),
+            label=escape_label(name) if np.isfinite(heights).any() else None,
             linewidth=0,
         )
     axes.set(xscale="log", xlim=(low, high), ylim=(-4, 112), yticks=range(0, 101, 20))
     axes.set(xlabel="training images of the class", ylabel="test accuracy, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
     return _legend(figure)
 
 
@@ -162,6 +173,7 @@ def heads_dots(heads: dict[str, dict]) -> Figure:
     for i, shot in enumerate((*SHOTS, "acc1")):
         values = np.array([entry[shot] for entry in heads.values()], dtype=float)  # None becomes nan
         label, marker = ("all", "D") if shot == "acc1" else (shot, "o^s"[i])
+        label = label if np.isfinite(values).any() else None
         axes.scatter(values, places, 34, color=f"C{i}", marker=marker, label=label, linewidth=0, zorder=3)
     lowest = min(value for entry in heads.values() for value in accuracies(entry) if value is not None)
     axes.set_yticks(places, [*map(escape_label, heads)])

@@ -39,6 +39,7 @@ tbody tr:nth-child(even) { background: var(--row) }
 summary { margin: .8rem 0; color: var(--quiet); cursor: pointer }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; max-width: 34rem }
+figure:only-child { max-width: 48rem }
 figure img { display: block; width: 100%; height: auto }
 figcaption { color: var(--quiet); font-size: .9rem }
 """

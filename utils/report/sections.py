@@ -8,7 +8,7 @@ from utils.errors import InputError
 from utils.measure.feature_file import RunFeatures, read_features
 from utils.measure.feature_measures import class_centres
 from utils.measure.monitor import GEOMETRY_MEASURES, measure_geometry
-from utils.measure.results import CHOICES, HEADS_NOTE, SHOT_NOTE, heads_rows, results_rows
+from utils.measure.results import CHOICES, HEADS_NOTE, SHOT_NOTE, best_head, heads_rows, results_rows
 from utils.report import figures as plots
 from utils.report.page import Section, Table
 from utils.report.runs import Run, Stage, differences, transpose
@@ -69,7 +69,7 @@ def arguments(runs: list[Run]) -> Section:
         return Table(["argument", *(run.name for run in runs)], rows, 1 + len(runs), title)
 
     tables = (table(differing, "Arguments that differ"),) if differing else ()
-    whole = table(transpose([run.arguments() for run in runs]), "All arguments, typed_flags or not")
+    whole = table(transpose([run.arguments() for run in runs]), "All arguments, typed or not")
     return Section("Arguments", text, tables, folded=(whole,))
 
 
@@ -79,9 +79,12 @@ def _format_value(value) -> str:
 
 def accuracy(runs: list[Run]) -> Section:
     """Return the table of test accuracies, and the figure of accuracy against class size."""
-    done = {run.name: run.results for run in runs if run.results}
+    done = {}
+    for run in runs:
+        done |= {run.name: run.results} if run.results else {}
+        done |= {f"{run.name}, {best_head(run.heads['heads'])}": run.heads} if run.heads else {}
     if not done:
-        return Section("Test accuracy", ("No probe has finished yet (no results.json found).",))
+        return Section("Test accuracy", ("No classifier has finished yet (no results.json found).",))
     text = (f"Top-1 in percent. {SHOT_NOTE}.", *(f"{choice}: {meaning}." for choice, meaning in CHOICES.items()))
     table = Table(*results_rows(done, tuple(CHOICES)), text_columns=2)
     # Runs on different data have no common axis of classes, so only those with the first run's classes are drawn.
