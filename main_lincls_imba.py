@@ -17,7 +17,7 @@ import utils.startup  # noqa: F401, imported before the modules that take second
 
 # isort: split
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from utils import distributed, errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser
 from utils.distributed import launch
+from utils.measure.feature_cache import weights_digest
 from utils.run import dry_run, evaluation, folder, loop, resume, session
 
 MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "epochs", "batch_size", "lr")
@@ -92,9 +93,6 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     if not args.evaluate:
         name = head_flags.run_name(args, options.data_name(args))
         args.run_dir = args.run_dir or str(Path(args.pretrained).parent / name)
-        if head.is_fitted:
-            folder.check_fitted_run_dir(args.resume, Path(args.run_dir))
-        folder.check_resume(args.resume, Path(args.run_dir))
     data = options.build_data_config(args, stored.num_classes if args.evaluate else None)
     evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
     data = options.choose_loading(args, data, data.open(evaluated[0] if evaluated else "train"), processes)
@@ -106,6 +104,8 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     digests = loaders.check_lists_and_hash(data, args.sampling, batch_size, evaluated or loaders.SPLITS)
     stored.report_other_lists(args, digests, data.lists.files)
     arguments = parser.describe(args, {"num_classes": data.spec.num_classes} | digests, options.LEGACY_LOADING)
+    if not args.evaluate:
+        folder.check_run_dir(arguments, head.is_fitted)
     run = session.RunPlan.from_args(args, Path(args.run_dir or "."), arguments)  # --evaluate writes no files
     pretrained = Path(args.pretrained) if args.pretrained else None
     plan = Plan(run, data, head, pretrained, evaluated, args.bn_mode, args.eval_freq, args.eval_batch_size)
@@ -169,9 +169,11 @@ def train(plan: Plan, checkpointer, loader, splits: dict, compute) -> dict:
 
 def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     """Fit a classifier to the encoder's features, or with --compare-heads all that the checkpoint supports."""
-    run, data, compute = plan.run, plan.data, plan.run.compute.on(process.device)
-    state, counts = resume.load_run(run, process), data.open("train").class_counts
+    data, compute = plan.data, plan.run.compute.on(process.device)
     network = heads.without_classifier(plan.network(1)).to(process.device)
+    run = replace(plan.run, arguments=plan.run.arguments.with_values(encoder=weights_digest(network)))
+    folder.check_run_dir(run.arguments, fitted=True)
+    state, counts = resume.load_run(run, process), data.open("train").class_counts
     checkpoint_heads = inputs.read_checkpoint_heads(plan.pretrained, len(counts), plan.head.head)
     views, seed = plan.head.feature_views, state.seed
     with compute.precision_context():

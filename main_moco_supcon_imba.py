@@ -86,7 +86,6 @@ def prepare(parser: Parser, args) -> Plan:
     data = options.build_data_config(args)
     method.check_files(data.spec.num_classes)
     args.run_dir = args.run_dir or str(Path(args.save_folder) / methods.run_name(args, options.data_name(args)))
-    folder.check_resume(args.resume, Path(args.run_dir))
     train_set = data.open("train")
     data = options.choose_loading(args, data, train_set, processes)
     measures = monitor_flags.MonitorFlags.from_args(args)
@@ -96,6 +95,7 @@ def prepare(parser: Parser, args) -> Plan:
     loaders.check_batch_size(args.sampling, train_set.labels, repeat, batch_size, args.keep_last)
     facts = {"num_classes": data.spec.num_classes, "train_list": train_set.digest}  # a resumed run needs the same
     arguments = parser.describe(args, facts, options.LEGACY_LOADING)
+    folder.check_run_dir(arguments)
     run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
     next_command = options.command_line("main_lincls_imba.py", pretrained=run.run_dir / checkpoint.LAST)
     return Plan(run, data, method, measures, args.sampling, args.keep_last, args.save_freq, next_command)

@@ -30,7 +30,7 @@ from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
 from utils.distributed import launch
 from utils.run import dry_run, evaluation, loop, resume, session
-from utils.run.folder import check_resume
+from utils.run.folder import check_run_dir
 
 BALANCE = {  # value of --balance: (help, sampler, whether the log prior is added to the logits)
     "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
@@ -94,12 +94,12 @@ def prepare(parser: Parser, args) -> Plan:
     name += "" if args.balance == "sampling" else f"_balance_{args.balance}"
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
     args.run_dir = args.run_dir or str(Path("runs") / name)
-    check_resume(args.resume, Path(args.run_dir))
     data = options.build_data_config(args)
     data = options.choose_loading(args, data, data.open("train"), processes)
     digests = check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size)
     facts = {"num_classes": data.spec.num_classes} | digests
     arguments = parser.describe(args, facts, options.LEGACY_LOADING)
+    check_run_dir(arguments)
     run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
     return Plan(run, data, args.balance, args.eval_freq, args.eval_batch_size)
 

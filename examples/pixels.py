@@ -17,12 +17,11 @@ from moco.heads import comparison
 from moco.heads.candidates import FitInputs
 from moco.heads.selection import FeatureLoader, HeadData
 from utils import errors
-from utils.cli.flags import plain_values
 from utils.cli.parser import Parser, parse
 from utils.devices import check_device, resolve_device
 from utils.measure.feature_cache import Features
 from utils.run.compute import ComputeConfig
-from utils.run.folder import check_fitted_run_dir, lock_run_dir
+from utils.run.folder import check_run_dir, lock_run_dir
 
 ARCH = "pixels"  # used as the name of the architecture
 MISSING_INPUTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
@@ -55,23 +54,22 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(get_args_parser(), argv)
+    parser = get_args_parser()
+    args = parse(parser, argv)
     options.resolve_defaults(args)
     check_device(args.device, 1)
     args.arch, device = ARCH, resolve_device(args.device)
     name = f"{options.data_name(args)}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
-    run_dir = Path(args.run_dir or Path("runs") / name)
-    check_fitted_run_dir(args.resume, run_dir)
+    args.run_dir = args.run_dir or str(Path("runs") / name)
     data = options.build_data_config(args)
-    vars(args).update(check_lists_and_hash(data, "instance", 1))
+    arguments, run_dir = parser.describe(args, check_lists_and_hash(data, "instance", 1), {}), Path(args.run_dir)
+    check_run_dir(arguments, fitted=True)
     train, val, test = (pixel_features(data, split) for split in ("train", "val", "test"))
     counts = data.open("train").class_counts
     inputs = FitInputs(train.features.double(), train.labels, torch.from_numpy(counts), lacks=MISSING_INPUTS)
     with lock_run_dir(run_dir):
         splits = {"val": FeatureLoader(val, device), "test": FeatureLoader(test, device)}
-        comparison.run(
-            run_dir, plain_values(vars(args)), HeadData(inputs, splits, ComputeConfig(device), data.selection_split)
-        )
+        comparison.run(run_dir, arguments.values, HeadData(inputs, splits, ComputeConfig(device), data.selection_split))
 
 
 def pixel_features(data: DataConfig, split: str) -> Features:

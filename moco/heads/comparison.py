@@ -29,12 +29,12 @@ def run(run_dir: Path, args: dict, head_data: HeadData) -> None:
     Raises:
         InputError: No head could be fitted.
     """
-    RunLog(run_dir, args, (), 0)
     heads = compare(head_data)
     if not heads:
         raise InputError(f"{args['pretrained'] or run_dir}: no classifier could be fitted; see the messages above")
     if args["pretrained"]:
         heads |= nearby_probes(Path(args["pretrained"]), {name: args[name] for name in LIST_DIGEST_KEYS})
+    RunLog(run_dir, args, (), 0)
     best = {name: value for name, value in heads[best_head(heads)].items() if name not in COMPARISON_KEYS}
     chosen = {"on": head_data.selection_split, "from": {"head": [*heads]}}
     write_results(run_dir, args, {"selected": best, "heads": heads}, head_data.counts, chosen)

@@ -159,8 +159,8 @@ def fit_and_save(run_dir: Path, args: dict, network: nn.Module, head_data: HeadD
     Raises:
         InputError: As `select_head`.
     """
-    RunLog(run_dir, args, (), 0)
     selected = select_head(args["head"], args["sampling"], args["logit_adjustment"], head_data)
+    RunLog(run_dir, args, (), 0)  # after the fit, because a failed fit must not replace the arguments of old results
     network.fc = selected.classifier
     checkpoint.save_network(
         run_dir / BEST, network, epoch=0, arch=args["arch"], args=args, train_counts=head_data.counts.tolist()

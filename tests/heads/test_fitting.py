@@ -64,7 +64,7 @@ def test_single_head_matches_comparison_and_evaluate(head, words, comparison, tm
 def test_features_are_cached_and_never_used_for_other_checkpoint(words, comparison, tmp_path, capsys):
     """They are cached. A truncated file, other statistics and another checkpoint are reported and recomputed."""
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
-    mine = [*words[:-1], str(tmp_path / "last.pth.tar"), "--head", "ncm", "--resume", "auto"]
+    mine = [*words[:-1], str(tmp_path / "last.pth.tar"), "--head", "ncm", "--resume", "auto", "--override"]
 
     def run(*more: str) -> str:
         capsys.readouterr()
@@ -106,7 +106,8 @@ def test_features_are_cached_and_never_used_for_other_checkpoint(words, comparis
 def test_random_views_depend_only_on_seed_and_draw_number(words, tmp_path, capsys):
     """Two views give twice the features, which depend on the seed but not on the number of loader processes."""
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
-    mine = [*words[:-1], str(tmp_path / "last.pth.tar"), "--head", "ncm", "--feature-views", "2", "--resume", "auto"]
+    mine = [*words[:-1], str(tmp_path / "last.pth.tar"), "--head", "ncm", "--feature-views", "2"]
+    mine += ["--resume", "auto", "--override"]
     seen = []
     for more in ("-j 0 --seed 1", "-j 2 --seed 1", "--seed 2"):
         (tmp_path / "features_last" / "train_2_views.safetensors").unlink(missing_ok=True)
@@ -172,6 +173,10 @@ def test_results_folder_is_not_overwritten(words, comparison, probe_run, tmp_pat
     ncm = [*words, "--head", "ncm"]
     stage2.main([*ncm, "--run-dir", str(tmp_path)])
     refusal(lambda: stage2.main([*ncm, "--run-dir", str(tmp_path)]), tmp_path, "--resume auto")
+    refusal(lambda: stage2.main([*words, "--run-dir", str(tmp_path)]), tmp_path, "--run-dir")
+    refusal(
+        lambda: stage2.main([*words, "--head", "tau", "--run-dir", str(tmp_path), "--resume", "auto"]), "ncm -> tau"
+    )
     before = results_of(tmp_path)["selected"]
     (tmp_path / "results.json").write_text("{}")
     stage2.main([*ncm, "--run-dir", str(tmp_path), "--resume", "auto"])

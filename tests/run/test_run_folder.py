@@ -1,6 +1,7 @@
 """The run folder: checkpoints stay complete after crashes, and a lock excludes other runs."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -13,10 +14,11 @@ import main_moco_supcon_imba as stage1
 from tests.processes import FORKSERVER, start_server
 from tests.refusals import exit_message, line_with, refusal
 from tests.stopping import FOUR_EPOCHS, assert_same_checkpoint, log_of
+from utils.cli.flags import Arguments
 from utils.errors import run as run_main
 from utils.run import checkpoint
 from utils.run.checkpointer import Checkpointer
-from utils.run.folder import LOCK, check_resume, lock_run_dir, resumable_checkpoints
+from utils.run.folder import LOCK, check_run_dir, lock_run_dir, resumable_checkpoints
 
 
 def test_save_steps_saves_within_the_epoch(flags, uninterrupted_run, tmp_path, monkeypatch):
@@ -154,15 +156,68 @@ def test_leftover_draft_files_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_check_resume_refuses_missing_or_unrequested_checkpoint(tmp_path):
-    check_resume("auto", tmp_path)
-    check_resume("", tmp_path)
-    check_resume("auto", tmp_path / "not" / "there")
+PRETRAINING = {"lr": 0.1}
+CLASSIFIER = {"lr": 0.1, "pretrained": "runs/kcl/last.pth.tar", "head": "ncm"}
+COMPARISON = CLASSIFIER | {"compare_heads": True}
+BASELINE = {"lr": 0.1, "pretrained": None}
+MAY_CHANGE = frozenset({"run_dir", "resume", "override", "pretrained"})
+
+
+def check(run_dir, resume=None, override=False, values=PRETRAINING, fitted=False) -> None:
+    """Check the folder of a run with these arguments."""
+    values = values | {"run_dir": str(run_dir), "resume": resume and str(resume), "override": override}
+    check_run_dir(Arguments(values, MAY_CHANGE, frozenset(), {}), fitted)
+
+
+def write_args(run_dir, values) -> None:
+    (run_dir / "args.json").write_text(json.dumps({"args": values}))
+
+
+def test_missing_or_unrequested_checkpoint_is_refused(tmp_path):
+    check(tmp_path, "auto")
+    check(tmp_path)
+    check(tmp_path / "not" / "there", "auto")
     (tmp_path / "previous.pth.tar").touch()
-    check_resume("auto", tmp_path)
-    check_resume(str(tmp_path / "previous.pth.tar"), tmp_path)
-    refusal(lambda: check_resume("", tmp_path), tmp_path, "--resume")
-    refusal(lambda: check_resume(str(tmp_path / "absent"), tmp_path), "--resume", tmp_path / "absent")
+    check(tmp_path, "auto")
+    check(tmp_path, tmp_path / "previous.pth.tar")
+    refusal(lambda: check(tmp_path), tmp_path, "--resume")
+    refusal(lambda: check(tmp_path, tmp_path / "absent"), "--resume", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("file", ["results.json", "last.pth.tar"])
+@pytest.mark.parametrize("held", [PRETRAINING, CLASSIFIER, COMPARISON, BASELINE])
+def test_run_of_another_kind_never_uses_the_folder(held, file, tmp_path):
+    write_args(tmp_path, held)
+    (tmp_path / file).touch()
+    for values in (PRETRAINING, CLASSIFIER, COMPARISON, BASELINE):
+        if values is not held:
+            refusal(lambda values=values: check(tmp_path, "auto", override=True, values=values), tmp_path, "--run-dir")
+
+
+@pytest.mark.parametrize("file", ["results.json", "model_best.pth.tar", "features.npz"])
+def test_results_without_checkpoint_are_not_overwritten(file, tmp_path):
+    """The checkpoints of a finished run were deleted to save space."""
+    write_args(tmp_path, CLASSIFIER)
+    (tmp_path / file).touch()
+    for resume in (None, "auto"):
+        refusal(lambda resume=resume: check(tmp_path, resume, values=CLASSIFIER), tmp_path, "--run-dir")
+
+
+def test_killed_run_without_checkpoint_starts_again(tmp_path):
+    write_args(tmp_path, PRETRAINING)
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n')
+    check(tmp_path, "auto")
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    refusal(lambda: check(tmp_path, "auto"), tmp_path, "--run-dir")
+
+
+def test_fit_is_only_repeated_with_the_same_arguments(tmp_path):
+    write_args(tmp_path, CLASSIFIER | {"encoder": "a"})
+    (tmp_path / "results.json").touch()
+    same, other = CLASSIFIER | {"encoder": "a"}, CLASSIFIER | {"encoder": "b"}
+    check(tmp_path, "auto", values=same, fitted=True)
+    refusal(lambda: check(tmp_path, "auto", values=other, fitted=True), "encoder", "a -> b", "--override")
+    check(tmp_path, "auto", override=True, values=other, fitted=True)
 
 
 def test_non_finite_weights_are_not_saved(flags, tmp_path, monkeypatch):

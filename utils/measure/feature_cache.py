@@ -14,7 +14,7 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.distributed import log
 from utils.files import write_atomically
@@ -85,3 +85,12 @@ def digest(path: str | Path) -> str:
     """Return 16 hex digits of the SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return 16 hex digits of the SHA-256 of a network's weights and buffers, with their names and shapes."""
+    sha = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]

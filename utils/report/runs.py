@@ -52,6 +52,7 @@ class Run(NamedTuple):
     def deciding_arguments(self) -> dict[str, object]:
         """Return the arguments that affect the result, except the seeds."""
         free = frozenset(flag.dest for flag in declared_flags() if not effect_of(flag).affects_result)
+        free |= {"encoder"}  # the digest of the weights differs between seeds
         return self.arguments(excluded=free)
 
     def arguments(self, excluded: frozenset[str] = frozenset()) -> dict[str, object]:

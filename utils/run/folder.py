@@ -5,52 +5,96 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
 from utils import distributed
+from utils.cli.flags import Arguments
 from utils.distributed import log
 from utils.errors import InputError
 from utils.files import write_atomically
 from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS
+from utils.safe_load import read_json
 
 LOCK = ".lock"
+RESULTS = ("results.json", "model_best.pth.tar", "features.npz")  # files of finished measurements
 
 
-def check_resume(resume: str | None, run_dir: Path) -> None:
-    """Check before a run starts that the checkpoint of --resume exists and that the run may write to its folder.
+def check_run_dir(arguments: Arguments, fitted: bool = False) -> None:
+    """Check before a run starts that it may write to its folder, and that the checkpoint of --resume exists.
+
+    A run may write to a folder that holds no run, or continue the run that the folder holds. args.json describes this
+    run. A folder holds a run if it contains a checkpoint, results, or the log of more than one epoch.
+
+    Args:
+        arguments: the arguments of the run; run_dir and resume must be among them.
+        fitted: whether the run fits classifiers. It has no checkpoints, and --resume auto repeats the fit.
 
     Raises:
-        InputError: the checkpoint does not exist, the run would overwrite another one, or the folder is not writable.
+        InputError: the checkpoint does not exist, the folder is not writable, or it holds another run.
     """
+    run_dir, resume = Path(arguments.values["run_dir"]), arguments.values["resume"]
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"run folder {run_dir}: {existing} is not a writable folder; choose another --run-dir")
-    if resume == "auto":
-        return
-    if resume and not Path(resume).is_file():
-        raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
-    if resumable_checkpoints(run_dir) and not (resume and Path(resume).resolve().parent == run_dir.resolve()):
-        raise InputError(
-            f"{run_dir}: holds a run already; continue it with --resume auto, or start another with --run-dir or --name"
-        )
-
-
-def check_fitted_run_dir(resume: str | None, run_dir: Path) -> None:
-    """Check the run folder of a fitted classifier, which has no checkpoints; --resume auto repeats the fit.
-
-    Raises:
-        InputError: --resume names a checkpoint, or the folder already contains results or a trained run.
-    """
-    if resume not in (None, "auto"):
+    if fitted and resume not in (None, "auto"):
         raise InputError(f"--resume {resume}: a fitted head has no checkpoint to resume from; omit --resume")
-    if resumable_checkpoints(run_dir):
-        raise InputError(f"{run_dir}: holds a trained run; choose another folder with --run-dir or --name")
-    if (run_dir / "results.json").exists() and resume is None:
+    if resume not in (None, "auto") and not Path(resume).is_file():
+        raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
+    has_checkpoint, has_results = bool(resumable_checkpoints(run_dir)), _has_results(run_dir)
+    if not (has_checkpoint or has_results):
+        return
+    stored, other = _stored_args(run_dir), "choose another folder with --run-dir or --name"
+    if stored is not None and (kind := _kind(stored)) != _kind(arguments.values):
+        raise InputError(f"{run_dir}: holds {kind}, expected {_kind(arguments.values)}; {other}")
+    if not resume or (resume != "auto" and Path(resume).resolve().parent != run_dir.resolve()):
+        raise InputError(f"{run_dir}: holds a run already; continue it with --resume auto, or {other}")
+    if fitted and has_checkpoint:
+        raise InputError(f"{run_dir}: holds a trained run; {other}")
+    if fitted:
+        _check_same_fit(arguments, run_dir, stored)
+    elif resume == "auto" and not has_checkpoint:
+        raise InputError(f"{run_dir}: holds the results of a run, but no checkpoint to resume from; {other}")
+
+
+def _check_same_fit(arguments: Arguments, run_dir: Path, stored: dict | None) -> None:
+    """Raise InputError if a folder holds the results of a fit with other arguments, unless --override is given."""
+    if stored is None:
+        raise InputError(f"{run_dir}: holds results, but no readable args.json; choose another folder with --run-dir")
+    changes, seed = arguments.changes_since(stored), arguments.values.get("seed")
+    if seed not in (None, stored.get("seed")):
+        changes["seed"] = f"{stored.get('seed')} -> {seed}"
+    if changes and not arguments.values.get("override"):
+        listed = ", ".join(f"{name} {change}" for name, change in changes.items())
         raise InputError(
-            f"{run_dir}: holds results already; recompute them with --resume auto, or choose --run-dir or --name"
+            f"{run_dir}: holds results of other arguments ({listed}); choose another folder with --run-dir, or add "
+            "--override to replace them"
         )
+
+
+def _has_results(run_dir: Path) -> bool:
+    log_file = run_dir / "log.jsonl"
+    epochs = len(log_file.read_bytes().splitlines()) if log_file.is_file() else 0
+    # A run that was killed before its first checkpoint can have logged one epoch.
+    return epochs > 1 or any((run_dir / name).exists() for name in RESULTS)
+
+
+def _stored_args(run_dir: Path) -> dict | None:
+    """Return the arguments in args.json, or None if the file is missing or damaged."""
+    with suppress(InputError):
+        args = read_json(run_dir / "args.json").get("args")
+        return args if isinstance(args, dict) else None
+    return None
+
+
+def _kind(args: dict) -> str:
+    """Return the kind of the run with these arguments. Runs of different kinds write different files."""
+    if "pretrained" not in args:
+        return "a pre-training"
+    if args.get("compare_heads"):
+        return "a comparison of classifiers"
+    return "a classifier of a pre-trained encoder" if args["pretrained"] else "a baseline without pre-training"
 
 
 def resumable_checkpoints(run_dir: Path) -> list[Path]:
