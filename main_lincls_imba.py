@@ -177,7 +177,7 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     checkpoint_heads = inputs.read_checkpoint_heads(plan.pretrained, len(counts), plan.head.head)
     views, seed = plan.head.feature_views, state.seed
     with compute.precision_context():
-        features = compute_split_features(data, network, plan.pretrained, views, seed, process, compute)
+        features = compute_split_features(data, network, plan.pretrained, run.run_dir, views, seed, process, compute)
     splits = {split: selection.FeatureLoader(features[split], process.device) for split in ("val", "test")}
     fit_inputs = inputs.build_fit_inputs(checkpoint_heads, features["train"], counts, process.device)
     head_data = selection.HeadData(fit_inputs, splits, compute, data.selection_split)

@@ -99,7 +99,7 @@ def test_features_are_cached_and_never_used_for_other_checkpoint(words, comparis
     torch.save(state, tmp_path / "last.pth.tar")
     out = run()
     for name in first:
-        line_with(out, folder / name, "checkpoint", "statistics")
+        line_with(out, folder / name, "weights", "statistics")
     assert results_of(tmp_path / "ncm")["selected"]["per_class"] != expected
 
 

@@ -1,10 +1,15 @@
 """Cached features are bit-identical to the written ones, or they are computed again."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.refusals import line_with
+from imagenet_inat.split_features import digest_files
+from tests.idx_files import write_idx
+from tests.refusals import line_with, refusal
 from utils.measure.feature_cache import Features, cached_features
 
 
@@ -15,7 +20,7 @@ def cache(tmp_path):
 
     def request() -> bool:
         computations = []
-        cached = cached_features(path, {"views": 1}, lambda: computations.append(1) or computed)
+        cached = cached_features([path], {"views": 1}, lambda: computations.append(1) or computed)
         assert torch.equal(cached.features, computed.features) and torch.equal(cached.labels, computed.labels)
         return bool(computations)
 
@@ -38,3 +43,46 @@ def test_cache_without_checksum_is_recomputed(cache, capsys):
     save_file({"features": torch.zeros(6, 4), "labels": torch.arange(6)}, path, {"views": "1"})
     assert request() and not request()
     line_with(capsys.readouterr().out, path, "crc32")
+
+
+def test_pipe_in_place_of_the_cache_is_not_read(cache, tmp_path):
+    """Reading a pipe would never end. The features go to the next place."""
+    path, _ = cache
+    path.unlink()
+    os.mkfifo(path)
+    features, other = Features(torch.ones(1, 2), torch.zeros(1, dtype=torch.int64)), tmp_path / "run" / path.name
+    cached_features([other], {}, lambda: features)
+    assert torch.equal(cached_features([path, other], {}, pytest.fail).features, features.features)
+
+
+def test_features_are_stored_in_the_first_writable_folder(tmp_path):
+    """A folder that cannot be created is like a read-only one. Without a writable folder, nothing is computed."""
+    (tmp_path / "file").touch()
+    unusable, usable = tmp_path / "file" / "val.safetensors", tmp_path / "run" / "val.safetensors"
+    features = Features(torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+    refusal(lambda: cached_features([unusable], {}, pytest.fail), tmp_path / "file")
+    cached_features([unusable, usable], {}, lambda: features)
+    assert usable.is_file()
+
+
+def test_edited_image_changes_the_digest(tmp_path):
+    image = tmp_path / "0.png"
+    image.write_bytes(b"abc")
+    digests = [digest_files(tmp_path, ["0.png"])]
+    os.utime(image, ns=(0, 1))
+    digests.append(digest_files(tmp_path, ["0.png"]))
+    image.write_bytes(b"abcd")
+    os.utime(image, ns=(0, 1))
+    digests.append(digest_files(tmp_path, ["0.png"]))
+    image.unlink()
+    digests.append(digest_files(tmp_path, ["0.png"]))
+    assert len(set(digests)) == 4
+
+
+def test_edited_idx_file_changes_the_digest_even_with_the_old_time(tmp_path):
+    file, digests = tmp_path / "t10k-images-idx3-ubyte", []
+    for pixel in (0, 1):
+        write_idx(file, np.full((2, 3, 3), pixel, np.uint8))
+        os.utime(file, ns=(0, 1))
+        digests.append(digest_files(tmp_path, ["t10k-images-idx3-ubyte/0", "t10k-images-idx3-ubyte/1"]))
+    assert digests[0] != digests[1]

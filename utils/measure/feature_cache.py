@@ -1,4 +1,4 @@
-"""Cache the features of a frozen encoder in a safetensors file beside the checkpoint.
+"""Cache the features of a frozen encoder in a safetensors file.
 
 The file's metadata describes what the features were computed from. A cached file that does not match, is damaged or
 cannot be read is reported and recomputed.
@@ -6,6 +6,7 @@ cannot be read is reported and recomputed.
 
 import hashlib
 import json
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from utils.distributed import log
+from utils.errors import InputError
 from utils.files import write_atomically
 
 CHECKSUM = "crc32"  # metadata entry with the checksum of the numbers
@@ -29,20 +31,25 @@ class Features(NamedTuple):
     labels: Tensor
 
 
-def cached_features(path: Path, metadata: dict[str, object], compute: Callable[[], Features]) -> Features:
+def cached_features(paths: list[Path], metadata: dict[str, object], compute: Callable[[], Features]) -> Features:
     """Return compute(), or its cached result.
 
     Args:
-        path: the cache file.
-        metadata: plain data that determines the result. If the file has other metadata, the features are recomputed.
+        paths: places for the cache file, the best first. The features are read from the first file that is valid, and
+            written to the first place that is writable.
+        metadata: plain data that determines the result. If a file has other metadata, the features are recomputed.
+
+    Raises:
+        InputError: no place is writable. This is checked before the features are computed.
     """
     encoded = {name: json.dumps(value) for name, value in metadata.items()}
-    if path.exists():
+    for path in filter(Path.exists, paths):
         cached, problem = _read(path, encoded)
         if cached:
             log(f"features: {path}, {len(cached.labels)} images, cached")
             return cached
         log(f"note: {path}: {problem}; recomputed")
+    path = _first_writable(paths)
     features = compute()
     cpu_features = Features(*(tensor.cpu().contiguous() for tensor in features))
     data = safetensors.torch.save(cpu_features._asdict(), metadata=encoded | {CHECKSUM: _checksum(cpu_features)})
@@ -52,8 +59,21 @@ def cached_features(path: Path, metadata: dict[str, object], compute: Callable[[
     return features
 
 
+def _first_writable(paths: list[Path]) -> Path:
+    for path in paths:
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                return path
+        except OSError as error:
+            log(f"note: {path.parent}: features cannot be stored here ({error.strerror})")
+    raise InputError(f"{paths[-1].parent}: features cannot be stored here; choose another --run-dir")
+
+
 def _read(path: Path, encoded: dict[str, str]) -> tuple[Features | None, str]:
     """Return the features, or None and the reason why the file cannot be used."""
+    if not path.is_file():  # reading a pipe would never end
+        return None, "is not a regular file"
     try:
         with safe_open(path, framework="pt") as file:
             stored_metadata = file.metadata() or {}
@@ -79,12 +99,6 @@ def _checksum(features: Features) -> str:
     for tensor in features:
         crc = zlib.crc32(tensor.numpy(), crc)
     return f"{crc:08x}"
-
-
-def digest(path: str | Path) -> str:
-    """Return 16 hex digits of the SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def weights_digest(network: nn.Module) -> str:
