@@ -24,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], backup_pat
     """Call write(file) on a draft and rename it to `path`; if the write fails, the old file is unchanged.
 
     Args:
-        backup_path: where the old file is moved, if it exists; None: it is replaced.
+        backup_path: where the old file is kept, if it exists; None: it is replaced. `path` exists at every moment.
 
     Raises:
         InputError: see `check_regular`.
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], backup_pat
                 os.fsync(file.fileno())
             os.chmod(draft, 0o644)  # mkstemp's files are private
             if backup_path and path.exists():
-                os.replace(path, backup_path)
+                _back_up(path, backup_path)
             os.replace(draft, path)
         except BaseException:
             Path(draft).unlink(missing_ok=True)
@@ -51,6 +51,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], backup_pat
         error.filename = str(path)
         raise
     _flush_folder(path.parent)
+
+
+def _back_up(path: Path, backup_path: Path) -> None:
+    """Replace the file at `backup_path` by a link to the file at `path`, or by a copy where links are not supported."""
+    link = backup_path.with_name(draft_pattern(backup_path.name).replace("*", "link"))
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(path, link)
+    os.replace(link, backup_path)
+    link.unlink(missing_ok=True)  # a rename between two links of one file does nothing
 
 
 def check_regular(path: Path) -> None:
