@@ -204,4 +204,4 @@ def evaluate(plan: Plan, process: launch.ProcessInfo) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, "the last checkpoint stays; --resume auto continues from it")
+    errors.run(main, errors.UNSAVED)

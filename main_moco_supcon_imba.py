@@ -184,4 +184,4 @@ def train_one_epoch(plan: Plan, model, compute, epoch, loader, checkpointer, pro
 
 
 if __name__ == "__main__":
-    errors.run(main, "the last checkpoint stays; --resume auto continues from it")
+    errors.run(main, errors.UNSAVED)

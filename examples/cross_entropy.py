@@ -137,4 +137,4 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, "--resume auto continues from the last checkpoint")
+    errors.run(main, errors.UNSAVED)

@@ -8,8 +8,9 @@ import reprlib
 import select
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
@@ -17,6 +18,11 @@ from tqdm import tqdm
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 # Characters that a terminal or a page interprets instead of showing: control and bidirectional characters, surrogates.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+# What `run` prints after a signal that arrived before a checkpoint could be saved.
+UNSAVED = (
+    "no new checkpoint was saved; with --resume auto, the same command continues from the last checkpoint, or starts "
+    "again if there is none"
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk, which often carry no file name
 
 
@@ -53,6 +59,18 @@ class Stopped(Exception):  # noqa: N818, it is not an error
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1 has arrived while no training was running that could save a checkpoint.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 class CannotConnect(InputError):  # noqa: N818
@@ -102,17 +120,18 @@ def print_error(text: str) -> None:
 
 
 def run(main: Callable[[], None], interrupted: str = "no file is half written") -> None:
-    """Run a command line's main function and exit with a code: 2 for bad input, 130 for Ctrl-C, or `Stopped`'s.
+    """Run a command line's main function and exit with a code: 2 for bad input, `Stopped`'s, or one of EXIT_CODES.
 
     The exit code is 1 if memory runs out, if a loader process or another process of the job dies, or if the program
     that reads stdout has exited (`| head`).
 
     Args:
-        interrupted: message after Ctrl-C: what has been written and how to continue.
+        interrupted: message after a signal: what has been written and how to continue; "": print nothing.
     """
     _make_printing_safe()
     try:
-        main()
+        with _raise_on_signals():
+            main()
     except (InputError, PeerLost) as error:
         if isinstance(error, JOB_ERRORS) and multiprocessing.parent_process():
             raise
@@ -137,11 +156,36 @@ def run(main: Callable[[], None], interrupted: str = "no file is half written") 
             raise
         print_error(message)
         sys.exit(exit_code)
-    except KeyboardInterrupt:
-        print_stderr(f"\ninterrupted: {interrupted}")
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        number = interrupting_signal(error)
+        # Under torchrun and srun, each process receives the signal, and one prints for all.
+        if interrupted and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print_stderr(f"\nstopped by {number.name}: {interrupted}")
+        sys.exit(EXIT_CODES[number])
     finally:
         flush()
+
+
+@contextmanager
+def _raise_on_signals() -> Iterator[None]:
+    """Raise Interrupted on SIGTERM and SIGUSR1, as Python raises KeyboardInterrupt on SIGINT."""
+
+    def interrupt(number: int, _frame) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process, whatever it is doing
+        raise Interrupted(number)
+
+    numbers = EXIT_CODES.keys() - {signal.SIGINT} if threading.current_thread() is threading.main_thread() else ()
+    old_handlers = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+
+
+def interrupting_signal(error: KeyboardInterrupt) -> signal.Signals:
+    """Return the signal that raised an error: SIGINT, or that of Interrupted."""
+    return signal.Signals(getattr(error, "number", signal.SIGINT))
 
 
 def _explain_library_error(error: Exception) -> tuple[str, int]:

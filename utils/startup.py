@@ -1,18 +1,34 @@
-"""Import this module first in a script: Ctrl-C during the seconds of imports then prints one line, not a traceback.
+"""Import this module first in a script: a signal during the seconds of imports then prints one line, not a traceback.
 
-After the imports, `utils.errors.run` handles Ctrl-C.
+After the imports, `utils.errors.run` handles the signals, with the same exit codes (`EXIT_CODES`).
 """
 
 import os
+import signal
 import sys
 
 
 def _interrupted(kind: type, error: BaseException, trace) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-        return
-    print("\ninterrupted before the start", file=sys.stderr, flush=True)
-    os._exit(130)  # without this, Python ends by the signal, without an exit code
+    if issubclass(kind, KeyboardInterrupt):
+        _stop(signal.SIGINT)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _stop(number: int, _frame=None) -> None:
+    print(f"\nstopped by {signal.Signals(number).name} before the start", file=sys.stderr, flush=True)
+    # Without this, Python ends by the signal, without an exit code. SIGUSR1 announces a planned end: no failure.
+    os._exit(0 if number == signal.SIGUSR1 else 128 + number)
+
+
+def _imported_by_program() -> bool:
+    """Whether the module that imports this one is the program itself, and not imported by a test or another program."""
+    frame = sys._getframe(1).f_back
+    while frame and "importlib" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return bool(frame) and frame.f_globals["__name__"] == "__main__"
 
 
 sys.excepthook = _interrupted
+if _imported_by_program():
+    for _number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(_number, _stop)

@@ -13,7 +13,7 @@ from moco.targets import optimize
 from moco.targets.bounds import format_energy, format_gap, target_quality
 from moco.targets.files import check_size, check_targets
 from moco.targets.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
-from utils.errors import print_stderr
+from utils.errors import EXIT_CODES, interrupting_signal, print_stderr
 from utils.files import unused_name, write_atomically
 
 TEMPERATURE = 0.07
@@ -32,7 +32,7 @@ def generate_file(
     best = optimize.BestPoints()
     try:
         targets = generate(num_classes, dim, temperature, best=best, **search)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if best.points is None or not keep_interrupted:
             raise
         path = output
@@ -40,7 +40,7 @@ def generate_file(
             path = unused_name(lambda n: output.with_suffix(".interrupted.npy" if n == 1 else f".interrupted-{n}.npy"))
         save(path, best.points)
         print_stderr(f"\ninterrupted: saved the best set so far to {path}, {format_targets(best.points, temperature)}")
-        sys.exit(130)
+        sys.exit(EXIT_CODES[interrupting_signal(error)])
     save(output, targets)
     print_stderr(f"wrote {output}: {format_targets(targets, temperature)}")
     return targets

@@ -70,16 +70,35 @@ def test_out_of_memory_is_reported_in_one_line(allocate, capsys):
     exit_message(lambda: errors.run(allocate), capsys, "-b", code=1)
 
 
-@pytest.mark.parametrize("script", [["main_moco_supcon_imba.py"], ["-m", "imagenet_inat.splits"]])
-def test_ctrl_c_during_imports_prints_one_line(script):
+@pytest.mark.parametrize(
+    ("script", "number", "code"),
+    [
+        (["main_moco_supcon_imba.py"], signal.SIGINT, 130),
+        (["main_lincls_imba.py"], signal.SIGUSR1, 0),
+        (["-m", "imagenet_inat.splits"], signal.SIGTERM, 143),
+    ],
+)
+def test_signal_during_imports_prints_one_line(script, number, code):
     command = [sys.executable, "-X", "importtime", *script]
     options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell script's & ignores SIGINT
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     next(line for line in program.stderr if "torch" in line or "numpy" in line)  # the first imports are done
-    program.send_signal(signal.SIGINT)
+    program.send_signal(number)
     _, error = program.communicate(timeout=100)
     printed = [line for line in error.splitlines() if line and not line.startswith("import time:")]
-    assert program.returncode == 130 and len(printed) == 1, printed
+    assert program.returncode == code and len(printed) == 1 and number.name in printed[0], printed
+
+
+@pytest.mark.parametrize(("number", "code"), errors.EXIT_CODES.items())
+def test_signal_outside_training_prints_one_line(number, code, capsys):
+    """As with --compare-heads, and before the first step of a run. The handlers of the caller are restored."""
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        errors.run(lambda: signal.raise_signal(number), "nothing was saved")
+    printed = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert end.value.code == code and len(printed) == 1
+    assert number.name in printed[0] and "nothing was saved" in printed[0]
+    assert signal.getsignal(number) is before
 
 
 EXIT_WITH_LOADER = """

@@ -98,7 +98,8 @@ def _run_spawned_process(
             with SpinGuard():
                 worker(plan, process)
 
-    errors.run(join_and_run)  # each spawned process prints its own errors
+    # Each spawned process prints its own errors, but only the first one a signal, which all of them receive.
+    errors.run(join_and_run, errors.UNSAVED if local_rank == 0 else "")
 
 
 def _spawn(worker: Callable, plan, config: LaunchConfig, shared: dict, processes: int) -> None:
@@ -126,7 +127,7 @@ def _spawn(worker: Callable, plan, config: LaunchConfig, shared: dict, processes
             sys.exit(error.exit_code)  # the process has printed the reason
         name = signal.Signals(-error.exit_code).name
         print(f"error: process {error.error_index} was killed by {name}; resume with --resume auto", file=sys.stderr)
-        sys.exit(128 - error.exit_code)
+        sys.exit(errors.EXIT_CODES.get(-error.exit_code, 128 - error.exit_code))
     finally:
         for number, handler in old_handlers.items():
             signal.signal(number, handler)

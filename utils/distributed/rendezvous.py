@@ -4,7 +4,9 @@ import hashlib
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -65,7 +67,8 @@ def group(
         backend = "cpu:gloo,cuda:nccl"  # CPU tensors use gloo, which does not wait for the GPUs
     patience = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=patience, **join_method.init_arguments(patience))
+        with _default_sigterm():
+            dist.init_process_group(backend, timeout=patience, **join_method.init_arguments(patience))
         if on_gpu and "nccl" in backend:
             check_one_gpu_each(device)
     except (RuntimeError, ValueError) as error:
@@ -85,6 +88,19 @@ def group(
     finally:
         if not lost:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _default_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process at once. A handler in Python would only run when all processes have joined."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _lost_peer_message(error: RuntimeError, timeout: float) -> str:
