@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import InputError
+from utils.files import check_regular
 
 MAX_COUNT = 2**31  # upper bound of counts: epochs, steps, images of a class
 MAX_NUMBER = 1e100  # upper bound of numbers, which can still be plotted
@@ -93,6 +94,7 @@ def read_json(path: Path, otherwise: str = "not readable") -> dict:
     Raises:
         InputError: the file cannot be read, or does not contain a JSON object.
     """
+    check_regular(path)
     try:
         content = parse_json(path.read_bytes())
     except OSError as error:

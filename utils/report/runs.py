@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.cli.flags import declared_flags, effect_of
+from utils.distributed import log
 from utils.errors import InputError, short_repr
 from utils.measure.results import CHOICES, entry_problem
 from utils.run.logger import read_log
@@ -123,16 +124,22 @@ def find_comparison(folder: Path) -> dict | None:
 def find_probes(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:
     """Return {folder: results} of the finished probes in a checkpoint's folder that used it and the same lists.
 
+    A folder that cannot be read is reported and skipped.
+
     Args:
         checkpoint: the checkpoint's file.
         lists: maps the name of a list's argument to the list's digest.
     """
     probes = {}
-    for stage in _stages_in(checkpoint.parent):
-        same = Path(stage.args.get("pretrained") or "").resolve() == checkpoint.resolve()
-        same = same and all(stage.args.get(name) == digest for name, digest in lists.items())
-        if same and stage.epochs and (results := read_results(stage.folder / "results.json")):
-            probes[stage.folder] = results
+    for file in sorted(checkpoint.parent.glob("*/args.json")):
+        try:
+            stage = read_stage(file.parent)
+            same = Path(stage.args.get("pretrained") or "").resolve() == checkpoint.resolve()
+            same = same and all(stage.args.get(name) == digest for name, digest in lists.items())
+            if same and stage.epochs and (results := read_results(stage.folder / "results.json")):
+                probes[stage.folder] = results
+        except (InputError, OSError) as error:
+            log(f"note: {file.parent} is skipped: {error}")
     return probes
 
 
