@@ -38,7 +38,7 @@ from utils.files import write_text
 from utils.measure.extraction import extract_features
 from utils.measure.feature_measures import class_centres
 from utils.measure.results import format_markdown_table
-from utils.report.style import COLOURS
+from utils.report.style import COLOURS, save_figure
 from utils.run import checkpoint
 
 DATASET = "three_digits"
@@ -138,8 +138,7 @@ def draw(panels: dict[tuple[str, str], Panel], path: Path) -> None:
     for (row, method), (column, ratio) in itertools.product(enumerate(METHODS), enumerate(COUNTS)):
         draw_circle(axes[row, column], panels[method, ratio], COUNTS[ratio])
         axes[row, column].set_title(f"{method}, {ratio}", fontsize=13)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, dpi=110)
 
 
 def draw_circle(axes: Axes, panel: Panel, counts: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from utils import errors
 from utils.cli.numbers import positive_int, seed_number
 from utils.cli.parser import Parser
 from utils.distributed import log
-from utils.report import style  # noqa: F401, selects a backend that needs no display
+from utils.report.style import save_figure  # its module selects a backend that needs no display
 
 PHOTOGRAPH, SMALL, DIGIT = 224, 32, 16
 SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # pixels; other augmentations: SMALL
@@ -67,8 +67,7 @@ def draw(args: argparse.Namespace, output: Path) -> None:
             axes_cell.imshow(view(image).permute(1, 2, 0))
     for axes_cell in axes.flat:
         axes_cell.axis("off")
-    figure.savefig(output, dpi=100)
-    plt.close(figure)
+    save_figure(figure, output, dpi=100)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from imagenet_inat import datasets
 from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
 from imagenet_inat.lists.format import generated_folders
 from utils.errors import InputError
+from utils.files import file_problem
 
 SPLITS = ("train", "val", "test")
 
@@ -27,8 +28,8 @@ class Lists(NamedTuple):
 
     def require(self, split: str) -> None:
         """Raise InputError if the list of a split is missing."""
-        if not self.files[split].is_file():
-            raise InputError(f"{self.files[split]}: no such list; {self.hints[split]}")
+        if problem := file_problem(self.files[split]):
+            raise InputError(f"{self.files[split]}: {problem}, expected a list; {self.hints[split]}")
 
 
 def all_lists_given(args: argparse.Namespace) -> bool:
@@ -97,7 +98,7 @@ def resolve_imbalance(spec: DatasetSpec, given: float | None, largest: int | Non
     if spec.imbalance_ratio is None and given is not None:
         generated = ", ".join(datasets.default_imbalances())
         raise InputError(f"--imbalance {given:g}: the lists of {spec.name} are fixed; use it only with {generated}")
-    imbalance = given or spec.imbalance_ratio
-    if imbalance and not 1 <= imbalance <= (most := largest or spec.largest_class):
+    imbalance, most = given or spec.imbalance_ratio, largest or spec.largest_class
+    if imbalance and not 1 <= imbalance <= most:
         raise InputError(f"--imbalance {imbalance:g}: expected 1 to {most}")
     return imbalance

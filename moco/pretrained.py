@@ -22,6 +22,7 @@ from moco.encoders.state_dicts import (
 )
 from utils import distributed
 from utils.errors import InputError, short_repr
+from utils.files import file_problem
 from utils.run import checkpoint
 
 QUERY_PREFIX = "encoder_q."
@@ -42,8 +43,8 @@ def check_init_from(value: str, arch: str) -> None:
     library = "timm" if arch.startswith(TIMM) else "torchvision"
     if value in LIBRARIES and value != library:
         raise InputError(f"--init-from {value}: --arch {arch} is a network of {library}; use {library} or a file")
-    if value not in LIBRARIES and not checkpoint_file(value).is_file():
-        raise InputError(f"--init-from {value}: no such file; expected a file of encoder weights, or {library}")
+    if value not in LIBRARIES and (problem := file_problem(checkpoint_file(value))):
+        raise InputError(f"--init-from {value}: {problem}; expected a file of encoder weights, or {library}")
 
 
 def read_state(path: Path) -> dict:

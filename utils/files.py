@@ -65,8 +65,16 @@ def _back_up(path: Path, backup_path: Path) -> None:
     link.unlink(missing_ok=True)  # a rename between two links of one file does nothing
 
 
+def file_problem(path: str | Path) -> str:
+    """Return why a path cannot be read as a file, such as "no such file", or "" if it is a file."""
+    path = Path(path)
+    if path.is_file():
+        return ""
+    return "is a folder" if path.is_dir() else "is a device or a pipe" if path.exists() else "no such file"
+
+
 def check_regular(path: Path) -> None:
-    """Raise InputError if `path` is a folder, a device or a pipe, which must not be replaced."""
+    """Raise InputError if `path` is a folder, a device or a pipe, which must not be replaced or read."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: exists but is not a regular file; choose another path")
 

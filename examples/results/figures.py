@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from examples.results import reading, tables
 from examples.results.plan import VIEWS, Sweep
 from examples.results.reading import Results, TrialResult
-from utils.report.style import LIGHT
+from utils.report.style import LIGHT, save_figure
 from utils.report.trials import paired_difference
 
 MARKS = "osD^v"
@@ -27,8 +27,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure to a file and close it."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # show `$` in a title literally
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def panels(count: int, height: float = 3.4, width: float = 3.6) -> tuple[Figure, list[Axes]]:

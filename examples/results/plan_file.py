@@ -12,6 +12,8 @@ from imagenet_inat.paths import resolve_imbalance, resolve_largest
 from utils.cli.parser import Parser
 from utils.errors import InputError, first_line
 
+MAX_SEEDS, MAX_NUMBER = 1000, 1_000_000  # larger numbers are mistakes
+
 
 def read_plan(name_or_path: str) -> Plan:
     """Read a plan by the name of a file in this folder, or by its path.
@@ -76,8 +78,9 @@ class Entries:
             values = tuple(map(number_type, words))
         except ValueError:
             raise self.input_error(f"{name}: found {' '.join(words)}, expected numbers") from None
-        if not all(value > 0 for value in values):
-            raise self.input_error(f"{name}: found {' '.join(words)}, expected numbers above 0")
+        most = MAX_SEEDS if name in ("seeds", "more_seeds") else MAX_NUMBER
+        if not all(0 < value <= most for value in values):
+            raise self.input_error(f"{name}: found {' '.join(words)}, expected numbers above 0, at most {most}")
         return values
 
     def number(self, name: str, number_type: type, default: str | None = None):

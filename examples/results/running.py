@@ -113,4 +113,4 @@ def failure_reason(process: subprocess.Popen, trial: Trial) -> str:
     """Return the signal that killed a process, or the last line of its output."""
     if process.returncode < 0:
         return f"killed by {signal.Signals(-process.returncode).name}"
-    return (output_file(trial).read_text().splitlines() or ["ended without output"])[-1]
+    return (output_file(trial).read_text().splitlines() or ["ended without output"])[-1].removeprefix("error: ")

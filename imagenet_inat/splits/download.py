@@ -15,6 +15,7 @@ from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.known import PUBLISHED, SOURCE, fingerprint
 from utils.distributed import log
 from utils.errors import InputError
+from utils.files import file_problem
 
 CHUNK, TIMEOUT_S = 1 << 16, 30
 
@@ -45,7 +46,9 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
     else:
         original = Path(source) / name
         if not original.is_file():
-            raise InputError(f"{original}: no such file; set --from to the folder or http(s) address of the lists")
+            raise InputError(
+                f"{original}: {file_problem(original)}; set --from to the folder or http(s) address of the lists"
+            )
         shutil.copyfile(original, part)
     try:
         description = _check_and_describe(part, name, num_classes, f"the file from {source} was deleted")

@@ -11,6 +11,7 @@ from utils.cli.numbers import nonnegative_int
 from utils.cli.parser import Parser
 from utils.configs import FromArgs
 from utils.errors import InputError
+from utils.files import file_problem
 
 EVALUATING = When("with --evaluate", lambda args: args.evaluate)
 COMPARING = When("with --compare-heads", lambda args: args.compare_heads)
@@ -158,7 +159,8 @@ def check_files(args) -> None:
     args.pretrained = args.pretrained and str(checkpoint_file(args.pretrained))
     if not args.pretrained or not Path(args.pretrained).is_file():
         raise InputError(
-            f'--pretrained "{args.pretrained or ""}": no such file, expected a checkpoint of main_moco_supcon_imba.py'
+            f'--pretrained "{args.pretrained or ""}": {file_problem(args.pretrained or "-")}, expected a checkpoint of '
+            "main_moco_supcon_imba.py"
         )
 
 

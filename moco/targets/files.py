@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, first_line
+from utils.files import check_regular, file_problem
 
 UNIT_NORM_TOLERANCE = 1e-4
 MAGIC = b"\x93NUMPY"  # first bytes of every .npy file
@@ -20,9 +21,9 @@ def target_file_name(num_classes: int, dim: int) -> str:
 
 def load_targets(path: str | Path, num_classes: int, dim: int) -> Tensor:
     """Read and check a target file, (num_classes, dim) float32. Raises as `read_targets`, `check_targets`."""
-    if not Path(path).is_file():
+    if problem := file_problem(path):
         raise InputError(
-            f"targets {path}: no such file; create it with: "
+            f"targets {path}: {problem}; create the targets with: "
             f"python target_generation.py --num-classes {num_classes} --dim {dim} --output {path}"
         )
     targets = read_targets(path)
@@ -37,6 +38,7 @@ def read_targets(path: str | Path) -> Tensor:
         InputError: If the file does not exist, is not a .npy file, is shorter than its header claims, or does not
             contain floating-point numbers.
     """
+    check_regular(Path(path))
     try:
         with Path(path).open("rb") as file:
             begin = file.read(len(MAGIC))

@@ -67,6 +67,9 @@ PARSED = [
     ("dimension", "--moco-dim 11111111111111111111", "--moco-dim 11111111111111111111 2147483647"),
     ("workers", "-j 2000", "-j 2000 1024"),
     ("flag", "--bogus", "--bogus"),
+    ("imbalance below 1", "--imbalance 0.5", "--imbalance 0.5 1"),
+    ("folder instead of a checkpoint", "--resume .", "--resume folder"),
+    ("device instead of a checkpoint", "--init-from /dev/null", "--init-from device"),
     ("milestones", "--schedule 60 x", "--schedule x"),
     ("seed", "--seed 99999999999999999999999", "--seed 2**63"),
 ]

@@ -1,6 +1,7 @@
 """features.npz of a run folder: its content, when it is written, and errors for damaged files."""
 
 import io
+import os
 import shutil
 import zipfile
 
@@ -119,3 +120,9 @@ def test_python_2_header_is_read_without_warning(tmp_path):
             np.save(file, array)
             archive.writestr(f"{name}.npy", file.getvalue().replace(b"(3, 2), } ", b"(3L, 2), }"))
     assert read_features(tmp_path).features.shape == (3, 2)
+
+
+def test_pipe_in_place_of_the_file_is_refused(tmp_path):
+    """Reading a pipe would never end."""
+    os.mkfifo(tmp_path / NAME)
+    refusal(lambda: read_features(tmp_path), tmp_path / NAME)

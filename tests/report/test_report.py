@@ -2,12 +2,16 @@
 
 import json
 import re
+import resource
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from tests.refusals import refusal
+from tests.refusals import exit_message, refusal
+from utils.errors import run as run_main
 from utils.measure.feature_file import NAME
 from utils.report import __main__ as report
 from utils.report import sections
@@ -15,7 +19,7 @@ from utils.report.figures import curves
 from utils.report.page import Section, Table, format_html_page, format_markdown_page
 from utils.report.runs import read_run
 from utils.report.sections import in_two_dimensions, spread_out
-from utils.report.style import draw
+from utils.report.style import draw, save_figure
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,18 @@ def test_text_is_escaped_and_backticks_become_code():
         "<p>a <code>b&lt;c</code> d</p>" in html and '<td class="word">m | n</td>' in html and "<h3>above</h3>" in html
     )
     assert "| m \\| n |" in text and "### above" in text
+
+
+def test_full_disk_names_the_picture(tmp_path, capsys, monkeypatch):
+    """A limit on the file size simulates a full disk."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restore it, because `run_main` replaces it
+    picture, (soft, hard) = tmp_path / "heads.png", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        exit_message(lambda: run_main(lambda: save_figure(Figure(), picture, dpi=100)), capsys, picture)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_figures_are_deterministic_and_have_two_themes():

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 
 import pytest
 
@@ -111,6 +112,37 @@ def test_recursive_recipes_are_refused(parser, write_recipe, tmp_path):
     write_recipe("--cos\n@recipe.txt", "other.txt")
     argument = write_recipe("@other.txt")
     refusal(lambda: parser.parse_args([argument]), at_line("other.txt", 2), "recipe.txt")
+
+
+def test_chain_of_many_recipes_is_refused(parser, write_recipe):
+    for number in range(1200):
+        write_recipe(f"@{number + 1}.txt", f"{number}.txt")
+    refusal(lambda: parser.parse_args([write_recipe("@0.txt")]), re.compile(r"\d+\.txt"))
+
+
+@pytest.mark.parametrize("line", ["--cos\n", "--epochs 123456789\n"])
+def test_huge_recipe_is_refused(line, parser, write_recipe):
+    refusal(lambda: parser.parse_args([write_recipe(line * 200_000)]), "recipe.txt")
+
+
+def test_recipes_that_include_others_twice_are_refused(parser, write_recipe):
+    """Each file doubles the number of lines."""
+    for number in range(15):
+        write_recipe(f"@{number + 1}.txt\n@{number + 1}.txt", f"{number}.txt")
+    write_recipe("--cos", "15.txt")
+    refusal(lambda: parser.parse_args([write_recipe("@0.txt")]), "1000")
+
+
+def test_home_and_variables_in_paths_are_expanded(write_recipe, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("ABSENT", raising=False)
+    parser = Parser()
+    parser.add_argument("--folder", metavar="DIR")
+    parser.add_argument("--name")
+    args = parser.parse_args([write_recipe("--folder '$HOME/runs'\n--name '$HOME'")])
+    assert (args.folder, args.name) == ("/home/me/runs", "$HOME")
+    assert parser.parse_args(["--folder=~/runs"]).folder == "/home/me/runs"
+    exit_message(lambda: parser.parse_args([write_recipe("--folder $ABSENT/runs")]), capsys, "--folder", "$ABSENT")
 
 
 def test_recipe_after_subcommand_uses_its_flags(write_recipe):

@@ -1,6 +1,8 @@
 """The command-line parser, which reports a wrong flag in one line."""
 
 import argparse
+import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -12,6 +14,8 @@ from utils.distributed import log
 
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
 its last value is used. Write a value that begins with @ as --name=@value."""
+PATHS = ("DIR", "FILE", "PATH", "PNG")  # metavars of flags whose value is a path
+UNEXPANDED = re.compile(r"\$\w+|\$\{\w+\}|^~\w*")  # a variable that is not set, or the home of an unknown user
 MOST_USED = "Most used"  # the title of the first group in --help
 
 
@@ -74,7 +78,19 @@ class Parser(Declarations, argparse.ArgumentParser):
             words = recipes.expand(words, self.check_words)
         namespace, rest = super().parse_known_args(words, namespace)
         self._check_no_empty_value(namespace)
+        self._expand_paths(namespace)
         return namespace, rest
+
+    def _expand_paths(self, namespace: argparse.Namespace) -> None:
+        """Expand ~ and $NAME in paths. The shell does not do so in a recipe, in the plan of a study, or after `=`."""
+        for action in self._actions:
+            value = getattr(namespace, action.dest, None)
+            if action.metavar not in PATHS or not isinstance(value, str):
+                continue
+            path = os.path.expanduser(os.path.expandvars(value))  # noqa: PTH111, Path fails for an unknown user
+            if (unknown := UNEXPANDED.search(path)) and not os.path.lexists(path):
+                self.error(f"argument {long_spelling(action)}: {value}: {unknown[0]} is not set")
+            setattr(namespace, action.dest, path)
 
     def _check_no_empty_value(self, namespace: argparse.Namespace) -> None:
         for action in self._actions:

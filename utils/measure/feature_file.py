@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, first_line
-from utils.files import write_atomically
+from utils.files import check_regular, write_atomically
 from utils.safe_load import archive_problem
 
 NAME = "features.npz"
@@ -60,6 +60,7 @@ def read_features(run_dir: Path) -> RunFeatures:
         InputError: the file does not exist, is not an .npz of arrays, or its entries do not match ENTRIES.
     """
     path = run_dir / NAME
+    check_regular(path)
     try:
         if problem := archive_problem(path):
             raise InputError(f"{path}: {problem}; it is damaged")

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from utils.measure.metrics import FEW_BELOW, MANY_ABOVE
 from utils.measure.results import SHOT_NOTE, SHOTS, accuracies
-from utils.report.style import COLOURS, LIGHT, escape_label
+from utils.report.style import COLOURS, LIGHT, escape_label, save_figure
 
 LABEL_WIDTH = 34  # characters of a line of a y label
 SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches; text stays readable on a telephone at 370 px
@@ -188,8 +188,7 @@ def heads_picture(heads: dict[str, dict], path: Path) -> None:
     """Write the figure of `heads_dots` to a file."""
     with plt.rc_context({"axes.prop_cycle": cycler(color=LIGHT)}):
         figure = heads_dots(heads)
-        figure.savefig(path, dpi=140)
-        plt.close(figure)
+        save_figure(figure, path, dpi=140)
 
 
 def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
@@ -211,5 +210,4 @@ def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
     axes.set(ylim=(0, 118), yticks=range(0, 101, 20))
     axes.legend(loc="upper right", ncols=len(results), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -13,6 +14,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from utils.errors import printable
+from utils.files import write_atomically
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, safe for colour-blind readers
 LIGHT = (*COLOURS, "#8a6d00", "#3f4a56", "#5b8fb0")
@@ -62,3 +64,9 @@ def draw(name: str, caption: str, figure: Callable[..., Figure], *args) -> Pictu
             plt.close(drawn)
             svg[mode] = buffer.getvalue()
     return Picture(name, caption, **svg)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure to a file and close it. The suffix of the path is the format."""
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:].lower() or "png", dpi=dpi))
+    plt.close(figure)

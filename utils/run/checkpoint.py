@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError, short_repr
-from utils.files import draft_pattern, write_atomically
+from utils.files import check_regular, draft_pattern, write_atomically
 from utils.optimizers import SCALAR_STATE
 from utils.safe_load import Ignored, archive_problem, foreign_code, is_number, placeholders_allowed, size_problem
 
@@ -57,6 +57,7 @@ def read_file(path: str | Path) -> dict:
         InputError: the file does not exist, is not a dict of tensors and plain data, could run code, or claims to
             contain more bytes than it has.
     """
+    check_regular(Path(path))
     try:
         if problem := archive_problem(path):
             raise InputError(f"checkpoint {path}: {problem}; it is damaged, use another")

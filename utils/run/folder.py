@@ -13,7 +13,7 @@ from utils import distributed
 from utils.cli.flags import Arguments
 from utils.distributed import log
 from utils.errors import InputError
-from utils.files import write_atomically
+from utils.files import file_problem, write_atomically
 from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS
 from utils.safe_load import read_json
 
@@ -40,8 +40,8 @@ def check_run_dir(arguments: Arguments, fitted: bool = False) -> None:
         raise InputError(f"run folder {run_dir}: {existing} is not a writable folder; choose another --run-dir")
     if fitted and resume not in (None, "auto"):
         raise InputError(f"--resume {resume}: a fitted head has no checkpoint to resume from; omit --resume")
-    if resume not in (None, "auto") and not Path(resume).is_file():
-        raise InputError(f"--resume {resume}: no such file, expected a checkpoint or 'auto'")
+    if resume not in (None, "auto") and (problem := file_problem(resume)):
+        raise InputError(f"--resume {resume}: {problem}, expected a checkpoint or 'auto'")
     has_checkpoint, has_results = bool(resumable_checkpoints(run_dir)), _has_results(run_dir)
     if not (has_checkpoint or has_results):
         return
