@@ -1,6 +1,7 @@
 """The command-line parser, which reports a wrong flag in one line."""
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -81,6 +82,26 @@ class Parser(Declarations, argparse.ArgumentParser):
         self._expand_paths(namespace)
         return namespace, rest
 
+    def parse_args(self, args=None, namespace=None):
+        namespace, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._suggested_flag(rest)}")
+        return namespace
+
+    def _suggested_flag(self, words: list[str]) -> str:
+        """Return "; did you mean FLAG?" for the first unknown flag among words, or "" if no flag has a similar name."""
+        parsers = [self, *(self._subparsers._group_actions[0].choices.values() if self._subparsers else ())]
+        flags = [flag for parser in parsers for flag in parser._option_string_actions]
+        unknown = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
+        return suggestion(unknown, flags)
+
+    def _check_value(self, action: argparse.Action, value) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += suggestion(str(value), map(str, action.choices))
+            raise
+
     def _expand_paths(self, namespace: argparse.Namespace) -> None:
         """Expand ~ and $NAME in paths. The shell does not do so in a recipe, in the plan of a study, or after `=`."""
         for action in self._actions:
@@ -112,13 +133,21 @@ class Parser(Declarations, argparse.ArgumentParser):
             namespace, rest = super().parse_known_args(words)
             self._check_no_empty_value(namespace)
             if rest:
-                raise ValueError(f"found {' '.join(rest)}, expected flags of --help with their values")
+                near = self._suggested_flag(rest)
+                raise ValueError(f"found {' '.join(rest)}, expected flags of --help with their values{near}")
         finally:
             del self.error
             vars(self).update({"error": previous_error} if previous_error else {})
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the name that is most similar to a word, or "" if none is similar."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff=0.7)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
