@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 import torch
 
 from tests import ROOT
-from tests.refusals import line_with
+from tests.refusals import line_with, refusal
 from utils.cli.flags import plain_values
 from utils.measure.metrics import Means
 from utils.measure.progress import Progress, format_means
-from utils.run.logger import RunLog, describe_run
+from utils.run.logger import RunLog, describe_run, read_log
 
 
 def test_progress_lines_follow_moco_style(capsys):
@@ -133,3 +134,9 @@ def test_protobuf_setting_precedes_library_imports(entry):
     command = [sys.executable, "-c", FIRST_LIBRARY, entry]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "python"
+
+
+def test_pipe_in_place_of_the_log_is_refused(tmp_path):
+    """Reading a pipe would never end."""
+    os.mkfifo(tmp_path / "log.jsonl")
+    refusal(lambda: read_log(tmp_path / "log.jsonl"), tmp_path / "log.jsonl")

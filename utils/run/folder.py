@@ -48,10 +48,10 @@ def check_run_dir(arguments: Arguments, fitted: bool = False) -> None:
     stored, other = _stored_args(run_dir), "choose another folder with --run-dir or --name"
     if stored is not None and (kind := _kind(stored)) != _kind(arguments.values):
         raise InputError(f"{run_dir}: holds {kind}, expected {_kind(arguments.values)}; {other}")
-    if not resume or (resume != "auto" and Path(resume).resolve().parent != run_dir.resolve()):
-        raise InputError(f"{run_dir}: holds a run already; continue it with --resume auto, or {other}")
     if fitted and has_checkpoint:
         raise InputError(f"{run_dir}: holds a trained run; {other}")
+    if not resume or (resume != "auto" and Path(resume).resolve().parent != run_dir.resolve()):
+        raise InputError(f"{run_dir}: holds a run already; continue it with --resume auto, or {other}")
     if fitted:
         _check_same_fit(arguments, run_dir, stored)
     elif resume == "auto" and not has_checkpoint:
@@ -67,9 +67,10 @@ def _check_same_fit(arguments: Arguments, run_dir: Path, stored: dict | None) ->
         changes["seed"] = f"{stored.get('seed')} -> {seed}"
     if changes and not arguments.values.get("override"):
         listed = ", ".join(f"{name} {change}" for name, change in changes.items())
+        # Not every command that fits classifiers has --override.
+        override = ", or add --override to replace them" if "override" in arguments.values else ""
         raise InputError(
-            f"{run_dir}: holds results of other arguments ({listed}); choose another folder with --run-dir, or add "
-            "--override to replace them"
+            f"{run_dir}: holds results of other arguments ({listed}); choose another folder with --run-dir{override}"
         )
 
 

@@ -15,7 +15,7 @@ from utils import distributed
 from utils.cli import recipes
 from utils.distributed import log
 from utils.errors import InputError, short_repr
-from utils.files import format_csv, format_json, unused_name, write_text
+from utils.files import check_regular, format_csv, format_json, unused_name, write_text
 from utils.measure.metrics import Means
 from utils.measure.monitor import format_measures
 from utils.measure.progress import Progress, format_means
@@ -88,6 +88,7 @@ def read_log(path: Path) -> list[dict]:
     Raises:
         InputError: another line is not JSON, or a line is not the record of an epoch.
     """
+    check_regular(path)
     lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
     for number, line in enumerate(lines, start=1):
