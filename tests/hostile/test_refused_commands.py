@@ -69,7 +69,7 @@ PARSED = [
     ("flag", "--bogus", "--bogus"),
     ("spelling of a flag", "--batchsize 8", "--batchsize --batch-size"),
     ("case of a flag", "--moco-K 8", "--moco-K --moco-k"),
-    ("spelling of a value", "--contrast bacth", "bacth batch"),
+    ("spelling of a value", "--contrast bacth", "bacth batch?"),
     ("imbalance below 1", "--imbalance 0.5", "--imbalance 0.5 1"),
     ("folder instead of a checkpoint", "--resume .", "--resume folder"),
     ("device instead of a checkpoint", "--init-from /dev/null", "--init-from device"),
