@@ -26,6 +26,7 @@ from imagenet_inat import data_flags, loaders, options, stored_flags
 from imagenet_inat.split_features import compute_split_features
 from moco import heads
 from moco.heads import head_flags, inputs, selection
+from moco.heads.data import HeadData
 from utils import distributed, errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser
@@ -174,13 +175,13 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     run = replace(plan.run, arguments=plan.run.arguments.with_values(encoder=weights_digest(network)))
     folder.check_run_dir(run.arguments, fitted=True)
     state, counts = resume.load_run(run, process), data.open("train").class_counts
-    checkpoint_heads = inputs.read_checkpoint_heads(plan.pretrained, len(counts), plan.head.head)
+    parts, lacks = inputs.read_checkpoint_parts(plan.pretrained, len(counts), plan.head.head)
     views, seed = plan.head.feature_views, state.seed
     with compute.precision_context():
         features = compute_split_features(data, network, plan.pretrained, run.run_dir, views, seed, process, compute)
-    splits = {split: selection.FeatureLoader(features[split], process.device) for split in ("val", "test")}
-    fit_inputs = inputs.build_fit_inputs(checkpoint_heads, features["train"], counts, process.device)
-    head_data = selection.HeadData(fit_inputs, splits, compute, data.selection_split)
+    train = inputs.prepare_training_features(features["train"], process.device)
+    val, test, selection_split = features["val"], features["test"], data.selection_split
+    head_data = HeadData(train, val, test, counts, compute, selection_split, parts, lacks)
     with folder.lock_run_dir(run.run_dir), compute.precision_context():
         if plan.head.compare_heads:
             from moco.heads import comparison  # imports Matplotlib, which takes a second

@@ -18,8 +18,8 @@ import torch
 from benchmarks import common
 from imagenet_inat.datasets import LISTS_ROOT
 from moco.heads import fits
-from moco.heads.candidates import FitInputs
-from moco.heads.selection import FeatureLoader, HeadData, select_head
+from moco.heads.data import HeadData
+from moco.heads.selection import select_head
 from utils.measure.feature_cache import Features
 from utils.run.compute import ComputeConfig
 
@@ -48,18 +48,17 @@ def head_data(device: torch.device, counts: torch.Tensor) -> HeadData:
     """Return training, validation and test features. counts: (C,) training images per class."""
     spectrum = torch.arange(1, DIM + 1).float() ** -0.4
     centres = torch.randn(len(counts), DIM) * spectrum
-    train, *eval_splits = (
+    train, val, test = (
         sample_features(n, centres, spectrum) for n in (counts, counts.clamp(VAL, VAL), counts.clamp(TEST, TEST))
     )
-    inputs = FitInputs(train.features.to(device), train.labels.to(device), counts)
-    splits = {name: FeatureLoader(split, device) for name, split in zip(("val", "test"), eval_splits, strict=True)}
-    return HeadData(inputs, splits, ComputeConfig(device), "val")
+    train = Features(train.features.to(device), train.labels.to(device))
+    return HeadData(train, val, test, counts.numpy(), ComputeConfig(device), "val")
 
 
-def measure_pass(inputs: FitInputs, device: torch.device) -> str:
+def measure_pass(data: HeadData, device: torch.device) -> str:
     """Measure loss and gradient over all images. The floor is their two matrix products, of (n, d) and (C, d)."""
-    classes, features = inputs.num_classes, inputs.features
-    weight, bias, y = torch.randn(classes, DIM).double() / DIM, torch.zeros(classes).double(), inputs.labels
+    classes, (features, y) = data.num_classes, data.train
+    weight, bias = torch.randn(classes, DIM).double() / DIM, torch.zeros(classes).double()
     w = weight.float().to(device)
 
     def matrix_products() -> None:
@@ -80,7 +79,7 @@ def main() -> None:
     device, counts = common.device_from_argv(), torch.tensor(json.loads(COUNTS.read_text()))
     data = head_data(device, counts if use_all else (counts / 10).ceil().long())
     print(common.HEADER)
-    print(measure_pass(data.inputs, device), flush=True)
+    print(measure_pass(data, device), flush=True)
     passes, cross_entropy = [], fits._cross_entropy
     fits._cross_entropy = lambda *args: passes.append(1) or cross_entropy(*args)
     started = time.monotonic()

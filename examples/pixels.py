@@ -14,8 +14,7 @@ from imagenet_inat import data_flags, options
 from imagenet_inat.loaders import check_lists_and_hash
 from imagenet_inat.options import DataConfig
 from moco.heads import comparison
-from moco.heads.candidates import FitInputs
-from moco.heads.selection import FeatureLoader, HeadData
+from moco.heads.data import HeadData
 from utils import errors
 from utils.cli.parser import Parser, parse
 from utils.devices import check_device, resolve_device
@@ -24,7 +23,7 @@ from utils.run.compute import ComputeConfig
 from utils.run.folder import check_run_dir, lock_run_dir
 
 ARCH = "pixels"  # used as the name of the architecture
-MISSING_INPUTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
+MISSING_PARTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
 
 
 def get_args_parser() -> Parser:
@@ -66,10 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     check_run_dir(arguments, fitted=True)
     train, val, test = (pixel_features(data, split) for split in ("train", "val", "test"))
     counts = data.open("train").class_counts
-    inputs = FitInputs(train.features.double(), train.labels, torch.from_numpy(counts), lacks=MISSING_INPUTS)
+    train = Features(train.features.double(), train.labels)
+    compute = ComputeConfig(device)
+    head_data = HeadData(train, val, test, counts, compute, data.selection_split, lacks=MISSING_PARTS)
     with lock_run_dir(run_dir):
-        splits = {"val": FeatureLoader(val, device), "test": FeatureLoader(test, device)}
-        comparison.run(run_dir, arguments.values, HeadData(inputs, splits, ComputeConfig(device), data.selection_split))
+        comparison.run(run_dir, arguments.values, head_data)
 
 
 def pixel_features(data: DataConfig, split: str) -> Features:

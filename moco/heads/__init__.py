@@ -1,9 +1,16 @@
-"""The network of stage 2: a frozen encoder with a classifier `fc`, and a check that the encoder did not change.
+"""The classifiers of stage 2, called heads, and the network that they belong to: a frozen encoder with a head as `fc`.
 
-To add a classifier, add a row to HEADS and a function, which builds the module or fits it (in candidates.py).
+HEADS lists the heads. Some are trained on random views. The others are fitted to stored features:
+
+- data.py holds the features, and the parts of the checkpoint that inputs.py reads;
+- candidates.py fits several classifiers per head, with the functions in fits.py;
+- selection.py selects one on validation and tests it;
+- comparison.py does the last two steps for every head.
+
+To add a head, add a row to HEADS and a function, which builds the module or fits it (in candidates.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from torch.nn.utils import skip_init
 
 from moco.encoders import get_encoder
 from moco.heads import candidates
-from moco.heads.candidates import Balancing, Candidate, FitInputs
-from moco.heads.classifiers import CosineClassifier, Float32Linear, fitted_classifier
+from moco.heads.classifiers import CosineClassifier, Fit, fitted_classifier, linear_classifier
+from moco.heads.data import HeadData
 from moco.heads.fits import log_prior
 from moco.heads.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
 from moco.pretrained import check_stage2, load_encoder
@@ -31,13 +37,13 @@ class Head(NamedTuple):
 
     Attributes:
         help: Description for --help.
-        build: build(d, counts) returns the module that becomes `fc`, mapping (N, d) to (N, C). counts: (C,) training
-            images per class.
+        build: For a trained head, build(d, counts) returns the module that becomes `fc`, mapping (N, d) to (N, C).
+            counts: (C,) training images per class.
         loss: loss(logits, labels, epoch) of (N, C) and (N,) returns a scalar. Epochs count from 0.
         build_loss: build_loss(counts, epochs) returns the loss, if it depends on the class sizes or the number of
-            epochs.
-        candidates: For a fitted head, candidates(inputs, balancing) yields lists of fitted candidates, from which one
-            is selected on validation. Replaces build and loss.
+            epochs. Replaces loss.
+        candidates: For a fitted head, candidates(data, sampling, adjustment) yields fits; see candidates.py. Replaces
+            build and loss.
         samplings, adjustments: Allowed values of --sampling and --logit-adjustment. The first is the default.
         needs: What the checkpoint must contain besides an encoder: "targets" (TSC), "classifier" or "" (nothing).
     """
@@ -46,8 +52,8 @@ class Head(NamedTuple):
     build: Callable[[int, np.ndarray], nn.Module] | None = None
     loss: Loss = lambda logits, labels, epoch: cross_entropy(logits, labels)
     build_loss: Callable[[np.ndarray, int], Loss] | None = None
-    candidates: Callable[[FitInputs, Balancing], Iterator[list[Candidate]]] | None = None
-    samplings: tuple[str, ...] = ("class-balanced", "instance")
+    candidates: Callable[[HeadData, str, str], Iterator[Iterable[Fit]]] | None = None
+    samplings: tuple[str, ...] = ("instance",)
     adjustments: tuple[str, ...] = ("off",)
     needs: str = ""
 
@@ -67,10 +73,7 @@ class Head(NamedTuple):
 
 def _build_linear(width: int, counts: np.ndarray) -> nn.Module:
     """Build the linear probe of the TSC authors' code: weights from N(0, 0.01²), bias 0."""
-    fc = skip_init(Float32Linear, width, len(counts))
-    nn.init.normal_(fc.weight, mean=0.0, std=0.01)
-    nn.init.zeros_(fc.bias)
-    return fc
+    return linear_classifier(torch.empty(len(counts), width).normal_(std=0.01), torch.zeros(len(counts)))
 
 
 def _build_ldam(width: int, counts: np.ndarray) -> nn.Module:
@@ -85,68 +88,55 @@ def _build_ldam_loss(counts: np.ndarray, epochs: int) -> Loss:
     margins, weights = ldam_margins(counts), effective_weights(counts)
 
     def loss(logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        late = epoch >= int(DEFERRED * epochs)
-        device = logits.device
-        return ldam_loss(logits, labels, margins.to(device), weights.to(device) if late else None)
+        late_weights = weights.to(logits.device) if epoch >= int(DEFERRED * epochs) else None
+        return ldam_loss(logits, labels, margins.to(logits.device), late_weights)
 
     return loss
 
 
-INSTANCE, BOTH, ADJUSTED = ("instance",), ("instance", "class-balanced"), ("post", "train", "off")
+ADJUSTMENTS = ("off", "train", "post")
+BOTH, ADJUSTED = ("instance", "class-balanced"), ("post", "train", "off")
 HEADS = {
     "linear": Head(
         "linear probe, trained with cross-entropy, as in the authors' code",
         build=_build_linear,
+        samplings=("class-balanced", "instance"),
         adjustments=("off", "train"),
     ),
     "ldam": Head(
         "cosine classifier with larger margins for rare classes and re-weighting late in training (LDAM-DRW)",
         build=_build_ldam,
         build_loss=_build_ldam_loss,
-        samplings=INSTANCE,
     ),
     "logistic": Head(
         "logistic regression; its L2 penalty is selected on validation",
-        candidates=candidates.logistic_candidates,
+        candidates=candidates.logistic,
         samplings=BOTH,
         adjustments=ADJUSTED,
     ),
     "cosine": Head(
         "cosine classifier with one learned scale",
-        candidates=candidates.cosine_candidates,
+        candidates=candidates.cosine,
         samplings=BOTH,
         adjustments=ADJUSTED,
     ),
-    "ncm": Head(
-        "nearest class mean, by cosine or Euclidean distance",
-        candidates=candidates.ncm_candidates,
-        samplings=INSTANCE,
-    ),
-    "tau": Head(
-        "logistic regression with weights divided by their norm to the power tau",
-        candidates=candidates.tau_candidates,
-        samplings=INSTANCE,
-    ),
+    "ncm": Head("nearest class mean, by cosine or Euclidean distance", candidates=candidates.ncm),
+    "tau": Head("logistic regression with weights divided by their norm to the power tau", candidates=candidates.tau),
     "lws": Head(
-        "logistic regression with one scale per class, learned with class balancing",
-        candidates=candidates.lws_candidates,
-        samplings=INSTANCE,
+        "logistic regression with one scale per class, learned with class balancing", candidates=candidates.lws
     ),
     "target": Head(
         "nearest TSC target; needs no training (TSC checkpoints only)",
-        candidates=candidates.target_candidates,
-        samplings=INSTANCE,
+        candidates=candidates.target,
         needs="targets",
     ),
     "own": Head(
         "last layer of a network trained with cross-entropy (examples.cross_entropy)",
-        candidates=candidates.own_candidates,
-        samplings=INSTANCE,
+        candidates=candidates.own,
         adjustments=("post", "off"),
         needs="classifier",
     ),
 }
-ADJUSTMENTS = ("off", "train", "post")
 
 
 def build_classifier(
@@ -185,7 +175,7 @@ def freeze_and_replace_classifier(
     """Freeze the network and give it a new `fc`, the only trainable part. Return the network.
 
     Args:
-        counts: (C,) training images per class. None stands for one image each, if the head does not use them.
+        counts: (C,) training images per class. None is for heads that do not use them.
     """
     model.requires_grad_(False)
     counts = np.ones(model.fc.out_features, dtype=np.int64) if counts is None else counts
@@ -221,9 +211,7 @@ def without_classifier(model: nn.Module) -> nn.Module:
 
 def with_float32_logits(model: nn.Module) -> nn.Module:
     """Replace `fc` by a trainable Float32Linear with the same weights. Return the network."""
-    fc = skip_init(Float32Linear, model.fc.in_features, model.fc.out_features)
-    fc.load_state_dict(model.fc.state_dict())
-    model.fc = fc
+    model.fc = linear_classifier(model.fc.weight, model.fc.bias)
     return model
 
 

@@ -1,8 +1,13 @@
-"""Modules for a network's `fc`: map features (N, d) to logits (N, C), in float32 whatever the value of --amp."""
+"""Modules for a network's `fc`, and the fits from which they are built.
+
+A module maps features (N, d) to logits (N, C). It computes in float32, even with --amp.
+"""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
@@ -11,7 +16,7 @@ from torch.nn.utils import skip_init
 from moco.losses import at_least_float32
 from utils.errors import InputError
 
-ABSENT_CLASS_LOGIT = -1e6  # logit of a class without training images
+ABSENT_CLASS_LOGIT = -1e6  # bias of a class without training images
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
@@ -72,18 +77,39 @@ class ProjectedClassifier(nn.Module):
         with full_precision(x.device):
             return self.classifier(self.projection(at_least_float32(x)))
 
-    @property
-    def bias(self) -> nn.Parameter:
-        return self.classifier.bias
 
+class Fit(NamedTuple):
+    """A linear or cosine classifier, and how it was fitted.
 
-@torch.no_grad()
-def exclude_absent_classes(classifier: nn.Module, counts: Tensor) -> None:
-    """Exclude classes without training images from the predictions: set their bias to a very low value, in place.
-
-    The log prior treats such a class as if it had one image. counts: (C,) training images per class.
+    Attributes:
+        weight: (C, d).
+        bias: (C,).
+        hyperparameters: By name, as in results.json.
+        converged: Whether the fit reached the optimum.
+        scale: Scale of a cosine classifier; None if the classifier is linear.
+        projection: Maps features to the input of the classifier; None if they are the input.
     """
-    classifier.bias[counts == 0] = ABSENT_CLASS_LOGIT
+
+    weight: Tensor
+    bias: Tensor
+    hyperparameters: dict[str, float] = {}  # noqa: RUF012, never modified
+    converged: bool = True
+    scale: float | None = None
+    projection: nn.Module | None = None
+
+    def build_module(self, counts: np.ndarray) -> nn.Module:
+        """Build the module, which never predicts a class without training images.
+
+        The log prior treats such a class as if it had one image. Therefore its bias is set to a very low value.
+
+        Args:
+            counts: (C,) training images per class.
+        """
+        bias = self.bias.masked_fill(torch.from_numpy(counts == 0), ABSENT_CLASS_LOGIT)
+        if self.scale is None:
+            return linear_classifier(self.weight, bias)
+        classifier = CosineClassifier(self.weight, self.scale, bias)
+        return ProjectedClassifier(self.projection, classifier) if self.projection else classifier
 
 
 def fitted_classifier(weights: dict[str, Tensor], source: object) -> nn.Module:
@@ -118,7 +144,7 @@ def _classifier_like(weights: dict[str, Tensor]) -> nn.Module:
 def projection_like(weights: dict[str, Tensor]) -> nn.Module:
     """Build a stage-1 projection head of the same shape. The weights are not copied.
 
-    weights: the layers' tensors in order, with names that end in `weight` or `bias`.
+    weights: Tensors of its layers, in order; the names end in `weight` or `bias`.
     """
     layers = [nn.Linear(*reversed(weight.shape)) for name, weight in weights.items() if name.endswith("weight")]
     return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), layers[1])

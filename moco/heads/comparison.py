@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from moco.heads import HEADS
+from moco.heads.data import HeadData
 from moco.heads.head_flags import compared_settings
-from moco.heads.selection import HeadData, head_title, select_head
+from moco.heads.selection import head_title, select_head
 from utils.distributed import log
 from utils.errors import InputError
 from utils.files import write_text
@@ -20,7 +21,7 @@ LIST_DIGEST_KEYS = ("train_list", "val_list", "test_list")  # arguments in args.
 COMPARISON_KEYS = ("head", "sampling", "logit_adjustment", "from", "folder", "seconds")
 
 
-def run(run_dir: Path, args: dict, head_data: HeadData) -> None:
+def run(run_dir: Path, args: dict, data: HeadData) -> None:
     """Fit all heads that the checkpoint supports; write the table, the figure and results.json.
 
     Args:
@@ -29,16 +30,16 @@ def run(run_dir: Path, args: dict, head_data: HeadData) -> None:
     Raises:
         InputError: No head could be fitted.
     """
-    heads = compare(head_data)
+    heads = compare(data)
     if not heads:
         raise InputError(f"{args['pretrained'] or run_dir}: no classifier could be fitted; see the messages above")
     if args["pretrained"]:
         heads |= nearby_probes(Path(args["pretrained"]), {name: args[name] for name in LIST_DIGEST_KEYS})
     RunLog(run_dir, args, (), 0)
     best = {name: value for name, value in heads[best_head(heads)].items() if name not in COMPARISON_KEYS}
-    chosen = {"on": head_data.selection_split, "from": {"head": [*heads]}}
-    write_results(run_dir, args, {"selected": best, "heads": heads}, head_data.counts, chosen)
-    header, rows = heads_rows(heads, head_data.selection_split)
+    chosen = {"on": data.selection_split, "from": {"head": [*heads]}}
+    write_results(run_dir, args, {"selected": best, "heads": heads}, data.counts, chosen)
+    header, rows = heads_rows(heads, data.selection_split)
     table = format_markdown_table(header, rows, text_columns=2)
     write_text(run_dir / TABLE, f"{HEADS_NOTE}\n\n{SHOT_NOTE}.\n\n{table}\n")
     heads_picture(heads, run_dir / PICTURE)
@@ -46,26 +47,25 @@ def run(run_dir: Path, args: dict, head_data: HeadData) -> None:
     log(f"wrote {run_dir}: args.json, results.json, {TABLE}, {PICTURE}")
 
 
-def compare(head_data: HeadData) -> dict[str, dict]:
+def compare(data: HeadData) -> dict[str, dict]:
     """Fit every head that the checkpoint supports. Return a dict that maps titles to entries, in the order of HEADS."""
-    entries, lacks = {}, head_data.inputs.lacks
+    entries = {}
     for name, head in HEADS.items():
         if not head.is_fitted:
             continue
-        if head.needs in lacks:
-            log(f"skipped: {name} ({lacks[head.needs]})")
+        if head.needs in data.lacks:
+            log(f"skipped: {name} ({data.lacks[head.needs]})")
             continue
         for sampling, adjustment in compared_settings(head):
             title = head_title(name, sampling, adjustment)
             try:
-                selected = select_head(name, sampling, adjustment, head_data)
+                selected = select_head(name, sampling, adjustment, data)
             except InputError as error:  # other heads can still be fitted
                 log(f"skipped: {error}")
                 continue
             settings = {"head": name, "sampling": sampling, "logit_adjustment": adjustment, "from": selected.tried}
-            entries[title] = {**settings, **selected.entry, "seconds": round(selected.seconds, 2)}
-            split, entry = head_data.selection_split, selected.entry
-            log(f"{title}: {split} {entry['val_balanced']:.2f}  test {entry['acc1']:.2f}")
+            entries[title] = entry = {**settings, **selected.entry, "seconds": round(selected.seconds, 2)}
+            log(f"{title}: {data.selection_split} {entry['val_balanced']:.2f}  test {entry['acc1']:.2f}")
     return entries
 
 

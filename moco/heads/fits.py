@@ -1,43 +1,30 @@
 """Pure functions that fit classifiers to stored features, with SciPy's L-BFGS if there is no closed form.
 
-Shapes: n training images, d features, C classes. Products with the features use their dtype and device. float64 is more
-accurate; float32 takes half the time and memory. Results are on the CPU.
+Shapes: n training images, d features, C classes. Features are float64 or float32, on any device, and are multiplied
+there in their own precision. float64 is more accurate. float32 takes half the time and memory. The fitted tensors are
+on the CPU.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from moco.heads.classifiers import Fit
+
 BLOCK = 8192  # images per block of logits
 MAX_ITERATIONS = 500  # of L-BFGS
-# A fit ends when its largest gradient entry is GRADIENT_TOLERANCE times that of a reference point, or when an iteration
-# lowers the loss by less than LOSS_TOLERANCE times its value. The reference point of logistic regression is W = 0 and
-# b = 0; that of other fits is their start. In the second case, the fit has converged only if the gradient is at most
-# MAX_GRADIENT_EXCESS times the first limit. In float32 the loss is within 1e-5 of its optimum; reaching more digits
-# would double the number of passes.
+# L-BFGS stops under one of two conditions:
+# 1. The largest gradient entry falls below its limit, GRADIENT_TOLERANCE times the largest entry at a reference point.
+#    The reference point of logistic regression is W = 0, b = 0; other fits use their start.
+# 2. An iteration lowers the loss by less than LOSS_TOLERANCE times its value. The fit has then converged if the
+#    gradient is at most MAX_GRADIENT_EXCESS times its limit.
+# With the limits for float32, the loss is within 1e-5 of its optimum. More digits would double the number of passes.
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 LOSS_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 MAX_GRADIENT_EXCESS = {torch.float64: 10, torch.float32: 1000}
-
-
-class Fit(NamedTuple):
-    """A fitted classifier.
-
-    Attributes:
-        weight: (C, d).
-        bias: (C,).
-        converged: Whether the fit reached the optimum.
-        scale: Scale of a cosine classifier, 1 otherwise.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    converged: bool = True
-    scale: float = 1.0
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int, normalise_features: bool = False) -> Tensor:
@@ -74,17 +61,18 @@ def fit_logistic(
     feature_scale: float = 1.0,
     intercept: bool = True,
 ) -> Fit:
-    """Fit a multinomial logistic regression. It minimises scikit-learn's objective, scaled to a mean over images:
+    """Fit a multinomial logistic regression: find the W and b that minimise
 
         mean_i w_i cross_entropy(W z_i + b + offset, y_i) + l2 / 2 · |W / feature_scale|²
 
-    scikit-learn's parameter C is 1 / (n · l2).
+    This is a multiple of scikit-learn's objective, whose parameter `C` is 1 / (n · l2).
 
     Args:
-        features: (n, d). labels: (n,). weights: (n,).
-        offset: (C,), such as the log prior (balanced softmax).
-        start: Initial value. intercept: Whether to fit b.
+        features, labels, weights: z (n, d), y (n,) and w (n,). Without weights, all images count equally.
+        offset: (C,), such as the log prior (balanced softmax). It is not part of the fitted classifier.
+        start: Fit to start from; by default W = 0.
         feature_scale: Penalise W as if the features were multiplied by this factor.
+        intercept: Whether to fit b.
     """
     d, mean = features.shape[1], torch.zeros(1, features.shape[1], dtype=torch.float64)
     if intercept:  # centred features have the same optimum, and converge faster because W and b are less coupled
@@ -93,8 +81,7 @@ def fit_logistic(
     share = _shares(labels, num_classes, weights)[:, None]
     weight_scale, bias_scale = feature_scale * (share + l2) ** -0.5, share**-0.5  # (C, 1), a diagonal preconditioner
     offset = torch.zeros(num_classes) if offset is None else offset
-    if start is None:
-        start = Fit(torch.zeros(num_classes, d), intercept * (share[:, 0].log() - offset))
+    start = start or Fit(torch.zeros(num_classes, d), intercept * (share[:, 0].log() - offset))
 
     def split(x: Tensor) -> tuple[Tensor, Tensor]:
         weight, bias = weight_scale * x[:, :d], (bias_scale * x[:, d:])[:, :1].sum(1)
@@ -112,15 +99,12 @@ def fit_logistic(
     blocks = [weight / weight_scale, bias[:, None] / bias_scale] if intercept else [weight / weight_scale]
     x0 = torch.cat(blocks, 1).flatten()
     x, converged = _minimise(loss, x0, features.dtype, reference_point=torch.zeros_like(x0))
-    return Fit(*split(x.view(num_classes, -1)), converged)
+    return Fit(*split(x.view(num_classes, -1)), {"l2": l2}, converged)
 
 
 def _shares(labels: Tensor, num_classes: int, weights: Tensor | None) -> Tensor:
     """Return each class's share of the loss, (C,). A class without images counts as one with one image."""
-    counts = torch.bincount(labels, minlength=num_classes).cpu()
-    if weights is not None:
-        counts = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels.cpu(), weights.double())
-    counts = counts.double().clamp(min=1)
+    counts = torch.bincount(labels.cpu(), weights, num_classes).double().clamp(min=1)
     return counts / counts.sum()
 
 
@@ -133,12 +117,13 @@ def fit_cosine(
     offset: Tensor | None = None,
     start: Fit | None = None,
 ) -> Fit:
-    """Fit a cosine classifier, its directions w_c and its scale s, from the class means or from `start`:
+    """Fit a cosine classifier: find the directions w_c and the scale s that minimise
 
         mean_i w_i cross_entropy(s · cos(w_c, z_i) + offset, y_i) + l2 / 2 · s²
 
-    Without the penalty, s diverges if the classes are separable. The problem is not convex; `converged` means that the
-    gradient is small. The arguments are those of `fit_logistic`.
+    Without the penalty, s diverges if the classes are separable. The objective is not convex, so `converged` means only
+    that the gradient is small. The fit starts from the class means, or from `start`. The other arguments are those of
+    `fit_logistic`.
     """
     unit_features, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features
     offset = torch.zeros(num_classes) if offset is None else offset
@@ -161,15 +146,13 @@ def fit_cosine(
     x0 = torch.cat([normalize(start.weight.double(), dim=1).flatten(), torch.tensor([np.log(start.scale)])])
     x, converged = _minimise(loss, x0, features.dtype)
     directions = normalize(x[:-1].view(num_classes, d), dim=1)
-    return Fit(directions, torch.zeros(num_classes), converged, float(x[-1].exp()))
+    return Fit(directions, torch.zeros(num_classes), {"l2": l2}, converged, float(x[-1].exp()))
 
 
 def normalise_by_tau(fit: Fit, tau: float) -> Fit:
     """Return w_c / |w_c|^tau without bias (Kang et al. 2020), because frequent classes have larger weight norms."""
-    return fit._replace(
-        weight=fit.weight / fit.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau,
-        bias=torch.zeros_like(fit.bias),
-    )
+    weight = fit.weight / fit.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau
+    return Fit(weight, torch.zeros_like(fit.bias), fit.hyperparameters | {"tau": tau}, fit.converged)
 
 
 def fit_class_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor) -> Fit:
@@ -181,13 +164,13 @@ def fit_class_scales(fit: Fit, features: Tensor, labels: Tensor, weights: Tensor
         return value, (by_weight * fit.weight).sum(1)
 
     scales, converged = _minimise(loss, torch.ones(classes), features.dtype)
-    return Fit(scales[:, None] * fit.weight, fit.bias, converged and fit.converged)
+    return fit._replace(weight=scales[:, None] * fit.weight, converged=converged and fit.converged)
 
 
 def _cross_entropy(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, weights: Tensor | None
 ) -> tuple[float, Tensor, Tensor]:
-    """Return the (weighted) mean loss and its gradients by weight (C, d) and bias (C,), computed in blocks."""
+    """Return the mean loss and its gradients with respect to weight (C, d) and bias (C,), computed in blocks."""
     device, kind = features.device, features.dtype
     w, b = weight.to(device, kind), bias.to(device, kind)
     value, by_weight, by_bias = 0.0, torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
@@ -210,9 +193,13 @@ def _minimise(
     dtype: torch.dtype,
     reference_point: Tensor | None = None,
 ) -> tuple[Tensor, bool]:
-    """Minimise with L-BFGS from x0. Return the minimum, and whether it converged to the precision of dtype.
+    """Minimise with L-BFGS. Return the minimum, and whether the fit converged.
 
-    loss: returns the value and the gradient. reference_point: point for GRADIENT_TOLERANCE, by default x0.
+    Args:
+        loss: Returns the value and the gradient at a point.
+        x0: Start.
+        dtype: Precision of the loss, which determines the tolerances.
+        reference_point: Where the gradient is measured for GRADIENT_TOLERANCE; by default x0.
     """
     from scipy.optimize import minimize  # imported here because it takes a third of a second
 

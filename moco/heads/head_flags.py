@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
-from moco.heads.candidates import Balancing
 from moco.pretrained import checkpoint_file
 from utils.cli.flags import Group, When, effect_of
 from utils.cli.numbers import nonnegative_int
@@ -206,10 +205,6 @@ def resolve_defaults(args, processes: int) -> None:
             f"{'--compare-heads' if args.compare_heads else f'--head {args.head}'}: found {processes} "
             "processes, expected 1. Fitted classifiers need a single process"
         )
-
-
-def build_balancing(sampling: str, adjustment: str) -> Balancing:
-    return Balancing(sampling == "class-balanced", adjustment == "train", adjustment == "post")
 
 
 def compared_settings(head: Head) -> list[tuple[str, str]]:

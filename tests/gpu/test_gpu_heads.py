@@ -1,14 +1,16 @@
 """Fitted heads and the online probe on a CUDA device. Skipped without one."""
 
+import numpy as np
 import pytest
 import torch
 
-from moco.heads.candidates import FitInputs
-from moco.heads.selection import FeatureLoader, HeadData, select_head
+from moco.heads.data import HeadData
+from moco.heads.selection import select_head
 from tests.cuda import NEEDS_CUDA
 from tests.gpu.test_gpu_steps import CUDA
 from tests.heads.test_selection import COUNTS, FITTED, clouds, head_data
 from tests.measure.test_online_probe import Encoder
+from utils.measure.feature_cache import Features
 from utils.measure.online_probe import OnlineProbe
 from utils.run.compute import ComputeConfig
 
@@ -20,9 +22,10 @@ pytestmark = NEEDS_CUDA
 )
 def test_gpu_head_matches_cpu(name, sampling, adjustment):
     train = clouds(COUNTS, 1)
-    inputs = FitInputs(train.features.double().to(CUDA), train.labels.to(CUDA), torch.tensor(COUNTS))
-    splits = {split: FeatureLoader(clouds([20] * 4, seed), CUDA) for split, seed in (("val", 2), ("test", 3))}
-    ours = select_head(name, sampling, adjustment, HeadData(inputs, splits, ComputeConfig(CUDA), "val"))
+    train = Features(train.features.double().to(CUDA), train.labels.to(CUDA))
+    val, test = (clouds([20] * 4, seed) for seed in (2, 3))
+    data = HeadData(train, val, test, np.array(COUNTS), ComputeConfig(CUDA), "val")
+    ours = select_head(name, sampling, adjustment, data)
     theirs = select_head(name, sampling, adjustment, head_data())
     assert ours.entry["values"] == theirs.entry["values"]
     for key, value in theirs.classifier.state_dict().items():

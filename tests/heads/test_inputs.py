@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import main_lincls_imba as stage2
-from moco.heads.inputs import read_checkpoint_heads
+from moco.heads.inputs import read_checkpoint_parts
 from tests.refusals import refusal
 from utils.run import checkpoint
 
@@ -34,18 +34,15 @@ def test_head_that_cannot_be_fitted_is_refused_first(head, name, fact, folder, p
 
 
 def test_missing_parts_of_checkpoint_are_listed(folder):
-    heads = read_checkpoint_heads(folder / "last.pth.tar", 10, "target")
-    assert (
-        heads.projection_and_targets[1].shape == (10, 16)
-        and heads.classifier is None
-        and list(heads.lacks) == ["classifier"]
-    )
-    assert list(read_checkpoint_heads(folder / "encoder.pt", 10, "ncm").lacks) == ["targets", "classifier"]
     file = folder / "last.pth.tar"
-    refusal(lambda: read_checkpoint_heads(file, 9, "target"), "--head target", file, "10", "9")
+    parts, lacks = read_checkpoint_parts(file, 10, "target")
+    assert parts["targets"][1].shape == (10, 16) and list(parts) == ["targets"] and list(lacks) == ["classifier"]
+    parts, lacks = read_checkpoint_parts(folder / "encoder.pt", 10, "ncm")
+    assert not parts and list(lacks) == ["targets", "classifier"]
+    refusal(lambda: read_checkpoint_parts(file, 9, "target"), "--head target", file, "10", "9")
 
 
 def test_kcl_phase_of_tsc_run_has_no_targets(tsc_run):
     """The checkpoint contains targets, but none is assigned to a class yet."""
-    heads = read_checkpoint_heads(tsc_run / "checkpoint_0001.pth.tar", 10, "linear")
-    assert "TSC phase" in heads.lacks["targets"]
+    _, lacks = read_checkpoint_parts(tsc_run / "checkpoint_0001.pth.tar", 10, "linear")
+    assert "TSC phase" in lacks["targets"]

@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from moco.heads import HEADS, Head, fits
-from moco.heads.candidates import TAUS, Balancing, Candidate, FitInputs
-from moco.heads.classifiers import ABSENT_CLASS_LOGIT, fitted_classifier, linear_classifier
+from moco.heads.candidates import TAUS
+from moco.heads.classifiers import ABSENT_CLASS_LOGIT, Fit, fitted_classifier
+from moco.heads.data import HeadData
 from moco.heads.head_flags import compared_settings
-from moco.heads.selection import FeatureLoader, HeadData, head_title, select_head
+from moco.heads.selection import head_title, select_head
 from tests.refusals import line_with, refusal
 from utils.measure.feature_cache import Features
 from utils.run.compute import ComputeConfig
@@ -30,19 +31,18 @@ def clouds(counts: list[int], seed: int) -> Features:
     return Features(centres[labels] + noise, labels)
 
 
-def head_data(counts=tuple(COUNTS), **inputs_options) -> HeadData:
+def head_data(counts=tuple(COUNTS), **options) -> HeadData:
     train = clouds(list(counts), 1)
-    inputs = FitInputs(train.features.double(), train.labels, torch.tensor(counts), **inputs_options)
-    splits = {split: FeatureLoader(clouds([20] * len(counts), seed), CPU) for split, seed in (("val", 2), ("test", 3))}
-    return HeadData(inputs, splits, ComputeConfig(CPU), "val")
+    train = Features(train.features.double(), train.labels)
+    val, test = (clouds([20] * len(counts), seed) for seed in (2, 3))
+    return HeadData(train, val, test, np.array(counts), ComputeConfig(CPU), "val", **options)
 
 
 @pytest.fixture(scope="module")
 def complete_data() -> HeadData:
     """Return data with everything that a head can need."""
-    projection = nn.Linear(D, 3)
-    targets = projection, normalize(torch.randn(C, 3), dim=1)
-    return head_data(projection_and_targets=targets, classifier=(torch.randn(C, D), torch.randn(C)))
+    targets = nn.Linear(D, 3), normalize(torch.randn(C, 3), dim=1)
+    return head_data(parts={"targets": targets, "classifier": (torch.randn(C, D), torch.randn(C))})
 
 
 FITTED = [(name, *balancing) for name, head in HEADS.items() if head.is_fitted for balancing in compared_settings(head)]
@@ -52,7 +52,7 @@ FITTED = [(name, *balancing) for name, head in HEADS.items() if head.is_fitted f
 def test_entry_of_head_matches_its_classifier(name, sampling, adjustment, complete_data):
     """Recomputes the entry's test accuracy from its classifier. The classifier is restored from its state dict."""
     chosen = select_head(name, sampling, adjustment, complete_data)
-    z, y = complete_data.splits["test"].split_features
+    z, y = complete_data.test
     logits = chosen.classifier(z)
     hits = [float((logits.argmax(1) == y)[y == c].float().mean() * 100) for c in range(C)]
     assert chosen.entry["per_class"] == pytest.approx(hits)
@@ -69,11 +69,11 @@ def test_entry_of_head_matches_its_classifier(name, sampling, adjustment, comple
 def toy_head(*logits_of_val, converged=True):
     """Return a head whose candidates have these constant logits, whatever the features."""
 
-    def fit(inputs, balancing):
+    def candidates(data, sampling, adjustment):
         for number, bias in enumerate(logits_of_val):
-            yield [Candidate({"l2": number}, linear_classifier(torch.zeros(C, D), torch.tensor(bias)), converged)]
+            yield [Fit(torch.zeros(C, D), torch.tensor(bias), {"l2": number}, converged)]
 
-    return Head("", candidates=fit, samplings=("instance",))
+    return Head("", candidates=candidates)
 
 
 BETTER, WORSE = [1.0, 0, 0, 0], [0.0, 0, 0, 0]  # one class of four is right; ties count as wrong
@@ -98,10 +98,10 @@ def test_two_penalties_without_gain_end_the_path(monkeypatch):
 
 
 def test_unconverged_fit_is_reported_and_not_selected(monkeypatch, capsys):
-    better, worse = (linear_classifier(torch.zeros(C, D), torch.tensor(bias)) for bias in (BETTER, WORSE))
-    unconverged = [Candidate({"l2": 1.0, "t": t}, better, False) for t in (0.0, 1.0)]
-    head = Head("", candidates=lambda inputs, balancing: iter([unconverged, [Candidate({"l2": 0.1, "t": 0.0}, worse)]]))
-    monkeypatch.setitem(HEADS, "toy", head)
+    better = Fit(torch.zeros(C, D), torch.tensor(BETTER))
+    unconverged = [better._replace(hyperparameters={"l2": 1.0, "t": t}, converged=False) for t in (0.0, 1.0)]
+    worse = Fit(torch.zeros(C, D), torch.tensor(WORSE), {"l2": 0.1, "t": 0.0})
+    monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter([unconverged, [worse]])))
     assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1, "t": 0.0}
     line_with(capsys.readouterr().out, "toy", "l2 1")
     refusal(lambda: select_toy_head(monkeypatch, BETTER, converged=False), "toy")
@@ -112,13 +112,12 @@ def test_selection_is_by_class_balanced_accuracy(monkeypatch):
     features = torch.cat([torch.full((90, 1), 1.0), torch.full((10, 1), -1.0)])
     features[:30] *= -1  # a third of class 0 looks like class 1
     labels = torch.tensor([0] * 90 + [1] * 10)
-    always = linear_classifier(torch.zeros(2, 1), torch.tensor([1.0, 0]))
-    by_sign = linear_classifier(torch.tensor([[1.0], [-1.0]]), torch.zeros(2))
-    fit = lambda inputs, balancing: iter([[Candidate({"x": 0}, always), Candidate({"x": 1}, by_sign)]])  # noqa: E731
-    monkeypatch.setitem(HEADS, "toy", Head("", candidates=fit))
-    splits = dict.fromkeys(("val", "test"), FeatureLoader(Features(features, labels), CPU))
-    inputs = FitInputs(features, labels, torch.tensor([90, 10]))
-    chosen = select_head("toy", "instance", "off", HeadData(inputs, splits, ComputeConfig(CPU), "val"))
+    always = Fit(torch.zeros(2, 1), torch.tensor([1.0, 0]), {"x": 0})
+    by_sign = Fit(torch.tensor([[1.0], [-1.0]]), torch.zeros(2), {"x": 1})
+    monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter([[always, by_sign]])))
+    split = Features(features, labels)
+    data = HeadData(split, split, split, np.array([90, 10]), ComputeConfig(CPU), "val")
+    chosen = select_head("toy", "instance", "off", data)
     assert chosen.entry["values"] == {"x": 1} and chosen.entry["val_balanced"] == pytest.approx((200 / 3 + 100) / 2)
 
 
@@ -137,7 +136,7 @@ def test_post_adjustment_subtracts_t_times_log_prior():
     data = head_data()
     chosen = select_head("logistic", "instance", "post", data)
     values = chosen.entry["values"]
-    path = dict(data.inputs.logistic_path(Balancing()))
+    path = {fit.hyperparameters["l2"]: fit for fit in data.logistic_path("instance", "off")}
     prior = torch.tensor([math.log(n / sum(COUNTS)) for n in COUNTS])
     torch.testing.assert_close(chosen.classifier.bias, (path[values["l2"]].bias - values["t"] * prior).float())
     torch.testing.assert_close(chosen.classifier.weight, path[values["l2"]].weight.float())
@@ -147,9 +146,7 @@ def test_tau_head_uses_regression_without_bias():
     data = head_data()
     chosen = select_head("tau", "instance", "off", data)
     l2, tau = (chosen.entry["values"][name] for name in ("l2", "tau"))
-    plain = fits.fit_logistic(
-        data.inputs.features, data.inputs.labels, C, l2, feature_scale=data.inputs.feature_scale, intercept=False
-    ).weight
+    plain = fits.fit_logistic(*data.train, C, l2, feature_scale=data.feature_scale, intercept=False).weight
     for row, normalised in zip(plain, chosen.classifier.weight, strict=True):
         torch.testing.assert_close(normalised.double(), row / row.norm() ** tau, rtol=1e-3, atol=1e-3)
     assert set(chosen.tried["tau"]) == set(TAUS)
