@@ -43,7 +43,7 @@ def ncm(data: HeadData, sampling: str, adjustment: str) -> Iterator[Iterable[Fit
 def tau(data: HeadData, sampling: str, adjustment: str) -> Iterator[Iterable[Fit]]:
     """Yield logistic regressions without bias, their weights divided by their norm to the power tau."""
     for fit in data.logistic_path(sampling, adjustment, intercept=False):
-        yield [fits.normalise_by_tau(fit, tau) for tau in TAUS]
+        yield (fits.normalise_by_tau(fit, tau) for tau in TAUS)  # one at a time, to save memory
 
 
 def lws(data: HeadData, sampling: str, adjustment: str) -> Iterator[Iterable[Fit]]:
