@@ -4,10 +4,11 @@ Symbols: N images, D feature dimension, C targets, r copies of each target, k sa
 "The authors' code" is the code released by the TSC authors. Its batch has R = 2(N + C·r) rows: C·r target rows are
 appended to each of the two views.
 
-The matrix of all pairs of rows is never stored. The logits are computed in blocks of at most 2**18 numbers on a CPU and
-2**24 on a GPU (at least one anchor), so memory grows linearly with the batch. With N = 1024, C = 100, r = 25, D = 128
-and float32 on a CPU, the loss and its gradients take at most 9 MiB in addition to the inputs (12 MiB with `unbiased`).
-The matrix of all pairs would take 190 MiB.
+All copies of a target have the same logits, so these are computed once for U = 2N + C vectors, in blocks of at most
+2**18 logits on a CPU and 2**24 on a GPU (at least one anchor). Up to 2**24 logits are stored for the backward pass.
+With more, it computes each block again: memory then grows linearly with the batch, and the loss takes about 1.5 times
+as long. With D = 128 and float32 on a CPU, the loss and its gradients take 37 MiB in addition to the inputs with
+N = 1024 (59 MiB with `unbiased`), and 13 MiB with N = 4096.
 """
 
 import torch
@@ -55,7 +56,7 @@ def in_batch_loss(
     Returns:
         A scalar with the dtype of views; float16 and bfloat16 are computed and returned in float32, also under
         autocast. Without targets, it is 0 for a single image, and for a single label with `unbiased`. views and
-        targets get gradients, but second derivatives are not supported.
+        targets get gradients.
 
     Raises:
         ValueError: If an argument has an invalid shape, type or value.
@@ -93,7 +94,7 @@ def in_batch_target_loss(
     P_i: the other view of i and k sampled images with its label. t: the target of its class. p: the softmax over all
     images except i and the C targets, each once. Targets are not anchors and are not sampled. A class without a target
     has no second term; a class with several targets uses the mean of their terms. target_weight: lambda >= 0. All
-    other arguments are those of `in_batch_loss`. This loss needs 1 MiB more memory than `in_batch_loss`.
+    other arguments are those of `in_batch_loss`.
     """
     _check(views, labels, num_positive, temperature, targets, target_class, 1, "all")
     N, sampled = len(views), None

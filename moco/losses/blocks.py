@@ -4,16 +4,18 @@ Symbols: N images, D feature dimension, C targets; U = 2N + C distinct vectors. 
 logits. Large matrices therefore have U columns, one per distinct vector, which is weighted by its number of copies.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # Logits computed at a time, per device type: few enough for the cache of a CPU, enough to keep a GPU busy.
 MAX_LOGITS_PER_BLOCK = {"cpu": 2**18, "cuda": 2**24}
-Block = tuple[
-    slice, Tensor | None
-]  # some anchors as a slice of the distinct vectors, and the columns of their positives
+MAX_STORED_LOGITS = 2**24  # with more logits, the backward pass computes each block again instead of storing it
+# Some anchors as a slice of the distinct vectors, and the columns of their positives.
+Block = tuple[slice, Tensor | None]
 
 
 class DistinctVectors(NamedTuple):
@@ -52,7 +54,7 @@ def anchor_blocks(distinct: DistinctVectors, positives: tuple[Tensor, Tensor] | 
     """Split the anchors into blocks of images or of targets, each with the columns of its positives.
 
     Args:
-        positives: positives of the images and of the targets, each as the argument `columns` of `_anchor_losses`; None
+        positives: positives of the images and of the targets, each as the argument `columns` of `_block_terms`; None
             uses the whole class.
         anchors: "all", "images" or "targets".
     """
@@ -74,56 +76,18 @@ def mean_loss(
 ) -> InBatchLossOutput:
     """Return the mean loss over the anchors of the blocks, each counted as often as it occurs in the batch."""
     num_anchors = sum(distinct.multiplicity[anchor_slice].sum() for anchor_slice, _ in blocks)
+    num_logits = sum(anchor_slice.stop - anchor_slice.start for anchor_slice, _ in blocks) * len(distinct.vector)
+    block_terms = _block_terms
+    if num_logits > MAX_STORED_LOGITS:
+        block_terms = partial(checkpoint, _block_terms, use_reentrant=False, preserve_rng_state=False)
+    terms = distinct.vector.new_zeros(2)
     with torch.autocast(distinct.vector.device.type, enabled=False):
-        total, terms = SumInBlocks.apply(distinct.vector, distinct, blocks, temperature, unbiased, target_weight)
-    return InBatchLossOutput(total / num_anchors, *(terms / num_anchors))
-
-
-class SumInBlocks(torch.autograd.Function):
-    """The sum of the anchors' losses, a scalar, and its image and target terms, (2,), computed block by block.
-
-    The forward pass also computes the gradient of each block, so the logits of a block are neither stored nor
-    recomputed. Arguments of forward: vector (U, D), then the arguments of `_anchor_losses`, with `blocks` in place of
-    `anchor_slice` and `columns`.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        vector: Tensor,
-        distinct: DistinctVectors,
-        blocks: list[Block],
-        temperature: float,
-        unbiased: bool,
-        target_weight: float | None,
-    ) -> tuple[Tensor, Tensor]:
-        needs_grad = ctx.needs_input_grad[0]
-        terms, gradient = vector.new_zeros(2), torch.zeros_like(vector)
         for anchor_slice, columns in blocks:
-            with torch.set_grad_enabled(needs_grad):
-                leaf = vector.detach().requires_grad_(needs_grad)
-                inputs = distinct._replace(vector=leaf)
-                losses = _anchor_losses(inputs, anchor_slice, columns, temperature, unbiased, target_weight)  # (B, 2)
-                sums = (losses * distinct.multiplicity[anchor_slice, None]).sum(0)  # (2,)
-                loss = sums.sum()
-            terms += sums.detach()
-            if needs_grad:
-                gradient += torch.autograd.grad(loss, leaf)[0]
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(terms)
-        return terms.sum(), terms
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
-        if (
-            torch.is_grad_enabled()
-        ):  # only with create_graph=True; once_differentiable would not raise for a constant grad
-            raise RuntimeError("in_batch_loss has no second derivative; its gradient is computed in the forward pass")
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, *[None] * 5
+            terms = terms + block_terms(distinct, anchor_slice, columns, temperature, unbiased, target_weight)
+    return InBatchLossOutput(terms.sum() / num_anchors, *(terms.detach() / num_anchors))
 
 
-def _anchor_losses(
+def _block_terms(
     distinct: DistinctVectors,
     anchor_slice: slice,
     columns: Tensor | None,
@@ -131,7 +95,7 @@ def _anchor_losses(
     unbiased: bool,
     target_weight: float | None,
 ) -> Tensor:
-    """Return the loss of each anchor, (B, 2): its terms for image positives and for target positives.
+    """Return the summed loss of a block of anchors, (2,): its terms for image positives and for target positives.
 
     Args:
         anchor_slice: the B anchors, as a slice of the U vectors.
@@ -164,4 +128,5 @@ def _anchor_losses(
     else:
         log_z = (logits + others.log()).logsumexp(1, keepdim=True)  # (B, 1)
     losses = weight * (log_z - logits)  # (B, U)
-    return torch.stack([losses[:, :num_images].sum(1), losses[:, num_images:].sum(1)], dim=1)
+    terms = torch.stack([losses[:, :num_images].sum(1), losses[:, num_images:].sum(1)], dim=1)  # (B, 2)
+    return (terms * distinct.multiplicity[anchor_slice, None]).sum(0)

@@ -80,9 +80,10 @@ def test_half_precision_and_autocast_compute_in_float32(batch, dtype):
     assert torch.equal(torch.autograd.grad(loss, full)[0], *plain)
 
 
-def test_second_derivative_raises(batch):
-    with pytest.raises(RuntimeError, match="in_batch_loss"):
-        torch.autograd.grad(in_batch_loss(**batch), batch["views"], create_graph=True)
+@pytest.mark.parametrize("batch", [0], indirect=True)
+def test_second_derivative_matches_finite_differences(batch):
+    views, labels = batch["views"].detach()[:3].requires_grad_(), batch["labels"][:3]
+    assert torch.autograd.gradgradcheck(lambda views: in_batch_loss(views, labels, 2, 0.3), views)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -107,6 +108,20 @@ def test_largest_tensor_is_not_quadratic_in_batch_size(monkeypatch, num_positive
         in_batch_loss(views, labels, num_positive, **make_target_args(25), unbiased=unbiased).backward()
     rows = 2 * (80 + 25 * C)
     assert largest.elements <= max(2000 + 163, 3 * rows, 163 * D) < 160**2 / 10
+
+
+@BOTH_DENOMINATORS
+def test_backward_of_many_logits_stores_none_of_them(monkeypatch, unbiased):
+    views, labels = unit_vectors(80, 2, D, dim=2).requires_grad_(), torch.randint(0, C, (80,))
+
+    def stored_elements(max_logits: int) -> int:
+        monkeypatch.setattr(blocks, "MAX_STORED_LOGITS", max_logits)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            in_batch_loss(views, labels, 2, unbiased=unbiased)
+        return sum(sizes)
+
+    assert stored_elements(160**2) > 160**2 > 10 * stored_elements(160**2 - 1)
 
 
 V, Y = unit_vectors(N, 2, D, dim=2), torch.zeros(N, dtype=torch.long)
