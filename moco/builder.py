@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from moco.encoders import has_batch_norm
 from moco.encoders.memory import encode_in_microbatches
 from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
-from moco.losses.positives import RANDOM_INT_BOUND, ChosenPositives, PositivePool, positive_strategies
+from moco.losses.positives import RANDOM_INT_BOUND, PositiveSum, all_positives, sample_positives
 from moco.targeted import TargetModel
 from moco.targets.centroids import queue_centroids
 from utils import distributed
@@ -100,7 +100,6 @@ class KCL(TargetModel):
         self.K, self.m, self.T = K, m, T
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
         self.sep_t, self.tw, self.parts = sep_t, tw, parts
-        self._kcl_positives, self._tsc_positives = positive_strategies(num_positive, K, supervised, sep_t, tr)
 
         self.encoder_q, self.encoder_k = base_encoder(num_classes=dim), base_encoder(num_classes=dim)
         if mlp:
@@ -168,18 +167,24 @@ class KCL(TargetModel):
         """Set the centroids to the class means of the queue, instead of random vectors. Call it before TSC starts."""
         self.class_centroid.copy_(queue_centroids(self.class_centroid, self.queue, self.queue_labels[0]))
 
-    def _choose_positives(self, labels: Tensor) -> ChosenPositives:
+    def _choose_positives(self, labels: Tensor) -> tuple[PositiveSum, PositiveSum | None]:
         """Choose the positives of the anchors: from the queue, and in TSC also from the targets."""
-
-        def random_ints(k: int) -> Tensor:
-            rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
-            return to_device(torch.randint(RANDOM_INT_BOUND, (len(labels), k), generator=rng), labels.device)  # (N, k)
-
-        choose, target = self._kcl_positives, None
-        if self.targeted:
-            choose, target = self._tsc_positives, self._assigned_targets(labels)  # t_σ(y): (N, D)
+        queue, queue_labels = self.queue, self.queue_labels[0]
+        target = self._assigned_targets(labels) if self.targeted else None  # t_σ(y): (N, D)
+        always_target = self.targeted and (self.sep_t or self.num_positive == 0)
+        copies = self.tr if self.targeted and not always_target else 0  # sampled together with the queue
         with torch.autocast(labels.device.type, enabled=False):  # only the encoders run in half precision
-            return choose(PositivePool(self.queue, self.queue_labels[0], labels, random_ints, target))
+            if self.supervised and self.num_positive == 0:  # SupCon: the whole class
+                from_queue, from_targets = all_positives(queue, queue_labels, labels), None
+            else:
+                k = min(self.num_positive, self.K + copies) if self.supervised else 0  # MoCo: the own key only
+                rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
+                random_ints = torch.randint(RANDOM_INT_BOUND, (len(labels), k), generator=rng)  # (N, k)
+                random_ints = to_device(random_ints, labels.device)
+                from_queue, from_targets = sample_positives(queue, queue_labels, labels, random_ints, target, copies)
+            if always_target:
+                from_targets = PositiveSum(self.tr * target, target.new_full(labels.shape, self.tr))
+        return from_queue, from_targets if self.targeted else None
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:

@@ -1,7 +1,5 @@
-"""Selection of an anchor's positives in addition to its own key: one pure function per strategy."""
+"""Selection of an anchor's positives, in addition to its own key or other view: pure functions of tensors."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,72 +13,6 @@ class PositiveSum(NamedTuple):
 
     vector: Tensor
     count: Tensor
-
-
-class PositivePool(NamedTuple):
-    """The labels of the anchors, and the entries that their positives are chosen from.
-
-    Attributes:
-        queue, queue_labels, labels, target: see `sample_positives`; target is None in KCL.
-        random_ints: random_ints(k) returns (N, k) random integers, the same ones for the same k.
-    """
-
-    queue: Tensor
-    queue_labels: Tensor
-    labels: Tensor
-    random_ints: Callable[[int], Tensor]
-    target: Tensor | None
-
-
-# Positives from the queue, and positives from the targets (None in KCL).
-ChosenPositives = tuple[PositiveSum, PositiveSum | None]
-PositiveStrategy = Callable[[PositivePool], ChosenPositives]
-
-
-def positive_strategies(
-    num_positive: int, queue_length: int, supervised: bool, sep_t: bool, copies: int
-) -> tuple[PositiveStrategy, PositiveStrategy]:
-    """Return the strategies of KCL and of TSC for these arguments of `moco.builder.KCL` (copies: tr)."""
-    if not supervised:
-        kcl = choose_own_key_only
-    elif num_positive == 0:
-        kcl = choose_whole_class
-    else:
-        kcl = partial(sample_from_queue, k=min(num_positive, queue_length))
-    if sep_t or num_positive == 0:
-        return kcl, partial(choose_target_always, copies=copies, others=kcl)
-    k = min(num_positive, queue_length + copies) if supervised else 0
-    return kcl, partial(sample_from_queue_and_targets, k=k, copies=copies)
-
-
-def choose_own_key_only(pool: PositivePool) -> ChosenPositives:
-    """MoCo: choose no positive other than the own key."""
-    size, dim = len(pool.labels), len(pool.queue)
-    return PositiveSum(pool.queue.new_zeros(size, dim), pool.queue.new_zeros(size)), None
-
-
-def sample_from_queue(pool: PositivePool, k: int) -> ChosenPositives:
-    """KCL: sample k entries of the anchor's class from the queue."""
-    queue_positives, _ = sample_positives(pool.queue, pool.queue_labels, pool.labels, pool.random_ints(k))
-    return queue_positives, None
-
-
-def choose_whole_class(pool: PositivePool) -> ChosenPositives:
-    """SupCon: choose all entries of the anchor's class in the queue."""
-    return all_positives(pool.queue, pool.queue_labels, pool.labels), None
-
-
-def sample_from_queue_and_targets(pool: PositivePool, k: int, copies: int) -> ChosenPositives:
-    """TSC without ``--sep_t``: sample k from one pool, the anchor's class in the queue and the copies of its target."""
-    return sample_positives(
-        pool.queue, pool.queue_labels, pool.labels, pool.random_ints(k), target=pool.target, copies=copies
-    )
-
-
-def choose_target_always(pool: PositivePool, copies: int, others: PositiveStrategy) -> ChosenPositives:
-    """TSC with ``--sep_t``, or k = 0: choose all copies of the target, and what `others` chooses from the queue."""
-    count = pool.target.new_full(pool.labels.shape, copies)  # (N,)
-    return others(pool)[0], PositiveSum(copies * pool.target, count)
 
 
 def sample_offsets(size: Tensor, random_ints: Tensor) -> Tensor:
@@ -109,6 +41,14 @@ def sample_offsets(size: Tensor, random_ints: Tensor) -> Tensor:
     return offset
 
 
+def _find_classes(pool_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the entries of a pool (Q,) grouped by label, and for each of N labels the start and size of its group."""
+    order = pool_labels.argsort(stable=True)  # (Q,) entries, grouped by label
+    sorted_labels = pool_labels[order]  # (Q,)
+    start = torch.searchsorted(sorted_labels, labels)  # (N,)
+    return order, start, torch.searchsorted(sorted_labels, labels, right=True) - start
+
+
 def sample_positives(
     queue: Tensor,
     queue_labels: Tensor,
@@ -131,11 +71,7 @@ def sample_positives(
     Returns:
         The positives from the queue and the positives from the targets.
     """
-    order = queue_labels.argsort(stable=True)  # (Q,) columns, grouped by label
-    sorted_labels = queue_labels[order]  # (Q,)
-    start = torch.searchsorted(sorted_labels, labels)  # (N,)
-    in_queue = torch.searchsorted(sorted_labels, labels, right=True) - start  # (N,)
-
+    order, start, in_queue = _find_classes(queue_labels, labels)  # (Q,), (N,), (N,)
     offset = sample_offsets(in_queue + copies, random_ints)  # (N, k): the queue's entries, then the target copies
     is_key = offset < in_queue[:, None]  # (N, k)
     is_target = ~is_key & (offset < (in_queue + copies)[:, None])  # (N, k)
@@ -172,10 +108,8 @@ def sample_batch_positives(labels: Tensor, random_ints: Tensor) -> Tensor:
     Returns:
         (2M, 1 + k) int64 row indices, the other view first; -1 where a class has too few rows.
     """
-    order = labels.argsort(stable=True)  # (2M,) rows, grouped by label
-    sorted_labels = labels[order]  # (2M,)
-    start = torch.searchsorted(sorted_labels, labels)  # (2M,)
-    size = torch.searchsorted(sorted_labels, labels, right=True) - start - 2  # (2M,) without row i and its other view
+    order, start, size = _find_classes(labels, labels)  # (2M,) each
+    size = size - 2  # (2M,) without row i and its other view
     rank = order.argsort() - start  # (2M,) position of each row in its class
     other = torch.arange(len(labels), device=labels.device).roll(len(labels) // 2)  # (2M,)
     offset = sample_offsets(size, random_ints)  # (2M, k)
