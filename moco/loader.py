@@ -11,7 +11,7 @@ from torchvision import transforms as T
 
 from moco.views import jitter
 from moco.views.colour import CifarAutoAugment, Colours, cut_out
-from moco.views.geometry import AffineParams, CropParams, PaddedCropParams, to_pixels
+from moco.views.geometry import Affine, PaddedCrop, ResizedCrop, to_pixels
 from moco.views.jitter import PendingJitter
 from utils.errors import InputError
 
@@ -21,8 +21,8 @@ class View:
     """Transforms from an RGB image of any size to the network's input.
 
     Attributes:
-        geometry: parameters of the training geometry, called with (size, device_aug). `prepare` of the result runs
-            once per image; `draw` then runs for each of the two views and returns (3, size, size) uint8.
+        geometry: training geometry, one of these classes or an object with the same methods: `prepare` runs once per
+            image, and `draw` then runs for each of the two views.
         colour: colour transform of training, called with (pixels, device_aug); returns pixels or a PendingJitter.
             None: no colour transform.
         eval_transform: called with the size; returns the evaluation transform: resize and centre crop, or only resize.
@@ -30,7 +30,7 @@ class View:
         help: text for --help.
     """
 
-    geometry: Callable
+    geometry: ResizedCrop | PaddedCrop | Affine
     colour: Callable[[Tensor, bool], Tensor | PendingJitter] | None
     eval_transform: Callable[[int], Callable[[Image.Image], Image.Image]]
     cutout: float = 0.0
@@ -50,27 +50,25 @@ def _whole(size: int) -> T.Resize:
 PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
 SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
 VIEWS = {
-    "photo": View(CropParams(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
-    "thumbnail": View(CropParams(), PHOTO, _whole, help="as photo, for small images"),
+    "photo": View(ResizedCrop(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
+    "thumbnail": View(ResizedCrop(), PHOTO, _whole, help="as photo, for small images"),
     "simclr": View(
-        CropParams((0.2, 1.0)),
+        ResizedCrop((0.2, 1.0)),
         dataclasses.replace(SIMCLR, blur_p=0.5),
         _centre,
         help="crop (20 to 100 %), flip, jitter, grey, blur",
     ),
-    "cifar": View(CropParams((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
-    "padded": View(PaddedCropParams(), None, _whole, help="padded crop, flip, for small images"),
+    "cifar": View(ResizedCrop((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
+    "padded": View(PaddedCrop(), None, _whole, help="padded crop, flip, for small images"),
     "autoaugment": View(
-        PaddedCropParams(),
+        PaddedCrop(),
         CifarAutoAugment(),
         _whole,
         cutout=0.5,
         help="padded crop, flip, AutoAugment, Cutout",
     ),
-    "grey": View(CropParams((0.4, 1.0)), None, _whole, help="crop (40 to 100 %), flip, for small grey images"),
-    "digit": View(
-        AffineParams(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="rotation, shift, scaling, contrast, no flip"
-    ),
+    "grey": View(ResizedCrop((0.4, 1.0)), None, _whole, help="crop (40 to 100 %), flip, for small grey images"),
+    "digit": View(Affine(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="rotation, shift, scaling, contrast, no flip"),
 }
 
 
@@ -88,8 +86,8 @@ def view_named(name: str, crop_scale: Sequence[float] | None = None) -> View:
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise InputError(f"--crop-scale {low:g} {high:g}: expected 0 < LO <= HI <= 1 (shares of the image area)")
-    if not isinstance(view.geometry, CropParams):
-        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, CropParams))
+    if not isinstance(view.geometry, ResizedCrop):
+        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, ResizedCrop))
         raise InputError(f"--crop-scale: not supported with --views {name}; use one of {named}")
     return dataclasses.replace(view, geometry=dataclasses.replace(view.geometry, scale=(low, high)))
 
@@ -98,16 +96,19 @@ class RandomView:
     """Transform that returns one random view of a decoded image, as defined by a View. fill: see `cut_out`."""
 
     def __init__(self, view: View, size: int, device_aug: bool, fill: Sequence[float]):
-        self.view, self.device_aug, self.fill = view, device_aug, fill
-        self.geometry, self.colour = view.geometry(size, device_aug), view.colour
+        self.view, self.size, self.device_aug, self.fill = view, size, device_aug, fill
 
     def __call__(self, image: Image.Image) -> Tensor | PendingJitter:
         """Return (3, S, S) uint8, or a PendingJitter."""
-        return self.draw(self.geometry.prepare(image))
+        return self.draw(self.prepare(image))
+
+    def prepare(self, image: Image.Image) -> Image.Image | Tensor:
+        """Return what `draw` accepts; both views of an image can use it."""
+        return self.view.geometry.prepare(image, self.size, self.device_aug)
 
     def draw(self, prepared: Image.Image | Tensor) -> Tensor | PendingJitter:
-        pixels = self.geometry.draw(prepared)
-        pixels = self.colour(pixels, self.device_aug) if self.colour else pixels
+        pixels = self.view.geometry.draw(prepared, self.size)
+        pixels = self.view.colour(pixels, self.device_aug) if self.view.colour else pixels
         return cut_out(pixels, self.view.cutout, self.fill) if self.view.cutout else pixels
 
 
@@ -118,7 +119,7 @@ class TwoCropsTransform:
         self.view = view
 
     def __call__(self, image: Image.Image) -> list[Tensor | PendingJitter]:
-        prepared = self.view.geometry.prepare(image)
+        prepared = self.view.prepare(image)
         return [self.view.draw(prepared), self.view.draw(prepared)]
 
 

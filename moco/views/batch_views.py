@@ -8,12 +8,12 @@ from torch.nn.functional import pad
 
 from moco.views import on_device
 from moco.views.colour import BLUR, Colours
-from moco.views.geometry import AffineParams, CropParams, PaddedCropParams
+from moco.views.geometry import Affine, PaddedCrop, ResizedCrop
 from moco.views.jitter import cached_constant
 from moco.views.on_device import ORDERS, TRIES
 
 # Columns of the (N, NUM_RANDOM) uniform random numbers of N views.
-COL_CROP = slice(0, 2 * TRIES + 2)  # CropParams; AffineParams uses the first four of these columns
+COL_CROP = slice(0, 2 * TRIES + 2)  # ResizedCrop; Affine uses the first four of these columns
 COL_FLIP, COL_GREY, COL_BLUR, COL_BLUR_SIGMA, COL_JITTER, COL_JITTER_ORDER = range(COL_CROP.stop, COL_CROP.stop + 6)
 COL_JITTER_FACTORS = slice(COL_JITTER_ORDER + 1, COL_JITTER_ORDER + 5)
 COL_CUTOUT = slice(COL_JITTER_FACTORS.stop, COL_JITTER_FACTORS.stop + 2)
@@ -35,7 +35,7 @@ class BatchViews:
     @staticmethod
     def supports(geometry, colour) -> bool:
         """Return whether a View with this geometry and colour is supported."""
-        known_geometry = isinstance(geometry, CropParams | AffineParams | PaddedCropParams)
+        known_geometry = isinstance(geometry, ResizedCrop | Affine | PaddedCrop)
         return known_geometry and (colour is None or isinstance(colour, Colours))
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
@@ -46,14 +46,14 @@ class BatchViews:
 
     def _apply_geometry(self, x: Tensor, uniform: Tensor) -> Tensor:
         never, flip = torch.zeros(len(x), dtype=torch.bool, device=x.device), uniform[:, COL_FLIP] < 0.5
-        if isinstance(self.geometry, CropParams):
+        if isinstance(self.geometry, ResizedCrop):
             boxes = on_device.crop_boxes(self.geometry, *x.shape[2:], uniform[:, COL_CROP])
             return on_device.crop_resize(x, boxes, flip, self.size)
         whole = cached_constant(x.device, 0, 0, *x.shape[2:]).expand(len(x), 4)
         x = on_device.crop_resize(x, whole, never, self.size)
-        if isinstance(self.geometry, AffineParams):
+        if isinstance(self.geometry, Affine):
             return on_device.apply_affine(x, self.geometry, uniform[:, :4])
-        border = round(self.geometry.padding * self.size)
+        border = self.geometry.border(self.size)
         corners = (uniform[:, :2] * (2 * border + 1)).floor()  # (N, 2)
         boxes = torch.cat([corners, torch.full_like(corners, self.size)], dim=1)
         return on_device.crop_resize(pad(x, (border,) * 4), boxes, flip, self.size)

@@ -1,7 +1,7 @@
-"""Geometric augmentations: parameters, and the transforms that loader workers apply.
+"""Geometric augmentations, each with two methods that loader workers call.
 
-Each set of parameters, called with (size, device_aug), returns a transform. The transform's `prepare` runs once per
-image. Its `draw` runs once per view and returns (3, size, size) uint8, using torch's global random generator.
+`prepare` runs once per image. `draw` runs once per view on its result and returns (3, size, size) uint8. It draws from
+torch's global random generator as torchvision does. device_aug: see `ResizedCrop`; the others ignore it.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import transforms as T
+from torchvision.transforms import functional as F
 
 BILINEAR = T.InterpolationMode.BILINEAR
 
@@ -21,9 +22,16 @@ def to_pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.stack(image.split()))
 
 
+def _flip_randomly(pixels: Tensor) -> Tensor:
+    return pixels.flip(2) if torch.rand(1) < 0.5 else pixels
+
+
 @dataclass(frozen=True)
-class CropParams:
-    """Parameters of RandomResizedCrop, followed by RandomHorizontalFlip.
+class ResizedCrop:
+    """RandomResizedCrop, followed by RandomHorizontalFlip.
+
+    With device_aug, torch's uint8 kernel resizes. It takes a third of Pillow's time, and each byte is within 1 of
+    Pillow's. Otherwise the result equals torchvision's on Pillow images.
 
     Attributes:
         scale: Smallest and largest crop, as a share of the image area.
@@ -33,41 +41,23 @@ class CropParams:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def __call__(self, size: int, device_aug: bool) -> "CropTransform":
-        return CropTransform(size, device_aug, self)
-
-
-class CropTransform:
-    """RandomResizedCrop and RandomHorizontalFlip. Samples the same parameters as torchvision.
-
-    device_aug: Resize with torch's uint8 kernel, which takes a third of Pillow's time; each byte is within 1 of
-        Pillow's. Otherwise the result equals torchvision's on Pillow images.
-    """
-
-    def __init__(self, size: int, device_aug: bool, crop: CropParams = CropParams()):
-        self.size, self.device_aug = size, device_aug
-        self.crop = T.RandomResizedCrop(size, crop.scale, crop.ratio)
-
-    def prepare(self, image: Image.Image) -> Image.Image | Tensor:
+    def prepare(self, image: Image.Image, size: int, device_aug: bool) -> Image.Image | Tensor:
         # (3, H, W) with channels last in memory, which the kernel requires
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if self.device_aug else image
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if device_aug else image
 
-    def draw(self, image: Image.Image | Tensor) -> Tensor:
-        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
-        size = (self.size, self.size)
-        if self.device_aug:
+    def draw(self, image: Image.Image | Tensor, size: int) -> Tensor:
+        top, left, height, width = T.RandomResizedCrop.get_params(image, self.scale, self.ratio)
+        if isinstance(image, Tensor):
             box = image[None, :, top : top + height, left : left + width]
-            pixels = interpolate(box, size, mode="bilinear", antialias=True)[0].contiguous()
-        else:
-            # Crop before resizing: resize(box=...) also uses pixels outside of the box, and is not faster.
-            box = image.crop((left, top, left + width, top + height))
-            pixels = to_pixels(box.resize(size, Image.Resampling.BILINEAR))
-        return pixels.flip(2) if torch.rand(1) < 0.5 else pixels
+            return _flip_randomly(interpolate(box, (size, size), mode="bilinear", antialias=True)[0].contiguous())
+        # Crop before resizing: resize(box=...) also uses pixels outside of the box, and is not faster.
+        box = image.crop((left, top, left + width, top + height))
+        return _flip_randomly(to_pixels(box.resize((size, size), Image.Resampling.BILINEAR)))
 
 
 @dataclass(frozen=True)
-class AffineParams:
-    """Parameters of RandomAffine: small rotation, translation and scaling, for digits. No flip: it changes the symbol.
+class Affine:
+    """RandomAffine: small rotation, translation and scaling, for digits. No flip: it changes the symbol.
 
     Attributes:
         degrees: Largest rotation in either direction.
@@ -79,40 +69,30 @@ class AffineParams:
     translate: float = 0.1
     scale: tuple[float, float] = (0.85, 1.15)
 
-    def __call__(self, size: int, device_aug: bool) -> "AffineTransform":
-        return AffineTransform(size, self)
+    def prepare(self, image: Image.Image, size: int, device_aug: bool) -> Image.Image:
+        return F.resize(image, [size, size])
 
-
-class AffineTransform:
-    """RandomAffine. Samples the same parameters as torchvision."""
-
-    def __init__(self, size: int, params: AffineParams):
-        self.prepare = T.Resize((size, size))
-        self.affine = T.RandomAffine(params.degrees, (params.translate,) * 2, params.scale, interpolation=BILINEAR)
-
-    def draw(self, image: Image.Image) -> Tensor:
-        return to_pixels(self.affine(image))
+    def draw(self, image: Image.Image, size: int) -> Tensor:
+        degrees, translate = (-self.degrees, self.degrees), (self.translate, self.translate)
+        params = T.RandomAffine.get_params(degrees, translate, self.scale, None, [size, size])
+        return to_pixels(F.affine(image, *params, interpolation=BILINEAR))
 
 
 @dataclass(frozen=True)
-class PaddedCropParams:
-    """Parameters of RandomCrop on an image with a black border, followed by RandomHorizontalFlip.
+class PaddedCrop:
+    """RandomCrop of an image with a black border, followed by RandomHorizontalFlip.
 
     padding: Width of the border on each side, as a share of the image side.
     """
 
     padding: float = 1 / 8
 
-    def __call__(self, size: int, device_aug: bool) -> "PaddedCropTransform":
-        return PaddedCropTransform(size, self)
+    def prepare(self, image: Image.Image, size: int, device_aug: bool) -> Image.Image:
+        return F.pad(F.resize(image, [size, size]), self.border(size))
 
+    def draw(self, image: Image.Image, size: int) -> Tensor:
+        box = T.RandomCrop.get_params(image, (size, size))
+        return _flip_randomly(to_pixels(F.crop(image, *box)))
 
-class PaddedCropTransform:
-    """RandomCrop with a black border, and RandomHorizontalFlip. Samples the same parameters as torchvision."""
-
-    def __init__(self, size: int, params: PaddedCropParams):
-        self.prepare = T.Resize((size, size))
-        self.crop = T.Compose([T.RandomCrop(size, round(params.padding * size)), T.RandomHorizontalFlip()])
-
-    def draw(self, image: Image.Image) -> Tensor:
-        return to_pixels(self.crop(image))
+    def border(self, size: int) -> int:
+        return round(self.padding * size)

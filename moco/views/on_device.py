@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from moco.views import jitter
-from moco.views.geometry import AffineParams, CropParams
+from moco.views.geometry import Affine, ResizedCrop
 from moco.views.jitter import cached_constant
 
 TRIES = 10  # of RandomResizedCrop, before it uses the centre crop
@@ -20,7 +20,7 @@ ORDERS = tuple(itertools.permutations(range(4)))  # brightness, contrast, satura
 HUE = 3
 
 
-def crop_boxes(crop: CropParams, height: int, width: int, uniform: Tensor) -> Tensor:
+def crop_boxes(crop: ResizedCrop, height: int, width: int, uniform: Tensor) -> Tensor:
     """Sample the boxes of RandomResizedCrop: (N, 4) top, left, height, width in whole pixels.
 
     As in torchvision's `get_params`, the first try that fits is used, and otherwise the largest centred box with an
@@ -40,7 +40,7 @@ def crop_boxes(crop: CropParams, height: int, width: int, uniform: Tensor) -> Te
     return torch.where(fits.any(1, keepdim=True), boxes, centre_box)
 
 
-def _centre_box(crop: CropParams, height: int, width: int) -> tuple[int, int, int, int]:
+def _centre_box(crop: ResizedCrop, height: int, width: int) -> tuple[int, int, int, int]:
     ratio_min, ratio_max = crop.ratio
     box_width, box_height = width, height
     if width / height < ratio_min:
@@ -82,7 +82,7 @@ def _resample_separable(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor
     return torch.bmm(rows, lines).unflatten(2, (channels, -1)).transpose(1, 2).contiguous()
 
 
-def apply_affine(images: Tensor, params: AffineParams, uniform: Tensor) -> Tensor:
+def apply_affine(images: Tensor, params: Affine, uniform: Tensor) -> Tensor:
     """Apply torchvision's RandomAffine to square images, with a black background.
 
     uniform: (N, 4) random numbers for the angle, the translation to the right and down, and the scale.

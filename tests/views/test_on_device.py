@@ -13,7 +13,7 @@ from torchvision.transforms import functional as F
 from moco.loader import VIEWS, to_pixels
 from moco.views import on_device
 from moco.views.batch_views import COL_FLIP, NUM_RANDOM, BatchViews
-from moco.views.geometry import AffineParams, CropParams
+from moco.views.geometry import Affine, ResizedCrop
 from moco.views.on_device import ORDERS, TRIES
 from tests.views.test_loader import photograph
 
@@ -43,7 +43,7 @@ def test_crop_resize_matches_torch_antialiased_interpolation(images, size):
 def test_crop_boxes_have_torchvision_distribution(height, width, scale):
     """Two-sample tests compare the four numbers. The last size uses the fallback, a central crop."""
     torch.manual_seed(1)
-    ours = on_device.crop_boxes(CropParams(scale), height, width, torch.rand(4000, 2 * TRIES + 2))
+    ours = on_device.crop_boxes(ResizedCrop(scale), height, width, torch.rand(4000, 2 * TRIES + 2))
     image = torch.empty(3, height, width)
     theirs = [T.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(4000)]
     for mine, other in zip(ours.numpy().T, np.array(theirs).T, strict=True):
@@ -60,7 +60,7 @@ def test_crop_boxes_have_torchvision_distribution(height, width, scale):
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 def test_crop_boxes_of_extreme_draws_stay_inside(uniform):
     (top, left, box_height, box_width) = on_device.crop_boxes(
-        CropParams(), 32, 32, torch.full((1, 2 * TRIES + 2), uniform)
+        ResizedCrop(), 32, 32, torch.full((1, 2 * TRIES + 2), uniform)
     )[0].tolist()
     assert min(top, left) >= 0 and min(box_height, box_width) >= 1 and max(top + box_height, left + box_width) <= 32
 
@@ -68,7 +68,7 @@ def test_crop_boxes_of_extreme_draws_stay_inside(uniform):
 def test_shift_matches_torchvision(images):
     square = images[:, :, :20, :20].contiguous()
     uniform = torch.rand(6, 4)
-    ours = on_device.apply_affine(square, AffineParams(), uniform)
+    ours = on_device.apply_affine(square, Affine(), uniform)
     for image, row, result in zip(square, uniform.tolist(), ours, strict=True):
         angle, right, down = (2 * row[0] - 1) * 12, round((2 * row[1] - 1) * 2), round((2 * row[2] - 1) * 2)
         scale = 0.85 + 0.3 * row[3]
@@ -147,10 +147,9 @@ def test_device_views_have_the_distribution_of_host_views(name):
     pixels = to_pixels(image)[None].expand(count, -1, -1, -1)
     torch.manual_seed(0)
     ours = batch(pixels, torch.rand(count, NUM_RANDOM))
-    host = view.geometry(size, False)
-    prepared = host.prepare(image)
+    prepared = view.geometry.prepare(image, size, False)
     colour = view.colour or (lambda pixels, device_aug: pixels)
-    theirs = torch.stack([colour(host.draw(prepared), False) for _ in range(count)]).float() / 255
+    theirs = torch.stack([colour(view.geometry.draw(prepared, size), False) for _ in range(count)]).float() / 255
     assert ours.shape == (count, 3, size, size) and ours.min() >= -1e-6 and ours.max() <= 1 + 1e-6
     for statistic in (
         lambda x: x.mean((1, 2, 3)),

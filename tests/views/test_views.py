@@ -33,10 +33,10 @@ def run_both_stages(words: list[str], folder: Path, capsys) -> dict:
 class UprightOrRotated:
     """Show the image upright or upside down, with equal probability."""
 
-    def __init__(self, size: int, device_aug: bool):
-        self.prepare = T.Resize(size)
+    def prepare(self, image: Image.Image, size: int, device_aug: bool) -> Image.Image:
+        return image.resize((size, size))
 
-    def draw(self, image: Image.Image) -> torch.Tensor:
+    def draw(self, image: Image.Image, size: int) -> torch.Tensor:
         return to_pixels(image if torch.rand(1) < 0.5 else image.rotate(180))
 
 
@@ -51,7 +51,7 @@ def test_new_view_is_a_row_of_views(digits_root, tmp_path, capsys, monkeypatch):
         colour_calls.append((tuple(pixels.shape), device_aug))
         return 255 - pixels
 
-    monkeypatch.setitem(VIEWS, "turned", View(UprightOrRotated, negative, frame))
+    monkeypatch.setitem(VIEWS, "turned", View(UprightOrRotated(), negative, frame))
     row = dataclasses.replace(REGISTRY["digits"], name="turned", view="turned", repeat=1)
     monkeypatch.setitem(REGISTRY, row.name, row)
     record = run_both_stages(["--dataset", "turned", "--data-root", str(digits_root)], tmp_path, capsys)
@@ -78,8 +78,8 @@ def test_new_data_set_is_a_registry_row_with_lists(tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_data_set_row_sets_colour_jitter(name):
-    view = DataConfig(REGISTRY[name], None, 8, device_aug=False, skip_bad=False).train_view()
-    assert (view.colour is None) == (name in ("inat", "fashion"))
+    transform = DataConfig(REGISTRY[name], None, 8, device_aug=False, skip_bad=False).train_view()
+    assert (transform.view.colour is None) == (name in ("inat", "fashion"))
 
 
 @pytest.mark.parametrize("main", [stage1.main, stage2.main])
