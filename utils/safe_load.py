@@ -1,7 +1,6 @@
 """Checks for files from untrusted sources, before they are loaded and before their values are used."""
 
 import json
-import pickletools
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,6 @@ from utils.files import check_regular
 MAX_COUNT = 2**31  # upper bound of counts: epochs, steps, images of a class
 MAX_NUMBER = 1e100  # upper bound of numbers, which can still be plotted
 MAX_DEPTH = 20  # maximum nesting of plain data
-MAX_PICKLES = 5  # consecutive pickles in old files of torch.save
 # Objects that other tools store beside the weights: arguments, NumPy numbers, and the log of mmengine.
 IGNORED = (
     *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath"),
@@ -143,33 +141,3 @@ def _children(value: object) -> Iterable[object]:
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     return value if isinstance(value, list | tuple | set | frozenset) else ()
-
-
-def foreign_code(path: str | Path) -> str | None:
-    """Return the first imported name that is not PyTorch's in a pickle (plain or of torch.save), or None.
-
-    Loading such a name could run code. The file is only scanned; nothing is loaded.
-    """
-    with suppress(Exception):  # damage ends the search
-        if not zipfile.is_zipfile(path):
-            with Path(path).open("rb") as file:
-                return next((name for _ in range(MAX_PICKLES) for name in _foreign_names(file)), None)
-        with zipfile.ZipFile(path) as archive:
-            pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
-            return next((name for entry in pickles for name in _foreign_names(archive.read(entry))), None)
-    return None
-
-
-def _foreign_names(pickle) -> Iterable[str]:
-    words: list[str] = []
-    for code, argument, _ in pickletools.genops(pickle):
-        if isinstance(argument, str):
-            words.append(argument)
-        if code.name == "GLOBAL":
-            name = argument.replace(" ", ".")
-        elif code.name == "STACK_GLOBAL":
-            name = ".".join(words[-2:])
-        else:
-            continue
-        if not name.startswith(("torch.", "collections.OrderedDict", "_codecs.encode")) and name not in IGNORED:
-            yield name

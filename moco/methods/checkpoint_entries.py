@@ -10,38 +10,23 @@ from utils.errors import InputError, short_repr
 from utils.run.checkpoint import tensor_problem
 from utils.run.state import RunState
 
-# queue_grid: the greatest common divisor of all global batch sizes so far; queue_ptr is a multiple of it.
-# assignment, assignment_before: the target of each class, now and at the end of the previous epoch.
-ENTRIES = {"queue_grid": int, "assignment": torch.Tensor | None, "assignment_before": list | None}
+# The target of each class, now and at the end of the previous epoch.
+ASSIGNMENTS = {"assignment": torch.Tensor, "assignment_before": list}
 
 
-def check_entries(state: RunState, num_classes: int) -> None:
-    """Check the types of the entries, and that assignments are permutations of the targets.
-
-    Raises:
-        InputError: Names the invalid entry.
-    """
-    for name, kind in ENTRIES.items():
-        value = state.extra.get(name)
-        if name in state.extra and (not isinstance(value, kind) or isinstance(value, bool)):
-            expected = getattr(kind, "__name__", kind)
-            raise InputError(f"checkpoint {state.source}: {name} is {short_repr(value)}, expected {expected}")
-    for name in ("assignment", "assignment_before"):
-        _check_permutation(state, name, num_classes)
-
-
-def _check_permutation(state: RunState, name: str, num_classes: int) -> None:
-    """Raise InputError if the entry exists and is not a permutation of the targets."""
-    if (values := state.extra.get(name)) is None:
-        return
-    if isinstance(values, torch.Tensor):
-        is_index_vector = values.ndim == 1 and not tensor_problem(values, torch.zeros(0, dtype=torch.int64))
-        values = values.tolist() if is_index_vector else [values]
-    if not (all(type(v) is int for v in values) and sorted(values) == list(range(num_classes))):
-        raise InputError(
-            f"checkpoint {state.source}: {name} is {short_repr(values)}, "
-            f"expected each of {num_classes} targets exactly once"
-        )
+def check_assignments(state: RunState, num_classes: int) -> None:
+    """Raise InputError unless the assignments in a checkpoint, if any, are permutations of the targets."""
+    for name, kind in ASSIGNMENTS.items():
+        if (values := state.extra.get(name)) is None:
+            continue
+        rows = values if isinstance(values, kind) else []
+        if torch.is_tensor(rows):
+            rows = [] if rows.dtype != torch.int64 or tensor_problem(rows, rows) else rows.tolist()
+        if not (isinstance(rows, list) and all(type(v) is int for v in rows) and sorted(rows) == [*range(num_classes)]):
+            raise InputError(
+                f"checkpoint {state.source}: {name} is {short_repr(values)}, "
+                f"expected each of {num_classes} targets exactly once"
+            )
 
 
 def batch_size_divisor(state: RunState, batch_size: int) -> int:
@@ -52,7 +37,7 @@ def batch_size_divisor(state: RunState, batch_size: int) -> int:
     """
     if state.source is None:
         return batch_size
-    stored = state.extra.get("queue_grid", state.args.get("batch_size"))
+    stored = state.extra.get("queue_grid", state.args.get("batch_size"))  # queue_grid: an earlier result
     return math.gcd(batch_size, stored if type(stored) is int else 1)
 
 

@@ -11,7 +11,7 @@ from moco.encoders import get_encoder, has_batch_norm
 from moco.encoders.frozen import freeze_modules
 from moco.encoders.memory import recompute_blocks
 from moco.methods.base import Method
-from moco.methods.checkpoint_entries import check_entries
+from moco.methods.checkpoint_entries import check_assignments
 from moco.methods.collapse import CollapseDetector
 from moco.methods.method_flags import add_contrast_arguments
 from moco.pretrained import check_init_from, init_encoders
@@ -80,7 +80,7 @@ class ContrastMethod(Method):
         return [Phase("KCL", 0, kcl_epochs), Phase("TSC", kcl_epochs, settings.epochs - kcl_epochs)]
 
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
-        check_entries(state, num_classes)
+        check_assignments(state, num_classes)
         self.previous_assignment = None
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:

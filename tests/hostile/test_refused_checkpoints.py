@@ -158,7 +158,7 @@ FILES = [
     *(("state_dict", {"state_dict": bad}, "bad.pth state_dict") for bad in (5, {1: torch.zeros(1)}, {"queue": "x"})),
     ("code", CODE, "bad.pth posix.mkdir"),
     ("code beside arguments", HIDDEN_CODE, "bad.pth posix.mkdir"),
-    ("code in a pickle", pickle.dumps(CODE), "bad.pth posix.mkdir"),
+    ("code in a pickle", pickle.dumps(CODE), "bad.pth"),
     ("archive", zip_bomb(to_bytes({"state_dict": {"a": torch.zeros(9)}}), 10**7), "bad.pth 1000"),
     ("huge tensor", {"state_dict": {}, "args": {"a": [torch.zeros(1).expand(HUGE)]}}, f"bad.pth {HUGE}"),
     ("large tensor", {"state_dict": {}, "args": {"a": [torch.zeros(1).expand(2**20, 2**20)]}}, f"bad.pth {2**20}"),
@@ -172,7 +172,6 @@ STATES = [
     ({"epoch": True}, "epoch True int"),
     ({"seed": -1}, "seed -1"),
     ({"seed": 2**63}, "seed 9223372036854775808"),
-    ({"processes": 0}, "processes 0"),
     ({"args": {5: 1}}, "5 1"),
     ({"args": {"lr": {"a": 1}}}, ("lr", "{'a': 1}")),
     ({"args": {"lr": NAN}}, "lr nan"),
@@ -203,6 +202,7 @@ RESUMED = [
     ({"module.queue_labels": torch.full((1, QUEUE), 10)}, f"{QUEUE} queue_labels 10 9"),
     ({"step": STEPS + 1}, f"{STEPS + 1} {STEPS}"),
     *(({"assignment": torch.tensor(values)}, "assignment 10") for values in NOT_PERMUTATIONS),
+    ({"assignment": torch.randperm(10).to(torch.uint8)}, "assignment 10"),  # would be used as a mask
     *(({"assignment_before": v if isinstance(v, list) else [v]}, "assignment_before 10") for v in NOT_PERMUTATIONS),
 ]
 ROWS = [

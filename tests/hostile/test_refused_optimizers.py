@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.hostile.table import parametrize
-from utils.optimizers import OPTIMIZERS
+from utils.optimizers import LR_FACTOR_KEY, OPTIMIZERS
 from utils.run import checkpoint
 
 
@@ -29,15 +29,15 @@ def state_of(name: str):
 
 
 CHANGES = [
-    lambda state: state["param_groups"][0].update(weight_decay="x"),
     lambda state: state["param_groups"][0].update(lr=None),
     lambda state: state["param_groups"][0].update(lr=float("nan")),
-    lambda state: state["param_groups"][0].update({"betas" if "betas" in state["param_groups"][0] else "lr": "xy"}),
+    lambda state: state["param_groups"][0].update(lr="xy"),
     lambda state: state["state"].update({0: 5}),
     lambda state: state["state"].update({0: {}}),
     lambda state: state["state"][1].update(dict.fromkeys(state["state"][1], "x")),
     lambda state: state["state"][1].update(dict.fromkeys(state["state"][1], torch.zeros(2, 2))),
     lambda state: state["state"][0].update({[*state["state"][0]][-1]: torch.tensor(1.0)}),
+    lambda state: state["state"][0].update({[*state["state"][0]][-1]: None}),
     lambda state: state["state"][0].pop([*state["state"][0]][-1]),
     lambda state: state.pop("param_groups"),
     lambda state: state.update(param_groups=5),
@@ -48,13 +48,8 @@ CHANGES = [
     lambda state: state.update(state=torch.ones(2)),
     lambda state: state["state"].update({0: torch.ones(2)}),
 ]
-NAMED = [  # with the facts that the message names
-    (lambda state: state.update(state=[1]), "bad.pth state [1]"),
-    (lambda state: state.update(param_groups=5), "bad.pth param_groups 5"),
-]
 ROWS = [
     *((name, state_of(name), change, "bad.pth") for name in OPTIMIZERS for change in CHANGES),
-    *(("sgd", state_of("sgd"), change, facts) for change, facts in NAMED),
     *(
         (
             "sgd: numbers",
@@ -64,6 +59,8 @@ ROWS = [
         )
         for bad in (torch.full((2, 3), float("nan")), torch.zeros(2, 3).to(torch.complex64))
     ),
+    # The next step would divide by 1 - beta ** 0.
+    *(("adamw: step", state_of("adamw"), lambda s, bad=b: s["state"][0].update(step=bad), "step") for b in (-1, -1.0)),
 ]
 
 
@@ -76,3 +73,13 @@ def test_bad_optimizer_state_is_refused(reader, bad, facts, check):
 def test_unchanged_state_is_accepted(name):
     optimizer, state = trained_optimizer(name)
     checkpoint.load_optimizer(optimizer, state, "file")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_settings_of_the_file_are_not_used(name):
+    """The entry "factor" would multiply the learning rate."""
+    optimizer, state = trained_optimizer(name)
+    own = [group | {} for group in optimizer.param_groups]
+    changed = dict.fromkeys(own[0].keys() - {"params", "lr"}, torch.ones(2)) | {LR_FACTOR_KEY: 1000.0}
+    checkpoint.load_optimizer(optimizer, state | {"param_groups": [state["param_groups"][0] | changed]}, "file")
+    assert optimizer.param_groups == own

@@ -8,6 +8,7 @@ code released by the TSC authors). In memory they have no prefix.
 """
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, short_repr
 from utils.files import check_regular, draft_pattern, write_atomically
 from utils.optimizers import SCALAR_STATE
-from utils.safe_load import Ignored, archive_problem, foreign_code, is_number, placeholders_allowed, size_problem
+from utils.safe_load import Ignored, archive_problem, is_number, placeholders_allowed, size_problem
 
 PREFIX = "module."
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -71,13 +72,10 @@ def read_file(path: str | Path) -> dict:
         raise
     except OSError as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # unpickling a foreign file can raise any exception
-        code = foreign_code(path)
+    except Exception as error:  # unpickling a foreign file can raise any exception
         why = "it is damaged, truncated, or not written by torch.save"
-        if code:
-            why = (
-                f"it contains {short_repr(code)}, which could run code and was not loaded; save a state_dict() instead"
-            )
+        if code := re.search(r"GLOBAL (\S+)", str(error)):  # in torch's message: the name that it refused to import
+            why = f"it contains {short_repr(code[1])}, which could run code and was not loaded; save a state_dict()"
         raise InputError(f"checkpoint {path}: not a checkpoint of tensors and plain data: {why}") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {path}: contains a {type(state).__name__}, expected a dict of tensors")
@@ -105,56 +103,49 @@ def check_tensors(weights, path: str | Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: str | Path) -> None:
-    """Load the stored state of each weight into an optimiser, which keeps its own settings and memory format.
-
-    The learning rate is set at each step.
+    """Load the stored learning rate and state of each weight into an optimiser, which keeps its other settings.
 
     Raises:
         InputError: the state belongs to other parameters, or contains numbers that are not finite.
     """
+    settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     try:
-        _check_optimizer(optimizer, state)
-        settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, own_settings in zip(optimizer.param_groups, settings, strict=True):
-            group |= own_settings
+        _check_optimizer_numbers(state)
+        groups = [
+            {"params": group["params"], "lr": group["lr"]} | own_settings
+            for group, own_settings in zip(state["param_groups"], settings, strict=True)
+        ]
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
                 if torch.is_tensor(value) and value.shape != (() if name in SCALAR_STATE else parameter.shape):
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+                if name in SCALAR_STATE and value < 0:
+                    raise ValueError(f"{name} is {float(value):g}, expected 0 or more")
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     entries[name] = torch.empty_like(parameter).copy_(value)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {source}: the optimiser's state does not fit the model ({error})") from None
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Raise ValueError unless the state has the entries and the settings that this optimiser writes."""
-    if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
-        raise ValueError("expected a dict with state and param_groups")
-    if not isinstance(state["state"], dict) or not all(isinstance(held, dict) for held in state["state"].values()):
-        raise ValueError(f"state is {short_repr(state['state'])}, expected a dict of dicts")
-    if not isinstance(state["param_groups"], list) or not all(isinstance(g, dict) for g in state["param_groups"]):
-        raise ValueError(f"param_groups is {short_repr(state['param_groups'])}, expected a list of dicts")
+def _check_optimizer_numbers(state: dict) -> None:
+    """Raise ValueError unless each weight has the same entries, of finite numbers, and each group a learning rate.
+
+    A state of another structure raises one of the exceptions that `load_optimizer` catches.
+    """
+    if not isinstance(state["state"], dict):
+        raise ValueError(f"state is {short_repr(state['state'])}, expected a dict")
     for name, value in (item for entries in state["state"].values() for item in entries.items()):
         if torch.is_tensor(value):
             if problem := tensor_problem(value, torch.zeros(())):
                 raise ValueError(f"{name} {problem}")
-        elif not (value is None or is_number(value)):
+        elif not (is_number(value) if name in SCALAR_STATE else value is None and name == "momentum_buffer"):
             raise ValueError(f"{name} is {short_repr(value)}, expected numbers")
-    if len({frozenset(entries) for entries in state["state"].values()}) > 1:
+    if len({frozenset((name, v is None) for name, v in entries.items()) for entries in state["state"].values()}) > 1:
         raise ValueError("its entries are not the same for all weights")
-    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        for name in (own.keys() & group.keys()) - {"params"}:
-            if not _has_same_type(group[name], own[name]):
-                raise ValueError(f"{name} is {short_repr(group[name])}, expected a value like {short_repr(own[name])}")
-
-
-def _has_same_type(value: object, own: object) -> bool:
-    """Whether a stored setting has the type of the optimiser's own setting: a number, a tuple of numbers, or a bool."""
-    if isinstance(own, tuple):
-        return isinstance(value, tuple | list) and len(value) == len(own) and all(map(is_number, value))
-    return value is None or isinstance(value, bool) if own is None or isinstance(own, bool) else is_number(value)
+    for group in state["param_groups"]:
+        if not is_number(group["lr"]):
+            raise ValueError(f"lr is {short_repr(group['lr'])}, expected a number")
 
 
 def add_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

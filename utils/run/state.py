@@ -89,8 +89,6 @@ class RunState:
             return f"epoch {short_repr(self.epoch)} and step {short_repr(self.step)}, expected 0 to {MAX_COUNT - 1}"
         if self.seed is not None and not 0 <= self.seed < 2**63:
             return f"seed is {short_repr(self.seed)}, expected 0 to 2**63 - 1"
-        if self.processes is not None and not 0 < self.processes < MAX_COUNT:
-            return f"processes is {short_repr(self.processes)}, expected 1 or more"
         for name, value in self.args.items():
             if not (isinstance(name, str) and is_plain(value)):
                 return f"argument {short_repr(name)} is {short_repr(value)}, expected a value of a command line"
