@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import update_centroids
-from moco.targets.files import check_targets
+from moco.targets.files import add_copies, check_targets, remove_copies
 from utils import distributed
 
 # Buffers in the state dict of the authors' code (the code released by the TSC authors). They can be derived from
@@ -42,8 +42,13 @@ class TargetModel(nn.Module):
         self.register_buffer("class_centroid", nn.functional.normalize(torch.randn(num_classes, dim), dim=1))
         if targets is not None:
             check_targets(targets, num_classes, dim)
-            targets = targets.repeat_interleave(self.tr, dim=0)  # rows y·r … y·r + r − 1 are copies of target y
+            targets = add_copies(targets, self.tr)
         self.register_buffer("optimal_target", targets)
+
+    @property
+    def unique_targets(self) -> Tensor | None:
+        """The targets without copies, (C, D), or None."""
+        return None if self.optimal_target is None else remove_copies(self.optimal_target, self.tr)
 
     @torch.no_grad()
     def _update_centroids_and_start_assignment(self, features: Tensor, labels: Tensor) -> None:
@@ -62,7 +67,7 @@ class TargetModel(nn.Module):
         if not self.assignment_interval:
             self.assignment = torch.arange(len(self.class_centroid), device=labels.device)
         elif self.assignment is None or self.step % self.assignment_interval == 0:
-            self._solver = self._solver or Assignment(self.optimal_target[:: self.tr])
+            self._solver = self._solver or Assignment(self.unique_targets)
             self._solver.start(self.class_centroid)
             self.assignment = None  # until the result is available
 
@@ -70,7 +75,7 @@ class TargetModel(nn.Module):
         """Return the target of each label's class, (N, D). Waits for the assignment to finish."""
         if self.assignment is None:
             self.assignment = self._solver.result()  # (C,)
-        return self.optimal_target[self.assignment[labels] * self.tr]
+        return self.unique_targets[self.assignment[labels]]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Load the state dict, with two exceptions.

@@ -153,7 +153,7 @@ class ContrastMethod(Method):
 
     def epoch_metrics(self) -> tuple[dict[str, float | None], str]:
         metrics = target_metrics(
-            self.model.class_centroid, self._targets(), self._assignment(), self.previous_assignment
+            self.model.class_centroid, self.model.unique_targets, self._assignment(), self.previous_assignment
         )
         return metrics, format_target_metrics(metrics)
 
@@ -163,15 +163,10 @@ class ContrastMethod(Method):
     def class_targets_and_cosines(self) -> tuple[Tensor, Tensor] | None:
         if not self.model.targeted:
             return None
-        centroids, targets, rows = self.model.class_centroid, self._targets(), self._assignment()
+        centroids, targets, rows = self.model.class_centroid, self.model.unique_targets, self._assignment()
         if rows is None:  # checkpoints of the code released by the TSC authors contain no assignment
             rows = Assignment(targets).solve(centroids.cpu()).tolist()
         return targets[rows], target_cosines(centroids, targets, rows)
-
-    def _targets(self) -> Tensor | None:
-        """Return one copy of each target, (C, D)."""
-        copies = self.model.optimal_target
-        return None if copies is None else copies[:: self.model.tr]
 
     def _assignment(self) -> list[int] | None:
         """Return the row of each class's target after the last step, or None before the first step of TSC."""

@@ -19,6 +19,16 @@ def target_file_name(num_classes: int, dim: int) -> str:
     return f"optimal_{num_classes}_{dim}.npy"
 
 
+def add_copies(targets: Tensor, copies: int) -> Tensor:
+    """Return (C·r, D), r copies of each target (C, D): rows y·r … y·r + r − 1 are copies of target y."""
+    return targets.repeat_interleave(copies, dim=0)
+
+
+def remove_copies(targets: Tensor, copies: int) -> Tensor:
+    """Return the targets, (C, D), of the result of `add_copies`."""
+    return targets[::copies]
+
+
 def load_targets(path: str | Path, num_classes: int, dim: int) -> Tensor:
     """Read and check a target file, (num_classes, dim) float32. Raises as `read_targets`, `check_targets`."""
     if problem := file_problem(path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moco.targets.files import check_targets, load_targets, target_file_name
+from moco.targets.files import check_targets, load_targets, remove_copies, target_file_name
 from moco.targets.generation import TEMPERATURE, format_targets, generate_file
 from utils import distributed
 from utils.distributed import log
@@ -57,7 +57,7 @@ def _stored_targets(settings, num_classes: int, state: RunState) -> Tensor | Non
             f"checkpoint {state.source}: does not fit the model: targets have shape {tuple(copies.shape)}, "
             f"expected {expected}; check --dataset, --moco-dim and --tr"
         )
-    targets = copies[:: settings.tr].float()
+    targets = remove_copies(copies, settings.tr).float()
     check_targets(targets, num_classes, settings.moco_dim, source=f"checkpoint {state.source}: targets")
     return targets
 
