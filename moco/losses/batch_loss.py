@@ -5,10 +5,10 @@ Symbols: N images, D feature dimension, C targets, r copies of each target, k sa
 appended to each of the two views.
 
 All copies of a target have the same logits, so these are computed once for U = 2N + C vectors, in blocks of at most
-2**18 logits on a CPU and 2**24 on a GPU (at least one anchor). Up to 2**24 logits are stored for the backward pass.
+2**18 logits on a CPU and 2**24 on a GPU (at least one anchor). Up to 2**26 logits are stored for the backward pass.
 With more, it computes each block again: memory then grows linearly with the batch, and the loss takes about 1.5 times
 as long. With D = 128 and float32 on a CPU, the loss and its gradients take 37 MiB in addition to the inputs with
-N = 1024 (59 MiB with `unbiased`), and 13 MiB with N = 4096.
+N = 1024 (59 MiB with `unbiased`), and 526 MiB with N = 4096.
 """
 
 import torch

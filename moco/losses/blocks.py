@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 # Logits computed at a time, per device type: few enough for the cache of a CPU, enough to keep a GPU busy.
 MAX_LOGITS_PER_BLOCK = {"cpu": 2**18, "cuda": 2**24}
-MAX_STORED_LOGITS = 2**24  # with more logits, the backward pass computes each block again instead of storing it
+MAX_STORED_LOGITS = 2**26  # with more logits, the backward pass computes each block again
 # Some anchors as a slice of the distinct vectors, and the columns of their positives.
 Block = tuple[slice, Tensor | None]
 
