@@ -37,7 +37,7 @@ MAKE_DEFAULTS = {
     "cifar": {"output": "data", "imbalance": 100.0, "seed": 0},
     "inat": {"output": str(LISTS_ROOT / "iNaturalist18"), "json": None},
     "images": {
-        "output": None, "profile": "exp", "imbalance": 100.0, "seed": 0, "val": 10, "test": 20, "largest": None,
+        "output": None, "profile": "exp", "imbalance": 100.0, "seed": 0, "val": None, "test": None, "largest": None,
     },
 }  # fmt: skip
 
@@ -78,7 +78,8 @@ def add_make(parser: Parser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="Folder with one folder of images per class, or a list of images; or cifar10, cifar100 or inat.",
+        help="Folder with one folder of images per class, or with train/, val/ and test/ that each have such folders; "
+        "or a list of images; or cifar10, cifar100 or inat.",
     )
     parser.add_argument(
         "--output",

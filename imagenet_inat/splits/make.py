@@ -1,18 +1,18 @@
-"""Create long-tailed splits from a folder of class folders or a list, and iNaturalist's lists from its annotations."""
+"""Create long-tailed splits from a folder of images or a list, and iNaturalist's lists from its annotations."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from tqdm import tqdm
 
 from imagenet_inat.lists.format import count_classes, format_split, read_split
 from imagenet_inat.lists.known import write_lists
 from imagenet_inat.lists.profiles import EPSILON, class_fractions, class_sizes, sample_splits
+from imagenet_inat.splits.image_folders import FoundImages, find_images
 from utils.errors import InputError
 from utils.safe_load import parse_json
+
+SPLIT_OFF = {"val": 10, "test": 20}  # images of each class that are split off by default
 
 
 class SplitPlan(NamedTuple):
@@ -22,41 +22,20 @@ class SplitPlan(NamedTuple):
         profile: a key of PROFILES.
         imbalance: largest / smallest class.
         seed: random seed of the selection of images.
-        val, test: number of validation and test images per class.
+        val, test: number of validation and test images per class that are split off from the training images; None:
+            10 and 20, or 0 if the source has a folder of this split.
         largest: number of training images of the largest class; None: as many as possible.
     """
 
     profile: str
     imbalance: float
     seed: int
-    val: int
-    test: int
+    val: int | None
+    test: int | None
     largest: int | None = None
 
 
-def find_images(source: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the classes of a folder of class folders, and the images of each as paths below `source`.
-
-    Raises:
-        InputError: the folder cannot be read, has fewer than two classes, or a class has no image.
-    """
-    try:
-        classes = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror}); expected a folder of class folders") from None
-    classes = [name for name in classes if not name.startswith(".")]
-    images = []
-    for name in tqdm(classes, desc="images", unit="class", leave=False, disable=None):
-        files = (path for path in sorted((source / name).rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS)
-        images.append([path.relative_to(source).as_posix() for path in files])
-        if not images[-1]:
-            raise InputError(f"{source / name}: no images ({', '.join(IMG_EXTENSIONS)}), expected one or more")
-    if len(classes) < 2:
-        raise InputError(f"{source}: {len(classes)} class folders, expected two or more")
-    return classes, images
-
-
-def read_images(source: Path) -> tuple[list[str], list[list[str]]]:
+def read_images(source: Path) -> FoundImages:
     """Return the classes of a list, named by their labels, and the images of each.
 
     Raises:
@@ -67,7 +46,8 @@ def read_images(source: Path) -> tuple[list[str], list[list[str]]]:
     if num_classes < 2:
         raise InputError(f"{source}: one class, expected two or more")
     decoded = np.array([path.decode() for path in paths.tolist()], dtype=object)
-    return [str(label) for label in range(num_classes)], [decoded[labels == c].tolist() for c in range(num_classes)]
+    names = [str(label) for label in range(num_classes)]
+    return FoundImages(names, {"train": [decoded[labels == c].tolist() for c in range(num_classes)]})
 
 
 def train_sizes(available: list[int], plan: SplitPlan, names: list[str]) -> list[int]:
@@ -98,10 +78,27 @@ def train_sizes(available: list[int], plan: SplitPlan, names: list[str]) -> list
 
 
 def make_split(source: Path, output: Path, plan: SplitPlan) -> list[int]:
-    """Write custom_{train,val,test}.txt and made.json from a folder or a list of images. Return `train_sizes`."""
+    """Write custom_{train,val,test}.txt and made.json from a folder or a list of images. Return `train_sizes`.
+
+    The lists of split folders contain all their images. Other splits are split off from the training images.
+
+    Raises:
+        InputError: a number is given for a split that has a folder; see also `find_images`, `train_sizes`.
+    """
     classes, images = read_images(source) if source.is_file() else find_images(source)
-    sizes = train_sizes([len(paths) for paths in images], plan, classes)
-    splits = sample_splits(images, sizes, plan.val, plan.test, plan.seed)
+    for split, default in SPLIT_OFF.items():
+        given = getattr(plan, split)
+        if split in images and given is not None:
+            raise InputError(f"--{split} {given}: {source} has a folder of this split; omit --{split}")
+        if given is None:
+            plan = plan._replace(**{split: 0 if split in images else default})
+    sizes = train_sizes([len(paths) for paths in images["train"]], plan, classes)
+    splits = sample_splits(images["train"], sizes, plan.val, plan.test, plan.seed)
+    for split in images.keys() - {"train"}:
+        splits[split] = (
+            [path for paths in images[split] for path in paths],
+            [label for label, paths in enumerate(images[split]) for _ in paths],
+        )
     texts = {f"custom_{split}.txt": format_split(*content) for split, content in splits.items()}
     write_lists(output, texts, {"source": str(source), **plan._asdict(), "classes": classes, "train_counts": sizes})
     return sizes

@@ -1,0 +1,1 @@
+"""Tests of image views, computed on the host and on the device."""
