@@ -1,12 +1,11 @@
 """Find the images of a folder of class folders, or of train/, val/ and test/ with class folders in each."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from imagenet_inat.splits.image_search import ImageSearch
 from utils.distributed import log
 from utils.errors import InputError
 
@@ -37,24 +36,30 @@ def find_images(source: Path) -> FoundImages:
         InputError: the folder cannot be read, has fewer than two classes, or a class has no training image; or there
             are split folders, but no train/, two for one split, or other folders beside them.
     """
-    split_folders = _split_folders(source, _subfolders(source))
+    search = ImageSearch(source)
+    names = search.subfolders("")
+    split_folders = _split_folders(source, names)
     if not split_folders:
-        classes = _subfolders(source)
-        images = {"train": [_images_below(source, name) for name in _progress(classes)]}
+        classes = names
+        images = {"train": [search.images_below(name) for name in _progress(classes)]}
     else:
-        by_split = {split: _subfolders(source / folder) for split, folder in split_folders.items()}
+        by_split = {split: _class_folders(search, folder) for split, folder in split_folders.items()}
         classes = sorted(set().union(*by_split.values()))
         images = {
-            split: [_images_below(source, f"{folder}/{name}") for name in _progress(classes)]
+            split: [search.images_below(f"{folder}/{name}") for name in _progress(classes)]
             for split, folder in split_folders.items()
         }
         log_split_folders(source, split_folders, images)
+    if search.skipped:
+        log(f"{source}: skipped {search.summary()}")
     if len(classes) < 2:
         raise InputError(f"{source}: {len(classes)} class folders, expected two or more")
     for number, name in enumerate(classes):
         if not images["train"][number]:
             folder = source / split_folders.get("train", "") / name
-            raise InputError(f"{folder}: no images ({', '.join(IMG_EXTENSIONS)}), expected one or more")
+            raise InputError(
+                f"{folder}: no images that Pillow can open, expected one or more; skipped {search.summary()}"
+            )
     return FoundImages(classes, images)
 
 
@@ -89,25 +94,13 @@ def _split_folders(source: Path, names: list[str]) -> dict[str, str]:
             f"{source}: split folders ({found_folders}) beside {', '.join(others[:5])}; expected only split folders, "
             "or only class folders; move the others"
         )
-    for split, (folder,) in found.items():
-        if not _subfolders(source / folder):
-            raise InputError(f"{source / folder}: no class folders, expected {folder}/<class>/ ({split})")
     return {split: folders[0] for split, folders in found.items()}
 
 
-def _subfolders(folder: Path) -> list[str]:
-    """Return the names of the visible subfolders, sorted."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); expected a folder of class folders") from None
-    return [name for name in names if not name.startswith(".")]
-
-
-def _images_below(source: Path, folder: str) -> list[str]:
-    """Return the images at any depth below source/folder, sorted, as paths below `source`. The folder may not exist."""
-    files = (path for path in sorted((source / folder).rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS)
-    return [path.relative_to(source).as_posix() for path in files]
+def _class_folders(search: ImageSearch, folder: str) -> list[str]:
+    if not (classes := search.subfolders(folder)):
+        raise InputError(f"{search.root / folder}: no class folders, expected {folder}/<class>/")
+    return classes
 
 
 def _progress(classes: list[str]):

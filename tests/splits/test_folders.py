@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.splits import __main__ as splits
@@ -75,3 +76,50 @@ def test_ambiguous_split_folders_are_refused(counts, facts, tmp_path):
 def test_number_for_existing_split_folder_is_refused(tmp_path):
     source = touch(tmp_path / "images", {"train/a": 5, "train/b": 5, "test/a": 2, "test/b": 2})
     refusal(lambda: make(source, "--val 1 --test 2"), "--test 2")
+
+
+def paths(lists: dict[str, list[tuple[str, int]]]) -> set[str]:
+    return {path for pairs in lists.values() for path, _ in pairs}
+
+
+def test_hidden_and_foreign_files_are_skipped_and_counted(tmp_path, capsys):
+    hidden = [".cache/x", "__MACOSX/a", "a/.ipynb_checkpoints", "a/@eaDir", "a/deep/__MACOSX"]
+    source = touch(tmp_path / "images", {"a": 3, "b": 4, "a/deep": 1, **dict.fromkeys(hidden, 1)})
+    for name in ("b/._0.png", "b/Thumbs.db", "b/.DS_Store", "a/notes.txt", "top.png"):
+        (source / name).touch()
+    lists = make(source, "--val 1 --test 1")
+    assert paths(lists) == {f"a/{i}.png" for i in range(3)} | {"a/deep/0.png"} | {f"b/{i}.png" for i in range(4)}
+    line_with(capsys.readouterr().out, "skipped", "8 hidden", "1 .txt", "1 outside class folders")
+
+
+def test_every_format_of_pillow_is_used(tmp_path):
+    """Extensions may be in upper case, and a file without extension is recognised by its content."""
+    names = ["1.jfif", "2.gif", "3.JPEG", "4.WebP", "5.bmp", "6.tif", "7.png", "8.ppm", "9.mpo"]
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (2, 2)).save(tmp_path / "images" / folder / name)
+        Image.new("RGB", (2, 2)).save(tmp_path / "images" / folder / "scan", "jpeg")
+        (tmp_path / "images" / folder / "LICENSE").write_text("free")
+    found = paths(make(tmp_path / "images", "--val 1 --test 1"))
+    assert found == {f"{folder}/{name}" for folder in ("a", "b") for name in [*names, "scan"]}
+
+
+def test_links_are_followed_once(tmp_path, capsys):
+    """The class folder b and the subfolder a/more are links. Links to an outer folder would loop."""
+    elsewhere = touch(tmp_path / "elsewhere", {"b": 4, "more": 2})
+    source = touch(tmp_path / "images", {"a": 2})
+    (source / "b").symlink_to(elsewhere / "b")
+    (source / "a" / "more").symlink_to(elsewhere / "more")
+    for name, target in {"loop": source / "a", "up": source, "again": elsewhere / "more", "gone": "nowhere"}.items():
+        (source / "a" / name).symlink_to(target)
+    (elsewhere / "more" / "outside").symlink_to(tmp_path)
+    found = paths(make(source, "--val 1 --test 1"))
+    assert {path.split("/")[0] for path in found} == {"a", "b"} and len(found) == 8
+    line_with(capsys.readouterr().out, "skipped", "4 links", "1 broken")
+
+
+def test_class_without_usable_images_is_refused(tmp_path):
+    source = touch(tmp_path / "images", {"a": 3, "b": 0})
+    (source / "b" / "photo.heic").touch()
+    refusal(lambda: make(source), source / "b", "1 .heic")
