@@ -30,24 +30,26 @@ def class_sizes(profile: str, num_classes: int, imbalance: float, largest: int) 
 
 
 def sample_splits(
-    images: list[list[str]], sizes: list[int], val: int, test: int, seed: int
+    images: list[list[str]], train: list[int], val: list[int] | int, test: list[int] | int, seed: int
 ) -> dict[str, tuple[list[str], list[int]]]:
     """Select random images for train, val and test. The selection depends only on the seed, not on the machine.
 
     Args:
         images: paths of each class.
-        sizes: number of training images of each class.
-        val, test: number of validation and test images per class.
+        train, val, test: number of images of each class in each split, or one number for all classes.
 
     Returns:
         The paths and labels of each split.
     """
     rng = np.random.RandomState(seed)  # the legacy generator gives the same numbers in every NumPy version
     splits: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "val": ([], []), "test": ([], [])}
-    for label, (paths, size) in enumerate(zip(images, sizes, strict=True)):
+    sizes = {
+        split: np.broadcast_to(size, len(images)) for split, size in (("test", test), ("val", val), ("train", train))
+    }
+    for label, paths in enumerate(images):
         shuffled = iter([paths[i] for i in rng.permutation(len(paths))])
-        for split, count in (("test", test), ("val", val), ("train", size)):
-            selected = list(islice(shuffled, count))
+        for split in sizes:
+            selected = list(islice(shuffled, int(sizes[split][label])))
             splits[split][0].extend(selected)
             splits[split][1].extend([label] * len(selected))
     return splits

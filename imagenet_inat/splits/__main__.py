@@ -2,7 +2,7 @@
 
 python -m imagenet_inat.splits download imagenet
 python -m imagenet_inat.splits verify imagenet --data-root IMAGENET
-python -m imagenet_inat.splits make IMAGES --imbalance 50 --output LISTS
+python -m imagenet_inat.splits make IMAGES --output LISTS
 python -m imagenet_inat.splits make cifar10 --imbalance 100
 python -m imagenet_inat.splits make inat --json train2018.json val2018.json
 """
@@ -22,7 +22,8 @@ from imagenet_inat.lists.profiles import PROFILES
 from imagenet_inat.options import find_lists, resolve_imbalance, resolve_largest
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
-from imagenet_inat.splits.make import SplitPlan, make_inat, make_split
+from imagenet_inat.splits.make import make_inat, make_split
+from imagenet_inat.splits.plan import NATURAL, SplitPlan
 from imagenet_inat.splits.verify import verify
 from utils import errors
 from utils.cli.numbers import number_type, positive_float, positive_int
@@ -37,7 +38,8 @@ MAKE_DEFAULTS = {
     "cifar": {"output": "data", "imbalance": 100.0, "seed": 0},
     "inat": {"output": str(LISTS_ROOT / "iNaturalist18"), "json": None},
     "images": {
-        "output": None, "profile": "exp", "imbalance": 100.0, "seed": 0, "val": None, "test": None, "largest": None,
+        "output": None, "profile": None, "imbalance": None, "seed": 0, "val": None, "test": None, "largest": None,
+        "min_images": 0,
     },
 }  # fmt: skip
 
@@ -46,24 +48,33 @@ MAKE_DEFAULTS = {
 list_seed = number_type("list_seed", int, lambda value: 0 <= value < 2**32, "less than 2**32, and 0 or more")
 
 
+def share_or_number(text: str) -> float | int:
+    """Convert a share above 0 and below 1 to float, and a number from 1 to int."""
+    if text.isdecimal():
+        return positive_int(text)
+    if 0 < (share := float(text)) < 1:
+        return share
+    raise argparse.ArgumentTypeError(f"found {text}, expected a share such as 0.1, or a whole number from 1")
+
+
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_download(commands.add_parser("download", help="download the published lists"))
-    add_verify(commands.add_parser("verify", help="check lists and images"))
+    add_download_arguments(commands.add_parser("download", help="download the published lists"))
+    add_verify_arguments(commands.add_parser("verify", help="check lists and images"))
     # make's namespace holds only the flags that were typed, because the defaults depend on the source.
-    add_make(commands.add_parser("make", help="create long-tailed lists", argument_default=argparse.SUPPRESS))
+    add_make_arguments(commands.add_parser("make", help="create long-tailed lists", argument_default=argparse.SUPPRESS))
     return parser
 
 
-def add_download(parser: Parser) -> None:
+def add_download_arguments(parser: Parser) -> None:
     parser.description = "Download the published lists. If interrupted, run the same command again to continue."
     parser.add_argument("name", choices=PUBLISHED, metavar="NAME", help="Data set: %(choices)s.")
     parser.add_argument("--output", metavar="DIR", help="Folder for the lists (default: imagenet_inat/data/<Set>).")
     parser.add_argument("--from", dest="source", metavar="DIR|URL", help="Folder or http(s) address of a mirror.")
 
 
-def add_verify(parser: Parser) -> None:
+def add_verify_arguments(parser: Parser) -> None:
     parser.description = (
         "Check lists (hash, classes, duplicates, overlap) and images. The exit code is 1 if a check fails."
     )
@@ -73,7 +84,7 @@ def add_verify(parser: Parser) -> None:
     parser.add_argument("--decode", action="store_true", help="Also open every image, which takes minutes.")
 
 
-def add_make(parser: Parser) -> None:
+def add_make_arguments(parser: Parser) -> None:
     parser.description = "Create long-tailed lists, and made.json, by which `verify` recognises them."
     parser.add_argument(
         "source",
@@ -89,25 +100,39 @@ def add_make(parser: Parser) -> None:
     )
     parser.add_argument(
         "--profile",
-        choices=sorted(PROFILES),
-        help="Class sizes of your own images (default: exp).\nexp: a constant factor from class to class\n"
-        "step: half of the classes large, half small\npareto: a power law, few large classes and a long tail",
+        choices=[NATURAL, *sorted(PROFILES)],
+        help="Class sizes of your own images (default: natural; exp with --imbalance or --largest).\n"
+        "natural: every image is used\nexp: a subset, a constant factor from class to class\n"
+        "step: a subset, half of the classes large, half small\n"
+        "pareto: a subset, a power law with few large classes and a long tail",
     )
     parser.add_argument(
-        "--imbalance", type=positive_float, metavar="RATIO", help="Largest / smallest class, 1 or more (default: 100)."
+        "--imbalance",
+        type=positive_float,
+        metavar="RATIO",
+        help="Largest / smallest class of a subset, 1 or more (default: 100).",
     )
     parser.add_argument("--seed", type=list_seed, help="Random seed of the selection of images (default: 0).")
-    parser.add_argument(
-        "--val", type=positive_int, metavar="N", help="Validation images per class, for your own images (default: 10)."
-    )
-    parser.add_argument(
-        "--test", type=positive_int, metavar="N", help="Test images per class, for your own images (default: 20)."
-    )
+    for split, share, number in (("val", "0.1", 10), ("test", "0.2", 20)):
+        parser.add_argument(
+            f"--{split}",
+            type=share_or_number,
+            metavar="N",
+            help=f"{split.capitalize()} images of each class of your own images: a share below 1, or a number "
+            f"(default: {share}; {number} for a subset). With natural, a class with three or more images has at least "
+            "one, and a number is at most a third of the class.",
+        )
     parser.add_argument(
         "--largest",
         type=positive_int,
         metavar="N",
-        help="Training images of the largest class, for your own images (default: as many as possible).",
+        help="Training images of the largest class of a subset of your own images (default: as many as possible).",
+    )
+    parser.add_argument(
+        "--min-images",
+        type=positive_int,
+        metavar="N",
+        help="Omit the classes of your own images that have fewer images; with split folders, fewer training images.",
     )
     parser.add_argument(
         "--json", nargs=2, metavar=("TRAIN", "VAL"), help="Annotations for inat: train2018.json and val2018.json."
@@ -148,8 +173,10 @@ def run_make(args: argparse.Namespace) -> None:
     typed = {name: value for name, value in vars(args).items() if name not in ("command", "source")}
     defaults = MAKE_DEFAULTS[kind]
     if unsupported := sorted(typed.keys() - defaults.keys()):
-        supported = ", ".join(f"--{name}" for name in sorted(defaults))
-        raise InputError(f"--{unsupported[0]}: not supported by `make {args.source}`, which accepts {supported}")
+        supported = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(defaults))
+        raise InputError(
+            f"--{unsupported[0].replace('_', '-')}: not supported by `make {args.source}`, which accepts {supported}"
+        )
     {"cifar": make_cifar, "inat": make_inat_lists, "images": make_images}[kind](args.source, **(defaults | typed))
 
 
@@ -168,15 +195,26 @@ def make_inat_lists(name: str, output: str, json: list[str] | None) -> None:
     log_next_commands(name, ["--splits", output, "--data-root", "DIR"])
 
 
-def make_images(source: str, output: str | None, **plan) -> None:
+def make_images(
+    source: str, output: str | None, profile: str | None, imbalance: float | None, largest: int | None, **plan
+) -> None:
     if output is None:
         raise InputError("make: no folder for the lists; add --output DIR")
-    if plan["imbalance"] < 1:
-        raise InputError(f"--imbalance {plan['imbalance']:g}: expected 1 (balanced) or more")
-    sizes = sorted(make_split(Path(source), Path(output), SplitPlan(**plan)), reverse=True)
+    subset_flags = {"imbalance": imbalance, "largest": largest}
+    typed = [name for name, value in subset_flags.items() if value is not None]
+    profile = profile or ("exp" if typed else NATURAL)
+    if profile == NATURAL and typed:
+        raise InputError(f"--{typed[0]}: not supported by --profile natural; use exp, step or pareto")
+    if profile != NATURAL:
+        subset_flags["imbalance"] = imbalance = imbalance or 100.0
+        if imbalance < 1:
+            raise InputError(f"--imbalance {imbalance:g}: expected 1 (balanced) or more")
+    counts = make_split(Path(source), Path(output), SplitPlan(profile, **subset_flags, **plan))
+    train = counts["train"]
     log(
-        f"wrote {output}: custom_{{train,val,test}}.txt and made.json; {len(sizes)} classes, {sum(sizes):,} training "
-        f"images, {sizes[0]} … {sizes[-1]} per class"
+        f"wrote {output}: custom_{{train,val,test}}.txt and made.json; {len(train)} classes, {train.sum():,} training "
+        f"images, {train.max()} … {train.min()} per class; {counts['val'].sum():,} validation and "
+        f"{counts['test'].sum():,} test images"
     )
     root = source if Path(source).is_dir() else "DIR"
     log_next_commands("custom", ["--splits", output, "--data-root", root])

@@ -33,8 +33,8 @@ def find_images(source: Path) -> FoundImages:
     class has the same label in all of them. In any other folder, each subfolder is a class.
 
     Raises:
-        InputError: the folder cannot be read, has fewer than two classes, or a class has no training image; or there
-            are split folders, but no train/, two for one split, or other folders beside them.
+        InputError: the folder cannot be read; or there are split folders, but no train/, two for one split, or other
+            folders beside them.
     """
     search = ImageSearch(source)
     names = search.subfolders("")
@@ -52,14 +52,6 @@ def find_images(source: Path) -> FoundImages:
         log_split_folders(source, split_folders, images)
     if search.skipped:
         log(f"{source}: skipped {search.summary()}")
-    if len(classes) < 2:
-        raise InputError(f"{source}: {len(classes)} class folders, expected two or more")
-    for number, name in enumerate(classes):
-        if not images["train"][number]:
-            folder = source / split_folders.get("train", "") / name
-            raise InputError(
-                f"{folder}: no images that Pillow can open, expected one or more; skipped {search.summary()}"
-            )
     return FoundImages(classes, images)
 
 

@@ -1,38 +1,18 @@
 """Create long-tailed splits from a folder of images or a list, and iNaturalist's lists from its annotations."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from imagenet_inat.lists.format import count_classes, format_split, read_split
 from imagenet_inat.lists.known import write_lists
-from imagenet_inat.lists.profiles import EPSILON, class_fractions, class_sizes, sample_splits
+from imagenet_inat.lists.profiles import sample_splits
+from imagenet_inat.splits.findings import format_first_cases
 from imagenet_inat.splits.image_folders import FoundImages, find_images
+from imagenet_inat.splits.plan import MIN_TO_SPLIT, SplitPlan, plan_sizes
+from utils.distributed import log
 from utils.errors import InputError
 from utils.safe_load import parse_json
-
-SPLIT_OFF = {"val": 10, "test": 20}  # images of each class that are split off by default
-
-
-class SplitPlan(NamedTuple):
-    """Settings of a split.
-
-    Attributes:
-        profile: a key of PROFILES.
-        imbalance: largest / smallest class.
-        seed: random seed of the selection of images.
-        val, test: number of validation and test images per class that are split off from the training images; None:
-            10 and 20, or 0 if the source has a folder of this split.
-        largest: number of training images of the largest class; None: as many as possible.
-    """
-
-    profile: str
-    imbalance: float
-    seed: int
-    val: int | None
-    test: int | None
-    largest: int | None = None
 
 
 def read_images(source: Path) -> FoundImages:
@@ -50,58 +30,75 @@ def read_images(source: Path) -> FoundImages:
     return FoundImages(names, {"train": [decoded[labels == c].tolist() for c in range(num_classes)]})
 
 
-def train_sizes(available: list[int], plan: SplitPlan, names: list[str]) -> list[int]:
-    """Return the training images of each class. Classes are ranked by available images, ties by label.
-
-    Raises:
-        InputError: there are not enough images for the plan.
-    """
-    remaining = np.array(available) - plan.val - plan.test
-    if remaining.min() < 1:
-        name, count = names[int(remaining.argmin())], available[int(remaining.argmin())]
-        raise InputError(f"class {name}: {count} images, none left after --val {plan.val} and --test {plan.test}")
-    order = np.argsort(-remaining, kind="stable")
-    fractions = np.array(class_fractions(plan.profile, len(remaining), plan.imbalance))
-    possible = int((remaining[order] / fractions + EPSILON).min())
-    largest = possible if plan.largest is None else plan.largest
-    if largest > possible:
-        raise InputError(f"--largest {largest}: expected at most {possible} with these images, profile and imbalance")
-    sizes = class_sizes(plan.profile, len(remaining), plan.imbalance, largest)
-    if sizes[-1] < 1:
-        raise InputError(
-            f"--imbalance {plan.imbalance:g}: the smallest class would be empty; expected at most {largest}, the "
-            f"images of the largest class"
-        )
-    by_label = np.empty(len(remaining), dtype=int)
-    by_label[order] = sizes
-    return by_label.tolist()
-
-
-def make_split(source: Path, output: Path, plan: SplitPlan) -> list[int]:
-    """Write custom_{train,val,test}.txt and made.json from a folder or a list of images. Return `train_sizes`.
+def make_split(source: Path, output: Path, plan: SplitPlan) -> dict[str, np.ndarray]:
+    """Write custom_{train,val,test}.txt and made.json from a folder or a list of images.
 
     The lists of split folders contain all their images. Other splits are split off from the training images.
 
+    Returns:
+        The number of images of each class in each split, (C,) each.
+
     Raises:
-        InputError: a number is given for a split that has a folder; see also `find_images`, `train_sizes`.
+        InputError: a list would be empty; see also `find_images`, `SplitPlan.with_defaults` and `plan_sizes`.
     """
-    classes, images = read_images(source) if source.is_file() else find_images(source)
-    for split, default in SPLIT_OFF.items():
-        given = getattr(plan, split)
-        if split in images and given is not None:
-            raise InputError(f"--{split} {given}: {source} has a folder of this split; omit --{split}")
-        if given is None:
-            plan = plan._replace(**{split: 0 if split in images else default})
-    sizes = train_sizes([len(paths) for paths in images["train"]], plan, classes)
-    splits = sample_splits(images["train"], sizes, plan.val, plan.test, plan.seed)
+    found = read_images(source) if source.is_file() else find_images(source)
+    plan = plan.with_defaults(found.images.keys() - {"train"})
+    classes, images = omit_small_classes(found, plan.min_images, source)
+    sizes = plan_sizes([len(paths) for paths in images["train"]], plan, classes)
+    splits = sample_splits(images["train"], *(counts.tolist() for counts in sizes), plan.seed)
     for split in images.keys() - {"train"}:
         splits[split] = (
             [path for paths in images[split] for path in paths],
             [label for label, paths in enumerate(images[split]) for _ in paths],
         )
+    counts = {split: np.bincount(labels, minlength=len(classes)) for split, (_, labels) in splits.items()}
+    report_classes_without_images(counts, classes)
     texts = {f"custom_{split}.txt": format_split(*content) for split, content in splits.items()}
-    write_lists(output, texts, {"source": str(source), **plan._asdict(), "classes": classes, "train_counts": sizes})
-    return sizes
+    made = {"classes": classes, "train_counts": counts["train"].tolist()}
+    write_lists(output, texts, {"source": str(source), **plan._asdict(), **made})
+    return counts
+
+
+def omit_small_classes(found: FoundImages, min_images: int, source: Path) -> FoundImages:
+    """Return the classes with at least `min_images` training images, and report the others.
+
+    Raises:
+        InputError: fewer than two classes remain, or a class has no training image.
+    """
+    counts = [len(paths) for paths in found.images["train"]]
+    kept = [label for label, count in enumerate(counts) if count >= min_images]
+    if len(kept) < len(counts):
+        omitted = [f"{name} ({count})" for name, count in zip(found.classes, counts, strict=True) if count < min_images]
+        log(
+            f"--min-images {min_images}: omitted {len(omitted)} of {len(counts)} classes: {format_first_cases(omitted)}"
+        )
+    if len(kept) < 2:
+        raise InputError(f"{source}: {len(kept)} class folders with images (--min-images), expected two or more")
+    if empty := [found.classes[label] for label in kept if not counts[label]]:
+        raise InputError(
+            f"{source}: no training image that Pillow can open in {format_first_cases(empty)}, expected one or more; "
+            "add images, or omit such classes with --min-images 1"
+        )
+    images = {split: [paths[label] for label in kept] for split, paths in found.images.items()}
+    return FoundImages([found.classes[label] for label in kept], images)
+
+
+def report_classes_without_images(counts: dict[str, np.ndarray], classes: list[str]) -> None:
+    """Report the classes that have no validation or test image. counts: see `make_split`.
+
+    Raises:
+        InputError: no class has one.
+    """
+    for split in ("val", "test"):
+        missing = [f"{classes[c]} ({counts['train'][c]})" for c in np.flatnonzero(counts[split] == 0)]
+        if len(missing) == len(classes):
+            raise InputError(f"no image for {split}: expected a class with {MIN_TO_SPLIT} or more images")
+        if missing:
+            log(
+                f"note: {len(missing)} of {len(classes)} classes have no {split} image (in parentheses: training "
+                f"images): {format_first_cases(missing)}; all accuracies, also the means over classes, are over the "
+                "other classes"
+            )
 
 
 def make_inat(annotations: dict[str, Path], output: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.profiles import PROFILES, class_sizes
 from imagenet_inat.splits import __main__ as splits
-from imagenet_inat.splits.make import SplitPlan, train_sizes
+from imagenet_inat.splits.plan import SplitPlan, plan_sizes
 from tests.refusals import refusal
 from tests.verifying import wrong_lines
 
@@ -105,7 +105,7 @@ def test_existing_list_is_not_overwritten(images, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "facts"),
     [
-        ("--val 20 --test 10", "ant 30 --val 20 --test 10"),
+        ("--profile exp --val 20 --test 10", "ant 30 --val 20 --test 10"),
         ("--imbalance 2 --test 5 --largest 50", "--largest 50 23"),
         ("--imbalance 100 --test 5", "--imbalance 100 35"),
         ("--imbalance 0.5", "--imbalance 0.5"),
@@ -138,5 +138,5 @@ def test_file_name_that_lists_cannot_contain_is_refused(name, tmp_path):
 
 
 def test_class_with_most_images_becomes_head():
-    plan = SplitPlan("exp", 10, 0, 1, 1)
-    assert train_sizes([12, 102, 52], plan, ["a", "b", "c"]) == [10, 100, 31]
+    plan = SplitPlan("exp", val=1, test=1, imbalance=10)
+    assert plan_sizes([12, 102, 52], plan, ["a", "b", "c"]).train.tolist() == [10, 100, 31]
