@@ -57,16 +57,14 @@ class DataConfig:
             InputError: the data root or the list is missing; see also LongTailDataset.
         """
         spec, root = self.spec, self.lists.root
-        if (
-            spec.imbalance_ratio
-        ):  # lists and images are generated together: the message about a missing list says how to get both
-            self.lists.require(split)
+        source = "train" if self.holdout and split != "test" else split  # the split whose list is read
+        if spec.imbalance_ratio:  # lists and images are generated together, as the message about a missing list says
+            self.lists.require(source)
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder, expected the root of {spec.source}")
-        self.lists.require(split)
-        skip_bad, line_mask, file = split == "train" and self.skip_bad, None, self.lists.files[split]
+        self.lists.require(source)
+        skip_bad, line_mask, file = split == "train" and self.skip_bad, None, self.lists.files[source]
         if self.holdout and split != "test":
-            file = self.lists.files["train"]
             line_mask = lambda labels: holdout_mask(labels, self.holdout) == (split == "val")  # noqa: E731
         return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad, line_mask)
 
@@ -142,7 +140,8 @@ def build_data_config(args: argparse.Namespace, num_classes: int | None = None) 
     reference = get_spec(args.statistics or args.dataset)
     statistics = {"mean": reference.mean, "std": reference.std}
     spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
-    if args.holdout and lists.files["val"] != lists.files["test"]:
+    separate = lists.files["val"] != lists.files["test"] and (args.val_txt or lists.files["val"].is_file())
+    if args.holdout and separate:
         raise InputError(
             f"--holdout {args.holdout:g}: validation list {lists.files['val'].name} exists; omit --holdout"
         )

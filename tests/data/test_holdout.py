@@ -103,3 +103,19 @@ def test_holdout_is_refused_with_separate_validation_list(words, folder, tmp_pat
     (folder / "val.txt").write_text((folder / "test.txt").read_text())
     more = ["--val-txt", str(folder / "val.txt"), "--holdout", "0.1", "--run-dir", str(tmp_path)]
     refusal(lambda: stage1.main([*words, *more]), "--holdout", 0.1, "val.txt")
+
+
+def test_custom_set_needs_no_validation_list(words, folder, tmp_path):
+    """The folder of lists has a training and a test list. Without --holdout, the message names the flag."""
+    for split in ("train", "test"):
+        (tmp_path / f"custom_{split}.txt").write_text((folder / f"{split}.txt").read_text())
+    start, end = words.index("--train-txt"), words.index("--image-size")
+    words = [*words[:start], "--splits", str(tmp_path), *words[end:]]
+    refusal(lambda: open_split(words, "val"), "custom_val.txt", "--holdout")
+    held_out = open_split([*words, "--holdout", "0.25"], "val")
+    assert held_out.class_counts.tolist() == [10, 5, 1, 0]
+    run = tmp_path / "run"
+    flags = [*words, "--holdout", "0.25"]
+    stage1.main([*flags, "--moco-k", "32", "--monitor-freq", "1", "--run-dir", str(run)])
+    stage2.main([*flags, "--pretrained", str(run / "last.pth.tar"), "--compare-heads"])
+    assert json.loads((run / "heads" / "results.json").read_text())["chosen"]["on"] == "held out"
