@@ -22,7 +22,7 @@ BY_CONTENT = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 def is_foreign(name: str) -> bool:
     """Return whether a file or folder of this name is hidden (`._x.jpg`, `.ipynb_checkpoints`) or no user's own."""
-    return name.startswith(".") or name.casefold() in FOREIGN
+    return (name.startswith(".") and name != ".") or name.casefold() in FOREIGN
 
 
 def image_suffixes() -> set[str]:

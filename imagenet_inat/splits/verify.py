@@ -1,29 +1,22 @@
 """Check a data set before training: its lists against known hashes and counts, and its images one by one."""
 
 import json
-from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
+from imagenet_inat.datasets import CUSTOM, LISTS_ROOT, DatasetSpec
 from imagenet_inat.lists.format import BYTE_ORDER_MARK, count_classes, read_split
 from imagenet_inat.lists.known import KnownFile, fingerprint, known_files
+from imagenet_inat.splits.duplicates import check_duplicates
 from imagenet_inat.splits.findings import MAX_CASES, Findings, format_first_cases
+from imagenet_inat.splits.image_search import is_foreign
 from imagenet_inat.splits.verify_images import check_images
+from imagenet_inat.splits.verify_labels import SplitList, check_folder_labels
 from utils.distributed import log
 from utils.errors import InputError
 from utils.measure.metrics import shots
-
-
-class SplitList(NamedTuple):
-    """A valid list: paths (n,) bytes, labels (n,) int64."""
-
-    file: Path
-    paths: np.ndarray
-    labels: np.ndarray
 
 
 def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], root: Path | None, decode: bool) -> int:
@@ -40,7 +33,9 @@ def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], roo
         splits = [split for split in files if files[split] == file]
         log(f"{file} ({' and '.join(splits)})")
         if not file.is_file():
-            findings.bad(f"no such list; {hints[splits[0]]}")
+            # --holdout replaces the validation list of a custom set.
+            report = findings.note if spec == CUSTOM and splits == ["val"] else findings.bad
+            report(f"no such list; {hints[splits[0]]}")
             continue
         split_list = _check_list(file, num_classes, "train" in splits, findings)
         if split_list is not None:
@@ -48,6 +43,7 @@ def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], roo
             if "train" in splits and num_classes is None:
                 num_classes = int(split_list.labels.max()) + 1
     _check_overlap(list(lists.values()), findings)
+    check_folder_labels(list(lists.values()), findings)
     if root is None:
         log("images")
         findings.note("not checked; add --data-root to check them")
@@ -55,6 +51,8 @@ def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], roo
         log(f"images below {root}")
         for split_list in lists.values():
             check_images(spec, split_list.file.name, split_list.paths, root, decode, findings)
+        if decode and root.is_dir():
+            check_duplicates(spec, list(lists.values()), root, findings)
     return findings.num_problems
 
 
@@ -71,7 +69,7 @@ def _check_list(file: Path, num_classes: int | None, is_train: bool, findings: F
     _check_bytes(file, findings)
     _check_counts(file.name, counts, is_train, findings)
     _check_repeats(paths, labels, findings)
-    _check_folders(paths, labels, findings)
+    _check_hidden(paths, findings)
     return SplitList(file, paths, labels)
 
 
@@ -152,21 +150,15 @@ def _check_repeats(paths: np.ndarray, labels: np.ndarray, findings: Findings) ->
     findings.bad(f"{len(repeated)} repeated images: {format_first_cases(cases, len(repeated))}")
 
 
-def _check_folders(paths: np.ndarray, labels: np.ndarray, findings: Findings) -> None:
-    """Report images whose label differs from their folder's usual label, which suggests a labelling mistake."""
-    folders: dict[bytes, Counter] = {}
-    for path, label in zip(paths.tolist(), labels.tolist(), strict=True):
-        folders.setdefault(path.rpartition(b"/")[0], Counter())[label] += 1
-    main = {folder: counter.most_common(1)[0] for folder, counter in folders.items()}
-    odd = len(paths) - sum(count for _, count in main.values())
-    if len(folders) < 2 or not 0 < odd <= len(paths) / 100:
-        return  # every folder has one label, or folders are not classes
-    cases = []
-    for number, (path, label) in enumerate(zip(paths.tolist(), labels.tolist(), strict=True), start=1):
-        usual = main[path.rpartition(b"/")[0]][0]
-        if label != usual and len(cases) < MAX_CASES:
-            cases.append(f"line {number}, {path.decode()} with label {label}, others in its folder {usual}")
-    findings.bad(f"{odd} images whose label differs from their folder's: {format_first_cases(cases, odd)}")
+def _check_hidden(paths: np.ndarray, findings: Findings) -> None:
+    """Report hidden files and those of operating systems, which are not a user's images."""
+    hidden = [
+        f"line {number}, {path.decode()}"
+        for number, path in enumerate(paths.tolist(), start=1)
+        if any(map(is_foreign, path.decode().split("/")))
+    ]
+    if hidden:
+        findings.bad(f"{len(hidden)} hidden or system files: {format_first_cases(hidden)}")
 
 
 def _check_overlap(lists: list[SplitList], findings: Findings) -> None:

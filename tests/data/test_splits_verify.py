@@ -22,10 +22,10 @@ CLASSES = {"ant": 40, "blüte": 25, "red fish": 20}
 def valid_folder(tmp_path_factory) -> Path:
     """Write class folders in images/ and make lists/ from them."""
     folder = tmp_path_factory.mktemp("made")
-    for name, count in CLASSES.items():
+    for label, (name, count) in enumerate(CLASSES.items()):
         (folder / "images" / name).mkdir(parents=True)
         for i in range(count):
-            Image.new("RGB", (8, 6), (i, 0, 0)).save(folder / "images" / name / f"photo {i}.png")
+            Image.new("RGB", (8, 6), (i, 80 * label, 0)).save(folder / "images" / name / f"photo {i}.png")
     command = f"make {folder}/images --imbalance 3 --val 2 --test 3 --output {folder}/lists"
     splits.main(command.split())
     return folder
