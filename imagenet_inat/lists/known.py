@@ -68,6 +68,21 @@ def known_files(path: Path) -> list[KnownFile]:
         ) from None
 
 
+def class_names(list_file: Path, num_classes: int) -> list[str] | None:
+    """Return the names of the classes in label order, from the made.json beside a list; None if they are unknown.
+
+    Args:
+        list_file: a list of the data set, such as `DataConfig.lists.files["train"]`.
+        num_classes: C. A record with another number of names does not belong to the list.
+    """
+    try:
+        record = json.loads((list_file.parent / MADE).read_text(encoding="utf-8"))
+        names = [str(name) for name in record["classes"]] if list_file.name in record["files"] else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return names if len(names) == num_classes else None
+
+
 def write_lists(folder: Path, texts: dict[str, str], made: dict) -> None:
     """Write lists (file name -> text), then made.json. Existing lists must have the same content.
 
