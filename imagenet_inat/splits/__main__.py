@@ -18,12 +18,14 @@ from pathlib import Path
 
 from imagenet_inat.data_flags import add_list_arguments
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, get_spec, names
+from imagenet_inat.lists.format import read_split
+from imagenet_inat.lists.plan import NATURAL, SplitPlan
 from imagenet_inat.lists.profiles import PROFILES
 from imagenet_inat.options import find_lists, resolve_imbalance, resolve_largest
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import make_inat, make_split
-from imagenet_inat.splits.plan import NATURAL, SplitPlan
+from imagenet_inat.splits.recipe import write_recipe
 from imagenet_inat.splits.verify import verify
 from utils import errors
 from utils.cli.numbers import number_type, positive_float, positive_int
@@ -85,7 +87,10 @@ def add_verify_arguments(parser: Parser) -> None:
 
 
 def add_make_arguments(parser: Parser) -> None:
-    parser.description = "Create long-tailed lists, and made.json, by which `verify` recognises them."
+    parser.description = (
+        "Create lists, and made.json, by which `verify` recognises them. For a folder of your own images, also create "
+        "recipe.txt, with flags of stage 1 that fit the images."
+    )
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -216,13 +221,20 @@ def make_images(
         f"images, {train.max()} … {train.min()} per class; {counts['val'].sum():,} validation and "
         f"{counts['test'].sum():,} test images"
     )
-    root = source if Path(source).is_dir() else "DIR"
-    log_next_commands("custom", ["--splits", output, "--data-root", root])
+    if not Path(source).is_dir():  # the paths of a list may start from any folder
+        log_next_commands("custom", ["--splits", output, "--data-root", "DIR"])
+        return
+    paths = [path.decode() for path in read_split(Path(output) / "custom_train.txt", None)[0].tolist()]
+    recipe = write_recipe(Path(output), Path(source), paths, train)
+    flags = [f"@{recipe}", "--run-dir", "RUN"] if recipe else None
+    log_next_commands("custom", ["--splits", output, "--data-root", source], flags)
 
 
-def log_next_commands(name: str, flags: list[str]) -> None:
+def log_next_commands(name: str, flags: list[str], train_flags: list[str] | None = None) -> None:
+    """Log the commands that check and train the data. train_flags: flags of stage 1, if not the same."""
     log(f"next: check the data: {shlex.join([*VERIFY, name, *flags])}")
-    log(f"then train: {shlex.join(['python', 'main_moco_supcon_imba.py', '--dataset', name, *flags])}")
+    train_flags = train_flags or ["--dataset", name, *flags]
+    log(f"then train: {shlex.join(['python', 'main_moco_supcon_imba.py', *train_flags])}")
 
 
 if __name__ == "__main__":

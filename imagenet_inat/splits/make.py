@@ -6,10 +6,10 @@ import numpy as np
 
 from imagenet_inat.lists.format import count_classes, format_split, read_split
 from imagenet_inat.lists.known import write_lists
+from imagenet_inat.lists.plan import MIN_TO_SPLIT, SplitPlan, plan_sizes
 from imagenet_inat.lists.profiles import sample_splits
 from imagenet_inat.splits.findings import format_first_cases
 from imagenet_inat.splits.image_folders import FoundImages, find_images
-from imagenet_inat.splits.plan import MIN_TO_SPLIT, SplitPlan, plan_sizes
 from utils.distributed import log
 from utils.errors import InputError
 from utils.safe_load import parse_json

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from imagenet_inat.lists.format import read_split
+from imagenet_inat.lists.plan import SplitPlan, plan_sizes
 from imagenet_inat.lists.profiles import PROFILES, class_sizes
 from imagenet_inat.splits import __main__ as splits
-from imagenet_inat.splits.plan import SplitPlan, plan_sizes
 from tests.refusals import refusal
 from tests.verifying import wrong_lines
 

@@ -9,8 +9,8 @@ from PIL import Image
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.lists.format import read_split
+from imagenet_inat.lists.plan import SplitPlan, plan_sizes
 from imagenet_inat.splits import __main__ as splits
-from imagenet_inat.splits.plan import SplitPlan, plan_sizes
 from tests.refusals import line_with, refusal
 from tests.splits.test_folders import touch
 

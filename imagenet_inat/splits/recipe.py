@@ -1,0 +1,182 @@
+"""Look at the images of a new data set, and write a recipe of stage 1 that fits their size and number."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from imagenet_inat.cache import LIMIT
+from utils.distributed import log
+from utils.files import write_text
+
+RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
+SAMPLE_SIZE = 200  # images whose headers are read
+READ_ALL_BELOW = 50_000  # small images of one size: lists with fewer images are read in full, to be sure of the size
+GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
+STEPS = 4000  # training steps at least, about as many as the recipe of Fashion-MNIST has
+MIN_EPOCHS, MAX_EPOCHS = 100, 1000
+
+
+class ImageFacts(NamedTuple):
+    """What decides a recipe.
+
+    Attributes:
+        counts: training images of each class, (C,).
+        sizes: (width, height) of some images.
+        is_grey: whether all of them are grey.
+        one_size: whether all training images are small, have one size, and fit in memory.
+    """
+
+    counts: np.ndarray
+    sizes: list[tuple[int, int]]
+    is_grey: bool
+    one_size: bool
+
+    @property
+    def side(self) -> int:
+        """The median of the shorter side, in pixels."""
+        return int(np.median([min(size) for size in self.sizes]))
+
+    @property
+    def description(self) -> str:
+        widths, heights = np.median(self.sizes, axis=0).astype(int)
+        kind = "grey" if self.is_grey else "colour"
+        size = f"{widths} × {heights} pixels" if len(set(self.sizes)) == 1 else f"about {widths} × {heights} pixels"
+        return (
+            f"{self.counts.sum():,} training images of {len(self.counts)} classes ({self.counts.max():,} … "
+            f"{self.counts.min():,} per class), {kind}, {size}"
+        )
+
+
+def write_recipe(output: Path, root: Path, train: list[str], counts: np.ndarray) -> Path | None:
+    """Write recipe.txt and data.txt, which it includes, into the folder of the lists, and print them.
+
+    Existing files are kept.
+
+    Args:
+        output: the folder of the lists. root: data root. train: paths of the training images.
+        counts: training images of each class, (C,).
+
+    Returns:
+        The recipe, or None if no image of the sample can be read.
+    """
+    facts = look_at_images(root, train, counts)
+    if facts is None:
+        log(f"note: no recipe, because none of {min(len(train), SAMPLE_SIZE)} images below {root} can be opened")
+        return None
+    where = shlex.join(["--dataset", "custom", "--data-root", str(root), "--splits", str(output)])
+    start = shlex.join(["python", "main_moco_supcon_imba.py", f"@{output / RECIPE}", "--run-dir", "RUN"])
+    files = {
+        DATA: ["# Flags of both stages and of examples.cross_entropy.", where, *map("  # ".join, data_flags(facts))],
+        RECIPE: [f"# Stage 1, KCL. Start: {start}", f"@{DATA}", *map("  # ".join, training_flags(facts))],
+    }
+    log(f"images: {facts.description}")
+    for name, lines in files.items():
+        text, file = "".join(f"{line}\n" for line in lines), output / name
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
+            log(f"{file}: already exists and was kept; delete it to write it again")
+            continue
+        write_text(file, text)
+        for line in (f"wrote {file}:", *(f"  {line}" for line in lines[1:])):
+            log(line)
+    return output / RECIPE
+
+
+def look_at_images(root: Path, train: list[str], counts: np.ndarray) -> ImageFacts | None:
+    """Read the headers of a sample of the training images; None if no image can be read."""
+    chosen = dict.fromkeys(np.linspace(0, len(train) - 1, min(len(train), SAMPLE_SIZE)).round().astype(int).tolist())
+    headers = _read_headers(root, [train[number] for number in chosen])
+    if not headers:
+        return None
+    sizes, modes = [size for size, _ in headers], {mode for _, mode in headers}
+    width, height = sizes[0]
+    one_size = len(set(sizes)) == 1 and max(width, height) <= 128 and 3 * width * height * len(train) <= LIMIT
+    if one_size and len(headers) < len(train) < READ_ALL_BELOW:
+        one_size = {size for size, _ in _read_headers(root, train)} == {sizes[0]}
+    return ImageFacts(counts, sizes, modes <= GREY_MODES, one_size)
+
+
+def data_flags(facts: ImageFacts) -> list[tuple[str, str]]:
+    """Return the flags of both stages that fit the images, each with the reason for its value."""
+    return [*_network(facts.side, int(facts.counts.sum())), *_views(facts)]
+
+
+def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
+    """Return the flags of stage 1 that fit the number of images, each with the reason for its value."""
+    count, num_classes = int(facts.counts.sum()), len(facts.counts)
+    batch = 2 ** int(math.log2(max(2, min(256, max(count // 8, min(count, 16))))))
+    steps = count // batch
+    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, 10 * math.ceil(STEPS / steps / 10)))
+    in_batch = 4 * num_classes <= batch
+    rate = 0.1 * math.sqrt(batch / 64) if in_batch else 0.1 * batch / 256
+    return [
+        _contrast(in_batch, num_classes, batch, count),
+        (f"-b {batch}", f"{steps} steps per epoch, for {count:,} images"),
+        (
+            f"--epochs {epochs}",
+            f"{epochs * steps:,} steps (aim: {STEPS:,} or more, in {MIN_EPOCHS} to {MAX_EPOCHS} epochs)",
+        ),
+        (f"--lr {rate:.3g} --wd 5e-4", "the rate depends on the batch; few images need more weight decay"),
+        ("--mlp --cos", "projection head and cosine schedule, as in all recipes"),
+    ]
+
+
+def _network(side: int, count: int) -> list[tuple[str, str]]:
+    if side <= 40:
+        size = max(16, 4 * round(side / 4))
+        return [
+            (f"--image-size {size}", f"the images' shorter side is {side} pixels"),
+            ("-a resnet32", "0.5 million weights, no early pooling, for small images"),
+        ]
+    if side <= 96:
+        return [
+            ("--image-size 64", f"the images' shorter side is {side} pixels"),
+            ("-a resnet18_small", "ResNet-18 with a 3 × 3 stem and no early pooling, for small images"),
+        ]
+    if side >= 200 and count >= READ_ALL_BELOW:
+        return [
+            ("--image-size 224", f"{count:,} images are enough for the usual size of photos"),
+            ("-a resnet50", "the network of the paper"),
+        ]
+    return [
+        ("--image-size 128", "a third of the time of 224; try 224 if classes differ in small details"),
+        ("-a resnet18", f"less than half of the weights of ResNet-50, for {count:,} images"),
+    ]
+
+
+def _contrast(in_batch: bool, num_classes: int, batch: int, count: int) -> tuple[str, str]:
+    if in_batch:
+        return "--contrast batch", f"a batch of {batch} has several images of most of the {num_classes} classes"
+    queue = batch * max(1, min(65536, count) // batch)
+    return (
+        f"--contrast queue --moco-k {queue} --moco-m 0.99",
+        f"{num_classes} classes are too many for a batch of {batch}; the queue holds at most one epoch",
+    )
+
+
+def _views(facts: ImageFacts) -> list[tuple[str, str]]:
+    if facts.is_grey:
+        view = ("--views grey", "the images are grey: crop and flip; for characters use digit, which does not flip")
+    elif facts.side <= 96:
+        view = ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
+    else:
+        view = ("--views simclr", "crops keep at least 20 % of the image; the default of photos keeps 8 %")
+    if not facts.one_size:
+        return [view]
+    return [view, ("--device-aug", "the images are small, have one size and fit in memory")]
+
+
+def _read_headers(root: Path, paths: list[str]) -> list[tuple[tuple[int, int], str]]:
+    """Return (width, height) and mode of the images that can be opened. The pixels are not decoded."""
+    headers = []
+    for path in tqdm(paths, desc="sizes", unit="image", leave=False, disable=None):
+        try:
+            with Image.open(root / path) as image:
+                headers.append((image.size, image.mode))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # reported by verify
+            continue
+    return headers

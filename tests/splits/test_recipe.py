@@ -1,0 +1,83 @@
+"""`make` looks at the images and writes a recipe of stage 1 that starts."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from imagenet_inat.splits import __main__ as splits
+from imagenet_inat.splits.recipe import ImageFacts, data_flags, training_flags
+from tests.refusals import line_with
+from utils.cli.parser import parse
+
+
+def make_pictures(tmp_path, counts: list[int], size: tuple[int, int], mode: str = "RGB") -> list[str]:
+    """Write pictures of noise and make lists of them; return the flags that use the recipe."""
+    rng = np.random.default_rng(0)
+    for label, count in enumerate(counts):
+        (tmp_path / "my images" / f"c{label}").mkdir(parents=True)
+        for number in range(count):
+            pixels = Image.fromarray(rng.integers(0, 255, (*size[::-1], 3)).astype(np.uint8))
+            pixels.convert(mode).save(tmp_path / "my images" / f"c{label}" / f"{number}.png")
+    splits.main(["make", str(tmp_path / "my images"), "--output", str(tmp_path / "lists")])
+    return [f"@{tmp_path}/lists/recipe.txt"]
+
+
+def arguments(words: list[str]):
+    return parse(stage1.get_args_parser(), words)
+
+
+@pytest.mark.parametrize(("counts", "contrast"), [([40, 12, 5], "batch"), ([6] * 10, "queue")])
+def test_recipe_starts_and_stage_2_uses_its_data_flags(counts, contrast, tmp_path, capsys):
+    """One epoch of each stage, on the CPU."""
+    words = make_pictures(tmp_path, counts, (12, 14))
+    line_with(capsys.readouterr().out, "images:", f"{len(counts)} classes", "12 × 14")
+    assert arguments(words).contrast == contrast
+    tiny, run = ["--epochs", "1", "-j", "0", "-p", "0", "--device", "cpu", "--seed", "0"], tmp_path / "run"
+    stage1.main([*words, *tiny, "--run-dir", str(run)])
+    args = json.loads((run / "args.json").read_text())["args"]
+    assert (args["image_size"], args["arch"], args["views"]) == (16, "resnet32", "cifar") and args["device_aug"]
+    data = f"@{tmp_path}/lists/data.txt"
+    stage2.main([data, *tiny[2:], "--pretrained", str(run / "last.pth.tar"), "--compare-heads"])
+    assert (run / "heads" / "results.json").exists()
+
+
+def test_recipe_fits_photos(tmp_path):
+    args = arguments(make_pictures(tmp_path, [9, 9], (130, 150)))
+    assert (args.image_size, args.arch, args.views, args.device_aug) == (128, "resnet18", "simclr", False)
+
+
+def test_one_image_of_another_size_prevents_augmentation_on_the_device(tmp_path):
+    """The header of every small image is read, not only of a sample."""
+    folder = tmp_path / "my images" / "c9"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (9, 9)).save(folder / f"{number}.png")
+    assert not arguments(make_pictures(tmp_path, [300, 300], (8, 8))).device_aug
+
+
+def test_grey_images_get_views_without_colours(tmp_path):
+    assert arguments(make_pictures(tmp_path, [9, 9], (28, 28), "L")).views == "grey"
+
+
+@pytest.mark.parametrize("num_classes", [2, 20, 200])
+@pytest.mark.parametrize("count", [400, 3_000, 40_000])
+def test_epochs_give_enough_steps_and_queue_is_at_most_two_epochs_long(count, num_classes):
+    counts = np.full(num_classes, count // num_classes)
+    facts = ImageFacts(counts, [(32, 32)], is_grey=False, one_size=True)
+    words = " ".join(flags for flags, _ in [*data_flags(facts), *training_flags(facts)]).split()
+    args = arguments(["--dataset", "custom", *words])
+    assert args.epochs * (count // args.batch_size) >= 4000
+    assert args.contrast == "batch" or (args.moco_k <= 2 * count and args.moco_k % args.batch_size == 0)
+
+
+def test_changed_recipe_is_kept(tmp_path, capsys):
+    make_pictures(tmp_path, [9, 9], (8, 8))
+    recipe = tmp_path / "lists" / "recipe.txt"
+    recipe.write_text("--epochs 3\n")
+    splits.main(["make", str(tmp_path / "my images"), "--output", str(tmp_path / "lists")])
+    assert recipe.read_text() == "--epochs 3\n"
+    line_with(capsys.readouterr().out, recipe, "already exists")
