@@ -1,8 +1,6 @@
 """The images of a split list: reading them, detecting the folder layout, and handling unreadable images."""
 
 import hashlib
-import stat
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch.utils.data import Dataset
 
 from imagenet_inat import cache
 from imagenet_inat.cache import DecodedImages
+from imagenet_inat.decoding import UNREADABLE, open_rgb
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.sets import idx
 from utils import distributed
@@ -23,7 +22,6 @@ from utils.files import write_text
 from utils.randomness import Stream, derive_seed
 
 BAD_IMAGES_FILE = "bad_images.txt"
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
 CHECKED_IMAGES = 100  # if bad images are skipped and none of the first 100 exists, --data-root must be wrong
 
 
@@ -52,22 +50,6 @@ def adapt_paths(root: Path, paths: np.ndarray, folder: str) -> tuple[np.ndarray,
 def image_exists(root: Path, path: str) -> bool:
     """Return whether the image file exists, or the IDX file if the path leads into one."""
     return idx.find_file((root / path).parent).is_file() if idx.is_inside(path) else (root / path).is_file()
-
-
-def open_rgb(root: Path, path: str) -> Image.Image:
-    """Decode the RGB image at a list's path, which is an image file or leads into an IDX file.
-
-    Raises:
-        InputError: the IDX file is invalid, or does not hold this image.
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: Pillow cannot read the file.
-    """
-    if idx.is_inside(path):
-        return Image.fromarray(idx.image(root, path)).convert("RGB")
-    if not stat.S_ISREG((root / path).stat().st_mode):
-        raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
-    with Image.open(root / path) as image:
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image
 
 
 class LongTailDataset(Dataset):
@@ -204,7 +186,7 @@ class LongTailDataset(Dataset):
         path = self.root / self.paths[index].decode()
         try:
             return open_rgb(self.root, self.paths[index].decode())
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path}: not a readable image, {self.location(index)} ({error})") from None
 
 

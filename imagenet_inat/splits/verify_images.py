@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
-from imagenet_inat.images import adapt_paths, image_exists, open_rgb
+from imagenet_inat.decoding import UNREADABLE, open_rgb
+from imagenet_inat.images import adapt_paths, image_exists
 from imagenet_inat.sets import idx
 from imagenet_inat.splits.findings import Findings, format_first_cases
 from utils.errors import InputError
@@ -58,7 +58,7 @@ def _image_problem(root: Path, path: str, decode: bool) -> str:
             return "empty"
         if decode:
             open_rgb(root, path)
-    except (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (InputError, *UNREADABLE) as error:
         return f"unreadable: {error}"
     return ""
 

@@ -1,0 +1,68 @@
+"""Decode an image file to RGB pixels of 8 bits."""
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagenet_inat.sets import idx
+from utils.distributed import log
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad image
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
+_noted: set[str] = set()  # kinds of notes that this process has logged
+
+
+def open_rgb(root: Path, path: str) -> Image.Image:
+    """Decode the RGB image at a list's path, which is an image file or leads into an IDX file.
+
+    Raises:
+        InputError: the IDX file is invalid, or does not hold this image.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: Pillow cannot read the file, or the range of its
+            values is not known (see `scale_to_bytes`).
+    """
+    if idx.is_inside(path):
+        return Image.fromarray(idx.image(root, path)).convert("RGB")
+    if not stat.S_ISREG((root / path).stat().st_mode):
+        raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
+    with Image.open(root / path) as image:
+        image.load()
+        return image if image.mode == "RGB" else _to_rgb(image)  # convert would copy an RGB image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":  # convert("RGB") would clip the values at 255
+        image = Image.fromarray(scale_to_bytes(image))
+    return image.convert("RGB")
+
+
+def scale_to_bytes(image: Image.Image) -> np.ndarray:
+    """Scale a grey image of 16-bit or 32-bit values by the range of their type, (H, W) uint8.
+
+    White is 65535 for 16 bits (4095 if a TIFF file declares 12 bits), and 1 for floating point.
+
+    Raises:
+        ValueError: 32-bit integers, or floating-point values outside [0, 1], for which no range is defined.
+    """
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    span = f"mode {image.mode}, values from {values.min():g} to {values.max():g}"
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # as which Pillow reads 16 bits of these formats
+        raise ValueError(f"{span}; 32-bit integers have no defined white; save as 8-bit or unsigned 16-bit")
+    white = 1 if image.mode == "F" else 4095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65535
+    if not (values.min() >= 0 and values.max() <= white):  # also if a value is not a number
+        raise ValueError(f"{span}, expected 0 to {white}")
+    if white == 65535 and 0 < values.max() <= 4095:
+        _note_once("dark", f"{image.filename}: 16-bit image, almost black: {span}; if it has 12 bits, multiply by 16")
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = white - values
+    return np.rint(values / (white / 255)).astype(np.uint8)
+
+
+def _note_once(kind: str, text: str) -> None:
+    """Log a note about an image, unless this process has already logged a note of the same kind."""
+    if kind not in _noted:
+        _noted.add(kind)
+        log(f"note: {text}")
