@@ -40,6 +40,8 @@ class DatasetSpec:
         repeat: passes over the training list per epoch; more than one for tiny data sets.
         flat_folder: folder whose images may lie directly in it, although the lists' paths have class folders (val/ of
             ImageNet).
+        as_shown: whether images are decoded as viewers show them, see `decoding.open_rgb`; otherwise as by the authors'
+            code, with Pillow's convert("RGB").
         superclasses: superclass of each class, where the classes of a superclass have similar meanings, or None.
         imbalance_ratio: default of --imbalance for a generated data set, whose images and lists lie below --data-root
             (see `generated_folders`); None if the lists are fixed.
@@ -65,6 +67,7 @@ class DatasetSpec:
     test_split: str = "test"
     repeat: int = 1
     flat_folder: str = ""
+    as_shown: bool = False
     superclasses: tuple[int, ...] | None = None
     imbalance_ratio: float | None = None
     largest_class: int = 0
@@ -186,6 +189,7 @@ CUSTOM = DatasetSpec(
     num_classes=0,
     **IMAGENET_STATISTICS,
     source="your images",
+    as_shown=True,
     missing_list_advice=f"{MAKE} IMAGES --output LISTS, then --splits LISTS; or --train-txt, --val-txt and --test-txt",
 )
 

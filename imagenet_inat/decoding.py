@@ -5,7 +5,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.Image import Transpose
 
 from imagenet_inat.sets import idx
 from utils.distributed import log
@@ -13,11 +14,25 @@ from utils.distributed import log
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad image
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
+# EXIF orientation -> how to turn the stored pixels upright. Pillow's ImageOps.exif_transpose also encodes the EXIF data
+# again, which costs time and fails on damaged data.
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 _noted: set[str] = set()  # kinds of notes that this process has logged
 
 
-def open_rgb(root: Path, path: str) -> Image.Image:
+def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
     """Decode the RGB image at a list's path, which is an image file or leads into an IDX file.
+
+    Args:
+        as_shown: turn the image upright by its EXIF orientation, as viewers do. The authors' code ignores it.
 
     Raises:
         InputError: the IDX file is invalid, or does not hold this image.
@@ -30,13 +45,23 @@ def open_rgb(root: Path, path: str) -> Image.Image:
         raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
     with Image.open(root / path) as image:
         image.load()
-        return image if image.mode == "RGB" else _to_rgb(image)  # convert would copy an RGB image
+        rgb = image if image.mode == "RGB" else _to_rgb(image)  # convert would copy an RGB image
+        turn = UPRIGHT.get(_orientation(image)) if as_shown else None
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":  # convert("RGB") would clip the values at 255
         image = Image.fromarray(scale_to_bytes(image))
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, or 1 (upright) if the image has none or its EXIF data is damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises errors of many types; viewers ignore damaged EXIF data
+        return 1
 
 
 def scale_to_bytes(image: Image.Image) -> np.ndarray:

@@ -68,6 +68,7 @@ class LongTailDataset(Dataset):
         skip_bad: replace an unreadable image by another of its class, and mark it in `skipped`, (n,) bool shared with
             the loader's workers. Otherwise an unreadable image is an error.
         line_mask: maps the list's labels, (n,), to a mask of the lines to use, (n,) bool; None: all lines.
+        as_shown: see `decoding.open_rgb`.
 
     Raises:
         InputError: see `read_split`; the list's first image (with `skip_bad`, all of its first images) is not below
@@ -84,9 +85,10 @@ class LongTailDataset(Dataset):
         flat_folder: str = "",
         skip_bad: bool = False,
         line_mask: Callable[[np.ndarray], np.ndarray] | None = None,
+        as_shown: bool = False,
     ):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
-        self.transform, self.seed = transform, seed
+        self.transform, self.seed, self.as_shown = transform, seed, as_shown
         paths, labels = read_split(self.list_file, num_classes)
         self.line_numbers = (
             None if line_mask is None else np.flatnonzero(line_mask(labels))
@@ -157,7 +159,7 @@ class LongTailDataset(Dataset):
     def cache_decoded(self) -> None:
         """Decode all images now and keep them in memory, if they fit. Later reads give the same images."""
         if self.pixels is None and self.estimate_size().fits(distributed.world_size()):
-            key = (str(self.root.resolve()), self.digest)
+            key = (str(self.root.resolve()), self.digest, self.as_shown)
             self.pixels = cache.get_or_decode(
                 key, lambda: cache.decode(len(self), self._read_file, self.list_file.name)
             )
@@ -185,7 +187,7 @@ class LongTailDataset(Dataset):
     def _read_file(self, index: int) -> Image.Image:
         path = self.root / self.paths[index].decode()
         try:
-            return open_rgb(self.root, self.paths[index].decode())
+            return open_rgb(self.root, self.paths[index].decode(), self.as_shown)
         except UNREADABLE as error:
             raise InputError(f"{path}: not a readable image, {self.location(index)} ({error})") from None
 

@@ -21,7 +21,7 @@ from utils.devices import check_memory, resolve_device
 from utils.distributed import log
 from utils.errors import InputError
 
-LEGACY_LOADING = {"batch_views": False}  # value in older checkpoints, which do not store it
+LEGACY_LOADING = {"batch_views": False, "images_as_shown": False}  # values in older checkpoints, which lack them
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class DataConfig:
         skip_bad, line_mask, file = split == "train" and self.skip_bad, None, self.lists.files[source]
         if self.holdout and split != "test":
             line_mask = lambda labels: holdout_mask(labels, self.holdout) == (split == "val")  # noqa: E731
-        return LongTailDataset(root, file, spec.num_classes, transform, seed, spec.flat_folder, skip_bad, line_mask)
+        options = (spec.flat_folder, skip_bad, line_mask, spec.as_shown)
+        return LongTailDataset(root, file, spec.num_classes, transform, seed, *options)
 
     @property
     def val_is_test(self) -> bool:
@@ -108,6 +109,7 @@ def resolve_defaults(args: argparse.Namespace) -> None:
         InputError: the view is unknown, or the imbalance or largest class is not possible.
     """
     spec = get_spec(args.dataset)
+    args.images_as_shown = spec.as_shown  # a resumed run must not change how images are decoded
     args.views = args.views or spec.view
     view_named(args.views, args.crop_scale)
     if all_lists_given(args):  # a note, not an error, because a recipe may contain the flag

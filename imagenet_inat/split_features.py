@@ -107,7 +107,7 @@ def _images_metadata(data: DataConfig, images: LongTailDataset, random_views: in
         # The same list may refer to different images below another root, and images may be edited in place.
         "root": str(images.root.resolve()),
         "images": digest_files(images.root, (path.decode() for path in images.paths.tolist())),
-        "transform": [spec.view, data.image_size, *view_options],
+        "transform": [spec.view, data.image_size, *view_options, *["as shown"] * spec.as_shown],
         "statistics": [spec.mean, spec.std],
         "views": [random_views, seed if random_views else None],
     }

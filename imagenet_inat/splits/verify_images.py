@@ -30,7 +30,7 @@ def check_images(
     paths, layout = adapt_paths(root, listed, spec.flat_folder)
     names = [path.decode() for path in paths.tolist()]
     problems: dict[str, list[str]] = {}  # kind of problem -> images
-    checks = _map_in_threads(lambda path: _image_problem(root, path, decode), names, name)
+    checks = _map_in_threads(lambda path: _image_problem(root, path, decode, spec.as_shown), names, name)
     for path, problem in zip(names, checks, strict=True):
         if problem:
             kind = problem.split(":")[0]
@@ -49,7 +49,7 @@ def _has_class_folders(folder: Path, names: list[str]) -> bool:
     return flat and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
-def _image_problem(root: Path, path: str, decode: bool) -> str:
+def _image_problem(root: Path, path: str, decode: bool, as_shown: bool) -> str:
     """Return the problem with an image, or ""."""
     try:
         if not image_exists(root, path):
@@ -57,7 +57,7 @@ def _image_problem(root: Path, path: str, decode: bool) -> str:
         if not idx.is_inside(path) and (root / path).stat().st_size == 0:
             return "empty"
         if decode:
-            open_rgb(root, path)
+            open_rgb(root, path, as_shown)
     except (InputError, *UNREADABLE) as error:
         return f"unreadable: {error}"
     return ""

@@ -51,7 +51,7 @@ def test_list_is_decoded_once_per_process_while_in_use(tmp_path):
     other = open_dataset(tmp_path)
     for images in (one, other):
         images.cache_decoded()
-    key = (str(tmp_path.resolve()), one.digest)
+    key = (str(tmp_path.resolve()), one.digest, one.as_shown)
     assert other.pixels is one.pixels is cache._LIVE[key]
     del one, other, images
     assert key not in cache._LIVE

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main_lincls_imba as stage2
@@ -75,6 +76,18 @@ def test_resume_refuses_other_number_of_classes(custom_run, photos, tmp_path):
     resume = ["--resume", "auto", "--run-dir", str(custom_run), "--train-txt", str(tmp_path / "two.txt")]
     flags = [flag for flag in TINY_STAGE_1 if flag not in ("--targeted", "--sep_t")]
     refusal(lambda: stage1.main([*data_flags(photos), *flags, *resume]), "num_classes", 3, 2)
+
+
+def test_old_run_resumes_only_with_override_since_images_are_decoded_as_shown(custom_run, photos, tmp_path):
+    state = checkpoint.read_checkpoint(custom_run / "last.pth.tar")
+    del state["args"]["images_as_shown"]
+    (tmp_path / "run").mkdir()
+    torch.save(state, tmp_path / "run" / "last.pth.tar")
+    targets = ["--targets", str(photos / "optimal_3_8.npy")]
+    words = [*data_flags(photos), *TINY_STAGE_1, *targets, "--epochs", "3", "--run-dir", str(tmp_path / "run")]
+    words += ["--resume", "auto"]
+    refusal(lambda: stage1.main(words), "images_as_shown", "False", "True", "--override")
+    stage1.main([*words, "--override"])
 
 
 def lists_of(*flags: str) -> dict[str, str]:

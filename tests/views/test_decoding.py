@@ -4,9 +4,10 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from imagenet_inat import decoding
+import main_moco_supcon_imba as stage1
+from imagenet_inat import decoding, options
 from imagenet_inat.decoding import open_rgb
 from imagenet_inat.images import LongTailDataset
 from tests.refusals import assert_names, at_line, line_with, refusal
@@ -63,3 +64,37 @@ def test_16_bit_images_that_use_12_bits_are_noted_once(tmp_path, monkeypatch, ca
         pixels = decode(tmp_path, Image.fromarray((RAMP * 4095).astype(np.uint16)), name)
         assert pixels.max() == 16
     line_with(capsys.readouterr().out, "note", "a.png", 4095)
+
+
+COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_image_is_turned_upright_by_exif_orientation(name, orientation, tmp_path):
+    COLOURS.save(tmp_path / name, exif=with_orientation(orientation))
+    shown = np.array(open_rgb(tmp_path, name, as_shown=True))
+    assert np.array_equal(shown, np.array(ImageOps.exif_transpose(Image.open(tmp_path / name))))
+    assert shown.shape == ((4, 6, 3) if orientation < 5 else (6, 4, 3))
+
+
+def test_damaged_exif_data_is_ignored(tmp_path):
+    COLOURS.save(tmp_path / "a.png", exif=b"Exif\0\0no TIFF header")
+    assert np.array_equal(np.array(open_rgb(tmp_path, "a.png", as_shown=True)), np.array(COLOURS))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("custom", (6, 4, 3)), ("places", (4, 6, 3))])
+def test_orientation_is_applied_to_custom_images_only(name, shape, tmp_path):
+    """The published data sets are read as the authors' code reads them."""
+    COLOURS.save(tmp_path / "a.png", exif=with_orientation(6))
+    (tmp_path / "list.txt").write_text("a.png 0\n")
+    lists = [f"--{split}-txt={tmp_path}/list.txt" for split in ("train", "val", "test")]
+    args = stage1.get_args_parser().parse_args([f"--dataset={name}", f"--data-root={tmp_path}", *lists])
+    options.resolve_defaults(args)
+    assert options.build_data_config(args).open("train", np.array)[0][0].shape == shape
