@@ -14,6 +14,7 @@ from utils.distributed import log
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad image
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
+HAS_EXIF = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))  # keys of Image.info
 # EXIF orientation -> how to turn the stored pixels upright. Pillow's ImageOps.exif_transpose also encodes the EXIF data
 # again, which costs time and fails on damaged data.
 UPRIGHT = {
@@ -32,7 +33,8 @@ def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
     """Decode the RGB image at a list's path, which is an image file or leads into an IDX file.
 
     Args:
-        as_shown: turn the image upright by its EXIF orientation, as viewers do. The authors' code ignores it.
+        as_shown: turn the image upright by its EXIF orientation, and lay transparent parts over white, as viewers do.
+            The authors' code ignores both.
 
     Raises:
         InputError: the IDX file is invalid, or does not hold this image.
@@ -45,7 +47,10 @@ def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
         raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
     with Image.open(root / path) as image:
         image.load()
-        rgb = image if image.mode == "RGB" else _to_rgb(image)  # convert would copy an RGB image
+        if as_shown and image.has_transparency_data:
+            rgb = _over_white(image)
+        else:
+            rgb = image if image.mode == "RGB" else _to_rgb(image)  # convert would copy an RGB image
         turn = UPRIGHT.get(_orientation(image)) if as_shown else None
         return rgb if turn is None else rgb.transpose(turn)
 
@@ -56,8 +61,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay a transparent image over white. convert("RGB") would show the colours below the transparent parts."""
+    if image.mode[0] == "I":  # a grey PNG of 16 bits, in which one value is transparent
+        transparent = np.asarray(image) == image.info["transparency"]
+        return Image.fromarray(np.where(transparent, np.uint8(255), scale_to_bytes(image))).convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, or 1 (upright) if the image has none or its EXIF data is damaged."""
+    if image.format != "TIFF" and HAS_EXIF.isdisjoint(image.info):
+        return 1  # for speed: getexif takes 3 % of the time of a 64-pixel JPEG
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises errors of many types; viewers ignore damaged EXIF data

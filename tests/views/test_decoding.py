@@ -98,3 +98,55 @@ def test_orientation_is_applied_to_custom_images_only(name, shape, tmp_path):
     args = stage1.get_args_parser().parse_args([f"--dataset={name}", f"--data-root={tmp_path}", *lists])
     options.resolve_defaults(args)
     assert options.build_data_config(args).open("train", np.array)[0][0].shape == shape
+
+
+HALF_TRANSPARENT = {"RGBA": (200, 0, 0, 128), "LA": (100, 128)}
+
+
+@pytest.mark.parametrize("mode", HALF_TRANSPARENT)
+def test_alpha_channel_is_laid_over_white(mode, tmp_path):
+    """A pixel whose alpha is 128 is half its colour, half white. One whose alpha is 0 is white."""
+    image = Image.new(mode, (2, 1), HALF_TRANSPARENT[mode])
+    image.putpixel((1, 0), (*HALF_TRANSPARENT[mode][:-1], 0))
+    image.save(tmp_path / "a.png")
+    (half, empty) = np.array(open_rgb(tmp_path, "a.png", as_shown=True))[0]
+    colour = np.array(image.convert("RGB"))[0, 0]
+    np.testing.assert_allclose(half, (colour + 255.0) / 2, atol=1)
+    assert empty.tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif"])
+def test_transparent_palette_entry_is_white(name, tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / name, transparency=0)
+    assert np.array(open_rgb(tmp_path, name, as_shown=True)).tolist() == [[[255, 255, 255], [200, 100, 0]]]
+
+
+@pytest.mark.parametrize("values", [np.array([[7, 255]], np.uint8), np.array([[7, 65535]], np.uint16)])
+def test_transparent_grey_value_is_white(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=7)
+    assert (np.array(open_rgb(tmp_path, "a.png", as_shown=True)) == 255).all()
+
+
+def test_transparency_of_published_sets_is_ignored_as_in_the_authors_code(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 4), dtype=np.uint8))
+    assert np.array_equal(decode(tmp_path, image, "a.png"), np.array(image.convert("RGB")))
+
+
+PLAIN = {"P": "a.png", "1": "a.png", "CMYK": "a.tif", "YCbCr": "a.jpg", "L": "a.png"}
+
+
+@pytest.mark.parametrize("mode", PLAIN)
+def test_other_modes_are_converted_to_rgb(mode, tmp_path):
+    COLOURS.convert(mode).save(tmp_path / PLAIN[mode])
+    expected = np.array(Image.open(tmp_path / PLAIN[mode]).convert("RGB"))
+    assert np.array_equal(np.array(open_rgb(tmp_path, PLAIN[mode], as_shown=True)), expected)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.png"])
+def test_first_frame_of_an_animation_is_read(name, tmp_path):
+    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    assert np.array(open_rgb(tmp_path, name, as_shown=True))[0, 0].tolist() == [255, 0, 0]
