@@ -14,7 +14,8 @@ from utils.distributed import log
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad image
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
-HAS_EXIF = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))  # keys of Image.info
+# Keys of Image.info without which an RGB image is shown as it is stored. (Pillow itself turns TIFF files upright.)
+SHOWN_OTHERWISE = frozenset(("transparency", "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 # EXIF orientation -> how to turn the stored pixels upright. Pillow's ImageOps.exif_transpose also encodes the EXIF data
 # again, which costs time and fails on damaged data.
 UPRIGHT = {
@@ -47,15 +48,41 @@ def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
         raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
     with Image.open(root / path) as image:
         image.load()
-        if as_shown and image.has_transparency_data:
-            rgb = _over_white(image)
-        else:
-            rgb = image if image.mode == "RGB" else _to_rgb(image)  # convert would copy an RGB image
+        if image.mode == "RGB" and (not as_shown or SHOWN_OTHERWISE.isdisjoint(image.info)):
+            return image
+        rgb = _over_white(image) if as_shown and image.has_transparency_data else _to_rgb(image)
         turn = UPRIGHT.get(_orientation(image)) if as_shown else None
         return rgb if turn is None else rgb.transpose(turn)
 
 
+def kinds(root: Path, path: str) -> list[str]:
+    """Return what distinguishes an image file from an ordinary RGB or grey one, such as ["16-bit"], from its header.
+
+    Raises: see `open_rgb`.
+    """
+    if idx.is_inside(path):
+        return []
+    with Image.open(root / path) as image:
+        names = {"F": "floating-point", "1": "1-bit", "P": "palette", "PA": "palette"}
+        found = {
+            "16-bit": image.mode[0] == "I" or ";16" in str(image.tile),  # Pillow reads the high bytes of 16-bit RGB
+            names.get(image.mode, image.mode): image.mode not in ("RGB", "RGBA", "L", "LA") and image.mode[0] != "I",
+            "transparent": image.has_transparency_data,
+            "EXIF-rotated": _orientation(image) in UPRIGHT,
+            f"above {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels": _is_huge(image),
+            "animated or with several pages": getattr(image, "is_animated", False),
+        }
+    return [kind for kind, present in found.items() if present]
+
+
+def _is_huge(image: Image.Image) -> bool:
+    """Return whether Pillow warns of the image's size. It refuses images of twice this size."""
+    return image.width * image.height > Image.MAX_IMAGE_PIXELS
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image  # convert would copy it
     if image.mode[0] in "IF":  # convert("RGB") would clip the values at 255
         image = Image.fromarray(scale_to_bytes(image))
     return image.convert("RGB")
@@ -72,8 +99,6 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, or 1 (upright) if the image has none or its EXIF data is damaged."""
-    if image.format != "TIFF" and HAS_EXIF.isdisjoint(image.info):
-        return 1  # for speed: getexif takes 3 % of the time of a 64-pixel JPEG
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises errors of many types; viewers ignore damaged EXIF data

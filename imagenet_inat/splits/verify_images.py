@@ -1,20 +1,33 @@
-"""Check that every listed image exists and can be opened, in many threads because most of the time is disk latency."""
+"""Check that every listed image exists and can be read, in many threads because most of the time is disk latency."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from os import SEEK_END
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
-from imagenet_inat.decoding import UNREADABLE, open_rgb
+from imagenet_inat.decoding import UNREADABLE, kinds, open_rgb
 from imagenet_inat.images import adapt_paths, image_exists
 from imagenet_inat.sets import idx
 from imagenet_inat.splits.findings import Findings, format_first_cases
 from utils.errors import InputError
 
 THREADS, CHUNK = 32, 256  # CHUNK: images per task
+# First bytes of JPEG and PNG files -> bytes near the end of a complete file.
+ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
+
+
+class ImageCheck(NamedTuple):
+    """What was found about an image: the problem, or "", and the kinds that `decoding.kinds` names."""
+
+    problem: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 def check_images(
@@ -30,8 +43,10 @@ def check_images(
     paths, layout = adapt_paths(root, listed, spec.flat_folder)
     names = [path.decode() for path in paths.tolist()]
     problems: dict[str, list[str]] = {}  # kind of problem -> images
-    checks = _map_in_threads(lambda path: _image_problem(root, path, decode, spec.as_shown), names, name)
-    for path, problem in zip(names, checks, strict=True):
+    kind_counts = Counter()
+    checks = _map_in_threads(lambda path: _check_image(root, path, decode, spec.as_shown), names, name)
+    for path, (problem, found) in zip(names, checks, strict=True):
+        kind_counts.update(found)
         if problem:
             kind = problem.split(":")[0]
             problems.setdefault(kind, []).append(path + problem.removeprefix(kind))
@@ -40,6 +55,9 @@ def check_images(
         findings.note(f"{spec.flat_folder}/ has class folders, {name} has none; use the published list")
     if not problems:
         findings.good(f"{name}: all {len(names):,} {'opened' if decode else 'found'}{layout}")
+    if kind_counts:
+        counted = ", ".join(f"{count:,} {kind}" for kind, count in kind_counts.most_common())
+        findings.note(f"{name}: {counted}; docs/data.md describes how such images are read")
     for kind, cases in problems.items():
         findings.bad(f"{name}: {len(cases):,} of {len(names):,} images {kind}{layout}: {format_first_cases(cases)}")
 
@@ -49,21 +67,42 @@ def _has_class_folders(folder: Path, names: list[str]) -> bool:
     return flat and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
-def _image_problem(root: Path, path: str, decode: bool, as_shown: bool) -> str:
-    """Return the problem with an image, or ""."""
+def _check_image(root: Path, path: str, decode: bool, as_shown: bool) -> ImageCheck:
+    """Check one image. decode: whether to read all of it, and to find its kinds."""
     try:
         if not image_exists(root, path):
-            return "missing"
+            return ImageCheck("missing")
+        if idx.is_inside(path) and not decode:
+            return ImageCheck()
         if not idx.is_inside(path) and (root / path).stat().st_size == 0:
-            return "empty"
-        if decode:
+            return ImageCheck("empty")
+        if decode or not _seems_complete(root / path):
             open_rgb(root, path, as_shown)
+        return ImageCheck(kinds=tuple(kinds(root, path)) if decode else ())
     except (InputError, *UNREADABLE) as error:
-        return f"unreadable: {error}"
-    return ""
+        return ImageCheck(f"unreadable: {error}")
 
 
-def _map_in_threads(check: Callable[[str], str], items: list[str], title: str) -> Iterator[str]:
+def _seems_complete(file: Path) -> bool:
+    """Return whether the file is an image, by its first bytes, and not a truncated JPEG or PNG, by its last.
+
+    A complete file may also end in other data, such as the video of a phone, so only decoding it gives certainty.
+
+    Raises:
+        OSError: the file is not an image, or cannot be read.
+    """
+    with file.open("rb") as opened:
+        first = opened.read(8)
+        opened.seek(max(0, opened.seek(0, SEEK_END) - 64))
+        last = opened.read()
+    for start, end in ENDS.items():
+        if first.startswith(start):
+            return end in last
+    with Image.open(file):
+        return True
+
+
+def _map_in_threads(check: Callable[[str], ImageCheck], items: list[str], title: str) -> Iterator[ImageCheck]:
     """Yield check(item) of each item, in order, computed in many threads, with a progress bar."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     with (

@@ -181,9 +181,43 @@ def test_missing_empty_and_broken_images_are_counted_and_named(folder, capsys):
     wrong = "\n".join(wrong_lines(out))
     line_with(wrong, "7 of 64", ", ".join(names[:5]), 2)
     line_with(wrong, "1 of 64", names[7])
-    assert names[5] not in wrong and names[8] not in wrong
-    _, out = run_verify(folder, capsys, "--decode")
-    line_with(out, "1 of 64", names[8], "cannot identify image file")
+    assert names[5] not in wrong
+    for flags in ([], ["--decode"]):
+        _, out = run_verify(folder, capsys, *flags)
+        line_with(out, "1 of 64", names[8], "cannot identify image file")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_image_is_found_without_decode(suffix, tmp_path, capsys):
+    """Complete images with data after their end, as phones write them, are accepted."""
+    (tmp_path / "lists").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+    whole = (tmp_path / f"whole.{suffix}").read_bytes()
+    (tmp_path / f"trailer.{suffix}").write_bytes(whole + b"video" * 100)
+    (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+    file = tmp_path / "lists" / "custom_train.txt"
+    file.write_text("".join(f"{name}.{suffix} {label}\n" for label, name in enumerate(("whole", "trailer", "cut"))))
+    flags = [f"--{split}-txt={file}" for split in ("train", "val", "test")]
+    code, out = run_splits(["verify", "custom", "--data-root", str(tmp_path), *flags], capsys)
+    assert code == 1
+    line_with("\n".join(wrong_lines(out)), "1 of 3", f"cut.{suffix}", "truncated")
+
+
+def test_decode_counts_each_kind_of_image_in_one_line(folder, capsys):
+    names = [line.rsplit(" ", 1)[0] for line in (folder / "lists" / "custom_train.txt").read_text("utf-8").splitlines()]
+    image, exif = Image.new("RGB", (8, 6), "red"), Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.full((6, 8), 50_000, np.uint16))
+    saved = [deep, deep, image.convert("P"), image.convert("RGBA"), image]
+    for name, changed in zip(names, saved, strict=False):
+        changed.save(folder / "images" / name, exif=exif if changed is image else b"")
+    image.convert("CMYK").save(folder / "images" / names[5], "TIFF")
+    image.save(folder / "images" / names[6], save_all=True, append_images=[Image.new("RGB", (8, 6))])
+    code, out = run_verify(folder, capsys, "--decode")
+    assert code == 0
+    counts = ("2 16-bit", "1 palette", "1 transparent", "1 EXIF-rotated", "1 CMYK", "1 animated")
+    line_with("\n".join(lines_marked(out, "note")), "custom_train.txt", *counts)
 
 
 def test_missing_data_root_is_reported(folder, capsys):
