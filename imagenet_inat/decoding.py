@@ -14,6 +14,7 @@ from utils.distributed import log
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad image
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # open_rgb logs a note with the file's name
 # Keys of Image.info without which an RGB image is shown as it is stored. (Pillow itself turns TIFF files upright.)
 SHOWN_OTHERWISE = frozenset(("transparency", "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 # EXIF orientation -> how to turn the stored pixels upright. Pillow's ImageOps.exif_transpose also encodes the EXIF data
@@ -47,6 +48,11 @@ def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
     if not stat.S_ISREG((root / path).stat().st_mode):
         raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
     with Image.open(root / path) as image:
+        if _is_huge(image):
+            size = f"{image.width} × {image.height} pixels"
+            _note_once(
+                "huge", f"{root / path}: {size}, is slow to read and needs much memory; make such images smaller"
+            )
         image.load()
         if image.mode == "RGB" and (not as_shown or SHOWN_OTHERWISE.isdisjoint(image.info)):
             return image

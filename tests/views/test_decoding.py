@@ -1,6 +1,8 @@
 """Image files of every kind become the RGB pixels that a viewer shows, or are refused with their mode."""
 
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import main_moco_supcon_imba as stage1
 from imagenet_inat import decoding, options
 from imagenet_inat.decoding import open_rgb
 from imagenet_inat.images import LongTailDataset
+from tests import ROOT
 from tests.refusals import assert_names, at_line, line_with, refusal
 
 RAMP = np.linspace(0, 1, 256).repeat(4).reshape(32, 32)  # every grey level, from black to white
@@ -150,3 +153,20 @@ def test_first_frame_of_an_animation_is_read(name, tmp_path):
     first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     first.save(tmp_path / name, save_all=True, append_images=[second])
     assert np.array(open_rgb(tmp_path, name, as_shown=True))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_huge_image_is_named_in_one_line_and_refused_at_twice_the_limit(tmp_path, monkeypatch):
+    """The program runs on its own, because pytest replaces the filters of warnings."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (7, 7)).save(tmp_path / name)
+    limit, read = "from PIL import Image; Image.MAX_IMAGE_PIXELS = 40", "from imagenet_inat.decoding import open_rgb"
+    program = f"{limit}; {read}; open_rgb({tmp_path!r}, 'a.png'); open_rgb({tmp_path!r}, 'b.png')"
+    program = f"from pathlib import PosixPath; {program}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert line_with(done.stdout, "note", "a.png", "7 × 7") == done.stdout.strip()
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    (tmp_path / "list.txt").write_text("a.png 0\n")
+    dataset = LongTailDataset(tmp_path, tmp_path / "list.txt", 1, transform=None)
+    refusal(lambda: dataset[0], "a.png", at_line("list.txt", 1))
