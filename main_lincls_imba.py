@@ -17,7 +17,7 @@ import utils.startup  # noqa: F401, imported before the modules that take second
 
 # isort: split
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,12 +26,10 @@ from imagenet_inat import data_flags, loaders, options, stored_flags
 from imagenet_inat.split_features import compute_split_features
 from moco import heads
 from moco.heads import head_flags, inputs, selection
-from moco.heads.data import HeadData
 from utils import distributed, errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser
 from utils.distributed import launch
-from utils.measure.feature_cache import weights_digest
 from utils.run import dry_run, evaluation, folder, loop, resume, session
 
 MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "epochs", "batch_size", "lr")
@@ -42,12 +40,10 @@ def get_args_parser() -> Parser:
     parser = Parser(MOST_USED, description=__doc__)
     data_flags.add_data_arguments(parser)
     model = shared_flags.add_model_group(parser)
-    head_flags.add_head_arguments(parser.add_argument_group("Head (classifier)"))
-    head_flags.add_encoder_arguments(model)
+    head_flags.add_head_arguments(parser.add_argument_group("Head (classifier)"), model)
     shared_flags.add_optim_arguments(parser, epochs=100, lr=10.0, schedule=[60, 80], weight_decay=0.0)
     running = shared_flags.add_running_arguments(parser)
-    head_flags.add_evaluate_argument(running)
-    evaluation.add_evaluation_arguments(running)
+    head_flags.add_evaluation_arguments(running)
     shared_flags.add_machine_arguments(parser)
     head_flags.restrict_training_flags(parser)
     return parser
@@ -90,15 +86,12 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     options.resolve_defaults(args)
     processes = launch.check(args)
     head_flags.resolve_defaults(args, processes)
+    head_flags.resolve_run_dir(args, options.data_name(args))
     head = head_flags.HeadFlags.from_args(args)
-    if not args.evaluate:
-        name = head_flags.run_name(args, options.data_name(args))
-        args.run_dir = args.run_dir or str(Path(args.pretrained).parent / name)
     data = options.build_data_config(args, stored.num_classes if args.evaluate else None)
     evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
     data = options.choose_loading(args, data, data.open(evaluated[0] if evaluated else "train"), processes)
-    # A fitted head and --evaluate draw no training batches, so they accept a training list of any length.
-    draws_batches = not (args.evaluate or head.is_fitted)
+    draws_batches = not (args.evaluate or head.is_fitted)  # otherwise a training list may have any length
     if draws_batches:
         loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
     batch_size = args.batch_size if draws_batches else 1
@@ -108,11 +101,10 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     if not args.evaluate:
         folder.check_run_dir(arguments, head.is_fitted)
     run = session.RunPlan.from_args(args, Path(args.run_dir or "."), arguments)  # --evaluate writes no files
-    pretrained = Path(args.pretrained) if args.pretrained else None
+    pretrained = args.pretrained and Path(args.pretrained)
     plan = Plan(run, data, head, pretrained, evaluated, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:
-        # Fails before the launch if the encoder's file does not fit. `fit_heads` loads it before all other work anyway.
-        plan.network(processes, quiet=True)
+        plan.network(processes, quiet=True)  # fails before the launch if the encoder's file does not fit
     return plan
 
 
@@ -128,8 +120,7 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
     # A checkpoint to resume must contain the encoder of --pretrained, except for batch-norm statistics, which change.
     pretrained_weights = {} if plan.head.finetune or not state.source else heads.frozen_weights(model, "train")
     session.restore(state, model, compute)
-    if heads.changed_weights(model, pretrained_weights):
-        raise errors.InputError(f"checkpoint {state.source}: its encoder differs from {plan.pretrained}")
+    heads.check_unchanged(model, pretrained_weights, f"checkpoint {state.source}: differs from {plan.pretrained} in")
     resume.check_epochs_left(state, run.epochs, ended=evaluation.is_evaluated(state))
     state.check_step(len(loader))
     splits = loaders.build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
@@ -172,16 +163,15 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     """Fit a classifier to the encoder's features, or with --compare-heads all that the checkpoint supports."""
     data, compute = plan.data, plan.run.compute.on(process.device)
     network = heads.without_classifier(plan.network(1)).to(process.device)
-    run = replace(plan.run, arguments=plan.run.arguments.with_values(encoder=weights_digest(network)))
+    run = plan.run.with_arguments(encoder=inputs.encoder_digest(network))
     folder.check_run_dir(run.arguments, fitted=True)
     state, counts = resume.load_run(run, process), data.open("train").class_counts
     parts, lacks = inputs.read_checkpoint_parts(plan.pretrained, len(counts), plan.head.head)
     views, seed = plan.head.feature_views, state.seed
     with compute.precision_context():
         features = compute_split_features(data, network, plan.pretrained, run.run_dir, views, seed, process, compute)
-    train = inputs.prepare_training_features(features["train"], process.device)
-    val, test, selection_split = features["val"], features["test"], data.selection_split
-    head_data = HeadData(train, val, test, counts, compute, selection_split, parts, lacks)
+    others = {"selection_split": data.selection_split, "parts": parts, "lacks": lacks}
+    head_data = inputs.build_head_data(features, counts, compute, **others)
     with folder.lock_run_dir(run.run_dir), compute.precision_context():
         if plan.head.compare_heads:
             from moco.heads import comparison  # imports Matplotlib, which takes a second

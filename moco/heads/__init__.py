@@ -27,6 +27,7 @@ from moco.heads.fits import log_prior
 from moco.heads.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
 from moco.pretrained import check_stage2, load_encoder
 from utils.distributed import log
+from utils.errors import InputError
 from utils.run import checkpoint
 
 Loss = Callable[[Tensor, Tensor, int], Tensor]  # loss(logits (N, C), labels (N,), epoch); epochs count from 0
@@ -226,3 +227,9 @@ def changed_weights(model: nn.Module, frozen: dict[str, Tensor]) -> list[str]:
     """Return the names of frozen weights that are no longer bit-identical."""
     current = model.state_dict()
     return [name for name, stored in frozen.items() if not torch.equal(current[name], stored)]
+
+
+def check_unchanged(model: nn.Module, frozen: dict[str, Tensor], message: str) -> None:
+    """Raise InputError, with the message and the first names, if frozen weights are no longer bit-identical."""
+    if names := changed_weights(model, frozen):
+        raise InputError(f"{message} {checkpoint.first_keys(names)}")

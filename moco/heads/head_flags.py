@@ -11,6 +11,7 @@ from utils.cli.parser import Parser
 from utils.configs import FromArgs
 from utils.errors import InputError
 from utils.files import file_problem
+from utils.run import evaluation
 
 EVALUATING = When("with --evaluate", lambda args: args.evaluate)
 COMPARING = When("with --compare-heads", lambda args: args.compare_heads)
@@ -18,7 +19,7 @@ TRAINED = When("with --head {head} (trained on random views)", lambda args: not 
 FITTED = When("with --head {head} (fitted to features of a frozen encoder)", lambda args: is_fitted(args))
 
 
-def add_encoder_arguments(model: Group) -> None:
+def _add_encoder_arguments(model: Group) -> None:
     model.add_argument(
         "--pretrained",
         metavar="PATH",
@@ -34,7 +35,7 @@ def add_encoder_arguments(model: Group) -> None:
     )
 
 
-def add_evaluate_argument(running: Group) -> None:
+def add_evaluation_arguments(running: Group) -> None:
     running.add_argument(
         "-e",
         "--evaluate",
@@ -44,9 +45,12 @@ def add_evaluate_argument(running: Group) -> None:
         same_everywhere=True,
         refused=(COMPARING,),
     )
+    evaluation.add_evaluation_arguments(running)
 
 
-def add_head_arguments(group: Group) -> None:
+def add_head_arguments(group: Group, model: Group) -> None:
+    """Add the flags of the classifier to a group, and those of its encoder to another one."""
+    _add_encoder_arguments(model)
     group.add_argument(
         "--head",
         choices=list(HEADS),
@@ -161,6 +165,12 @@ def check_files(args) -> None:
             f'--pretrained "{args.pretrained or ""}": {file_problem(args.pretrained or "-")}, expected a checkpoint of '
             "main_moco_supcon_imba.py"
         )
+
+
+def resolve_run_dir(args, data_name: str) -> None:
+    """Set --run-dir to its default, a folder beside the pre-trained file. --evaluate writes no files."""
+    if not args.evaluate:
+        args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args, data_name))
 
 
 def run_name(args, data_name: str) -> str:

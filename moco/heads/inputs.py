@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from moco.heads import HEADS
+from moco.heads.data import HeadData
 from moco.methods import load_projection_and_targets
 from moco.pretrained import read_classifier
 from utils.errors import InputError
-from utils.measure.feature_cache import Features
+from utils.measure.feature_cache import Features, weights_digest
+from utils.run.compute import ComputeConfig
 
-MAX_FLOAT64_ELEMENTS = 2**25  # larger feature matrices stay in float32; this one takes 256 MB in float64
+MAX_FLOAT64_ELEMENTS = 2**25  # larger feature matrices stay in float32; a matrix of this size takes 256 MB in float64
 
 
 def _read_targets(checkpoint: Path, num_classes: int) -> tuple[nn.Module, Tensor]:
@@ -43,7 +45,21 @@ def read_checkpoint_parts(checkpoint: Path, num_classes: int, head: str) -> tupl
     return parts, lacks
 
 
-def prepare_training_features(train: Features, device: torch.device) -> Features:
-    """Move training features to a device, in float64 unless they have more than MAX_FLOAT64_ELEMENTS elements."""
-    features = train.features.double() if train.features.numel() <= MAX_FLOAT64_ELEMENTS else train.features
-    return Features(features.to(device), train.labels.to(device))
+def encoder_digest(network: nn.Module) -> str:
+    """Return a hash of an encoder's weights, which identifies the features that heads were fitted to."""
+    return weights_digest(network)
+
+
+def build_head_data(features: dict[str, Features], counts: np.ndarray, compute: ComputeConfig, **others) -> HeadData:
+    """Return the data of fitted heads, with the training features on the device.
+
+    Args:
+        features: Those of train, val and test. They are fitted in float64 unless there are more than
+            MAX_FLOAT64_ELEMENTS.
+        counts: (C,) training images per class.
+        others: Further attributes of HeadData.
+    """
+    train = features["train"].features
+    train = train.double() if train.numel() <= MAX_FLOAT64_ELEMENTS else train
+    train = Features(train.to(compute.device), features["train"].labels.to(compute.device))
+    return HeadData(train, features["val"], features["test"], counts, compute, **others)

@@ -63,7 +63,11 @@ class RunPlan(FromArgs):
 
     def in_folder(self, run_dir: Path) -> "RunPlan":
         """Return the same run in another folder."""
-        return replace(self, run_dir=run_dir, arguments=self.arguments.with_values(run_dir=str(run_dir)))
+        return replace(self.with_arguments(run_dir=str(run_dir)), run_dir=run_dir)
+
+    def with_arguments(self, **values: object) -> "RunPlan":
+        """Return the same run, with other or further values in args.json and checkpoints."""
+        return replace(self, arguments=self.arguments.with_values(**values))
 
 
 @dataclass(frozen=True)
