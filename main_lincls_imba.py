@@ -127,7 +127,7 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
     compute.apply_to(model.to(process.device))
     with session.open_run(run, state, model, loader, compute) as checkpointer:
         results = train(plan, checkpointer, loader, splits, compute)
-        evaluation.finish(run.run_dir, state.args, results, loader.dataset.class_counts, data.selection_split)
+        evaluation.finish(run.run_dir, state, results, data.selection_split)
 
 
 def train(plan: Plan, checkpointer, loader, splits: dict, compute) -> dict:
@@ -165,12 +165,14 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     network = heads.without_classifier(plan.network(1)).to(process.device)
     run = plan.run.with_arguments(encoder=inputs.encoder_digest(network))
     folder.check_run_dir(run.arguments, fitted=True)
-    state, counts = resume.load_run(run, process), data.open("train").class_counts
+    state, images = resume.load_run(run, process), data.open("train")
+    counts = images.class_counts
     parts, lacks = inputs.read_checkpoint_parts(plan.pretrained, len(counts), plan.head.head)
     views, seed = plan.head.feature_views, state.seed
     with compute.precision_context():
         features = compute_split_features(data, network, plan.pretrained, run.run_dir, views, seed, process, compute)
-    others = {"selection_split": data.selection_split, "parts": parts, "lacks": lacks}
+    described = loaders.describe_data(images, data.normalise(process.device))
+    others = {"selection_split": data.selection_split, "parts": parts, "lacks": lacks, "described": described}
     head_data = inputs.build_head_data(features, counts, compute, **others)
     with folder.lock_run_dir(run.run_dir), compute.precision_context():
         if plan.head.compare_heads:

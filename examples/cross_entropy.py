@@ -133,7 +133,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
         results = evaluation.train_classifier(
             run, plan.eval_freq, checkpointer, loader, splits, compute, optimizer, step
         )
-        evaluation.finish(run.run_dir, state.args, results, loader.dataset.class_counts, data.selection_split)
+        evaluation.finish(run.run_dir, state, results, data.selection_split)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imagenet_inat.images import LongTailDataset, report_bad_images
+from imagenet_inat.lists.names import read_class_names
 from imagenet_inat.options import DataConfig
 from imagenet_inat.paths import SPLITS
 from imagenet_inat.samplers import SAMPLERS, EpochBatches, check_batch_size
@@ -21,6 +22,15 @@ from utils.randomness import Stream, numpy_rng, to_device
 from utils.run.signals import ignore_in_worker
 
 EVAL_BATCH = 256  # images per process and evaluation batch, unless --eval-batch-size is given or training uses more
+
+
+def describe_data(images: LongTailDataset, normalise: Normalise) -> dict[str, object]:
+    """Return what checkpoints store about the training images.
+
+    The entries are train_counts, class_names and statistics; see `RunState`.
+    """
+    names = read_class_names(images.list_file, images.num_classes)
+    return {"train_counts": images.class_counts.tolist(), "class_names": names, "statistics": normalise.statistics}
 
 
 class DeviceBatches:
@@ -51,6 +61,10 @@ class DeviceBatches:
     def start_at(self, epoch: int, first_step: int) -> None:
         """Set the epoch and the step at which the next iteration starts (training loaders only)."""
         self.loader.batch_sampler.set_epoch(epoch, first_step)
+
+    def describe_data(self) -> dict[str, object]:
+        """Return what checkpoints store about the training images; see `describe_data`."""
+        return describe_data(self.dataset, self.normalise)
 
     def report_bad_images(self, run_dir: Path) -> None:
         """Report skipped images after a training epoch; see `images.report_bad_images`."""

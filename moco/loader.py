@@ -147,6 +147,21 @@ def eval_transform(view: str, image_size: int) -> T.Compose:
     return T.Compose([view_named(view).eval_transform(image_size), to_pixels])
 
 
+def describe_eval_view(view: str, image_size: int) -> dict[str, object]:
+    """Describe the evaluation view for other programs.
+
+    Returns:
+        {"resize": …, "crop": …, "interpolation": …}. resize: the length of the shorter side, or [height, width] of the
+        whole image. crop: [height, width] of the centre that is kept, or None.
+    """
+    transform = view_named(view).eval_transform(image_size)
+    steps = transform.transforms if isinstance(transform, T.Compose) else [transform]
+    (resize,) = (step for step in steps if isinstance(step, T.Resize))
+    crop = next((list(step.size) for step in steps if isinstance(step, T.CenterCrop)), None)
+    whole = resize.size if isinstance(resize.size, int) else list(resize.size)
+    return {"resize": whole, "crop": crop, "interpolation": resize.interpolation.value}
+
+
 class Normalise:
     """Conversion of loader batches to the model's input: uint8 is sent to the device and normalised there.
 
@@ -156,7 +171,7 @@ class Normalise:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
-        self.device = device
+        self.device, self.statistics = device, {"mean": list(mean), "std": list(std)}
         self.mean, self.std = torch.tensor([mean, std], device=device)[:, :, None, None]  # (3, 1, 1) each
 
     def __call__(self, view: Tensor | PendingJitter) -> Tensor:

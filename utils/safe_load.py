@@ -66,6 +66,11 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
 
 
+def are_texts(value: object) -> bool:
+    """Whether a value is a list of strings, such as the names of classes."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def is_plain(value: object) -> bool:
     """Whether a value can be an argument: None, a bool, a number, a string, or a list of these."""
     if isinstance(value, list):

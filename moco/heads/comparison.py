@@ -37,8 +37,10 @@ def run(run_dir: Path, args: dict, data: HeadData) -> None:
         heads |= nearby_probes(Path(args["pretrained"]), {name: args[name] for name in LIST_DIGEST_KEYS})
     RunLog(run_dir, args, (), 0)
     best = {name: value for name, value in heads[best_head(heads)].items() if name not in COMPARISON_KEYS}
+    heads = {title: {k: v for k, v in entry.items() if k != "confusion"} for title, entry in heads.items()}
     chosen = {"on": data.selection_split, "from": {"head": [*heads]}}
-    write_results(run_dir, args, {"selected": best, "heads": heads}, data.counts, chosen)
+    names = data.described.get("class_names")
+    write_results(run_dir, args, {"selected": best, "heads": heads}, data.counts.tolist(), chosen, names)
     header, rows = heads_rows(heads, data.selection_split)
     table = format_markdown_table(header, rows, text_columns=2)
     write_text(run_dir / TABLE, f"{HEADS_NOTE}\n\n{SHOT_NOTE}.\n\n{table}\n")

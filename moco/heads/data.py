@@ -30,6 +30,7 @@ class HeadData:
             and the targets (C, D); row y is the target of class y. "classifier": weight (C, d) and bias (C,) of the
             last layer of a network that was trained with cross-entropy.
         lacks: Maps each missing part to the reason.
+        described: Entries of checkpoints that describe the training images, such as class_names.
     """
 
     train: Features
@@ -40,6 +41,7 @@ class HeadData:
     selection_split: str
     parts: dict[str, tuple] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
+    described: dict[str, object] = field(default_factory=dict)
     _logistic_fits: dict[tuple, Fit] = field(default_factory=dict, init=False, repr=False)
 
     @property

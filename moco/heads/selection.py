@@ -137,9 +137,10 @@ def fit_and_save(run_dir: Path, args: dict, network: nn.Module, data: HeadData) 
     selected = select_head(args["head"], args["sampling"], args["logit_adjustment"], data)
     RunLog(run_dir, args, (), 0)  # after the fit, because a failed fit must not replace the arguments of old results
     network.fc = selected.classifier
-    entries = {"epoch": 0, "arch": args["arch"], "args": args, "train_counts": data.counts.tolist()}
-    checkpoint.save_network(run_dir / BEST, network, **entries)
+    entries = {"train_counts": data.counts.tolist(), **data.described}
+    checkpoint.save_network(run_dir / BEST, network, epoch=0, arch=args["arch"], args=args, **entries)
     chosen = {"on": data.selection_split, "from": selected.tried}
-    write_results(run_dir, args, {"selected": selected.entry}, data.counts, chosen)
+    names = data.described.get("class_names")
+    write_results(run_dir, args, {"selected": selected.entry}, data.counts.tolist(), chosen, names)
     show_accuracies(f"test, selected ({format_settings(selected.entry)})", selected.entry)
     log(f"wrote {run_dir}: args.json, {BEST}, results.json")

@@ -54,6 +54,7 @@ def test_single_head_matches_comparison_and_evaluate(head, words, comparison, tm
     record = results_of(tmp_path)
     title = f"{head}, post" if head in ("logistic", "cosine") else head
     theirs = results_of(comparison)["heads"][title]
+    assert record["selected"].pop("confusion")["counts"]
     assert record["selected"] == {name: theirs[name] for name in record["selected"]}
     assert record["chosen"]["from"] == theirs["from"]
     capsys.readouterr()

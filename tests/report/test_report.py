@@ -52,12 +52,12 @@ def test_html_and_markdown_have_same_sections(pages):
         re.findall("<h2>(.*)</h2>", pages["html"]),
         re.findall("^## (.*)$", pages["md"], re.MULTILINE),
     )
-    assert html_titles == md_titles and len({*html_titles}) == len(html_titles) == 8
+    assert html_titles == md_titles and len({*html_titles}) == len(html_titles) == 9
     first, second, *_, commands, arguments = pages["md"].split("\n## ")[1:]
     assert "| selected (" in first and "/loss.svg)" in second
     assert "python train.py" in commands and "<details>" in arguments
-    feature_figures = [name for name in re.findall(r"/(\w+)\.svg\)", pages["md"]) if name.endswith("_0")]
-    assert feature_figures == ["centres_0", "targets_0", "map_0"]
+    figures = [name for name in re.findall(r"/(\w+)\.svg\)", pages["md"]) if name.endswith("_0")]
+    assert figures == ["confusion_0", "centres_0", "targets_0", "map_0"]
 
 
 def test_only_differing_arguments_are_listed(pages):

@@ -28,6 +28,8 @@ SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from":
 SCHEDULE |= {"args.dry_run": bool, "args.optimizer": str, "args.clip_grad": type(None)}
 ENCODER = {"args.accum_steps": int, "args.grad_checkpointing": bool, "args.freeze": list, "args.lr_backbone": float}
 COUNTS = {f"train_counts.{label}": int for label in range(10)}
+COUNTS |= {f"statistics.{name}.{channel}": float for name in ("mean", "std") for channel in range(3)}
+CONFUSION = {f"results.selected.confusion.counts.{c}.{d}": int for c in range(10) for d in range(10)}
 ADDED = {
     "tsc": {
         "queue_grid": int,
@@ -45,6 +47,7 @@ ADDED = {
         **{f"args.{name}": str for name in ("head", "sampling", "logit_adjustment")},
         **{"args.feature_views": int},
         **COUNTS,
+        **CONFUSION,
         **{
             f"results.{choice}.{name}": float
             for choice in ("selected", "last", "best_on_test")

@@ -155,6 +155,8 @@ def format_results_table(results: dict[str, dict]) -> str:
 def update_results(results: dict, epoch: int, measured: dict[str, dict]) -> bool:
     """Store an epoch's test accuracies under each of CHOICES that they qualify for. Return whether it is selected.
 
+    Only the entry `selected` contains the confusion of the classes, which is large.
+
     Args:
         results: the entries so far, by choice; updated in place.
         measured: accuracies of val and test; empty if the epoch was not evaluated.
@@ -163,11 +165,12 @@ def update_results(results: dict, epoch: int, measured: dict[str, dict]) -> bool
         return False
     entry = {"epoch": epoch, **measured["test"], "val_acc1": measured["val"]["acc1"]}
     entry["val_balanced"] = measured["val"].get("balanced", entry["val_acc1"])
+    confusion = {"confusion": entry.pop("confusion")} if "confusion" in entry else {}
     results["last"] = entry
     if "best_on_test" not in results or entry["acc1"] > results["best_on_test"]["acc1"]:
         results["best_on_test"] = entry
     previous = results.get("selected")  # old checkpoints have no val_balanced, but a balanced validation split
     if previous and entry["val_balanced"] <= previous.get("val_balanced", previous["val_acc1"]):
         return False
-    results["selected"] = entry
+    results["selected"] = entry | confusion
     return True

@@ -17,6 +17,7 @@ from utils import errors
 from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.report import sections, trials
+from utils.report.confusions import confusions
 from utils.report.page import format_markdown_section, write_report
 from utils.report.runs import Run, read_run, short_names
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = with_short_names([read_run(path) for path in args.runs])
     # Results come first, settings last.
     page_sections = [sections.accuracy(runs), *trial_sections, sections.curves(runs), *sections.heads(runs)]
-    page_sections += sections.features(runs)
+    page_sections += [*confusions(runs), *sections.features(runs)]
     page_sections += [make(runs) for make in (sections.overview, sections.commands, sections.arguments)]
     title = "Report of " + ", ".join(run.name for run in runs)
     page, text = write_report(Path(args.output or args.runs[0]), title, page_sections)

@@ -20,6 +20,8 @@ from utils.report.style import COLOURS, LIGHT, escape_label, save_figure
 LABEL_WIDTH = 34  # characters of a line of a y label
 SIZE, SQUARE = (4.4, 3.1), (4.4, 3.9)  # inches; text stays readable on a telephone at 370 px
 NAMED_CLASSES = 20  # with more classes, the axis has no class names
+MAX_LABEL = 16  # longer names of classes are shortened
+COUNTED_CLASSES = 12  # with more classes, the cells of a confusion matrix have no numbers
 # Blue to red, without the ends of Matplotlib's colour map, which are too dark on a dark page.
 FREQUENCY = ListedColormap(colormaps["turbo"](np.linspace(0.1, 0.9, 256)))
 
@@ -109,13 +111,41 @@ def accuracy_against_count(per_class: dict[str, list[float | None]], counts: np.
     return _legend(figure)
 
 
+def _name_classes(axes: Axes, classes: list[str], rows: bool = False) -> None:
+    """Write the names of at most NAMED_CLASSES classes below the columns of a drawing, and beside its rows."""
+    if len(classes) > NAMED_CLASSES:
+        return
+    labels = [escape_label(name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…") for name in classes]
+    is_long = max(map(len, labels)) > 3
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if is_long else 0, fontsize=9 if is_long else None)
+    if rows:
+        axes.set_yticks(range(len(labels)), labels, fontsize=9 if is_long else None)
+
+
+def confusion_matrix(counts: np.ndarray, classes: list[str]) -> Figure:
+    """Draw the shares of each class's images that are classified as each class, with the counts of few classes.
+
+    Args:
+        counts: (C, C) images; row: class, column: predicted class. classes: names of rows and columns.
+    """
+    figure, axes = plt.subplots(figsize=(5.4, 4.9), layout="constrained")  # room for the names
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    for (row, column), images in np.ndenumerate(counts if len(classes) <= COUNTED_CLASSES else np.empty((0, 0))):
+        if images:
+            colour = "#ffffff" if shares[row, column] > 55 else "#1b1f24"
+            axes.text(column, row, images, ha="center", va="center", fontsize=8, color=colour)
+    _name_classes(axes, classes, rows=True)
+    axes.set(xlabel="predicted class, most training images first", ylabel="class")
+    figure.colorbar(image, label="% of the class", shrink=0.9)
+    return figure
+
+
 def centre_similarities(cosines: np.ndarray, classes: list[str]) -> Figure:
     """Draw the cosines of all pairs of class centres, (C, C), as colours; rows and columns follow `classes`."""
     figure, axes = plt.subplots(figsize=SQUARE, layout="constrained")
     image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    if len(classes) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(classes)), classes)
-        axes.set_yticks(range(len(classes)), classes)
+    _name_classes(axes, classes, rows=True)
     axes.set(xlabel="class, most training images first", ylabel="class")
     figure.colorbar(image, label="cosine of the centres", shrink=0.9)
     return figure
@@ -127,8 +157,7 @@ def cosines_to_targets(values: dict[str, np.ndarray], classes: list[str]) -> Fig
     for i, (name, cosines) in enumerate(values.items()):
         size = 26 if len(classes) <= 100 else 6
         axes.scatter(range(len(cosines)), cosines, size, color=f"C{i}", marker="os"[i % 2], label=name, linewidth=0)
-    if len(classes) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(classes)), classes)
+    _name_classes(axes, classes)
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set_ylim(min(-0.1, axes.get_ylim()[0]), 1.05)
     axes.set(xlabel="class, most training images first", ylabel="cosine to its target")
@@ -155,7 +184,7 @@ def feature_map(points: np.ndarray, ranks: np.ndarray, classes: list[str], on_ci
         for rank in np.unique(ranks):
             position = np.median(points[ranks == rank], axis=0)
             style = {"fontsize": 12, "weight": "bold", "path_effects": halo}
-            axes.annotate(classes[rank], position, xytext=(6, 6), textcoords="offset points", **style)
+            axes.annotate(escape_label(classes[rank]), position, xytext=(6, 6), textcoords="offset points", **style)
     bar = figure.colorbar(dots, shrink=0.9, ticks=[0, last])
     bar.ax.set_yticklabels(["most", "fewest"])
     bar.set_label("training images of the class", labelpad=-14)
@@ -205,7 +234,8 @@ def per_class_accuracy(results: dict[str, dict], path: Path) -> None:
         heights = np.array(entry["per_class"], dtype=float)[order]
         places = np.arange(len(order)) + (i - (len(results) - 1) / 2) * width
         axes.bar(places, heights, width, color=colour, label=f"{escape_label(method)}: {entry['acc1']:.1f} % overall")
-    axes.set_xticks(range(len(order)), [f"{c}\n{counts[c]}" for c in order])
+    names = next(iter(results.values())).get("class_names") or range(len(order))
+    axes.set_xticks(range(len(order)), [f"{escape_label(str(names[c]))}\n{counts[c]}" for c in order])
     axes.set(xlabel=f"class and its number of training images\n{SHOT_NOTE}", ylabel="test accuracy, %")
     axes.set(ylim=(0, 118), yticks=range(0, 101, 20))
     axes.legend(loc="upper right", ncols=len(results), frameon=False)

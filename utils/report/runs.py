@@ -6,9 +6,10 @@ from typing import NamedTuple
 from utils.cli.flags import declared_flags, effect_of
 from utils.distributed import log
 from utils.errors import InputError, short_repr
+from utils.measure.confusion import confusion_problem
 from utils.measure.results import CHOICES, entry_problem
 from utils.run.logger import read_log
-from utils.safe_load import is_count, is_plain, read_json
+from utils.safe_load import are_texts, is_count, is_plain, read_json
 
 
 class Stage(NamedTuple):
@@ -49,6 +50,13 @@ class Run(NamedTuple):
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(stage.args["seed"] for stage in self.stages.values())
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Return the names of the classes in label order, if the probe's or the comparison's results contain them."""
+        return next(
+            (found["class_names"] for found in (self.results, self.heads) if "class_names" in (found or {})), None
+        )
 
     def deciding_arguments(self) -> dict[str, object]:
         """Return the arguments that affect the result, except the seeds."""
@@ -168,9 +176,16 @@ def _results_problem(results: dict) -> str | None:
     counts = results.get("train_counts")
     if not isinstance(counts, list) or not all(map(is_count, counts)) or not any(counts):
         return f"train_counts is {short_repr(counts)}, expected the number of training images of each class"
+    names = results.get("class_names")
+    if names is not None and not (are_texts(names) and len(names) == len(counts)):
+        return f"class_names is {short_repr(names)}, expected the name of each class"
     class_counts = {len(results[choice]["per_class"]) for choice in CHOICES if choice in results}
     if class_counts != {len(counts)}:
         return f"per_class has {short_repr(sorted(class_counts))} classes, train_counts has {len(counts)}"
+    if problem := "confusion" in results["selected"] and confusion_problem(
+        results["selected"]["confusion"], len(counts)
+    ):
+        return f"'selected' {problem}"
     chosen, heads = results.get("chosen", {}), results.get("heads")
     if not isinstance(chosen, dict) or not isinstance(chosen.get("on", ""), str) or (heads and "on" not in chosen):
         return f"chosen is {short_repr(chosen)}, expected a dict with the split ('on') and the candidates ('from')"

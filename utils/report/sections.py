@@ -141,7 +141,7 @@ def _series(log: list[dict], column: str) -> tuple[list[int], list[float]]:
 
 def features(runs: list[Run]) -> list[Section]:
     """Return the sections on stage 1's features of the validation split; for missing ones, the reason and command."""
-    features_by_run, reasons = {}, []
+    features_by_run, names, reasons = {}, {run.name: run.class_names for run in runs}, []
     for run in runs:
         if run.pretraining is None:
             reasons.append(f"{run.name}: not shown, its stage-1 folder was not found")
@@ -151,21 +151,21 @@ def features(runs: list[Run]) -> list[Section]:
         except InputError as error:
             command = run.pretraining.about.get("command", "its command")
             reasons.append(f"{run.name}: not shown, {error}. To write it: `{command} --resume auto --monitor-freq 1`")
-    return [_centres(features_by_run, reasons), _targets(features_by_run, reasons), _map(features_by_run, reasons)]
+    return [make(features_by_run, names, reasons) for make in (_centres, _targets, _map)]
 
 
-def _by_frequency(run: RunFeatures) -> tuple[list[int], list[str]]:
+def _by_frequency(run: RunFeatures, names: list[str] | None) -> tuple[list[int], list[str]]:
     """Return the classes as numbers and as names, those with the most training images first."""
     order = run.class_counts.argsort(descending=True, stable=True).tolist()
-    return order, list(map(str, order))
+    return order, [names[c] if names and len(names) == len(order) else str(c) for c in order]
 
 
-def _centres(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
+def _centres(found: dict[str, RunFeatures], names: dict[str, list[str] | None], reasons: list[str]) -> Section:
     rows, pictures = [], []
     for name, run in found.items():
         values = measure_geometry(run.features, run.labels, len(run.class_counts))
         rows.append([name, str(run.epoch), *("–" if v is None else f"{v:.3f}" for v in values.values())])
-        order, classes = _by_frequency(run)
+        order, classes = _by_frequency(run, names[name])
         centres = class_centres(run.features, run.labels, len(order))[order]
         cosines = (centres @ centres.T).numpy()
         caption = f"{name}, epoch {run.epoch}: cosines of the class centres of the validation images"
@@ -181,13 +181,13 @@ def _centres(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     return Section("Class centres", (*(text if rows else ()), *reasons), tables, tuple(pictures))
 
 
-def _targets(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
+def _targets(found: dict[str, RunFeatures], names: dict[str, list[str] | None], reasons: list[str]) -> Section:
     pictures, without = [], []
     for name, run in found.items():
         if run.targets is None:
             without.append(f"{name}: no targets, because epoch {run.epoch} belongs to KCL.")
             continue
-        order, classes = _by_frequency(run)
+        order, classes = _by_frequency(run, names[name])
         image_cosines = (class_centres(run.features, run.labels, len(order)) * run.targets).sum(dim=1)
         cosines = {"running centroid": run.centroid_cosines, "validation images": image_cosines}
         cosines = {what: values.numpy()[order] for what, values in cosines.items()}
@@ -197,17 +197,17 @@ def _targets(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
     return Section("Classes and their targets", (*without, *reasons), pictures=tuple(pictures))
 
 
-def _map(found: dict[str, RunFeatures], reasons: list[str]) -> Section:
+def _map(found: dict[str, RunFeatures], names: dict[str, list[str] | None], reasons: list[str]) -> Section:
     pictures = []
     for name, run in found.items():
         if len(run.labels) < MIN_MAP_IMAGES:
             reasons = [*reasons, f"{name}: no map, because {len(run.labels)} validation images are too few."]
             continue
-        order, classes = _by_frequency(run)
+        order, classes = _by_frequency(run, names[name])
         indices = spread_out(len(run.labels), MAX_MAP_IMAGES)
         points, method = in_two_dimensions(run.features.numpy()[indices])
         ranks = np.argsort(order)[run.labels.numpy()[indices]]
-        caption = f"{name}, epoch {run.epoch}: {len(indices)} validation images, {method}; numbers are classes"
+        caption = f"{name}, epoch {run.epoch}: {len(indices)} validation images, {method}; labels are classes"
         arguments = points, ranks, classes, method == "as they are"
         pictures.append(draw(f"map_{len(pictures)}", caption, plots.feature_map, *arguments))
     text = (

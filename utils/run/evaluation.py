@@ -13,6 +13,7 @@ from utils.cli.flags import Group
 from utils.cli.numbers import positive_int
 from utils.distributed import log
 from utils.files import format_json, write_text
+from utils.measure.confusion import Confusion
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
 from utils.measure.progress import Progress, format_means
 from utils.measure.results import CHOICES, RULE, show_accuracies, update_results
@@ -133,7 +134,10 @@ def validate(
     after_batch: Callable = lambda: None,
     where: str = "this split",
 ) -> dict:
-    """Return the mean loss, the accuracies of `ClassAccuracy.summary`, and ece, the calibration error in percent.
+    """Return the loss and the accuracies of a model on a split.
+
+    The entries are loss (the mean), those of `ClassAccuracy.summary`, ece (the calibration error in percent) and
+    confusion (see `Confusion.summary`).
 
     Args:
         after_batch: called after each batch that exists on every rank.
@@ -143,19 +147,21 @@ def validate(
         InputError: a logit is not finite; raised on all ranks.
     """
     model.eval()
-    accuracy = ClassAccuracy(len(class_counts), compute.device, where)
+    accuracy, confusion = ClassAccuracy(len(class_counts), compute.device, where), Confusion(len(class_counts))
     loss, calibration = torch.zeros((), device=compute.device), Calibration(compute.device)
     for number, (images, labels) in enumerate(loader):
         with compute.autocast():
             logits = model(images)
         assert logits.dtype == torch.float32, "half-precision logits tie, and a tie counts as an error"
         accuracy.add(logits, labels)
+        confusion.add(logits, labels)
         calibration.add(logits, labels)
         loss += cross_entropy(logits, labels, reduction="sum")
         if number < loader.num_common_batches:
             after_batch()
     mean = float(distributed.sum_over_ranks(loss)) / len(loader.dataset)
-    return {"loss": mean, **accuracy.summary(class_counts), "ece": calibration.error()}
+    accuracies = accuracy.summary(class_counts)  # raises if a logit is not finite
+    return {"loss": mean, **accuracies, "ece": calibration.error(), "confusion": confusion.summary()}
 
 
 def log_epoch(run_log: RunLog, means: Means, epoch: int, lr: float, measured: dict, progress: Progress) -> None:
@@ -184,7 +190,14 @@ def print_accuracies(
         show_accuracies(f"{split}, epoch {epoch}", accuracies)
 
 
-def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, chosen: dict) -> None:
+def write_results(
+    run_dir: Path,
+    args: dict,
+    results: dict,
+    class_counts: Sequence[int],
+    chosen: dict,
+    class_names: list[str] | None = None,
+) -> None:
     """Write results.json.
 
     Args:
@@ -192,20 +205,22 @@ def write_results(run_dir: Path, args: dict, results: dict, class_counts: np.nda
         chosen: {"on": the split used for selection, "from": the candidate values by hyperparameter}.
     """
     record = {name: args[name] for name in ("dataset", "arch", "seed", "pretrained")}
-    record |= {"chosen": {"rule": RULE, **chosen}, **results, "train_counts": class_counts.tolist()}
+    record |= {"chosen": {"rule": RULE, **chosen}, **results, "train_counts": [*class_counts]}
+    record |= {"class_names": class_names} if class_names else {}
     if distributed.is_main():
         write_text(run_dir / "results.json", format_json(record, indent=2) + "\n")
 
 
-def finish(run_dir: Path, args: dict, results: dict, class_counts: np.ndarray, selection_split: str) -> None:
+def finish(run_dir: Path, state: RunState, results: dict, selection_split: str) -> None:
     """Write results.json, and print the accuracies and the names of the files.
 
     Args:
-        args: the run's arguments, as in args.json.
         selection_split: see `DataConfig.selection_split`.
     """
+    args = state.args
     evaluated_epochs = sorted({*range(args["eval_freq"], args["epochs"] + 1, args["eval_freq"]), args["epochs"]})
-    write_results(run_dir, args, results, class_counts, {"on": selection_split, "from": {"epoch": evaluated_epochs}})
+    chosen = {"on": selection_split, "from": {"epoch": evaluated_epochs}}
+    write_results(run_dir, args, results, state.train_counts, chosen, state.class_names)
     for name in CHOICES:
         suffix = " on test" if name == "selected" and selection_split == "test" else ""
         show_accuracies(f"test, {name}{suffix} (epoch {results[name]['epoch']})", results[name])

@@ -112,7 +112,7 @@ def open_run(
     def collect_state(state: RunState) -> None:
         state.extra, state.scaler = extra_state(), compute.scaler_state()
 
-    state.train_counts = loader.dataset.class_counts.tolist()
+    vars(state).update(loader.describe_data())  # train_counts, class_names, statistics
     with StopSignals() as stop, lock_run_dir(plan.run_dir, state.source, state.broken), compute.precision_context():
         timer = DryRun(loader.dataset.class_counts, len(loader), plan.epochs, compute.device) if plan.dry_run else None
         yield Checkpointer(plan.run_dir, state, model, stop, plan.save_steps, collect_state, timer)

@@ -12,10 +12,10 @@ from utils.errors import InputError, short_repr
 from utils.measure.results import results_problem
 from utils.randomness import Stream, derive_seed
 from utils.run import checkpoint
-from utils.safe_load import MAX_COUNT, is_count, is_number, is_plain
+from utils.safe_load import MAX_COUNT, are_texts, is_count, is_number, is_plain
 
 NOT_ENTRIES = ("weights", "extra", "source", "broken")  # fields that are not stored under their names
-OMITTED_IF_NONE = ("phase", "results", "train_counts", "best_acc1", "scaler")
+OMITTED_IF_NONE = ("phase", "results", "train_counts", "class_names", "statistics", "best_acc1", "scaler")
 
 
 @dataclass
@@ -34,6 +34,8 @@ class RunState:
         scaler: loss scale of --amp fp16.
         results: accuracies so far (stage 2).
         train_counts: training images of each class; None in older files.
+        class_names: names of the classes in label order; None if they are not known.
+        statistics: {"mean": three numbers, "std": three numbers} that normalise the images; None in older files.
         best_acc1: the best test accuracy so far (stage 2), an entry of the authors' code.
         extra: the method's own entries (stage 1), which the method checks.
         source: the checkpoint that was read; None in a new run.
@@ -51,6 +53,8 @@ class RunState:
     means: dict | None = None
     results: dict | None = None
     train_counts: list | None = None
+    class_names: list | None = None
+    statistics: dict | None = None
     best_acc1: object = None
     scaler: object = None
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -96,6 +100,10 @@ class RunState:
             return f"means is {short_repr(self.means)}, expected steps, count and sums"
         if not all(is_count(count) for count in self.train_counts or ()):
             return f"train_counts is {short_repr(self.train_counts)}, expected images per class"
+        if self.class_names is not None and not are_texts(self.class_names):
+            return f"class_names is {short_repr(self.class_names)}, expected texts"
+        if self.statistics is not None and not are_statistics(self.statistics):
+            return f"statistics is {short_repr(self.statistics)}, expected mean and std of three channels"
         return results_problem(self.results) if self.results else None
 
     def load_weights(self, model: nn.Module) -> None:
@@ -123,6 +131,15 @@ class RunState:
 
     def __str__(self) -> str:
         return f"epoch {self.epoch} and {self.step} steps"
+
+
+def are_statistics(entry: object) -> bool:
+    """Whether an entry contains the mean and the standard deviation of three channels."""
+    if not isinstance(entry, dict) or entry.keys() != {"mean", "std"}:
+        return False
+    channels = entry.values()
+    are_numbers = all(isinstance(v, list) and len(v) == 3 and all(map(is_number, v)) for v in channels)
+    return are_numbers and min(entry["std"]) > 0
 
 
 def _are_means(entry: dict) -> bool:
