@@ -80,18 +80,38 @@ def parse(parser: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, S
     source = Path(source)
     flags = [flag for flag in parser._actions if effect_of(flag).stored in kinds]
     stored = StoredArgs(source, _read(source, flags), frozenset(typed_names(parser, argv)))
-    defaults = _defaults(stored, args)
-    words = [word for flag in flags for word in _words(flag, defaults.get(flag.dest))]
-    try:
-        parser.check_words(words)
-    except ValueError as error:
-        raise InputError(f"checkpoint {source}: its arguments cannot be used: {error}") from None
+    words = _checked_words(parser, flags, _defaults(stored, args), source)
     for flag in flags:
         if flag.dest in stored.typed & stored.values.keys() and effect_of(flag).affects_result:
             _report_difference(flag, args, stored)
     completed = parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
     completed.pretrained = args.pretrained  # `check_files` has replaced a run folder by its checkpoint
     return completed, stored
+
+
+def parse_stored(parser: Parser, source: Path) -> argparse.Namespace:
+    """Return the arguments that a checkpoint was trained with, of the parser's flags that declare `stored`.
+
+    Raises:
+        InputError: the checkpoint cannot be read, stores no arguments, or stores one that its flag does not accept.
+    """
+    flags = [flag for flag in parser._actions if effect_of(flag).stored]
+    values = _read(source, flags)
+    if "dataset" not in values:
+        raise InputError(
+            f"checkpoint {source}: does not store how it sees images, expected a checkpoint of stage 2 of this project"
+        )
+    return parser.parse_args(_checked_words(parser, flags, values, source))
+
+
+def _checked_words(parser: Parser, flags: list[argparse.Action], values: dict[str, object], source: Path) -> list[str]:
+    """Return the command line that sets flags to stored values. Raise InputError if the parser does not accept it."""
+    words = [word for flag in flags for word in _words(flag, values.get(flag.dest))]
+    try:
+        parser.check_words(words)
+    except ValueError as error:
+        raise InputError(f"checkpoint {source}: its arguments cannot be used: {error}") from None
+    return words
 
 
 def _read(source: Path, flags: list[argparse.Action]) -> dict[str, object]:

@@ -20,7 +20,7 @@ PACKAGES = (
         "moco.heads",
         "moco.export",
     ),
-    *("imagenet_inat.lists", "imagenet_inat.sets", "imagenet_inat", "imagenet_inat.splits"),
+    *("imagenet_inat.lists", "imagenet_inat.sets", "imagenet_inat", "imagenet_inat.splits", "imagenet_inat.predict"),
     *("", "examples", "examples.results", "benchmarks", "benchmarks.many_classes", "benchmarks.gpu"),
 )
 MOST_LINES, MOST_LINES_PER_FUNCTION, MOST_FILES = 250, 50, 13

@@ -10,7 +10,8 @@ Load them into a torchvision or timm network; only its classifier keeps its own 
 Write a program that maps images to features and, for a stage-2 checkpoint, to logits:
     python -m moco.export PROBE/model_best.pth.tar classifier.onnx
     python -m moco.export RUN encoder.pt2
-Load it with onnxruntime.InferenceSession(FILE), or torch.export.load(FILE).module().
+Load it with onnxruntime.InferenceSession(FILE), or torch.export.load(FILE).module(). A
+program also stores image size, mean, std, the resize and the names of the classes.
 """
 
 import utils.startup  # noqa: F401, before imports that take seconds
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from moco.encoders import PROJECT_NETWORKS, get_encoder
 from moco.encoders.library import TIMM
+from moco.export.metadata import Metadata
 from moco.export.programs import onnx_file, pt2_file, trained_network
 from moco.pretrained import SAFETENSORS, checkpoint_file, load_encoder, read_state
 from utils import errors
@@ -80,9 +82,10 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError(
             f"--to {args.to}: {arch} is a {library} network, other names are not supported. Omit --to"
         )
-    image_size = args.image_size or trained_size(source) or 224
+    state = {} if source.suffix == SAFETENSORS else checkpoint.read_file(source)
+    image_size = args.image_size or trained_size(state) or 224
     if output.suffix in PROGRAMS:
-        write_program(output, source, arch, image_size)
+        write_program(output, source, state, arch, image_size)
         return
     network = get_encoder(arch, image_size)(num_classes=1000)
     weights = load_encoder(network, source, arch).weights
@@ -103,21 +106,30 @@ def write_weights(output: Path, weights: dict[str, Tensor], arch: str) -> None:
         write_atomically(output, lambda file: torch.save(weights, file))
 
 
-def write_program(output: Path, source: Path, arch: str, image_size: int) -> None:
-    """Export the network and write it, after a check that its outputs match the network's."""
+def write_program(output: Path, source: Path, state: dict, arch: str, image_size: int) -> None:
+    """Export the network and write it, after a check that its outputs match the network's.
+
+    state: entries of the checkpoint, from which the metadata is taken.
+    """
     network = trained_network(source, arch, image_size)
-    data = PROGRAMS[output.suffix](network, image_size)
+    facts = {"outputs": network.output_names, "num_classes": network.num_classes}
+    metadata = Metadata.of_run(state, arch=arch, image_size=image_size, **facts)
+    data = PROGRAMS[output.suffix](network, image_size, metadata.to_json())
     write_atomically(output, lambda file: file.write(data))
     log(
         f"wrote {output}: {arch}, maps images (N, 3, {image_size}, {image_size}) to "
         f"{' and '.join(network.output_names)}. Checked: the outputs match the network's on the same images"
     )
-    log("input: images resized as for evaluation and normalised with the data set's mean and standard deviation")
+    unknown = [name for name in ("views", "mean", "std") if getattr(metadata, name) is None]
+    if unknown:
+        log(f"note: {source} does not store {', '.join(unknown)}, so that the metadata lacks it")
+    if network.num_classes and not metadata.class_names:
+        log("note: the metadata has no names of classes, because the run did not know them")
+    log("input: images resized and normalised as in the metadata. Classify: python -m imagenet_inat.predict")
 
 
-def trained_size(source: Path) -> int | None:
+def trained_size(state: dict) -> int | None:
     """Return the --image-size stored in a checkpoint, or None if the file does not contain it."""
-    state = {} if source.suffix == SAFETENSORS else checkpoint.read_file(source)
     args = state.get("args")
     return args.get("image_size") if isinstance(args, dict) else None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moco.builder import l2_normalise
 from moco.encoders import get_encoder
+from moco.export.metadata import KEY
 from moco.heads.classifiers import fitted_classifier, projection_like
 from moco.pretrained import QUERY_PREFIX, is_stage1, load_encoder, read_weights
 from utils.errors import InputError, first_line
@@ -37,6 +38,11 @@ class ExportNetwork(nn.Module):
     @property
     def output_names(self) -> list[str]:
         return [FEATURES, self.head_output] if self.head else [FEATURES]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the classifier, or None if the head is not a classifier."""
+        return len(self.head.bias) if self.head and self.head_output == LOGITS else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder(images)
@@ -86,8 +92,10 @@ def as_program(network: ExportNetwork, image_size: int) -> torch.export.Exported
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def pt2_file(network: ExportNetwork, image_size: int) -> bytes:
+def pt2_file(network: ExportNetwork, image_size: int, metadata: str = "") -> bytes:
     """Return the content of a .pt2 file. `torch.export.load(FILE).module()(images)` computes the outputs.
+
+    metadata: see `Metadata.to_json`.
 
     Raises:
         InputError: See `as_program` and `_check`.
@@ -96,14 +104,16 @@ def pt2_file(network: ExportNetwork, image_size: int) -> bytes:
     program = as_program(network, image_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.4 warns about its own file format
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files={f"{KEY}.json": metadata})
         loaded = torch.export.load(BytesIO(file.getvalue())).module()
     _check(network, loaded, image_size, "the exported program")
     return file.getvalue()
 
 
-def onnx_file(network: ExportNetwork, image_size: int) -> bytes:
+def onnx_file(network: ExportNetwork, image_size: int, metadata: str = "") -> bytes:
     """Return the content of an ONNX file, with inputs and outputs named as IMAGES and `network.output_names`.
+
+    metadata: see `Metadata.to_json`.
 
     Raises:
         InputError: onnx, onnxscript or onnxruntime is missing, PyTorch is too old, or the network is too large. See
@@ -126,7 +136,10 @@ def onnx_file(network: ExportNetwork, image_size: int) -> bytes:
         dynamo=True,
         verbose=False,
     )
-    data = program.model_proto.SerializeToString()
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, metadata
+    data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> list[Tensor]:

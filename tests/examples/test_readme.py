@@ -15,6 +15,7 @@ from benchmarks.many_classes import __main__ as many_classes
 from benchmarks.many_classes import assignment, real_sizes
 from examples import cross_entropy, demo, figure1, pixels
 from examples.results import __main__ as results
+from imagenet_inat.predict import __main__ as predict
 from imagenet_inat.splits import __main__ as splits
 from moco.export import __main__ as export
 from tests import ROOT
@@ -31,6 +32,7 @@ MODULES = {
     "examples.pixels": pixels,
     "examples.figure1": figure1,
     "moco.export": export,
+    "imagenet_inat.predict": predict,
     "imagenet_inat.splits": splits,
     "utils.report": report,
     "benchmarks.bench_targets": bench_targets,

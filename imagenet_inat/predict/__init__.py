@@ -1,0 +1,1 @@
+"""Predictions of a trained classifier: python -m imagenet_inat.predict."""

@@ -1,0 +1,85 @@
+"""The images of python -m imagenet_inat.predict: folders, unreadable files, and refused command lines."""
+
+import csv
+import io
+
+import pytest
+from PIL import Image
+
+from imagenet_inat.predict import __main__ as predict
+from tests.refusals import line_with, refusal
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with an image, a subfolder with another, a truncated image and a text file."""
+    root = tmp_path / "images"
+    (root / "inner" / "most").mkdir(parents=True)
+    Image.new("L", (16, 16), 90).save(root / "b.png")
+    Image.new("RGB", (40, 20), "red").save(root / "inner" / "most" / "a.JPG")
+    (root / "inner" / "broken.png").write_bytes((root / "b.png").read_bytes()[:40])
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def rows(text: str) -> dict[str, dict[str, str]]:
+    return {row["path"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def test_folder_is_searched_and_unreadable_file_has_a_row(folder, classifiers, capsys):
+    predict.main([str(classifiers["linear"]), str(folder)])
+    out, err = capsys.readouterr()
+    found = rows(out)
+    names = ["b.png", "inner/broken.png", "inner/most/a.JPG"]
+    assert list(found) == [str(folder / name) for name in names]
+    bad = found.pop(str(folder / "inner/broken.png"))
+    assert bad["error"] and bad["label"] == bad["probability_5"] == ""
+    assert all(row["label"] and not row["error"] for row in found.values())
+    line_with(err, "2 of 3", "1 without")
+    line_with(err, "note", "1 files")
+
+
+def test_missing_file_of_a_list_has_a_row(folder, classifiers, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("b.png\ngone.png\n")
+    predict.main([str(classifiers["linear"]), "--list", str(tmp_path / "list.txt"), "--data-root", str(folder)])
+    out, err = capsys.readouterr()
+    assert rows(out)["gone.png"]["error"] and rows(out)["b.png"]["label"]
+    line_with(err, "1 of 2")
+
+
+def test_path_that_ends_in_a_number_is_not_a_label(folder, classifiers, tmp_path, capsys):
+    (folder / "b.png").rename(folder / "scan 3")
+    (tmp_path / "list.txt").write_text("scan 3\n")
+    predict.main([str(classifiers["linear"]), "--list", str(tmp_path / "list.txt"), "--data-root", str(folder)])
+    assert list(rows(capsys.readouterr().out)) == ["scan 3"]
+
+
+def test_image_without_a_prediction_does_not_count_in_accuracy(folder, classifiers, tmp_path, capsys):
+    predict.main([str(classifiers["linear"]), str(folder / "b.png")])
+    label = rows(capsys.readouterr().out)[str(folder / "b.png")]["label"]
+    (tmp_path / "list.txt").write_text(f"b.png {label}\ngone.png 0\n")
+    predict.main([str(classifiers["linear"]), "--list", str(tmp_path / "list.txt"), "--data-root", str(folder)])
+    line_with(capsys.readouterr().err, "1 of 2", "accuracy 100.00 %", "1 images")
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        ("{linear}", ("IMAGES", "--list")),
+        ("{linear} gone", ("gone",)),
+        ("{linear} {images}/empty", ("empty", ".png")),
+        ("{linear} {images} --output {images}/b.png", ("b.png", ".csv", ".jsonl")),
+        ("{linear} {images} --output {images}/taken.csv", ("taken.csv", "--overwrite")),
+        ("{linear} --list {images}/notes.txt", ("no image", "--data-root")),
+        ("{linear}/.. {images}", ("model_best.pth.tar", "linear")),
+        ("{images}/notes.txt {images}", ("notes.txt",)),
+        ("{stage1}/last.pth.tar {images}", ("last.pth.tar", "classifier", "--head")),
+        ("{images}/gone.pt2 {images}", ("gone.pt2",)),
+    ],
+)
+def test_unusable_command_line_is_refused(words, facts, folder, classifiers, tsc_run):
+    (folder / "empty").mkdir()
+    (folder / "taken.csv").write_text("kept")
+    words = words.format(linear=classifiers["linear"], images=folder, stage1=tsc_run).split()
+    refusal(lambda: predict.main(words), *facts)
+    assert (folder / "taken.csv").read_text() == "kept"
