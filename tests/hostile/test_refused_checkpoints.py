@@ -209,6 +209,8 @@ ROWS = [
     *((name, load, content, facts) for name, content, facts in FILES),
     ("archive of features", features, 10**7, f"{NAME} 1000"),
     *((f"entries {' '.join(entries)}", run_state, entries, facts) for entries, facts in STATES),
+    ("class names", run_state, {"class_names": ["a", 1]}, "class_names 1"),
+    ("statistics", run_state, {"statistics": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "statistics mean std"),
     *(("classifier", reader_of(lambda path: read_classifier(path, 3)), OrderedDict(fc), "bad.pth fc") for fc in HEADS),
     ("arch", reader_of(read_state), {"state_dict": {}, "arch": ["x"]}, "bad.pth arch ['x']"),
     *((f"args {args}", arguments, args, f"bad.pth {'--contrast' if 'contrast' in args else 'args'}") for args in ARGS),

@@ -8,7 +8,7 @@ from utils.report.page import Section, Table
 from utils.report.runs import Run
 from utils.report.style import draw
 
-NUM_SHOWN = 20  # errors in the table
+NUM_SHOWN = 10  # errors in the table
 TEXT = (
     "Test images of the selected classifier. The row of the matrix is the class of an image, the column is the class "
     f"that was predicted. The tables list the {NUM_SHOWN} most frequent errors."
