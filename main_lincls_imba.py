@@ -166,14 +166,13 @@ def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     run = plan.run.with_arguments(encoder=inputs.encoder_digest(network))
     folder.check_run_dir(run.arguments, fitted=True)
     state, images = resume.load_run(run, process), data.open("train")
-    counts = images.class_counts
-    parts, lacks = inputs.read_checkpoint_parts(plan.pretrained, len(counts), plan.head.head)
+    parts, lacks = inputs.read_checkpoint_parts(plan.pretrained, data.spec.num_classes, plan.head.head)
     views, seed = plan.head.feature_views, state.seed
     with compute.precision_context():
         features = compute_split_features(data, network, plan.pretrained, run.run_dir, views, seed, process, compute)
     described = loaders.describe_data(images, data.normalise(process.device))
     others = {"selection_split": data.selection_split, "parts": parts, "lacks": lacks, "described": described}
-    head_data = inputs.build_head_data(features, counts, compute, **others)
+    head_data = inputs.build_head_data(features, images.class_counts, compute, **others)
     with folder.lock_run_dir(run.run_dir), compute.precision_context():
         if plan.head.compare_heads:
             from moco.heads import comparison  # imports Matplotlib, which takes a second

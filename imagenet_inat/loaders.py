@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imagenet_inat.images import LongTailDataset, report_bad_images
-from imagenet_inat.lists.names import read_class_names
+from imagenet_inat.lists.known import class_names
 from imagenet_inat.options import DataConfig
 from imagenet_inat.paths import SPLITS
 from imagenet_inat.samplers import SAMPLERS, EpochBatches, check_batch_size
@@ -29,7 +29,7 @@ def describe_data(images: LongTailDataset, normalise: Normalise) -> dict[str, ob
 
     The entries are train_counts, class_names and statistics; see `RunState`.
     """
-    names = read_class_names(images.list_file, images.num_classes)
+    names = class_names(images.list_file, images.num_classes)
     return {"train_counts": images.class_counts.tolist(), "class_names": names, "statistics": normalise.statistics}
 
 

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.distributed import log
 from utils.errors import InputError
 from utils.files import write_text
+from utils.safe_load import are_texts, read_json
 
 COMMIT = "f162adef63fdf592d0b8a0f6e52bc481fc08785f"
 SOURCE = f"https://raw.githubusercontent.com/facebookresearch/classifier-balancing/{COMMIT}/data"  # + /<Set>/<file>
@@ -71,16 +73,22 @@ def known_files(path: Path) -> list[KnownFile]:
 def class_names(list_file: Path, num_classes: int) -> list[str] | None:
     """Return the names of the classes in label order, from the made.json beside a list; None if they are unknown.
 
+    A note reports a made.json that cannot be read.
+
     Args:
         list_file: a list of the data set, such as `DataConfig.lists.files["train"]`.
         num_classes: C. A record with another number of names does not belong to the list.
     """
-    try:
-        record = json.loads((list_file.parent / MADE).read_text(encoding="utf-8"))
-        names = [str(name) for name in record["classes"]] if list_file.name in record["files"] else []
-    except (OSError, ValueError, KeyError, TypeError):
+    file = list_file.parent / MADE
+    if not file.is_file():
         return None
-    return names if len(names) == num_classes else None
+    try:
+        record = read_json(file)
+    except InputError as error:
+        log(f"note: {error}; the classes have no names")
+        return None
+    names = record.get("classes")
+    return names if are_texts(names) and len(names) == num_classes else None
 
 
 def write_lists(folder: Path, texts: dict[str, str], made: dict) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_inat.lists.names import read_class_names
+from imagenet_inat.lists.known import class_names
 from tests.predict.conftest import NAMES
 from tests.refusals import line_with
 from utils.report import __main__ as report
@@ -29,14 +29,14 @@ def test_stage1_checkpoint_contains_statistics_and_no_unknown_names(tsc_run):
 
 @pytest.mark.parametrize("text", ["{}", '{"classes": ["a"]}', '{"classes": [1, 2]}'])
 def test_file_without_names_of_all_classes_is_ignored(text, tmp_path):
-    assert read_class_names(tmp_path / "custom_train.txt", 2) is None
+    assert class_names(tmp_path / "custom_train.txt", 2) is None
     (tmp_path / "made.json").write_text(text)
-    assert read_class_names(tmp_path / "custom_train.txt", 2) is None
+    assert class_names(tmp_path / "custom_train.txt", 2) is None
 
 
 def test_damaged_file_is_reported(tmp_path, capsys):
     (tmp_path / "made.json").write_text("{")
-    assert read_class_names(tmp_path / "custom_train.txt", 2) is None
+    assert class_names(tmp_path / "custom_train.txt", 2) is None
     line_with(capsys.readouterr().out, "note", tmp_path / "made.json")
 
 

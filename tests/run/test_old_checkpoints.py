@@ -23,7 +23,7 @@ OLD_CHECKPOINTS = ROOT / "tests" / "checkpoints" / "b954aa5"
 # Entries that newer checkpoints have in addition.
 VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None)}
 VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
-LOADING = {"args.dist_timeout": int, "args.cache": str, "args.batch_views": bool}
+LOADING = {"args.dist_timeout": int, "args.cache": str, "args.batch_views": bool, "args.images_as_shown": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 SCHEDULE |= {"args.dry_run": bool, "args.optimizer": str, "args.clip_grad": type(None)}
 ENCODER = {"args.accum_steps": int, "args.grad_checkpointing": bool, "args.freeze": list, "args.lr_backbone": float}

@@ -84,10 +84,13 @@ def test_data_set_row_sets_colour_jitter(name):
 
 @pytest.mark.parametrize("main", [stage1.main, stage2.main])
 def test_row_with_unknown_view_is_refused(main, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+    torch.save({}, tmp_path / "weights.pth")
+    (folder := tmp_path / "folder").mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], view="digti"))
-    refusal(lambda: main(["--dataset", "digits"]), "digti", "photo, thumbnail, simclr, cifar, ")
-    assert list(tmp_path.iterdir()) == []
+    pretrained = ["--pretrained", "../weights.pth"] if main is stage2.main else []
+    refusal(lambda: main(["--dataset", "digits", *pretrained]), "digti", "photo, thumbnail, simclr, cifar, ")
+    assert list(folder.iterdir()) == []
 
 
 def test_every_row_names_a_view():
