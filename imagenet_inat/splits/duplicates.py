@@ -36,7 +36,7 @@ def check_duplicates(spec: DatasetSpec, lists: list[SplitList], root: Path, find
         if repeated:
             found = True
             report(
-                f"{len(repeated)} pictures are in two {what} under different names: "
+                f"equal pictures in two {what} under different names ({len(repeated)}): "
                 f"{format_first_cases(cases, len(repeated))}"
             )
     if not found:

@@ -39,7 +39,7 @@ def test_recipe_starts_and_stage_2_uses_its_data_flags(counts, contrast, tmp_pat
     tiny, run = ["--epochs", "1", "-j", "0", "-p", "0", "--device", "cpu", "--seed", "0"], tmp_path / "run"
     stage1.main([*words, *tiny, "--run-dir", str(run)])
     args = json.loads((run / "args.json").read_text())["args"]
-    assert (args["image_size"], args["arch"], args["views"]) == (16, "resnet32", "cifar") and args["device_aug"]
+    assert (args["image_size"], args["arch"], args["views"]) == (16, "lenet", "cifar") and args["device_aug"]
     data = f"@{tmp_path}/lists/data.txt"
     stage2.main([data, *tiny[2:], "--pretrained", str(run / "last.pth.tar"), "--compare-heads"])
     assert (run / "heads" / "results.json").exists()
