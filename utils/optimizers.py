@@ -70,23 +70,17 @@ class OptimizerConfig(FromArgs):
     clip_grad: float | None
 
     def build(self, parameters: Iterable) -> torch.optim.Optimizer:
-        """Build the optimiser; see `build_optimizer`."""
-        return build_optimizer(self, parameters)
+        """Build the optimiser of the flags. With --clip-grad, it clips the gradients before each step.
 
-
-def build_optimizer(config: OptimizerConfig, parameters: Iterable) -> torch.optim.Optimizer:
-    """Build the optimiser of the flags. With --clip-grad, it clips the gradients before each step.
-
-    Args:
-        parameters: parameters or parameter groups, as for torch's optimisers. The entry LR_FACTOR_KEY of a group
-            multiplies the group's learning rate.
-    """
-    parameters = [*parameters]
-    optimizer = OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
-    if config.clip_grad:  # in a pre-step hook, because --amp fp16 unscales the gradients just before the step
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        optimizer.register_step_pre_hook(lambda *_: _clip(weights, config.clip_grad))
-    return optimizer
+        Args:
+            parameters: parameters or parameter groups, as for torch's optimisers. The entry LR_FACTOR_KEY of a group
+                multiplies the group's learning rate.
+        """
+        optimizer = OPTIMIZERS[self.optimizer]([*parameters], self.lr, self.momentum, self.weight_decay)
+        if self.clip_grad:  # in a pre-step hook, because --amp fp16 unscales the gradients just before the step
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            optimizer.register_step_pre_hook(lambda *_: _clip(weights, self.clip_grad))
+        return optimizer
 
 
 def _clip(weights: list[nn.Parameter], max_norm: float) -> None:

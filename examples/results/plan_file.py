@@ -60,10 +60,6 @@ class Entries:
             raise self.input_error(f"{name} is missing")
         return value
 
-    def stage1(self) -> str:
-        """Return the entry `stage1`. Its former name, `way`, is also accepted."""
-        return self.text("stage1", self.values.pop("way", None))
-
     def words(self, name: str, default: str | None = None) -> tuple[str, ...]:
         try:
             return tuple(shlex.split(self.text(name, default)))
@@ -101,7 +97,7 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
     for name, entries in sections.items():
         kind, _, key = name.partition(" ")
         if kind == "method" and key:
-            methods[key] = StudyMethod(key, entries.text("title"), entries.stage1(), entries.words("flags", ""))
+            methods[key] = StudyMethod(key, entries.text("title"), entries.text("stage1"), entries.words("flags", ""))
         elif kind == "sweep" and key:
             sweeps.append(_build_sweep(key, entries))
         elif name != "study":

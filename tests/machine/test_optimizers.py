@@ -1,22 +1,20 @@
 """--optimizer and --clip-grad: hand-computed steps, fp16 loss scaling, resumed runs."""
 
-from argparse import Namespace
-
 import pytest
 import torch
 from torch import nn
 
 import main_moco_supcon_imba as stage1
 from tests.stopping import assert_resumes_bit_identical
-from utils.optimizers import OPTIMIZERS, TRUST_COEFFICIENT, Lars, build_optimizer
+from utils.optimizers import OPTIMIZERS, TRUST_COEFFICIENT, Lars, OptimizerConfig
 from utils.run import checkpoint
 from utils.run.compute import ComputeConfig
 
 TSC = ["--epochs", "2", "--targeted", "--sep_t"]  # one epoch of KCL and one of TSC, 5 steps each
 
 
-def optimizer_args(optimizer: str, clip: float | None = None, momentum: float = 0.9) -> Namespace:
-    return Namespace(optimizer=optimizer, lr=0.1, momentum=momentum, weight_decay=0.01, clip_grad=clip)
+def config(optimizer: str, clip: float | None = None, momentum: float = 0.9) -> OptimizerConfig:
+    return OptimizerConfig(optimizer, lr=0.1, momentum=momentum, weight_decay=0.01, clip_grad=clip)
 
 
 def test_lars_matches_hand_computation():
@@ -50,7 +48,7 @@ def test_lars_updates_zero_matrix():
 def test_adamw_matches_torch():
     ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
     optimizers = (
-        build_optimizer(optimizer_args("adamw"), [ours]),
+        config("adamw").build([ours]),
         torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01),
     )
     for gradient in ([1.0, 2.0], [-3.0, 1.0]):
@@ -66,7 +64,7 @@ def test_clip_grad_limits_the_total_norm(amp):
     compute = ComputeConfig(torch.device("cpu"), amp=amp)
     for clip, expected in ((1.0, (0.6, 0.8)), (9.0, (3.0, 4.0)), (None, (3.0, 4.0))):
         weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-        optimizer = build_optimizer(optimizer_args("sgd", clip, momentum=0.0), iter(weights))
+        optimizer = config("sgd", clip, momentum=0.0).build(iter(weights))
         compute.step((3 * weights[0] + 4 * weights[1]).sum(), optimizer)
         assert [weight.item() for weight in weights] == pytest.approx(
             [-0.1 * gradient for gradient in expected], rel=1e-4

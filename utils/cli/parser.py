@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from utils.cli import recipes
-from utils.cli.flags import Arguments, Declarations, Group, When, describe_arguments, effect_of
+from utils.cli.flags import Declarations, Group, When, describe_arguments, effect_of
 from utils.distributed import log
 
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
@@ -50,9 +50,7 @@ class Parser(Declarations, argparse.ArgumentParser):
         effect = effect_of(flag)
         flag.effect = replace(effect, refused=(*refused, *effect.refused), ignored=(*ignored, *effect.ignored))
 
-    def describe(self, args: argparse.Namespace, facts: dict, legacy: dict) -> Arguments:
-        """Return the arguments with what their flags declare; see `describe_arguments`."""
-        return describe_arguments(self, args, facts, legacy)
+    describe = describe_arguments
 
     def format_help(self) -> str:
         """Return the help text: usage, description, the most used flags, all other flags in their groups."""
