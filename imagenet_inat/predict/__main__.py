@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             images = find_images(args.images)
     workers = min(usable_cores(), MAX_WORKERS) if len(images.paths) > FEW_IMAGES else 0
-    files = ImageFiles(images, transform, sees.image_size)
+    files = ImageFiles(images, transform, sees.image_size, bool(sees.as_shown))
     loader = DataLoader(
         files,
         args.batch_size,

@@ -78,7 +78,8 @@ def _load_checkpoint(source: Path, device: torch.device, batch_size: int) -> Cla
     views = args.views or datasets.get_spec(args.dataset).view
     head = next(name for name in (state.args.get("head"), "linear") if name in list(heads.HEADS))
     num_classes = _num_classes(state.weights, source)
-    entries = {"args": vars(args) | {"head": head, "views": views}, "class_names": state.class_names}
+    stored = {"head": head, "views": views, "images_as_shown": state.args.get("images_as_shown")}
+    entries = {"args": vars(args) | stored, "class_names": state.class_names}
     entries["statistics"] = state.statistics
     sees = Metadata.of_run(
         entries, arch=args.arch, image_size=args.image_size, outputs=[LOGITS], num_classes=num_classes

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from imagenet_inat.images import CHECKED_IMAGES, adapt_paths, image_exists, open_rgb
 from imagenet_inat.lists.format import read_split
+from imagenet_inat.splits.image_search import ImageSearch
 from utils.errors import InputError, first_line
 
 LABELLED = re.compile(r"\S\s+-?\d+$")  # a line of a split list: a path, blanks, a label
@@ -27,14 +27,14 @@ class ImageList(NamedTuple):
         paths: paths as they are written to the output.
         files: the same paths on disk, which differ for ImageNet's validation images (see `adapt_paths`).
         labels: (n,) int64, or None.
-        skipped: number of files in the folders without an extension of an image.
+        skipped: how many files of the folders are not used, and why; or "".
     """
 
     root: Path
     paths: list[str]
     files: list[str]
     labels: np.ndarray | None = None
-    skipped: int = 0
+    skipped: str = ""
 
 
 def find_images(given: list[str]) -> ImageList:
@@ -43,21 +43,19 @@ def find_images(given: list[str]) -> ImageList:
     Raises:
         InputError: a path does not exist, or a folder contains no image.
     """
-    paths, skipped = [], 0
+    paths, skipped = [], ""
     for name in given:
         if not Path(name).exists():
             raise InputError(f"{name}: no such file or folder")
         if not Path(name).is_dir():
             paths.append(name)
             continue
-        files = sorted(str(path) for path in Path(name).rglob("*") if path.is_file())
-        images = [path for path in files if path.lower().endswith(IMG_EXTENSIONS)]
+        search = ImageSearch(Path(name))
+        images = search.images_below(".")
         if not images:
-            raise InputError(
-                f"{name}: no images in this folder, expected files that end in {', '.join(IMG_EXTENSIONS)}"
-            )
-        paths += images
-        skipped += len(files) - len(images)
+            raise InputError(f"{name}: no images in this folder; skipped {search.summary()}")
+        paths += [str(Path(name) / image) for image in images]
+        skipped = f"{name}: skipped {search.summary()}" if search.skipped else skipped
     return ImageList(Path(), paths, paths, skipped=skipped)
 
 
@@ -99,17 +97,22 @@ class ImageFiles(Dataset):
     """The images of an ImageList, for loader processes.
 
     An item is (pixels, error): (3, S, S) uint8 and "", or zeros and why the file cannot be read.
+
+    Args:
+        as_shown: see `open_rgb`; as in the training of the classifier.
     """
 
-    def __init__(self, images: ImageList, transform: Callable[[Image.Image], Tensor], image_size: int):
-        self.images, self.transform, self.image_size = images, transform, image_size
+    def __init__(
+        self, images: ImageList, transform: Callable[[Image.Image], Tensor], image_size: int, as_shown: bool = False
+    ):
+        self.images, self.transform, self.image_size, self.as_shown = images, transform, image_size, as_shown
 
     def __len__(self) -> int:
         return len(self.images.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         try:
-            return self.transform(open_rgb(self.images.root, self.images.files[index])), ""
+            return self.transform(open_rgb(self.images.root, self.images.files[index], self.as_shown)), ""
         except OSError as error:
             problem = error.strerror or first_line(error)
         except (InputError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -64,7 +64,7 @@ class Predictor:
                 f"note: head {sees.head}: its probabilities are not calibrated; only their order has a meaning"
             )
         if images.skipped:
-            print_stderr(f"note: {images.skipped} files without an extension of an image were skipped")
+            print_stderr(f"note: {images.skipped}")
         classified = total - self.unreadable
         parts = [f"{classified} of {total} images classified"]
         if self.unreadable:

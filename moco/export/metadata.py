@@ -24,6 +24,7 @@ class Metadata:
         class_names: names of the classes in label order.
         head: kind of classifier, a key of HEADS.
         dataset: --dataset of the run.
+        as_shown: whether training turned images upright by their EXIF orientation and laid them over white.
         views: --views of the run, which decides how an image becomes a square.
         statistics: the data set whose mean and std normalise the images.
         mean, std: of the three channels, for values from 0 to 1.
@@ -36,6 +37,7 @@ class Metadata:
     class_names: list[str] | None = None
     head: str | None = None
     dataset: str | None = None
+    as_shown: bool | None = None
     views: str | None = None
     statistics: str | None = None
     mean: list[float] | None = None
@@ -53,10 +55,11 @@ class Metadata:
         texts = {name: args.get(name) for name in ("head", "dataset", "views")}
         texts["statistics"] = args.get("statistics") or args.get("dataset")
         texts = {name: value for name, value in texts.items() if isinstance(value, str)}
+        as_shown = args["images_as_shown"] if isinstance(args.get("images_as_shown"), bool) else None
         numbers = state.get("statistics") if are_statistics(state.get("statistics")) else {}
         names = state.get("class_names")
         names = names if are_texts(names) and len(names) == others.get("num_classes") else None
-        return cls(**others, **texts, **numbers, class_names=names)
+        return cls(**others, **texts, **numbers, class_names=names, as_shown=as_shown)
 
     def with_statistics(self, mean: list[float], std: list[float]) -> "Metadata":
         """Return a copy with mean and std, unless they are known."""
@@ -95,6 +98,7 @@ def _problem(entries: dict[str, object]) -> str | None:
     required = ("arch", "image_size", "outputs")
     checks = dict.fromkeys(entries, lambda value: isinstance(value, str))
     checks |= {"image_size": _is_positive, "num_classes": _is_positive, "outputs": are_texts}
+    checks |= {"as_shown": lambda value: isinstance(value, bool)}
     checks |= {"class_names": lambda names: are_texts(names) and len(names) == entries["num_classes"]}
     whole = {"mean": entries["mean"], "std": entries["std"]}
     checks |= dict.fromkeys(whole, lambda value: are_statistics(whole))

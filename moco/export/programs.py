@@ -42,7 +42,10 @@ class ExportNetwork(nn.Module):
     @property
     def num_classes(self) -> int | None:
         """Number of classes of the classifier, or None if the head is not a classifier."""
-        return len(self.head.bias) if self.head and self.head_output == LOGITS else None
+        # A classifier on the projected features contains the classifier proper.
+        return (
+            len(getattr(self.head, "classifier", self.head).bias) if self.head_output == LOGITS and self.head else None
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder(images)

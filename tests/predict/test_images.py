@@ -3,8 +3,9 @@
 import csv
 import io
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from imagenet_inat.predict import __main__ as predict
 from tests.refusals import line_with, refusal
@@ -36,7 +37,19 @@ def test_folder_is_searched_and_unreadable_file_has_a_row(folder, classifiers, c
     assert bad["error"] and bad["label"] == bad["probability_5"] == ""
     assert all(row["label"] and not row["error"] for row in found.values())
     line_with(err, "2 of 3", "1 without")
-    line_with(err, "note", "1 files")
+    line_with(err, "note", folder, "1 .txt")
+
+
+def test_image_is_turned_upright_as_in_training(classifiers, tmp_path, capsys):
+    """Phones store a turned photo with its orientation. The classifier was trained on images as viewers show them."""
+    pixels = Image.fromarray((np.arange(256).reshape(16, 16) // 2).astype(np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pixels.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
+    pixels.save(tmp_path / "upright.png")
+    predict.main([str(classifiers["linear"]), str(tmp_path)])
+    photo, upright = rows(capsys.readouterr().out).values()
+    assert photo["probability"] == upright["probability"]
 
 
 def test_missing_file_of_a_list_has_a_row(folder, classifiers, tmp_path, capsys):
@@ -67,7 +80,7 @@ def test_image_without_a_prediction_does_not_count_in_accuracy(folder, classifie
     [
         ("{linear}", ("IMAGES", "--list")),
         ("{linear} gone", ("gone",)),
-        ("{linear} {images}/empty", ("empty", ".png")),
+        ("{linear} {images}/empty", ("empty",)),
         ("{linear} {images} --output {images}/b.png", ("b.png", ".csv", ".jsonl")),
         ("{linear} {images} --output {images}/taken.csv", ("taken.csv", "--overwrite")),
         ("{linear} --list {images}/notes.txt", ("no image", "--data-root")),
