@@ -120,7 +120,8 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     def extra_state() -> dict:
         return method.extra_state() | ({"online_probe": probe.state()} if probe else {})
 
-    with session.open_run(run, state, model, loader, compute, extra_state) as checkpointer:
+    per_step = (model.encoder_q, method.views_at_once)
+    with session.open_run(run, state, model, loader, compute, extra_state, *per_step) as checkpointer:
         local_batch_size = max(1, run.batch_size // distributed.world_size())
         splits = loaders.build_eval_loaders(data, plan.measures.splits, local_batch_size, process)
         vote, groups = plan.measures.vote, data.spec.superclasses

@@ -1,10 +1,14 @@
 """Choose and check devices (--device, --gpu), count usable CPU cores, and check memory sizes."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from utils.errors import InputError, first_line
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers
 
 
 def resolve_device(name: str) -> torch.device:
@@ -51,11 +55,22 @@ def check_memory(flag: str, what: str, size: int, advice: str) -> None:
         size: the size in bytes.
         advice: what the user can do.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
+    memory = machine_memory()
+    if memory and size > memory:
         raise InputError(
             f"{flag}: {what} needs {size / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}; {advice}"
         )
+
+
+def machine_memory() -> int | None:
+    """Return the memory of this machine, or of its container, in bytes; None if it is unknown (on Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in map(Path, CGROUP_LIMITS):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            sizes.append(int(file.read_text()))
+    return min(sizes)
 
 
 def pick_device(name: str) -> torch.device:

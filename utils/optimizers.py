@@ -82,6 +82,16 @@ class OptimizerConfig(FromArgs):
             optimizer.register_step_pre_hook(lambda *_: _clip(weights, self.clip_grad))
         return optimizer
 
+    def state_bytes(self, weights: Iterable[nn.Parameter]) -> int:
+        """Return the bytes that the optimiser keeps beside the weights, such as momentum, after its first step."""
+        example = nn.Parameter(torch.zeros(2))
+        example.grad = torch.zeros(2)
+        optimizer = self.build([example])
+        optimizer.step()
+        kept = [entry for entry in optimizer.state[example].values() if isinstance(entry, torch.Tensor)]
+        copies = sum(entry.shape == example.shape for entry in kept)
+        return copies * sum(weight.numel() * weight.element_size() for weight in weights)
+
 
 def _clip(weights: list[nn.Parameter], max_norm: float) -> None:
     nn.utils.clip_grad_norm_(weights, max_norm)

@@ -13,12 +13,12 @@ from tqdm import tqdm
 from imagenet_inat.cache import LIMIT
 from utils.distributed import log
 from utils.files import write_text
+from utils.run.loop import ENOUGH_STEPS
 
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
 READ_ALL_BELOW = 50_000  # small images of one size: lists with fewer images are read in full, to be sure of the size
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
-STEPS = 4000  # training steps at least, about as many as the recipe of Fashion-MNIST has
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
 
 
@@ -113,7 +113,7 @@ def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
     several_of_each = 2 ** math.ceil(math.log2(4 * num_classes))  # a batch with several images of most classes
     batch = several_of_each if batch < several_of_each <= min(256, count // 4) else batch
     steps = count // batch
-    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, 10 * math.ceil(STEPS / steps / 10)))
+    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, 10 * math.ceil(ENOUGH_STEPS / steps / 10)))
     in_batch = 4 * num_classes <= batch
     rate = 0.1 * math.sqrt(batch / 64) if in_batch else 0.1 * batch / 256
     return [
@@ -121,7 +121,7 @@ def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
         (f"-b {batch}", f"{steps} steps per epoch, for {count:,} images"),
         (
             f"--epochs {epochs}",
-            f"{epochs * steps:,} steps (aim: {STEPS:,} or more, in {MIN_EPOCHS} to {MAX_EPOCHS} epochs)",
+            f"{epochs * steps:,} steps (aim: {ENOUGH_STEPS:,} or more, in {MIN_EPOCHS} to {MAX_EPOCHS} epochs)",
         ),
         (f"--lr {rate:.3g} --wd 5e-4", "the rate depends on the batch; few images need more weight decay"),
         ("--mlp --cos", "projection head and cosine schedule, as in all recipes"),

@@ -26,10 +26,12 @@ class Method:
             that describe the network. Flags of other methods are rejected.
         stored_sizes: maps an argument to (tensor name, axis). In a checkpoint, the tensor's length along that axis must
             equal the argument.
+        views_at_once: views of each image that pass through the encoder at once, which decides the memory of a step.
     """
 
     help = ""
     loss_form = "release"
+    views_at_once = 1
     argument_adders: tuple[Callable[[Group, Group], None], ...] = ()
     stored_sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module

@@ -18,6 +18,7 @@ class BatchMethod(ContrastMethod):
     help = "other images of the batch (the paper on CIFAR)"
     argument_adders = (*ContrastMethod.argument_adders, add_batch_arguments)
     loss_form = "paper"
+    views_at_once = 2
 
     def check(self) -> None:
         super().check()

@@ -1,15 +1,20 @@
 """--dry-run estimates the cost of a run from its first steps and writes nothing."""
 
 import shutil
+from contextlib import nullcontext
 
 import pytest
+import torch
+from torch import nn
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tests.processes import free_port, run
-from tests.refusals import assert_names, exit_message, line_with
-from tests.stopping import STEPS
+from tests.refusals import assert_names, exit_message, line_with, refusal
+from tests.stopping import BATCH, STEPS
 from utils.errors import Stopped
+from utils.measure.memory import OVERHEAD, estimate_step
+from utils.run import dry_run
 
 
 def dry_run_plan(main, words: list[str]) -> list[str]:
@@ -33,7 +38,7 @@ def test_dry_run_of_tsc_prints_plan_and_writes_nothing(contrast, flags, batch_fl
     )
     assert_names(images, "89 ", "10 classes", "many 0", "medium 2", "few 8", "30 ")
     assert weights.count(",") >= 2  # trainable and total parameters, with thousands separators
-    assert_names(steps, "4 epochs", f"{STEPS} steps", f"{4 * STEPS} steps")
+    assert_names(steps, "4 epochs", f"{STEPS} steps", f"{4 * STEPS} steps", "short", 4000)
     assert "GiB" in memory
     assert_names(seconds, " s ", " 3", "0:0")
     assert not list(tmp_path.iterdir())
@@ -74,6 +79,32 @@ def test_dry_run_without_training_steps_is_refused(tsc_run, capsys):
     for words in (["--head", "ncm"], ["--compare-heads"], ["--evaluate", "--resume", "x.pth.tar"]):
         words = ["--dataset", "digits", "--pretrained", str(tsc_run / "last.pth.tar"), *words, "--dry-run"]
         exit_message(lambda words=words: stage2.main(words), capsys, "--dry-run", words[4])
+
+
+def test_dry_run_refuses_a_run_that_does_not_fit_in_memory(flags, tmp_path, monkeypatch):
+    """Otherwise the system kills the process. The needed memory is printed before the first step."""
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: 2**27)
+    words = [*flags, "--epochs", "4", "--dry-run", "--run-dir", str(tmp_path / "run")]
+    refusal(lambda: stage1.main(words), "GiB needed", "this machine has 0.1", "-b")
+
+
+@pytest.mark.parametrize("method", ["queue", "batch"])
+def test_dry_run_states_needed_memory(method, batch_flags, flags, tmp_path, capsys):
+    words = flags if method == "queue" else [*batch_flags, "--contrast", "batch"]
+    dry_run_plan(stage1.main, [*words, "--epochs", "4", "--dry-run", "--run-dir", str(tmp_path / "run")])
+    images = BATCH * (2 if method == "batch" else 1)  # in-batch contrast encodes both views at once
+    line_with(capsys.readouterr().out, "memory: ", "GiB needed", f"a step on {images} images")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_estimated_memory_of_a_step_grows_with_the_stored_activations(trained):
+    """Each Linear stores its input for the backward pass; a frozen network stores nothing."""
+    layers = [nn.Linear(48, 48) for _ in range(50)]
+    network = nn.Sequential(nn.Flatten(), *layers).requires_grad_(trained)
+    small, large = (estimate_step(network, n, 4, torch.device("cpu"), nullcontext) for n in (1000, 2000))
+    stored = 4 * 48 * 1000 * (50 if trained else 2)
+    assert 0.9 * stored < (large - small) / OVERHEAD < 1.5 * stored
+    assert all(weight.grad is None for weight in network.parameters())
 
 
 def test_dry_run_with_resume_is_refused(flags, capsys):

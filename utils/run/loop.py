@@ -10,6 +10,10 @@ from utils.errors import InputError
 from utils.optimizers import LR_FACTOR_KEY
 from utils.run.state import RunState
 
+# Runs from random weights that are shorter than this rarely show what a method can do. The recipe of Fashion-MNIST has
+# about as many steps.
+ENOUGH_STEPS = 4000
+
 
 class Phase(NamedTuple):
     """Consecutive epochs with their own optimiser and schedule. name: None in a run without named phases."""

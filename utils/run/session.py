@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from utils import distributed
 from utils.cli.flags import Arguments
 from utils.configs import FromArgs
 from utils.distributed import log
@@ -14,7 +15,7 @@ from utils.distributed.launch import LaunchConfig
 from utils.optimizers import OptimizerConfig
 from utils.run.checkpointer import Checkpointer
 from utils.run.compute import ComputeConfig, ComputeFlags
-from utils.run.dry_run import DryRun
+from utils.run.dry_run import DryRun, check_memory_of_steps
 from utils.run.folder import lock_run_dir
 from utils.run.loop import Schedule
 from utils.run.signals import StopSignals
@@ -97,6 +98,8 @@ def open_run(
     loader,
     compute: ComputeConfig,
     extra_state: Callable[[], dict] = dict,
+    network: nn.Module | None = None,
+    views: int = 1,
 ) -> Iterator[Checkpointer]:
     """Yield the checkpointer of a run, while its folder is locked, signals are handled and the speed flags apply.
 
@@ -104,9 +107,11 @@ def open_run(
         state: The state to start from; the checkpointer updates it. model: The model that it saves.
         loader: The training batches.
         extra_state: Returns further checkpoint entries; called before each write.
+        network: The part of the model that decides the memory of a step, for --dry-run; None: the model.
+        views: Views of each image that pass through the network at once.
 
     Raises:
-        InputError: Another run has locked the folder.
+        InputError: Another run has locked the folder; or a dry run finds that the memory is too small.
     """
 
     def collect_state(state: RunState) -> None:
@@ -114,5 +119,13 @@ def open_run(
 
     vars(state).update(loader.describe_data())  # train_counts, class_names, statistics
     with StopSignals() as stop, lock_run_dir(plan.run_dir, state.source, state.broken), compute.precision_context():
-        timer = DryRun(loader.dataset.class_counts, len(loader), plan.epochs, compute.device) if plan.dry_run else None
-        yield Checkpointer(plan.run_dir, state, model, stop, plan.save_steps, collect_state, timer)
+        dry_run = _start_dry_run(plan, network or model, views, loader, compute) if plan.dry_run else None
+        yield Checkpointer(plan.run_dir, state, model, stop, plan.save_steps, collect_state, dry_run)
+
+
+def _start_dry_run(plan: RunPlan, network: nn.Module, views: int, loader, compute: ComputeConfig) -> DryRun:
+    args = plan.arguments.values
+    images = views * max(1, plan.batch_size // distributed.world_size())
+    check_memory_of_steps(network, images, args["image_size"], compute, plan.optimizer)
+    from_random = not (args.get("pretrained") or args.get("init_from"))
+    return DryRun(loader.dataset.class_counts, len(loader), plan.epochs, compute.device, from_random)
