@@ -14,8 +14,10 @@ from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
-# Signals that ask a run to stop, and their exit codes. SIGUSR1 is a scheduler's warning of a planned end: no failure.
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+# Signals that ask a run to stop, and their exit codes.
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    EXIT_CODES[signal.SIGUSR1] = 0  # a scheduler's warning of a planned end: no failure
 # Characters that a terminal or a page interprets instead of showing: control and bidirectional characters, surrogates.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 # What `run` prints after a signal that arrived before a checkpoint could be saved.
@@ -231,7 +233,9 @@ def flush() -> None:
 
 
 def _stdout_reader_has_exited() -> bool:
-    """Whether the program that reads stdout through a pipe has exited."""
+    """Whether the program that reads stdout through a pipe has exited. Windows cannot tell; assume that it has."""
+    if not hasattr(select, "poll"):
+        return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(state & select.POLLERR for _, state in poll.poll(0))

@@ -86,7 +86,10 @@ def unused_name(name: Callable[[int], Path]) -> Path:
 
 def _flush_folder(folder: Path) -> None:
     """Flush a rename to disk, which the fsync of the file does not do."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows cannot open a folder
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+SIGUSR1 = getattr(signal, "SIGUSR1", None)  # Windows has no such signal
+
 
 def _interrupted(kind: type, error: BaseException, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
@@ -17,7 +19,7 @@ def _interrupted(kind: type, error: BaseException, trace) -> None:
 def _stop(number: int, _frame=None) -> None:
     print(f"\nstopped by {signal.Signals(number).name} before the start", file=sys.stderr, flush=True)
     # Without this, Python ends by the signal, without an exit code. SIGUSR1 announces a planned end: no failure.
-    os._exit(0 if number == signal.SIGUSR1 else 128 + number)
+    os._exit(0 if number == SIGUSR1 else 128 + number)
 
 
 def _imported_by_program() -> bool:
@@ -30,5 +32,5 @@ def _imported_by_program() -> bool:
 
 sys.excepthook = _interrupted
 if _imported_by_program():
-    for _number in (signal.SIGTERM, signal.SIGUSR1):
+    for _number in filter(None, (signal.SIGTERM, SIGUSR1)):
         signal.signal(_number, _stop)

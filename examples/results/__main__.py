@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(study: Study, jobs: int) -> None:
     """Run all stages of the study in order. Stages can depend on the results of earlier ones."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # like Ctrl-C, so that run_all stops its runs
+    for number in errors.EXIT_CODES.keys() - {signal.SIGINT}:  # like Ctrl-C, so that run_all stops its runs
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     with lock_run_dir(study.folder):
         study.prepare()

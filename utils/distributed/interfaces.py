@@ -1,10 +1,14 @@
 """Find the network interface over which a machine reaches the other machines of a job."""
 
-import fcntl
 import os
 import socket
 import struct
 from contextlib import suppress
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
@@ -46,8 +50,10 @@ def own_address(host: str) -> str | None:
 
 
 def interfaces() -> dict[str, str]:
-    """Return {IPv4 address: interface name} of this machine (Linux)."""
+    """Return {IPv4 address: interface name} of this machine; an empty dict on other systems than Linux."""
     by_address = {}
+    if fcntl is None:
+        return by_address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # the interface has no IPv4 address

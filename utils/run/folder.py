@@ -1,6 +1,6 @@
 """The run folder: check it, list its checkpoints, lock it, and clean up after a killed run."""
 
-import fcntl
+import errno
 import os
 import platform
 import shutil
@@ -16,6 +16,11 @@ from utils.errors import InputError
 from utils.files import file_problem, write_atomically
 from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS
 from utils.safe_load import read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK = ".lock"
 RESULTS = ("results.json", "model_best.pth.tar", "features.npz")  # files of finished measurements
@@ -138,11 +143,11 @@ def lock_owner(run_dir: Path) -> str | None:
         return None
     with (run_dir / LOCK).open("a+") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
+            _lock_exclusively(file)  # released when the file is closed
         except (BlockingIOError, PermissionError):
             file.seek(0)
             return file.read().strip()
-        except OSError:  # some network file systems have no locks
+        except OSError:  # see _lock_exclusively
             return None
     return None
 
@@ -150,17 +155,28 @@ def lock_owner(run_dir: Path) -> str | None:
 def _lock(file: TextIO) -> str | None:
     """Lock the file and write this process into it; if another process holds the lock, return that process."""
     try:
-        # Loader workers do not inherit a record lock, so a worker that outlives the run does not keep it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_exclusively(file)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         return file.read().strip()
-    except OSError as error:  # some network file systems have no locks
+    except OSError as error:
         log(f"note: {file.name} cannot be locked ({error.strerror}); a second run could write to this folder")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
     return None
+
+
+def _lock_exclusively(file: TextIO) -> None:
+    """Lock a file. Loader workers do not inherit the lock, so a worker that outlives the run does not keep it.
+
+    Raises:
+        BlockingIOError, PermissionError: another process holds the lock.
+        OSError: locks are not supported, by Windows or by some network file systems.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "this system has no file locks of POSIX")
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _clean_up(run_dir: Path, source: Path | None, broken: Iterable[Path]) -> None:

@@ -67,7 +67,8 @@ def ignore_in_worker(_worker: int) -> None:
 
 
 def _kill_remaining_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for a killed worker
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for a killed worker
     for process in multiprocessing.active_children():
         if process.daemon:  # loader workers are daemons
             process.kill()
