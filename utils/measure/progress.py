@@ -10,6 +10,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.distributed import log
 from utils.measure.metrics import Means
+from utils.measure.slowdown import SlowdownHint
 
 
 class Progress:
@@ -24,7 +25,7 @@ class Progress:
     def __init__(self, total: int, steps_done: int, print_freq: int):
         self.total, self.print_freq = total, print_freq
         self.steps_done = self.steps_done_before = steps_done
-        self.started = time.perf_counter()
+        self.started, self.slowdown = time.perf_counter(), SlowdownHint()
         hidden = not (distributed.is_main() and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=steps_done, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
 
@@ -39,7 +40,7 @@ class Progress:
         self.first_step, self.images = first_step, 0
         self.bar.set_description(title)
         self.epoch_started, self.epoch_ended = time.perf_counter(), None
-        waiting = self.epoch_started
+        waiting = self.step_ended = self.epoch_started
         for batch in loader:
             self.data_seconds += time.perf_counter() - waiting
             yield batch
@@ -51,6 +52,9 @@ class Progress:
         self.steps_done += 1
         self.images += images * distributed.world_size()
         self.step_number += 1
+        previous, self.step_ended = self.step_ended, time.perf_counter()
+        if self.step_number > 1:  # the first step of an epoch includes the start of the loader processes
+            self.slowdown.step(self.step_ended - previous)
         self.bar.update()
         if self.print_freq and self.step_number % self.print_freq == 0:
             values = means.read()
