@@ -2,6 +2,7 @@
 
 import stat
 import warnings
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-_noted: set[str] = set()  # kinds of notes that this process has logged
+# Whether a note of each kind has been logged, in memory that forked loader processes share.
+_noted = {kind: RawValue("b", False) for kind in ("huge", "dark")}
 
 
 def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
@@ -45,39 +47,51 @@ def open_rgb(root: Path, path: str, as_shown: bool = False) -> Image.Image:
     """
     if idx.is_inside(path):
         return Image.fromarray(idx.image(root, path)).convert("RGB")
-    if not stat.S_ISREG((root / path).stat().st_mode):
-        raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
-    with Image.open(root / path) as image:
-        if _is_huge(image):
-            size = f"{image.width} × {image.height} pixels"
-            _note_once(
-                "huge", f"{root / path}: {size}, is slow to read and needs much memory; make such images smaller"
-            )
-        image.load()
-        if image.mode == "RGB" and (not as_shown or SHOWN_OTHERWISE.isdisjoint(image.info)):
-            return image
-        rgb = _over_white(image) if as_shown and image.has_transparency_data else _to_rgb(image)
-        turn = UPRIGHT.get(_orientation(image)) if as_shown else None
-        return rgb if turn is None else rgb.transpose(turn)
+    with _open_file(root / path) as image:
+        return _load_rgb(image, as_shown)
 
 
-def kinds(root: Path, path: str) -> list[str]:
-    """Return what distinguishes an image file from an ordinary RGB or grey one, such as ["16-bit"], from its header.
+def open_rgb_and_kinds(root: Path, path: str, as_shown: bool = False) -> tuple[Image.Image, list[str]]:
+    """Decode an image once, and also return what distinguishes it from an ordinary RGB or grey one: ["16-bit"], …
 
-    Raises: see `open_rgb`.
+    For the arguments and errors, see `open_rgb`.
     """
     if idx.is_inside(path):
-        return []
-    with Image.open(root / path) as image:
-        names = {"F": "floating-point", "1": "1-bit", "P": "palette", "PA": "palette"}
-        found = {
-            "16-bit": image.mode[0] == "I" or ";16" in str(image.tile),  # Pillow reads the high bytes of 16-bit RGB
-            names.get(image.mode, image.mode): image.mode not in ("RGB", "RGBA", "L", "LA") and image.mode[0] != "I",
-            "transparent": image.has_transparency_data,
-            "EXIF-rotated": _orientation(image) in UPRIGHT,
-            f"above {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels": _is_huge(image),
-            "animated or with several pages": getattr(image, "is_animated", False),
-        }
+        return open_rgb(root, path), []
+    with _open_file(root / path) as image:
+        kinds = _kinds(image)
+        return _load_rgb(image, as_shown), kinds
+
+
+def _open_file(file: Path) -> Image.Image:
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError("not a regular file")  # reading a pipe or /dev/zero might never end
+    return Image.open(file)
+
+
+def _load_rgb(image: Image.Image, as_shown: bool) -> Image.Image:
+    if _is_huge(image):
+        size = f"{image.width} × {image.height} pixels"
+        _note_once("huge", f"{image.filename}: {size}, is slow to read and needs much memory; make such images smaller")
+    image.load()
+    if image.mode == "RGB" and (not as_shown or SHOWN_OTHERWISE.isdisjoint(image.info)):
+        return image
+    rgb = _over_white(image) if as_shown and image.has_transparency_data else _to_rgb(image)
+    turn = UPRIGHT.get(_orientation(image)) if as_shown else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _kinds(image: Image.Image) -> list[str]:
+    """Return the kinds of an image before it is loaded, because loading removes some facts about the file."""
+    names = {"F": "floating-point", "1": "1-bit", "P": "palette", "PA": "palette"}
+    found = {
+        "16-bit": image.mode[0] == "I" or ";16" in str(image.tile),  # Pillow reads the high bytes of 16-bit RGB
+        names.get(image.mode, image.mode): image.mode not in ("RGB", "RGBA", "L", "LA") and image.mode[0] != "I",
+        "transparent": image.has_transparency_data,
+        "EXIF-rotated": _orientation(image) in UPRIGHT,
+        f"above {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels": _is_huge(image),
+        "animated or with several pages": getattr(image, "is_animated", False),
+    }
     return [kind for kind, present in found.items() if present]
 
 
@@ -134,7 +148,7 @@ def scale_to_bytes(image: Image.Image) -> np.ndarray:
 
 
 def _note_once(kind: str, text: str) -> None:
-    """Log a note about an image, unless this process has already logged a note of the same kind."""
-    if kind not in _noted:
-        _noted.add(kind)
+    """Log a note about an image, unless this run has already logged a note of the same kind."""
+    if not _noted[kind].value:
+        _noted[kind].value = True
         log(f"note: {text}")

@@ -49,10 +49,12 @@ def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], roo
         findings.note("not checked; add --data-root to check them")
     else:
         log(f"images below {root}")
-        for split_list in lists.values():
+        images = [
             check_images(spec, split_list.file.name, split_list.paths, root, decode, findings)
+            for split_list in lists.values()
+        ]
         if decode and root.is_dir():
-            check_duplicates(spec, list(lists.values()), root, findings)
+            check_duplicates(spec, list(lists.values()), images, findings)
     return findings.num_problems
 
 

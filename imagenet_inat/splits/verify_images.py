@@ -1,5 +1,6 @@
 """Check that every listed image exists and can be read, in many threads because most of the time is disk latency."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
-from imagenet_inat.decoding import UNREADABLE, kinds, open_rgb
+from imagenet_inat.decoding import UNREADABLE, open_rgb_and_kinds
 from imagenet_inat.images import adapt_paths, image_exists
 from imagenet_inat.sets import idx
 from imagenet_inat.splits.findings import Findings, format_first_cases
@@ -24,28 +25,33 @@ ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 
 
 class ImageCheck(NamedTuple):
-    """What was found about an image: the problem, or "", and the kinds that `decoding.kinds` names."""
+    """The problem of an image, or ""; its kinds, see `open_rgb_and_kinds`; and a hash of its pixels, if it was decoded."""
 
     problem: str = ""
     kinds: tuple[str, ...] = ()
+    digest: bytes = b""
 
 
 def check_images(
     spec: DatasetSpec, name: str, listed: np.ndarray, root: Path, decode: bool, findings: Findings
-) -> None:
+) -> list[tuple[str, bytes]]:
     """Look for every image of a list, and report missing images and the layout.
 
-    listed: the list's paths, (n,) bytes.
+    Args:
+        listed: the list's paths, (n,) bytes.
+
+    Returns:
+        The path of each image on disk, and a hash of its pixels, or b"" if it is unreadable or not decoded.
     """
     if not root.is_dir():
         findings.bad(f"{name}: no such folder, expected the root of {spec.source}")
-        return
+        return []
     paths, layout = adapt_paths(root, listed, spec.flat_folder)
     names = [path.decode() for path in paths.tolist()]
     problems: dict[str, list[str]] = {}  # kind of problem -> images
     kind_counts = Counter()
-    checks = _map_in_threads(lambda path: _check_image(root, path, decode, spec.as_shown), names, name)
-    for path, (problem, found) in zip(names, checks, strict=True):
+    checks = [*_map_in_threads(lambda path: _check_image(root, path, decode, spec.as_shown), names, name)]
+    for path, (problem, found, _) in zip(names, checks, strict=True):
         kind_counts.update(found)
         if problem:
             kind = problem.split(":")[0]
@@ -60,6 +66,7 @@ def check_images(
         findings.note(f"{name}: {counted}; docs/data.md describes how such images are read")
     for kind, cases in problems.items():
         findings.bad(f"{name}: {len(cases):,} of {len(names):,} images {kind}{layout}: {format_first_cases(cases)}")
+    return [(path, check.digest) for path, check in zip(names, checks, strict=True)]
 
 
 def _has_class_folders(folder: Path, names: list[str]) -> bool:
@@ -68,7 +75,7 @@ def _has_class_folders(folder: Path, names: list[str]) -> bool:
 
 
 def _check_image(root: Path, path: str, decode: bool, as_shown: bool) -> ImageCheck:
-    """Check one image. decode: whether to read all of it, and to find its kinds."""
+    """Check one image. decode: whether to read all of it, once, to find its kinds, and to hash its pixels."""
     try:
         if not image_exists(root, path):
             return ImageCheck("missing")
@@ -76,9 +83,13 @@ def _check_image(root: Path, path: str, decode: bool, as_shown: bool) -> ImageCh
             return ImageCheck()
         if not idx.is_inside(path) and (root / path).stat().st_size == 0:
             return ImageCheck("empty")
-        if decode or not _seems_complete(root / path):
-            open_rgb(root, path, as_shown)
-        return ImageCheck(kinds=tuple(kinds(root, path)) if decode else ())
+        if not decode and _seems_complete(root / path):
+            return ImageCheck()
+        image, kinds = open_rgb_and_kinds(root, path, as_shown)
+        if not decode:
+            return ImageCheck()
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.size).encode()).digest()
+        return ImageCheck("", tuple(kinds), digest)
     except (InputError, *UNREADABLE) as error:
         return ImageCheck(f"unreadable: {error}")
 

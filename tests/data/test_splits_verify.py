@@ -2,12 +2,14 @@
 
 import re
 import shutil
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.known import fingerprint
@@ -218,6 +220,15 @@ def test_decode_counts_each_kind_of_image_in_one_line(folder, capsys):
     assert code == 0
     counts = ("2 16-bit", "1 palette", "1 transparent", "1 EXIF-rotated", "1 CMYK", "1 animated")
     line_with("\n".join(lines_marked(out, "note")), "custom_train.txt", *counts)
+
+
+def test_decode_reads_each_image_once(valid_folder, capsys, monkeypatch):
+    decoded, prepare = Counter(), PngImageFile.load_prepare
+    monkeypatch.setattr(
+        PngImageFile, "load_prepare", lambda image: (decoded.update([str(image.filename)]), prepare(image))
+    )
+    run_verify(valid_folder, capsys, "--decode")
+    assert len(decoded) >= 64 and set(decoded.values()) == {1}
 
 
 def test_missing_data_root_is_reported(folder, capsys):

@@ -3,10 +3,12 @@
 import struct
 import subprocess
 import sys
+from multiprocessing.sharedctypes import RawValue
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
 
 import main_moco_supcon_imba as stage1
 from imagenet_inat import decoding, options
@@ -62,11 +64,23 @@ def test_values_without_defined_range_are_refused(kind, tmp_path):
 
 
 def test_16_bit_images_that_use_12_bits_are_noted_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(decoding, "_noted", set())
+    monkeypatch.setitem(decoding._noted, "dark", RawValue("b", False))
     for name in ("a.png", "b.png"):
         pixels = decode(tmp_path, Image.fromarray((RAMP * 4095).astype(np.uint16)), name)
         assert pixels.max() == 16
     line_with(capsys.readouterr().out, "note", "a.png", 4095)
+
+
+def test_loader_processes_share_one_note(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(decoding._noted, "dark", RawValue("b", False))
+    dark = Image.fromarray((RAMP * 4095).astype(np.uint16))
+    for number in range(4):
+        dark.save(tmp_path / f"{number}.png")
+    (tmp_path / "list.txt").write_text("".join(f"{number}.png 0\n" for number in range(4)))
+    dataset = LongTailDataset(tmp_path, tmp_path / "list.txt", 1, transform=np.array)
+    for _ in range(2):  # each pass starts new processes
+        list(DataLoader(dataset, batch_size=2, num_workers=1, multiprocessing_context="fork"))
+    assert capfd.readouterr().out.count("note: ") == 1
 
 
 COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
