@@ -142,11 +142,12 @@ def build_data_config(args: argparse.Namespace, num_classes: int | None = None) 
     reference = get_spec(args.statistics or args.dataset)
     statistics = {"mean": reference.mean, "std": reference.std}
     spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
-    separate = lists.files["val"] != lists.files["test"] and (args.val_txt or lists.files["val"].is_file())
-    if args.holdout and separate:
-        raise InputError(
-            f"--holdout {args.holdout:g}: validation list {lists.files['val'].name} exists; omit --holdout"
-        )
+    if args.holdout and lists.files["val"] != lists.files["test"]:
+        val = lists.files["val"]
+        if val.is_file():
+            raise InputError(f"--holdout {args.holdout:g}: validation list {val.name} exists; omit --holdout")
+        if args.val_txt:
+            raise InputError(f"--val-txt {val}: no such list; correct it, or omit it because of --holdout")
     return DataConfig(
         spec,
         lists,

@@ -105,6 +105,11 @@ def test_holdout_is_refused_with_separate_validation_list(words, folder, tmp_pat
     refusal(lambda: stage1.main([*words, *more]), "--holdout", 0.1, "val.txt")
 
 
+def test_missing_validation_list_is_named_with_holdout(words, folder, tmp_path):
+    more = ["--val-txt", str(tmp_path / "none.txt"), "--holdout", "0.1", "--run-dir", str(tmp_path)]
+    assert "exists" not in refusal(lambda: stage1.main([*words, *more]), "--val-txt", "none.txt", "--holdout")
+
+
 def test_custom_set_needs_no_validation_list(words, folder, tmp_path):
     """The folder of lists has a training and a test list. Without --holdout, the message names the flag."""
     for split in ("train", "test"):

@@ -47,6 +47,15 @@ def test_more_processes_than_gpus_are_refused(device, torchrun, flags, monkeypat
     assert launch.expected_world_size(args) == 2
 
 
+def test_only_training_needs_a_batch_that_divides_over_the_processes(torchrun, probe_flags, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    args = stage2.get_args_parser().parse_args([*probe_flags, "-b", "256"])
+    refusal(lambda: launch.check(args), "--batch-size 256", "3 processes")
+    args.evaluate = True
+    assert launch.check(args) == 3
+
+
 def test_unknown_device_is_refused_under_torchrun(torchrun, flags):
     refusal(lambda: stage1.main([*flags, "--device", "gpu"]), "device gpu")
 

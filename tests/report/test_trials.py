@@ -61,6 +61,14 @@ def test_paired_interval_matches_scipy():
     assert interval == pytest.approx(list(expected))
 
 
+@pytest.mark.parametrize("folder", ["runs [a]", "kcl[1]"])
+def test_brackets_in_a_folder_name_are_accepted(folder, tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / folder / f"kcl[2]_s{seed}", seed, 50)
+    for name in ("kcl[2]_s*", "kcl*_s[01]"):
+        assert len(read_group(f"{tmp_path / folder}/{name}").runs) == 2
+
+
 def test_each_epoch_selection_has_a_table(runs, capsys):
     report.main(["--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
     text = capsys.readouterr().out

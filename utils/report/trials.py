@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -51,13 +52,20 @@ def read_group(pattern: str) -> Group:
     Raises:
         InputError: fewer than two folders match; see also `read_folders_as_group`.
     """
-    folders = sorted(glob.glob(pattern.rstrip("/")))  # noqa: PTH207, the pattern may be absolute
+    folders = _matching_folders(pattern.rstrip("/"))
     if len(folders) < 2:
         matches = f"matches only {folders[0]}" if folders else "matches no folder"
         raise InputError(
             f"--trials {pattern}: {matches}, expected two or more runs; put the pattern in quotation marks"
         )
     return read_folders_as_group(pattern, folders)
+
+
+def _matching_folders(pattern: str) -> list[str]:
+    """Return the folders that match a shell pattern. Brackets may also be part of a folder's name."""
+    parent, name = os.path.split(pattern)
+    readings = itertools.product((parent, glob.escape(parent)), (name, name.replace("[", "[[]")))
+    return max((sorted(glob.glob(os.path.join(*reading))) for reading in readings), key=len)  # noqa: PTH118, PTH207
 
 
 def read_folders_as_group(name: str, folders: list[str]) -> Group:
