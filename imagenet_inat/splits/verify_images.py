@@ -25,7 +25,7 @@ ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 
 
 class ImageCheck(NamedTuple):
-    """The problem of an image, or ""; its kinds, see `open_rgb_and_kinds`; and a hash of its pixels, if it was decoded."""
+    """The problem of an image, or ""; its kinds, see `open_rgb_and_kinds`; and a hash of its pixels, if decoded."""
 
     problem: str = ""
     kinds: tuple[str, ...] = ()
