@@ -12,6 +12,7 @@ import main_moco_supcon_imba as stage1
 from tests.processes import free_port, run
 from tests.refusals import assert_names, exit_message, line_with, refusal
 from tests.stopping import BATCH, STEPS
+from utils import devices
 from utils.errors import Stopped
 from utils.measure.memory import OVERHEAD, estimate_step
 from utils.run import dry_run
@@ -94,6 +95,15 @@ def test_dry_run_states_needed_memory(method, batch_flags, flags, tmp_path, caps
     dry_run_plan(stage1.main, [*words, "--epochs", "4", "--dry-run", "--run-dir", str(tmp_path / "run")])
     images = BATCH * (2 if method == "batch" else 1)  # in-batch contrast encodes both views at once
     line_with(capsys.readouterr().out, "memory: ", "GiB needed", f"a step on {images} images")
+
+
+@pytest.mark.parametrize(("limit", "memory"), [("max\n", None), ("1048576\n", 2**20)])
+def test_limit_of_a_container_counts_as_its_memory(limit, memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "CGROUP_LIMITS", ())
+    whole = devices.machine_memory()
+    (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(devices, "CGROUP_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing")))
+    assert devices.machine_memory() == (memory or whole)
 
 
 @pytest.mark.parametrize("trained", [True, False])
