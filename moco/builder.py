@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from moco.checks import check_arguments, check_batch, check_last_layer, check_queue_length
 from moco.encoders import has_batch_norm
 from moco.encoders.memory import encode_in_microbatches
-from moco.losses import LOSS_FORMS, at_least_float32, contrastive_loss
+from moco.losses import at_least_float32, contrastive_loss
 from moco.losses.positives import RANDOM_INT_BOUND, PositiveSum, all_positives, sample_positives
 from moco.targeted import TargetModel
 from moco.targets.centroids import queue_centroids
@@ -42,8 +43,9 @@ def l2_normalise(features: Tensor) -> Tensor:
     return normalize(at_least_float32(features), dim=1)
 
 
-def with_mlp(fc: nn.Linear) -> nn.Sequential:
-    """Return the projection head of --mlp: Linear(d, d) and ReLU, followed by the last layer."""
+def with_mlp(encoder: nn.Module) -> nn.Sequential:
+    """Return the projection head of --mlp: Linear(d, d) and ReLU, followed by the encoder's last layer, `fc`."""
+    fc = check_last_layer(encoder)
     return nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
 
 
@@ -70,7 +72,7 @@ class KCL(TargetModel):
 
     Raises:
         InputError: If the targets have the wrong shape or are not unit vectors.
-        ValueError: If the loss form is unknown.
+        ValueError: If another argument is outside its range, or mlp=True and the network has no Linear named `fc`.
     """
 
     def __init__(
@@ -95,15 +97,15 @@ class KCL(TargetModel):
         parts: int = 1,
     ):
         super().__init__(targeted, tr, assignment_interval)
-        if loss_form not in LOSS_FORMS:
-            raise ValueError(f"loss_form {loss_form!r}, expected one of {LOSS_FORMS}")
+        integers = {"dim": dim, "K": K, "tr": tr, "num_classes": num_classes, "num_positive": num_positive}
+        check_arguments(T, tw, loss_form, m, parts=parts, assignment_interval=assignment_interval, **integers)
         self.K, self.m, self.T = K, m, T
         self.num_positive, self.supervised, self.loss_form = num_positive, supervised, loss_form
         self.sep_t, self.tw, self.parts = sep_t, tw, parts
 
         self.encoder_q, self.encoder_k = base_encoder(num_classes=dim), base_encoder(num_classes=dim)
         if mlp:
-            self.encoder_q.fc, self.encoder_k.fc = with_mlp(self.encoder_q.fc), with_mlp(self.encoder_k.fc)
+            self.encoder_q.fc, self.encoder_k.fc = with_mlp(self.encoder_q), with_mlp(self.encoder_k)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.encoder_k.requires_grad_(False)  # updated by momentum, never by a gradient
         self.uses_shuffle_bn = has_batch_norm(self.encoder_k)
@@ -117,8 +119,13 @@ class KCL(TargetModel):
         """Compute the loss of this rank's N images, then add the keys of all ranks to the queue.
 
         Args:
-            im_q, im_k: (N, 3, H, W), the two views. labels: (N,) int64.
+            im_q, im_k: (N, 3, H, W), the two views. labels: (N,) integers in [0, C).
+
+        Raises:
+            ValueError, RuntimeError: As `moco.checks.check_batch`, or K is not a multiple of the global batch.
         """
+        labels = check_batch(im_q, im_k, labels, len(self.class_centroid) if self.uses_labels else None)
+        check_queue_length(self.K, len(labels))
         q = l2_normalise(encode_in_microbatches(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
         all_labels = distributed.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
@@ -188,10 +195,12 @@ class KCL(TargetModel):
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Replace the oldest B keys. The pointer stays on the device, which avoids a synchronisation."""
-        if self.K % len(keys):
-            raise ValueError(f"queue length K={self.K}, expected a multiple of the global batch ({len(keys)})")
+        """Replace the oldest B keys, except by keys that are not finite: they would make later losses NaN.
+
+        The pointer stays on the device, which avoids a synchronisation.
+        """
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K  # (B,)
-        self.queue[:, columns] = keys.T.to(self.queue.dtype)
-        self.queue_labels[0, columns] = labels
+        finite = keys.isfinite().all(dim=1)  # (B,)
+        self.queue[:, columns] = keys.T.to(self.queue.dtype).where(finite, self.queue[:, columns])
+        self.queue_labels[0, columns] = labels.where(finite, self.queue_labels[0, columns])
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from moco.builder import StepOutput, l2_normalise, with_mlp
+from moco.checks import check_arguments, check_batch
 from moco.encoders.memory import encode_in_microbatches
-from moco.losses import LOSS_FORMS, InBatchLossOutput, in_batch_loss, in_batch_target_loss
+from moco.losses import InBatchLossOutput, in_batch_loss, in_batch_target_loss
 from moco.targeted import TargetModel
 from utils.distributed import GatherWithGradient, gather
 from utils.randomness import Stream, torch_rng
@@ -33,7 +34,7 @@ class InBatchKCL(TargetModel):
 
     Raises:
         InputError: If the targets have the wrong shape or are not unit vectors.
-        ValueError: If the loss form is unknown.
+        ValueError: As `KCL`.
     """
 
     def __init__(
@@ -57,21 +58,27 @@ class InBatchKCL(TargetModel):
         parts: int = 1,
     ):
         super().__init__(targeted, tr, assignment_interval)
-        if loss_form not in LOSS_FORMS:
-            raise ValueError(f"loss_form {loss_form!r}, expected one of {LOSS_FORMS}")
+        integers = {"dim": dim, "tr": tr, "num_classes": num_classes, "num_positive": num_positive}
+        check_arguments(T, tw, loss_form, parts=parts, assignment_interval=assignment_interval, **integers)
         self.T, self.num_positive, self.supervised, self.parts = T, num_positive, supervised, parts
         self.tw, self.loss_form, self.only_targets, self.unbiased = tw, loss_form, only_targets, unbiased
         self.encoder_q = base_encoder(num_classes=dim)
         if mlp:
-            self.encoder_q.fc = with_mlp(self.encoder_q.fc)
+            self.encoder_q.fc = with_mlp(self.encoder_q)
         self._add_targets(num_classes, dim, targets)
 
     def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:
         """Compute the loss of the global batch of B images; this rank passes N of them.
 
         Args:
-            im_q, im_k: (N, 3, H, W), the two views. labels: (N,) int64.
+            im_q, im_k: (N, 3, H, W), the two views. labels: (N,) integers in [0, C).
+
+        Raises:
+            ValueError, RuntimeError: As `moco.checks.check_batch`, or the model is targeted but not supervised.
         """
+        labels = check_batch(im_q, im_k, labels, len(self.class_centroid) if self.uses_labels else None)
+        if self.targeted and not self.supervised:
+            raise ValueError("targeted=True: needs labels, which supervised=False ignores; use one of them")
         both = torch.cat([im_q, im_k])  # (2N, 3, H, W)
         v = l2_normalise(encode_in_microbatches(self.encoder_q, both, self.parts))  # v = f(x) / |f(x)|: (2N, D)
         views = GatherWithGradient.apply(torch.stack(v.chunk(2), dim=1))  # (B, 2, D)

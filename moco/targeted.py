@@ -29,6 +29,7 @@ class TargetModel(nn.Module):
 
     class_centroid: Tensor
     optimal_target: Tensor | None
+    supervised: bool
 
     def __init__(self, targeted: bool, tr: int, assignment_interval: int):
         super().__init__()
@@ -44,6 +45,11 @@ class TargetModel(nn.Module):
             check_targets(targets, num_classes, dim)
             targets = add_copies(targets, self.tr)
         self.register_buffer("optimal_target", targets)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether a step depends on the labels: always, except in MoCo and SimCLR."""
+        return self.supervised or self.targeted
 
     @property
     def unique_targets(self) -> Tensor | None:

@@ -12,7 +12,8 @@ def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     """Move the centroids of the classes in this batch towards the class means of the batch.
 
     ``c_y <- normalise(0.9 c_y + 0.1 normalise(mean of q with label y))``. Centroids of
-    classes that are not in the batch stay bit-identical.
+    classes that are not in the batch stay bit-identical, and so do those of a batch whose
+    features are not finite: one diverged batch does not make the centroids NaN for good.
 
     Args:
         centroids: (C, D) unit vectors. q: (B, D) queries of the global batch.
@@ -28,7 +29,8 @@ def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     total = member.to(wide) @ q.to(wide)  # (C, D)
     mean = normalize(total, dim=1).to(centroids.dtype)  # the normalised sum equals the normalised mean
     moved = normalize(CENTROID_MOMENTUM * centroids + (1 - CENTROID_MOMENTUM) * mean, dim=1)
-    return torch.where(member.any(dim=1, keepdim=True), moved, centroids)
+    present = member.any(dim=1) & moved.isfinite().all(dim=1)  # (C,)
+    return torch.where(present[:, None], moved, centroids)
 
 
 def queue_centroids(centroids: Tensor, queue: Tensor, queue_labels: Tensor) -> Tensor:
