@@ -189,11 +189,14 @@ def load_trained(model: nn.Module, head: str, weights: dict[str, Tensor], source
     """Load the weights of a finished second stage into its network. Return the network.
 
     Raises:
-        InputError: The weights do not fit the network or the head.
+        InputError: The weights do not fit the network, the head, or the number of classes.
     """
     check_stage2(weights, source)
     if HEADS[head].is_fitted:
-        model.fc = fitted_classifier(weights, source)
+        expected, model.fc = model.fc.out_features, fitted_classifier(weights, source)
+        found = len(getattr(model.fc, "classifier", model.fc).weight)
+        if found != expected:
+            raise InputError(f"checkpoint {source}: fitted to {found} classes, but the data has {expected}")
     checkpoint.load_weights(model, weights, source)
     return model
 

@@ -1,6 +1,7 @@
 """Trained classifiers of stage 2: each entry of HEADS defines what is built and trained."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 import main_lincls_imba as stage2
 from moco.encoders import get_encoder
-from moco.heads import HEADS, Head, build_classifier, changed_weights, frozen_weights
+from moco.heads import HEADS, Head, build_classifier, changed_weights, frozen_weights, load_trained
 from tests.refusals import refusal
 from tests.stopping import STEPS
 from utils.run import checkpoint
@@ -84,3 +85,9 @@ def test_added_head_trains_through_the_script(cosine_head, tsc_run, probe_flags,
 def test_missing_encoder_is_refused(tmp_path):
     absent = tmp_path / "absent.pth.tar"
     refusal(lambda: build_classifier("resnet20", 8, 3, 4, absent), absent)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_fitted_head_is_refused_for_data_with_another_number_of_classes(classes):
+    fitted, other = (build_classifier("resnet20", 8, count, 4, None, "ncm") for count in (3, classes))
+    refusal(lambda: load_trained(other, "ncm", fitted.state_dict(), Path("best.pth.tar")), "best.pth.tar", 3, classes)
