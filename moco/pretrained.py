@@ -3,6 +3,7 @@
 "The authors' code" is the code released by the TSC authors. docs/starts.md lists the other tools.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from moco.encoders import PROJECT_NETWORKS, constructor, on_meta_device
+from moco.encoders.frozen import check_frozen_weights
 from moco.encoders.library import TIMM, download_weights, to_encoder_names
 from moco.encoders.small import NEW_STEM, SMALL
 from moco.encoders.state_dicts import (
@@ -114,15 +116,17 @@ def check_stage2(weights: dict[str, Tensor], path: str | Path) -> None:
         )
 
 
-def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str) -> str:
+def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str, frozen: Sequence[str] = ()) -> str:
     """Load the weights of a file into encoders, except their heads. Return a summary of what was loaded.
 
     A network with a small stem keeps its random stem if the file has another one.
 
-    path: a file, a run folder, or a name in LIBRARIES to use the weights published by that library.
+    Args:
+        path: a file, a run folder, or a name in LIBRARIES to use the weights published by that library.
+        frozen: names of modules that will be frozen, so none of their weights may stay random.
 
     Raises:
-        InputError: As `find_encoder`, or if a value is not finite.
+        InputError: As `find_encoder` and `check_frozen_weights`, or if a value is not finite.
     """
     if path in LIBRARIES:
         with distributed.main_process_first():  # the main process downloads the file
@@ -132,6 +136,7 @@ def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str) -> str
     new = {NEW_STEM} if arch.endswith(SMALL) else set()
     found = find_encoder(encoders[0], state, f"--init-from {path}", arch, new)
     weights = to_encoder_names(encoders[0], found.weights)
+    check_frozen_weights(encoders[0], frozen, set(weights), f"--init-from {path}")
     for encoder in encoders:
         others = {key: value for key, value in encoder.state_dict().items() if key not in weights}
         checkpoint.load_weights(encoder, others | weights, path)

@@ -105,7 +105,7 @@ class ContrastMethod(Method):
         """Apply --init-from (to a new run only), --freeze, --grad-checkpointing and --accum-steps to the encoders."""
         settings, encoders = self.settings, self.encoders()
         if settings.init_from and new:
-            log(f"init: {init_encoders(encoders, settings.init_from, settings.arch)}")
+            log(f"init: {init_encoders(encoders, settings.init_from, settings.arch, settings.freeze)}")
         for encoder in encoders:
             freeze_modules(encoder, settings.freeze, settings.arch)
         if settings.grad_checkpointing:

@@ -111,6 +111,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         help="File of class targets (default: the checkpoint's; in a new run optimal_<C>_<D>.npy in the current "
         "folder, created if missing).",
         affects_result=False,
+        ignored=(WITHOUT_TARGETED,),
     )
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torchvision
 
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.encoders.frozen import freeze_modules
+from moco.pretrained import init_encoders
 from tests.refusals import refusal
 from tests.stopping import QUEUE, STEPS, assert_resumes_bit_identical
 from utils.run import checkpoint
@@ -77,7 +79,7 @@ def test_freeze_uses_module_names_of_library():
     assert not modes["backbone.features.0.1"] and not modes["backbone.features.1.0"] and modes["backbone.features.2"]
 
 
-@pytest.mark.parametrize("part", ["layer9", "fc", "encoder_q.conv1"])
+@pytest.mark.parametrize("part", ["layer9", "fc", "fc.0", "encoder_q.conv1"])
 def test_freeze_refuses_unknown_part_and_lists_known_parts(part, start_flags, tmp_path):
     words = [*start_flags, "--freeze", part, "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "--freeze", part, "resnet20", "conv1, bn1, layer1, layer2, layer3")
@@ -88,3 +90,11 @@ def test_freeze_needs_init_from(flags, tmp_path):
     words = [*flags, "--freeze", "conv1", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "--freeze", "--init-from")
     assert not (tmp_path / "run").exists()
+
+
+def test_freeze_refuses_a_part_that_the_file_leaves_random(tmp_path):
+    """The file has the stem for large images, so resnet18_small keeps its own random stem."""
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
+    network = get_encoder("resnet18_small", 32)(num_classes=8)
+    init_encoders([network], tmp_path / "w.pth", "resnet18_small", ["layer1"])
+    refusal(lambda: init_encoders([network], tmp_path / "w.pth", "resnet18_small", ["layer1", "conv1"]), "conv1")

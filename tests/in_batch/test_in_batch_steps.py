@@ -184,6 +184,7 @@ def test_incompatible_flags_are_refused(flags, facts, run, tmp_path):
     [
         ("--tr 25", ["--tr", "--targeted"]),
         ("--only_t", ["--only_t", "--targeted"]),
+        ("", ["--targets", "--targeted"]),
         (f"{TSC} --tr 1", ["--tr", "--loss-form paper", "--tw"]),
         (f"{RELEASE} --tw 1", ["--tw", "--loss-form release", "--tr"]),
     ],
