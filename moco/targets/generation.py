@@ -1,6 +1,7 @@
 """Generate a target set: a regular simplex if it exists, or the best result of several searches."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from utils.files import unused_name, write_atomically
 TEMPERATURE = 0.07
 DIM = 128
 EVALUATIONS = 600  # of L-BFGS; 1000 points in R^128 have almost converged by then
+LINE_SECONDS = 30  # between progress lines
 
 
 def generate_file(
@@ -90,10 +92,11 @@ def generate(
     iters = iters or (EVALUATIONS if optimizer == "lbfgs" else optimize.RELEASE_STEPS)
     best = best or optimize.BestPoints()
     title, steps = f"targets {num_classes}×{dim}", optimize.ADAM_REPORT_STEPS if optimizer == "adam" else 1
-    with tqdm(total=iters * restarts, desc=title, unit="eval", leave=False, disable=None) as bar:
+    progress = SearchProgress(title, iters * restarts)
+    with progress.bar:
         for number, start in enumerate(starting_points(num_classes, dim, restarts, optimizer, rng)):
-            search(start.to(device), temperature, iters, best, lambda log_energy: advance(bar, log_energy, steps))
-            bar.update((number + 1) * iters - bar.n)  # the search may have converged earlier
+            search(start.to(device), temperature, iters, best, lambda log_energy: progress.advance(log_energy, steps))
+            progress.done = (number + 1) * iters  # the search may have converged earlier
     return best.points.cpu()
 
 
@@ -113,7 +116,24 @@ def starting_points(num_classes: int, dim: int, count: int, optimizer: str, rng:
             yield random_points(num_classes, dim, rng)
 
 
-def advance(bar: tqdm, log_energy: float, evaluations: int) -> None:
-    """Advance a progress bar by a number of evaluations, and show the energy."""
-    bar.set_postfix_str(f"energy ratio {np.exp(log_energy):.4f}", refresh=False)
-    bar.update(min(evaluations, bar.total - bar.n))
+class SearchProgress:
+    """A progress bar on a terminal. If the output is a file, a line every LINE_SECONDS.
+
+    Args:
+        title: what is searched for. total: number of energy evaluations.
+    """
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.done = title, total, 0
+        self.printed = time.monotonic()
+        self.bar = tqdm(total=total, desc=title, unit="eval", leave=False, disable=None)  # None: only on a terminal
+
+    def advance(self, log_energy: float, evaluations: int) -> None:
+        """Count energy evaluations, and show the energy."""
+        self.done = min(self.done + evaluations, self.total)
+        energy = f"energy ratio {np.exp(log_energy):.4f}"
+        self.bar.set_postfix_str(energy, refresh=False)
+        self.bar.update(self.done - self.bar.n)
+        if self.bar.disable and time.monotonic() - self.printed >= LINE_SECONDS:
+            self.printed = time.monotonic()
+            print_stderr(f"{self.title}: {self.done} of at most {self.total} evaluations, {energy}")

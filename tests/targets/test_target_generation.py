@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import target_generation
-from moco.targets import optimize
+from moco.targets import generation, optimize
 from moco.targets.bounds import target_quality
 from moco.targets.files import load_targets
 from moco.targets.generation import TEMPERATURE, generate, generate_file
@@ -185,3 +185,11 @@ def test_check_refuses_targets_of_other_size(tmp_path):
     for flags in ("--num-classes 6", "--dim 5", "--dataset digits"):
         words = ["--check", str(tmp_path / "t.npy"), *flags.split()]
         refusal(lambda words=words: target_generation.main(words), tmp_path / "t.npy", "(5, 4)")
+
+
+def test_search_reports_progress_in_lines_if_the_output_is_a_file(monkeypatch, capsys):
+    monkeypatch.setattr(generation, "LINE_SECONDS", 0)
+    generate(20, 3, iters=10, restarts=2)
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"targets 20×3: {done} of at most 20 evaluations" for done in range(1, 21)
+    ]
