@@ -6,7 +6,7 @@ import torch
 
 from tests.refusals import refusal
 from utils import distributed
-from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
+from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label, shots
 
 CPU = torch.device("cpu")
 
@@ -28,6 +28,16 @@ def test_tied_or_nan_logits_are_not_correct():
 def test_top_k_accuracy_is_in_percent():
     assert in_top_k(torch.tensor([0, 1, 4, 5]), 1).item() == 25
     assert in_top_k(torch.tensor([0, 1, 4, 5]), 5).item() == 75
+
+
+def test_shot_groups_at_their_bounds():
+    """Many: more than 100 training images. Few: fewer than 20."""
+    groups = shots(np.array([101, 100, 20, 19]))
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "many": [True, False, False, False],
+        "medium": [False, True, True, False],
+        "few": [False, False, False, True],
+    }
 
 
 def test_class_accuracy_summary_by_hand():
