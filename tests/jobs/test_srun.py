@@ -131,7 +131,7 @@ def test_release_launch_flags_in_srun_step(srun, flags, capsys, monkeypatch):
     """With --multiprocessing-distributed they count machines of one task each; otherwise they are ignored."""
     monkeypatch.setenv("SLURM_PROCID", "0")
     words = ["--world-size", "2", "--rank", "1", "--dist-url", "tcp://n1:1"]
-    args = parse(stage1.get_args_parser(), [*flags, "-b", "513", *words])
+    args = parse(stage1.get_args_parser(), [*flags, "--targeted", "-b", "513", *words])
     note = capsys.readouterr().out
     assert note == line_with(note, "--world-size", "--rank", "--dist-url", "srun") + "\n"
     assert launch.check(args) == 3
@@ -190,7 +190,7 @@ def test_signalled_tasks_save_and_resume(flags, tmp_path):
 def test_tasks_with_different_arguments_are_refused(flags, tmp_path):
     """`srun -n 2 bash -c 'python main... --seed $SLURM_PROCID'` starts such tasks."""
     own_flags = [["--seed", str(rank), "--run-dir", str(tmp_path / f"run{rank}")] for rank in range(2)]
-    (code, out, err), other = wait_for_tasks(start_tasks(flags, own_flags=own_flags))
+    (code, out, err), other = wait_for_tasks(start_tasks([*flags, "--targeted"], own_flags=own_flags))
     assert (code, out, other) == (2, [], (2, [], ""))
     assert err == line_with(err, "error: ", "process 1", "seed", "0") + "\n"
     assert not any(tmp_path.iterdir())

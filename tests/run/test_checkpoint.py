@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from moco.in_batch import InBatchKCL
 from tests.refusals import refusal
-from tests.tiny import release_style, tiny_model
+from tests.tiny import TinyEncoder, release_style, tiny_model
 from utils.run import checkpoint
 
 
@@ -115,3 +116,9 @@ def test_arguments_and_numpy_numbers_are_ignored(tmp_path):
         isinstance(v, Namespace | np.ndarray) for v in loaded["list"]
     )
     assert {*torch.serialization.get_safe_globals()} == before
+
+
+def test_checkpoint_of_other_contrast_names_the_flag():
+    in_batch = InBatchKCL(TinyEncoder, dim=4, num_classes=3)
+    message = refusal(lambda: checkpoint.load_weights(in_batch, dict(tiny_model().state_dict()), "file"), "--contrast")
+    assert "--mlp" not in message
