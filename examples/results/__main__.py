@@ -74,6 +74,10 @@ def main(argv: list[str] | None = None) -> None:
         log(describe_plan(plan, study))
         return
     if not args.page:
+        if not Path("main_moco_supcon_imba.py").is_file():
+            raise errors.InputError(
+                f"{Path.cwd()}: not this project's folder; start the study in {Path(__file__).parents[2]}"
+            )
         run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else GPU_JOBS))
     # The page shows only the flags that affect its numbers, not --output or --jobs.
     shown_flags = [args.plan] if args.plan != DEFAULT else []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.results import __main__ as study_command
 from examples.results import running
 from examples.results.running import TimeEstimate, run_all, wait_for_earlier_runs
 from examples.results.trials import Trial
@@ -60,6 +61,12 @@ def test_failed_run_is_named_and_ends_the_others(all_finished, tmp_path):
     assert "error:" not in message  # the study prints the word
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_study_outside_the_repository_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refusal(lambda: study_command.main(["digits"]), tmp_path, Path(study_command.__file__).parents[2])
+    assert not [*tmp_path.iterdir()]
 
 
 def test_killed_run_is_reported_with_its_signal(tmp_path):
