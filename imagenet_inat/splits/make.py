@@ -123,6 +123,8 @@ def _inat_text(path: Path) -> str:
         for name, label in zip(images, labels, strict=True):
             if not isinstance(name, str) or type(label) is not int or label < 0:
                 raise ValueError(f"image {name!r}, category {label!r}, expected text and an integer ≥ 0")
+            if name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"image {name!r} is outside the data root, expected a relative path without ..")
     except (ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__
         raise InputError(

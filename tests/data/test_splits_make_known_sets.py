@@ -158,6 +158,7 @@ def one_image(name, category) -> dict:
     [
         *({"annotations": []}, {"images": [{"id": 1}]}, {"images": 3}, {"images": []}),
         *(one_image(3, 0), one_image("a.jpg", "x"), one_image("a.jpg", -1), one_image("a.jpg", 1.5)),
+        *(one_image("../a.jpg", 0), one_image("/a.jpg", 0)),
     ],
 )
 def test_file_without_annotations_is_refused(change, tmp_path):
