@@ -33,6 +33,13 @@ def describe_data(images: LongTailDataset, normalise: Normalise) -> dict[str, ob
     return {"train_counts": images.class_counts.tolist(), "class_names": names, "statistics": normalise.statistics}
 
 
+class QuietDataLoader(DataLoader):
+    """A DataLoader without the warning about many workers, which PyTorch repeats for each loader and epoch."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Do nothing: `utils.distributed.launch` has printed a note."""
+
+
 class DeviceBatches:
     """A DataLoader whose batches are normalised views and labels on the device.
 
@@ -46,7 +53,7 @@ class DeviceBatches:
     def __init__(self, images: Dataset, normalise: Normalise, workers: int, **loader_options):
         self.dataset, self.normalise = images, normalise
         pin = normalise.device.type == "cuda"
-        self.loader = DataLoader(
+        self.loader = QuietDataLoader(
             images, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_in_worker, **loader_options
         )
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from imagenet_inat.lists.format import format_split, generated_folders
 from imagenet_inat.lists.profiles import class_sizes, sample_splits
+from utils.distributed import log
 from utils.files import write_folder
 
 NUM_CLASSES = 10
@@ -38,6 +39,8 @@ def prepare(data_root: Path, imbalance: float, largest: None = None) -> tuple[Pa
     largest: unused, because the largest class is always TRAIN_LARGEST.
     """
     root, splits = generated_folders("digits_LT", data_root, imbalance)
+    if not splits.is_dir():
+        log(f"data: writing the lists {splits}, and the images unless they exist")
     write_folder(root / "images", _write_images)
     write_folder(splits, lambda folder: _write_lists(folder, imbalance))
     return root, splits

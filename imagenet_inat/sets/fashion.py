@@ -78,6 +78,8 @@ def prepare(data_root: Path, imbalance: float, largest: int) -> None:
     lists = generated_folders(SET_NAME, data_root, imbalance, largest)[1]
     labels = {name: idx.content(idx.find_file(folder / name)) for _, name in (TRAIN, TEST)}
     digest = hashlib.sha256(b"".join(labels.values())).hexdigest()
+    if not lists.is_dir():
+        log(f"data: writing the lists {lists}")
     write_folder(lists, lambda draft: _write_lists(draft, folder, imbalance, largest, digest))
     try:
         stored_digest = json.loads((lists / MADE).read_text(encoding="utf-8"))["labels"]

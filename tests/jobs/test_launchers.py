@@ -10,7 +10,9 @@ import torch
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from examples import cross_entropy
+from imagenet_inat.loaders import DeviceBatches
 from imagenet_inat.sets import digits
+from moco.loader import Normalise
 from tests import ROOT
 from tests.refusals import exit_message, line_with, refusal
 from utils import errors
@@ -69,7 +71,7 @@ def test_launch_passes_process_info_and_keeps_arguments(flags, monkeypatch):
 
 
 def test_release_launch_flags_are_ignored_under_torchrun(torchrun, flags, capsys):
-    words = [*flags, "--world-size", "2", "--rank", "3", "--dist-url", "tcp://elsewhere:1"]
+    words = [*flags, "--targeted", "--world-size", "2", "--rank", "3", "--dist-url", "tcp://elsewhere:1"]
     args = parse(stage1.get_args_parser(), words)
     note = capsys.readouterr().out
     assert note == line_with(note, "--world-size", "--rank", "--dist-url", "torchrun") + "\n"
@@ -105,10 +107,10 @@ def test_address_is_refused_for_one_process(main, capsys):
 
 
 def test_backend_is_ignored_for_one_process(flags, capsys):
-    parse(stage1.get_args_parser(), [*flags, "--dist-backend", "gloo"])
+    parse(stage1.get_args_parser(), [*flags, "--targeted", "--dist-backend", "gloo"])
     note = capsys.readouterr().out
     assert note == line_with(note, "--dist-backend", "one process") + "\n"
-    parse(stage1.get_args_parser(), [*flags, "--dist-backend", "gloo", "--multiprocessing-distributed"])
+    parse(stage1.get_args_parser(), [*flags, "--targeted", "--dist-backend", "gloo", "--multiprocessing-distributed"])
     assert capsys.readouterr().out == ""
 
 
@@ -154,3 +156,12 @@ errors.run(main)"""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == line_with(done.stderr, "error: ", "/dev/shm", "No space left on device") + "\n"
+
+
+def test_more_workers_than_cores_is_one_note(monkeypatch, capsys, recwarn):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(launch, "usable_cores", lambda: 2)
+    assert launch._share_cores(torch.device("cpu"), 3, 1) == 3
+    line_with(capsys.readouterr().out, "-j 3", 2)
+    DeviceBatches(range(4), Normalise([0] * 3, [1] * 3, torch.device("cpu")), 10_000)
+    assert not recwarn.list

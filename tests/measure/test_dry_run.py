@@ -23,7 +23,7 @@ def dry_run_plan(main, words: list[str]) -> list[str]:
     with pytest.raises(Stopped) as stopped:
         main(words)
     assert stopped.value.exit_code == 0
-    *lines, _ = str(stopped.value).splitlines()  # the last line reports that nothing was written
+    *lines, _ = str(stopped.value).splitlines()  # the last line reports that no run folder was written
     assert all(line.startswith("plan: ") for line in lines)
     return [line.removeprefix("plan: ") for line in lines]
 
@@ -129,3 +129,10 @@ def test_dry_run_of_two_processes_prints_one_plan(flags, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("plan: ") == 5 and f"4 epochs of {STEPS} steps" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_that_it_writes_the_data_set(tmp_path, capsys):
+    words = "--dataset digits -a lenet --contrast batch --moco-dim 8 -b 64 -j 0 --epochs 1 --device cpu --dry-run"
+    dry_run_plan(stage1.main, [*words.split(), "--data-root", str(tmp_path), "--run-dir", str(tmp_path / "run")])
+    (written,) = tmp_path.iterdir()
+    line_with(capsys.readouterr().out, written)

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from utils import errors
 from utils.configs import FromArgs
 from utils.devices import check_device, check_gpus, resolve_device, usable_cores
-from utils.distributed import launchers, rendezvous
+from utils.distributed import launchers, log, rendezvous
 from utils.distributed.launchers import under_srun, under_torchrun
 from utils.errors import InputError
 from utils.openmp import SpinGuard
@@ -161,6 +161,8 @@ def _share_cores(device: torch.device, workers: int | None, processes: int) -> i
     on_cpu = device.type == "cpu"
     default = cores // 2 if on_cpu else min(cores, MAX_WORKERS)
     own_workers = default if workers is None else math.ceil(workers / processes)
+    if own_workers > cores:
+        log(f"note: -j {workers}: {own_workers} loading processes on {cores} cores; fewer are usually faster")
     if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
         torch.set_num_threads(max(1, cores - own_workers) if on_cpu else cores)
     return own_workers

@@ -75,7 +75,10 @@ class DryRun:
             lines.append(
                 f"{step_seconds:.3g} s per step (median of {len(self.ends) - 1}): about {eta} without validation"
             )
-        return "\n".join(f"plan: {line}" for line in lines) + "\nnothing was written; omit --dry-run to start the run"
+        return (
+            "\n".join(f"plan: {line}" for line in lines)
+            + "\nno run folder was written; omit --dry-run to start the run"
+        )
 
     def _short(self, total: int) -> str:
         if not self.from_random or total >= ENOUGH_STEPS:
