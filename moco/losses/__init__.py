@@ -1,7 +1,8 @@
-"""Losses for contrast with a queue and inside the batch, and the selection of positives: pure functions of tensors."""
+"""Losses of all methods, and the selection of positives: pure functions of tensors."""
 
 from moco.losses.batch_loss import in_batch_loss, in_batch_target_loss
 from moco.losses.blocks import InBatchLossOutput
+from moco.losses.one_stage import bcl_loss, paco_loss
 from moco.losses.queue_loss import LOSS_FORMS, QueueLossOutput, at_least_float32, contrastive_loss
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "InBatchLossOutput",
     "QueueLossOutput",
     "at_least_float32",
+    "bcl_loss",
     "contrastive_loss",
     "in_batch_loss",
     "in_batch_target_loss",
+    "paco_loss",
 ]

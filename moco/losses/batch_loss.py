@@ -142,15 +142,17 @@ def _check(
     N, D = (views.shape[0], views.shape[-1]) if views.dim() == 3 else (0, 0)
     C = len(targets) if targets is not None and targets.dim() else 0
     if not (N and views.shape[1] == 2 and views.is_floating_point()):
-        raise ValueError(f"views {_describe(views)}, expected (N, 2, D) floats with N >= 1")
-    if not (labels.shape == (N,) and _are_integers(labels)):
-        raise ValueError(f"labels {_describe(labels)}, expected ({N},) integers for views {tuple(views.shape)}")
+        raise ValueError(f"views {describe_tensor(views)}, expected (N, 2, D) floats with N >= 1")
+    if not (labels.shape == (N,) and are_integers(labels)):
+        raise ValueError(f"labels {describe_tensor(labels)}, expected ({N},) integers for views {tuple(views.shape)}")
     if (targets is None) != (target_class is None):
         raise ValueError("targets and target_class: only one was given, expected both or neither")
     if targets is not None and not (C and targets.shape == (C, D) and targets.is_floating_point()):
-        raise ValueError(f"targets {_describe(targets)}, expected (C, {D}) floats for views {tuple(views.shape)}")
-    if targets is not None and not (target_class.shape == (C,) and _are_integers(target_class)):
-        raise ValueError(f"target_class {_describe(target_class)}, expected ({C},) integers (the class of each target)")
+        raise ValueError(f"targets {describe_tensor(targets)}, expected (C, {D}) floats for views {tuple(views.shape)}")
+    if targets is not None and not (target_class.shape == (C,) and are_integers(target_class)):
+        raise ValueError(
+            f"target_class {describe_tensor(target_class)}, expected ({C},) integers (the class of each target)"
+        )
     if anchors not in ANCHORS or (anchors == "targets" and targets is None):
         raise ValueError(f"anchors {anchors!r}, expected one of {ANCHORS}; 'targets' requires the argument targets")
     if num_positive < 0 or target_repeat < 1 or not temperature > 0:
@@ -158,9 +160,9 @@ def _check(
         raise ValueError(f"{found}; expected num_positive >= 0, target_repeat >= 1, temperature > 0")
 
 
-def _are_integers(values: Tensor) -> bool:
+def are_integers(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def _describe(values: Tensor) -> str:
+def describe_tensor(values: Tensor) -> str:
     return f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"

@@ -1,0 +1,1 @@
+"""Tests of methods that train a classifier and a contrastive loss together."""
