@@ -95,6 +95,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         help="TSC loss of the authors' code (release) or of the paper's equation (paper). By default release with a "
         "queue, paper in the batch.",
         ignored=(WITHOUT_TARGETED,),
+        rare=True,
     )
     loss.add_argument(
         "--assignment-interval",
@@ -104,6 +105,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         help="Steps between target assignments. 1: every step (the method). Larger values save time with many "
         "thousands of classes; in between, classes keep their targets. 0: never; class y keeps target y.",
         ignored=(WITHOUT_TARGETED,),
+        rare=True,
     )
     loss.add_argument(
         "--targets",
@@ -184,6 +186,7 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         default="random",
         help="Class centroids when TSC starts (--contrast queue): random, or class means of the queue.",
         ignored=(WITHOUT_TARGETED,),
+        rare=True,
     )
 
 
@@ -206,10 +209,12 @@ def add_batch_arguments(model: Group, loss: Group) -> None:
         help="Ablation: use only the targets as anchors, not the images (--contrast batch --loss-form release).",
         ignored=(WITHOUT_TARGETED, WITH_TW),
         legacy=False,
+        rare=True,
     )
     loss.add_argument(
         "--unbiased",
         action="store_true",
         help="Ablation: the denominator contains only the positive and the other classes (--contrast batch).",
         legacy=False,
+        rare=True,
     )

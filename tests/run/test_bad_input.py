@@ -101,6 +101,15 @@ def test_help_shows_defaults(capsys):
     assert "(default: 0.03)" in capsys.readouterr().out
 
 
+def test_help_all_lists_rare_flags(capsys):
+    for word, listed in (("--help", False), ("--help-all", True)):
+        with pytest.raises(SystemExit) as ended:
+            stage1.get_args_parser().parse_args([word])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert ("--unbiased" in shown) == listed and ("--help-all also lists" in shown) != listed
+
+
 def test_parser_checks_number_ranges():
     for convert, good, bad in (
         (positive_int, "1", "0"),

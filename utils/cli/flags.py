@@ -46,6 +46,7 @@ class Effect:
         refused: Conditions in which the flag must not be typed.
         stored: Whether stage 2 takes the flag from its checkpoint, unless it is typed. ENCODER: always, because the
             encoder was trained with it. RESULT: with --evaluate, because the stored accuracies depend on it.
+        rare: Whether only --help-all lists it, not --help.
         legacy: The value, or a function of the arguments that returns it, in checkpoints older than the flag.
     """
 
@@ -56,6 +57,7 @@ class Effect:
     ignored: tuple[When, ...] = ()
     refused: tuple[When, ...] = ()
     stored: str | None = None
+    rare: bool = False
     legacy: object = argparse.SUPPRESS  # no such checkpoints exist
 
     def legacy_value(self, args: argparse.Namespace) -> object:

@@ -17,6 +17,7 @@ RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given mo
 its last value is used. Write a value that begins with @ as --name=@value."""
 PATHS = ("DIR", "FILE", "PATH", "PNG")  # metavars of flags whose value is a path
 UNEXPANDED = re.compile(r"\$\w+|\$\{\w+\}|^~\w*")  # a variable that is not set, or the home of an unknown user
+RARE = "--help-all also lists {count} rarely used flags."
 MOST_USED = "Most used"  # the title of the first group in --help
 
 
@@ -38,6 +39,10 @@ class Parser(Declarations, argparse.ArgumentParser):
         self.most_used = tuple(most_used)
         for action in self._actions:  # only -h exists yet
             action.help = "Show this message and exit."
+        if self.most_used:
+            self.add_argument(
+                "--help-all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help="Show all flags and exit."
+            )
 
     def add_argument_group(self, *args, **kwargs) -> Group:
         group = Group(self, *args, **kwargs)
@@ -52,13 +57,17 @@ class Parser(Declarations, argparse.ArgumentParser):
 
     describe = describe_arguments
 
-    def format_help(self) -> str:
-        """Return the help text: usage, description, the most used flags, all other flags in their groups."""
+    def format_help(self, rare: bool = False) -> str:
+        """Return the help text: usage, description, the most used flags, all other flags in their groups.
+
+        rare: whether to list the flags that declare `rare=True`.
+        """
+        omitted = [action for action in self._actions if effect_of(action).rare and not rare]
         by_name = {action.dest: action for action in self._actions}
         first = [by_name[name] for name in ("help", *self.most_used)] if self.most_used else []
         sections = [(MOST_USED, None, first)]
         for group in self._action_groups:
-            rest = [action for action in group._group_actions if action not in first]
+            rest = [action for action in group._group_actions if action not in (*first, *omitted)]
             sections += [(group.title, group.description, rest)] if rest else []
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
@@ -68,7 +77,7 @@ class Parser(Declarations, argparse.ArgumentParser):
             formatter.add_text(description)
             formatter.add_arguments(actions)
             formatter.end_section()
-        formatter.add_text(self.epilog)
+        formatter.add_text("\n".join([self.epilog, RARE.format(count=len(omitted))] if omitted else [self.epilog]))
         return formatter.format_help()
 
     def parse_known_args(self, args=None, namespace=None):
@@ -139,6 +148,14 @@ class Parser(Declarations, argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+class HelpAll(argparse.Action):
+    """The action of --help-all: print the help text with the rarely used flags, and exit."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser._print_message(parser.format_help(rare=True), sys.stdout)
+        parser.exit()
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
