@@ -88,7 +88,7 @@ def prepare(parser: Parser, args) -> Plan:
     args.run_dir = args.run_dir or str(Path(args.save_folder) / methods.run_name(args, options.data_name(args)))
     train_set = data.open("train")
     data = options.choose_loading(args, data, train_set, processes)
-    measures = monitor_flags.MonitorFlags.from_args(args)
+    measures = monitor_flags.MonitorFlags.from_args(args, trains_classifier=method.trains_classifier)
     if measures.splits:
         measures.check(len(data.open("val")), processes)
     repeat, batch_size = data.spec.repeat, method.global_batch_size
@@ -110,6 +110,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     batch_size = method.global_batch_size
     loader = loaders.build_stage1_loader(data, plan.sampling, batch_size, state.seed, process, plan.keep_last)
     state.check_step(len(loader))
+    state.train_counts = loader.dataset.class_counts.tolist()
     model = method.build(num_classes, state, process.device).to(process.device)
     session.restore(state, model, compute)
     method.load_extra_state(state)
@@ -125,7 +126,9 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
         local_batch_size = max(1, run.batch_size // distributed.world_size())
         splits = loaders.build_eval_loaders(data, plan.measures.splits, local_batch_size, process)
         vote, groups = plan.measures.vote, data.spec.superclasses
-        monitor = Monitor(plan.measures.monitor_freq, counts, splits, run.run_dir, vote, groups, probe)
+        monitor = Monitor(
+            plan.measures.monitor_freq, counts, splits, run.run_dir, vote, groups, probe, method.classifier
+        )
         train(plan, compute, loader, checkpointer, monitor)
     files = ["args.json", "log.jsonl", "epochs.csv", "train/ (TensorBoard)", checkpoint.LAST, *plan.measures.files]
     distributed.log(f"wrote {run.run_dir}: {', '.join(files)}")

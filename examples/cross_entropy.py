@@ -24,7 +24,7 @@ from imagenet_inat import data_flags, options
 from imagenet_inat.loaders import build_stage2_loader, build_val_and_test_loaders, check_lists_and_hash
 from moco.encoders import get_encoder
 from moco.heads import with_float32_logits
-from moco.heads.fits import log_prior
+from moco.losses import log_prior
 from utils import errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse

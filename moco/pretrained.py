@@ -28,6 +28,7 @@ from utils.files import file_problem
 from utils.run import checkpoint
 
 QUERY_PREFIX = "encoder_q."
+CLASSIFIER_PREFIX = "classifier."  # of a classifier that stage 1 trains together with the encoder
 SAFETENSORS = ".safetensors"
 LIBRARIES = ("torchvision", "timm")
 # Networks that are tried if a file does not fit, to name one that does.
@@ -84,22 +85,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return checkpoint.strip_prefix(min(entries, key=lambda entry: (-len(entry[1]), entry_rank(entry[0])))[1])
 
 
-def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Load the weight (C, d) and bias (C,) of the classifier that a network was trained with.
+def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor, float | None]:
+    """Load the classifier that a network was trained with: weight (C, d), bias (C,), and the scale of a cosine one.
+
+    It is `fc` of a network trained with cross-entropy, and `classifier` of stage 1 (--joint).
 
     Raises:
-        InputError: As `read_weights`, or if `fc` is a projection head, has another number of classes, or is not linear.
+        InputError: As `read_weights`, or if the file has only a projection head, or the classifier has another number
+            of classes or is of another kind.
     """
     weights = read_weights(Path(path))
-    fc = {key.removeprefix("fc."): value for key, value in weights.items() if key.startswith("fc.")}
+    prefix = CLASSIFIER_PREFIX if is_stage1(weights) else "fc."
+    fc = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    scale = fc.pop("scale", None) if fc.keys() == {"weight", "scale"} else None
+    if scale is not None:
+        fc["bias"] = torch.zeros(len(fc["weight"]))
     shapes = [tuple(value.shape) for value in fc.values()]
     if fc.keys() != {"weight", "bias"} or fc["weight"].ndim != 2 or {shape[:1] for shape in shapes} != {(num_classes,)}:
-        found = "a projection head" if is_stage1(weights) else f"fc with {sorted(fc)}, shapes {shapes}"
+        found = (
+            "a projection head"
+            if is_stage1(weights) and not fc
+            else f"{prefix.rstrip('.')} with {sorted(fc)}, shapes {shapes}"
+        )
         raise InputError(f"checkpoint {path}: has {found}, expected a linear classifier of {num_classes} classes")
-    for name, value in fc.items():
+    for name, value in (fc if scale is None else fc | {"scale": scale}).items():
         if wrong := checkpoint.tensor_problem(value, torch.zeros(())):
-            raise InputError(f"checkpoint {path}: fc.{name} {wrong}; the file is damaged, use another checkpoint")
-    return fc["weight"].float(), fc["bias"].float()
+            raise InputError(f"checkpoint {path}: {prefix}{name} {wrong}; the file is damaged, use another checkpoint")
+    return fc["weight"].float(), fc["bias"].float(), None if scale is None else float(scale)
 
 
 def is_stage1(weights: dict[str, Tensor]) -> bool:

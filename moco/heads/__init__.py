@@ -23,8 +23,8 @@ from moco.encoders import get_encoder
 from moco.heads import candidates
 from moco.heads.classifiers import CosineClassifier, Fit, fitted_classifier, linear_classifier
 from moco.heads.data import HeadData
-from moco.heads.fits import log_prior
 from moco.heads.ldam import DEFERRED, SCALE, effective_weights, ldam_loss, ldam_margins
+from moco.losses import log_prior
 from moco.pretrained import check_stage2, load_encoder
 from utils.distributed import log
 from utils.errors import InputError
@@ -132,7 +132,7 @@ HEADS = {
         needs="targets",
     ),
     "own": Head(
-        "last layer of a network trained with cross-entropy (examples.cross_entropy)",
+        "the classifier that the network was trained with (stage 1 with --joint, examples.cross_entropy)",
         candidates=candidates.own,
         adjustments=("post", "off"),
         needs="classifier",

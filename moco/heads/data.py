@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moco.heads import fits
 from moco.heads.classifiers import Fit
+from moco.losses import log_prior
 from utils.measure.feature_cache import Features
 from utils.run.compute import ComputeConfig
 
@@ -27,8 +28,8 @@ class HeadData:
         compute: Device and precision of val and test.
         selection_split: See `DataConfig.selection_split`.
         parts: Parts of the checkpoint besides its encoder. "targets" (TSC): the projection head, (N, d) -> (N, D),
-            and the targets (C, D); row y is the target of class y. "classifier": weight (C, d) and bias (C,) of the
-            last layer of a network that was trained with cross-entropy.
+            and the targets (C, D); row y is the target of class y. "classifier": weight (C, d), bias (C,) and
+            scale (None unless it is a cosine classifier) of the classifier that the network was trained with.
         lacks: Maps each missing part to the reason.
         described: Entries of checkpoints that describe the training images, such as class_names.
     """
@@ -51,7 +52,7 @@ class HeadData:
     @property
     def log_prior(self) -> Tensor:
         """(C,) log class prior."""
-        return fits.log_prior(torch.from_numpy(self.counts))
+        return log_prior(torch.from_numpy(self.counts))
 
     @cached_property
     def feature_scale(self) -> float:

@@ -44,12 +44,6 @@ def balanced_image_weights(labels: Tensor, num_classes: int) -> Tensor:
     return (len(labels) / ((counts > 0).sum() * counts[labels].double())).cpu()
 
 
-def log_prior(counts: Tensor) -> Tensor:
-    """Return log(n_c / n), (C,), as in Menon et al. 2021. A class without images counts as one with one image."""
-    counts = counts.clamp(min=1).double()
-    return (counts / counts.sum()).log()
-
-
 def fit_logistic(
     features: Tensor,
     labels: Tensor,

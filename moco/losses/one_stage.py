@@ -12,6 +12,12 @@ from moco.losses.batch_loss import are_integers, describe_tensor
 from moco.losses.queue_loss import at_least_float32
 
 
+def log_prior(counts: Tensor) -> Tensor:
+    """Return log(n_c / n), (C,), as in Menon et al. 2021. A class without images counts as one with one image."""
+    counts = counts.clamp(min=1).double()
+    return (counts / counts.sum()).log()
+
+
 def bcl_loss(views: Tensor, labels: Tensor, prototypes: Tensor, temperature: float = 0.1) -> Tensor:
     """Return the balanced contrastive loss (BCL, CVPR 2022, equation 5, as in its authors' code).
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from moco.classifier import EncoderClassifier
 from moco.encoders import get_encoder
 from utils.cli.flags import Group
 from utils.run.loop import Phase
@@ -24,6 +25,8 @@ class Method:
         loss_form: default of --loss-form.
         argument_adders: functions that add the flags of the method, add(model, loss); `model` is the group of flags
             that describe the network. Flags of other methods are rejected.
+        trains_classifier: whether `build` creates a classifier, `classifier`. The run measures it on the validation
+            split, and stage 2 evaluates it with --head own.
         stored_sizes: maps an argument to (tensor name, axis). In a checkpoint, the tensor's length along that axis must
             equal the argument.
         views_at_once: views of each image that pass through the encoder at once, which decides the memory of a step.
@@ -35,6 +38,8 @@ class Method:
     argument_adders: tuple[Callable[[Group, Group], None], ...] = ()
     stored_sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module
+    classifier: EncoderClassifier | None = None
+    trains_classifier = False
 
     def __init__(self, settings: Namespace):
         self.settings = settings
@@ -68,6 +73,17 @@ class Method:
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
         """Build the model on the CPU from `state.seed`, identical on all ranks."""
         raise NotImplementedError
+
+    def sampled_counts(self, state: RunState) -> Tensor:
+        """Return the images per class, (C,), as they are sampled: equal numbers with --sampling class-balanced.
+
+        Raises:
+            ValueError: The state, of a checkpoint, has no class counts.
+        """
+        if state.train_counts is None:
+            raise ValueError("no train_counts")
+        counts = torch.tensor(state.train_counts)
+        return torch.ones_like(counts) if self.settings.sampling == "class-balanced" else counts
 
     def load_extra_state(self, state: RunState) -> None:
         """Load `state.extra` (empty in a new run), after any weights. Raise InputError if it does not fit them."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from moco.classifier import train_jointly
 from moco.encoders import get_encoder, has_batch_norm
 from moco.encoders.frozen import freeze_modules
 from moco.encoders.memory import recompute_blocks
@@ -79,6 +80,10 @@ class ContrastMethod(Method):
         kcl_epochs = settings.epochs // 2 if settings.kcl_epochs is None else settings.kcl_epochs
         return [Phase("KCL", 0, kcl_epochs), Phase("TSC", kcl_epochs, settings.epochs - kcl_epochs)]
 
+    @property
+    def trains_classifier(self) -> bool:
+        return self.settings.joint > 0
+
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
         check_assignments(state, num_classes)
         self.previous_assignment = None
@@ -98,6 +103,8 @@ class ContrastMethod(Method):
         model_kwargs |= {"assignment_interval": settings.assignment_interval, "parts": settings.accum_steps}
         self.model = self.build_contrast(get_encoder(settings.arch, settings.image_size), model_kwargs)
         self.model.seed = state.seed
+        if settings.joint:
+            self.classifier = train_jointly(self.model, self.sampled_counts(state), settings.joint)
         self._prepare_encoders(new=not state.source)
         return self.model
 
@@ -130,7 +137,7 @@ class ContrastMethod(Method):
         factor, model = self.settings.lr_backbone, self.model
         if factor == 1:
             return model.parameters()
-        head = [*model.encoder_q.fc.parameters()]
+        head = [*model.encoder_q.fc.parameters(), *(self.classifier.parameters() if self.classifier else ())]
         backbone = [weight for weight in model.parameters() if all(weight is not other for other in head)]
         return [{"params": head}, {"params": backbone, LR_FACTOR_KEY: factor}]
 
@@ -149,7 +156,8 @@ class ContrastMethod(Method):
         self.collapse.end_epoch()
 
     def step_metrics(self, output) -> dict[str, Tensor]:
-        return {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
+        metrics = {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}
+        return metrics | (self.classifier.metrics if self.classifier else {})
 
     def epoch_metrics(self) -> tuple[dict[str, float | None], str]:
         metrics = target_metrics(

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from moco.heads import fits
 from moco.heads.classifiers import CosineClassifier, linear_classifier
+from moco.losses import log_prior
 
 C, D = 4, 6
 COUNTS = [40, 20, 8, 3]
@@ -73,7 +74,7 @@ def test_logistic_converges_on_features_far_from_0(data):
 def test_logistic_with_offset_of_logits_is_optimal(data):
     """At the optimum no direction is downhill, and the offset is not part of the classifier."""
     features, labels = data
-    offset = fits.log_prior(torch.tensor(COUNTS))
+    offset = log_prior(torch.tensor(COUNTS))
     fit = fits.fit_logistic(features, labels, C, 0.01, offset=offset)
     best = objective(features, labels, fit.weight, fit.bias, 0.01, offset=offset)
     for _ in range(20):
@@ -85,7 +86,7 @@ def test_logistic_with_offset_of_logits_is_optimal(data):
 
 
 def test_log_prior_and_class_weights_match_hand_computed_values():
-    assert fits.log_prior(torch.tensor([6, 3, 1])).exp().tolist() == pytest.approx([0.6, 0.3, 0.1])
+    assert log_prior(torch.tensor([6, 3, 1])).exp().tolist() == pytest.approx([0.6, 0.3, 0.1])
     weights = fits.balanced_image_weights(torch.tensor([0, 0, 0, 2]), 3)
     assert weights.tolist() == pytest.approx([4 / 6] * 3 + [2.0]) and weights.mean() == pytest.approx(1)
 

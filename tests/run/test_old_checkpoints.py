@@ -35,7 +35,7 @@ ADDED = {
         "queue_grid": int,
         **COUNTS,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
-        **{"args.contrast": str, "args.kcl_epochs": type(None), "args.sampling": str},
+        **{"args.joint": float, "args.contrast": str, "args.kcl_epochs": type(None), "args.sampling": str},
         **{"args.knn_k": type(None), "args.knn_vote": str, "args.online_probe": str, "args.init_from": type(None)},
         **SCHEDULE,
         **ENCODER,

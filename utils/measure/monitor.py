@@ -23,13 +23,17 @@ from utils.measure.feature_measures import (
     uniformity,
 )
 from utils.measure.metrics import ClassAccuracy
-from utils.measure.online_probe import OnlineProbe
+from utils.measure.online_probe import ClassifierNetwork, OnlineProbe
 
 # Name in the log -> name on the console.
 KNN_MEASURES = {"knn_top1": "kNN", "knn_many": "many", "knn_medium": "medium", "knn_few": "few"}
 GEOMETRY_MEASURES = {"alignment": "A", "uniformity": "U", "uniformity_k": "U_k", "nc1": "NC1", "nc2": "NC2"}
 FEATURE_MEASURES = tuple(KNN_MEASURES | GEOMETRY_MEASURES)
 PROBE_MEASURES = {"probe_top1": "probe", "probe_many": "many", "probe_medium": "medium", "probe_few": "few"}
+CLASSIFIER_MEASURES = {
+    f"classifier_{name}": text
+    for name, text in (("top1", "classifier"), ("many", "many"), ("medium", "medium"), ("few", "few"))
+}
 TARGET_MEASURES = {"reasonability": "R"}  # needs superclasses, that is, groups of classes that are similar in meaning
 # Returns each class's target, (C, D), and the cosines of the running centroids to them, (C,); None in KCL.
 ClassTargets = Callable[[], tuple[Tensor, Tensor] | None]
@@ -56,6 +60,7 @@ class Monitor:
         vote: the kNN vote.
         superclasses: (C,) superclass of each class, or None.
         online_probe: the classifier of --online-probe, which `train_online_probe` trains.
+        classifier: the classifier that the method trains together with the encoder, see `ClassifierNetwork`.
     """
 
     def __init__(
@@ -67,11 +72,14 @@ class Monitor:
         vote: Vote = BY_SIZE,
         superclasses: Sequence[int] | None = None,
         online_probe: OnlineProbe | None = None,
+        classifier: nn.Module | None = None,
     ):
         self.freq, self.class_counts, self.loaders, self.run_dir = freq, class_counts, loaders, run_dir
         self.vote, self.superclasses, self.online_probe = vote, superclasses, online_probe
         self.names = (*FEATURE_MEASURES, *(TARGET_MEASURES if superclasses else ())) if freq else ()
-        self.names += tuple(PROBE_MEASURES) if online_probe else ()
+        probes = (online_probe, PROBE_MEASURES), (classifier, CLASSIFIER_MEASURES)
+        self.classifiers = [(module, names) for module, names in probes if module]
+        self.names += tuple(name for _, names in self.classifiers for name in names)
         self.written_epoch: int | None = None  # the epoch whose features this process has written
 
     def train_online_probe(self, labels: Tensor) -> dict[str, Tensor]:
@@ -107,13 +115,13 @@ class Monitor:
         if self.freq and self.superclasses:
             targets, superclasses = class_targets(), torch.tensor(self.superclasses, device=val[0].device)
             values["reasonability"] = reasonability(targets[0], superclasses) if targets else None
-        if self.online_probe:
+        for classifier, names in self.classifiers:
             where = f"epoch {epochs_done}, val"
-            network = self.online_probe.with_encoder(encoder)
+            network = ClassifierNetwork(encoder, classifier)
             logits = extract_features(
                 network, self.loaders["val"], after_batch, where, postprocess=lambda logits: logits
             )
-            values |= dict(zip(PROBE_MEASURES, top1_accuracies(*logits, self.class_counts), strict=True))
+            values |= dict(zip(names, top1_accuracies(*logits, self.class_counts), strict=True))
         return values
 
     def finish(self, encoder: nn.Module, epochs_done: int, class_targets: ClassTargets = lambda: None) -> None:
@@ -172,7 +180,7 @@ def measure_geometry(features: Tensor, labels: Tensor, num_classes: int) -> dict
 
 def format_measures(values: dict[str, float | None]) -> str:
     """Format the values as a console line."""
-    digits = {name: 2 if name in KNN_MEASURES | PROBE_MEASURES else 3 for name in values}
+    digits = {name: 2 if name in KNN_MEASURES | PROBE_MEASURES | CLASSIFIER_MEASURES else 3 for name in values}
     texts = {name: "–" if value is None else f"{value:.{digits[name]}f}" for name, value in values.items()}
-    labels = KNN_MEASURES | GEOMETRY_MEASURES | TARGET_MEASURES | PROBE_MEASURES
+    labels = KNN_MEASURES | GEOMETRY_MEASURES | TARGET_MEASURES | PROBE_MEASURES | CLASSIFIER_MEASURES
     return "val: " + "  ".join(f"{label} {texts[name]}" for name, label in labels.items() if name in texts)

@@ -63,17 +63,22 @@ def add_monitor_arguments(group: Group) -> None:
 
 @dataclass(frozen=True)
 class MonitorFlags(FromArgs):
-    """The flags that decide what is measured during stage 1; see --help."""
+    """The flags that decide what is measured during stage 1; see --help.
+
+    trains_classifier: whether the method trains a classifier, whose accuracy is measured too.
+    """
 
     monitor_freq: int
     knn_k: int | None
     knn_vote: str
     online_probe: str
+    trains_classifier: bool
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits whose features are measured."""
-        return ("train", "val") if self.monitor_freq else ("val",) if self.online_probe != "off" else ()
+        needs_val = self.online_probe != "off" or self.trains_classifier
+        return ("train", "val") if self.monitor_freq else ("val",) if needs_val else ()
 
     @property
     def files(self) -> list[str]:
@@ -89,7 +94,7 @@ class MonitorFlags(FromArgs):
         if images < processes:
             raise InputError(
                 f"--monitor-freq: {images} validation images for {processes} processes, expected at least one per "
-                "process; start fewer processes, or omit --monitor-freq and --online-probe"
+                "process; start fewer processes, or omit --monitor-freq, --online-probe and --joint"
             )
 
     def build_probe(self, encoder: nn.Module, counts: np.ndarray, balanced: bool, state) -> OnlineProbe | None:

@@ -59,10 +59,6 @@ class OnlineProbe(nn.Module):
         self.optimizer.step()
         return in_top_k(rank_of_label(logits.detach(), labels), 1)
 
-    def with_encoder(self, encoder: nn.Module) -> nn.Module:
-        """Return the network of the encoder and this classifier: (N, 3, H, W) -> (N, C)."""
-        return _Network(encoder, self)
-
     def state(self) -> dict:
         """Return the checkpoint entry of the probe."""
         return {"state_dict": self.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -87,11 +83,16 @@ class OnlineProbe(nn.Module):
             ) from None
 
 
-class _Network(nn.Module):
-    def __init__(self, encoder: nn.Module, probe: OnlineProbe):
+class ClassifierNetwork(nn.Module):
+    """An encoder and a classifier that stores its features: images (N, 3, H, W) -> logits (N, C).
+
+    classifier: has `logits()`, the logits of the encoder's latest images.
+    """
+
+    def __init__(self, encoder: nn.Module, classifier: nn.Module):
         super().__init__()
-        self.encoder, self.probe = encoder, probe
+        self.encoder, self.classifier = encoder, classifier
 
     def forward(self, images: Tensor) -> Tensor:
         self.encoder(images)
-        return self.probe.logits()
+        return self.classifier.logits()

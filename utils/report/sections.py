@@ -23,6 +23,7 @@ CURVES = {
     "top1": "contrastive top-1, %",
     "val_knn_top1": "validation kNN top-1, %",
     "val_probe_top1": "validation top-1 of the online probe, %",
+    "val_classifier_top1": "validation top-1 of the classifier trained with the encoder, %",
     "val_alignment": "alignment A (lower: tighter)",
     "val_uniformity": "uniformity U (higher: more even)",
     "val_uniformity_k": "neighbourhood uniformity U_k",

@@ -189,9 +189,11 @@ def _flag_advice(keys: set[str]) -> str:
     """Return which flags of stage 1 can be the reason why a checkpoint lacks keys or has others."""
     if any(key.endswith("queue_ptr") for key in keys):
         return "; check --contrast"
-    reasons = {"--mlp": "encoder_q.fc.", "--targeted": "optimal_target"}
+    reasons = {"--mlp": "encoder_q.fc.", "--targeted": "optimal_target", "--joint": "classifier."}
     flags = [flag for flag, part in reasons.items() if any(part in key for key in keys)]
-    flags += ["-a"] if any(not any(part in key for part in ("fc.", "optimal_target")) for key in keys) else []
+    flags += (
+        ["-a"] if any(not any(part in key for part in ("fc.", "optimal_target", "classifier.")) for key in keys) else []
+    )
     return f"; check {', '.join(flags)}" if flags else ""
 
 

@@ -1,0 +1,126 @@
+"""--joint: a classifier trained together with the encoder, its loss, its checkpoint, and its evaluation in stage 2."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from moco.classifier import train_jointly
+from moco.in_batch import InBatchKCL
+from tests.processes import free_port, spawn
+from tests.refusals import exit_message
+from tests.stopping import assert_resumes_bit_identical, log_of
+from tests.tiny import TinyEncoder, tiny_batch, tiny_model, unit_vectors
+from utils import distributed
+
+COUNTS, W = torch.tensor([6, 2, 0]), 0.5
+PRIOR = torch.tensor([6 / 9, 2 / 9, 1 / 9], dtype=torch.float64)  # a class without images counts as one with one
+
+
+def in_batch_model() -> InBatchKCL:
+    targets = unit_vectors(3, 4).float()
+    return InBatchKCL(TinyEncoder, 4, num_classes=3, targets=targets, targeted=True).double()
+
+
+@pytest.mark.parametrize("build", [tiny_model, in_batch_model])
+def test_loss_is_the_methods_loss_plus_weighted_balanced_softmax(build):
+    torch.manual_seed(0)
+    model, (im_q, im_k, labels) = build(), tiny_batch()
+    torch.manual_seed(1)
+    plain = model(im_q, im_k, labels).loss
+    torch.manual_seed(0)
+    model = build()
+    train_jointly(model, COUNTS, W).double()
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+    out = model(im_q, im_k, labels)
+    images, y = (im_q, labels) if build is tiny_model else (torch.cat([im_q, im_k]), labels.repeat(2))
+    logits = images.flatten(1) @ model.classifier.weight.T  # the features of TinyEncoder are the pixels
+    term = cross_entropy(logits + PRIOR.log(), y)
+    torch.testing.assert_close(out.loss, plain + W * term)
+    torch.testing.assert_close(model.classifier.metrics["loss_classifier"], term.detach())
+
+
+def test_gradient_reaches_the_encoder():
+    model = tiny_model(num_positive=0)
+    model.encoder_q.body = torch.nn.Linear(12, 12).double()
+    model.encoder_q.forward = lambda images: model.encoder_q.fc(model.encoder_q.body(images.flatten(1)))
+    classifier = train_jointly(model, COUNTS, 1.0).double()
+    with torch.no_grad():
+        classifier.weight.normal_()
+    model.encoder_q(tiny_batch()[0])
+    classifier.loss(torch.tensor([0, 1, 2, 0])).backward()
+    assert model.encoder_q.body.weight.grad.abs().max() > 0 and model.encoder_q.fc.weight.grad is None
+
+
+def two_steps(device: str = "cpu") -> dict:
+    torch.manual_seed(0)
+    model = in_batch_model()
+    train_jointly(model, COUNTS, W).double()
+    ddp = distributed.wrap_ddp(model, torch.device(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(2):
+        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in tiny_batch(8)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.save(two_steps(), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_match_one(tmp_path):
+    spawn(run_rank, (free_port(), str(tmp_path)), nprocs=2)
+    alone = two_steps()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-9, atol=1e-12)
+
+
+SMALL = "-a lenet --image-size 12 --epochs 2 --targeted --joint 1"
+
+
+@pytest.mark.parametrize("contrast", ["queue", "batch"])
+def test_resumed_run_is_bit_identical(contrast, flags, batch_flags, tmp_path, monkeypatch):
+    words = flags if contrast == "queue" else [*batch_flags, "--contrast", "batch"]
+    assert_resumes_bit_identical(stage1.main, [*words, *SMALL.split()], tmp_path, monkeypatch, (3, 4))
+
+
+def test_stage_2_evaluates_the_classifier_that_the_run_reports(flags, data_flags, tmp_path):
+    words = [*flags, *["-a", "lenet", "--image-size", "12", "--lr", "0.02", "--epochs", "4", "--joint", "1"]]
+    stage1.main([*words, "--run-dir", str(tmp_path)])
+    val = log_of(tmp_path)[-1]["val"]
+    assert val["classifier_top1"] > 20  # chance is 10
+    checkpoint = str(tmp_path / "last.pth.tar")
+    common = [
+        *data_flags,
+        "--image-size",
+        "12",
+        "--pretrained",
+        checkpoint,
+        "--seed",
+        "1",
+        "-j",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    stage2.main([*common, "--head", "own", "--logit-adjustment", "off", "--run-dir", str(tmp_path / "own")])
+    results = json.loads((tmp_path / "own" / "results.json").read_text())
+    assert results["selected"]["val_acc1"] == pytest.approx(val["classifier_top1"])
+    stage2.main([*common, "--compare-heads", "--run-dir", str(tmp_path / "heads")])
+    heads = json.loads((tmp_path / "heads" / "results.json").read_text())["heads"]
+    assert any(entry["head"] == "own" for entry in heads.values())
+
+
+def test_accumulated_steps_are_refused(flags, capsys):
+    words = [*flags, "--joint", "1", "--accum-steps", "2"]
+    exit_message(lambda: stage1.main(words), capsys, "--joint", "--accum-steps")
