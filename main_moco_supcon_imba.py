@@ -108,7 +108,9 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     state = resume.load_run(run, process, lambda state: method.check_extra_state(state, num_classes))
     resume.check_epochs_left(state, run.epochs, ended=bool(folder.resumable_checkpoints(run.run_dir)))
     batch_size = method.global_batch_size
-    loader = loaders.build_stage1_loader(data, plan.sampling, batch_size, state.seed, process, plan.keep_last)
+    loader = loaders.build_stage1_loader(
+        data, plan.sampling, batch_size, state.seed, process, plan.keep_last, views=method.num_views
+    )
     state.check_step(len(loader))
     state.train_counts = loader.dataset.class_counts.tolist()
     model = method.build(num_classes, state, process.device).to(process.device)
@@ -171,12 +173,12 @@ def train_one_epoch(plan: Plan, model, compute, epoch, loader, checkpointer, pro
     """Train on the remaining batches of the epoch and add their metrics to the checkpointer's means."""
     state, optimizer, means = checkpointer.state, checkpointer.optimizer, checkpointer.means
     model.train()
-    for (im_q, im_k), labels in progress.iterate(loader, epoch.title, epoch.first_step):
+    for views, labels in progress.iterate(loader, epoch.title, epoch.first_step):
         plan.run.schedule.set_lr(optimizer, epoch, state.step)
         state.seed_layers()
         try:
             with compute.autocast():
-                out = model(im_q, im_k, labels)
+                out = model(*views, labels)  # by default two: (N, 3, S, S) each
         except FloatingPointError as error:
             raise means.divergence_error(str(error)) from None
         compute.step(out.loss, optimizer)

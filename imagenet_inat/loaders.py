@@ -146,12 +146,18 @@ def build_eval_loader(images: Dataset, batch_size: int, normalise: Normalise, wo
 
 
 def build_stage1_loader(
-    data: DataConfig, sampling: str, batch_size: int, seed: int, process: ProcessInfo, keep_last: bool = False
+    data: DataConfig,
+    sampling: str,
+    batch_size: int,
+    seed: int,
+    process: ProcessInfo,
+    keep_last: bool = False,
+    views: int = 2,
 ) -> DeviceBatches:
-    """Return the training loader of stage 1, with two views per image. sampling: a key of SAMPLERS."""
-    images = data.open_decoded("train", TwoCropsTransform(data.train_view()), seed)
+    """Return the training loader of stage 1, with `views` views per image. sampling: a key of SAMPLERS."""
+    images = data.open_decoded("train", TwoCropsTransform(data.train_view(), views), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed, keep_last)
-    return _choose_training_loader(data, images, batches, process, views=2)
+    return _choose_training_loader(data, images, batches, process, views=views)
 
 
 def build_stage2_loader(

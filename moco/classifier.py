@@ -52,12 +52,14 @@ class EncoderClassifier(nn.Module):
         """Return the logits, (N, C), of the encoder's latest images."""
         return self(self.features)
 
-    def loss(self, labels: Tensor) -> Tensor:
+    def loss(self, labels: Tensor, first_view_only: bool = False) -> Tensor:
         """Return the balanced-softmax cross-entropy of the encoder's latest images with labels (N,), a scalar.
 
-        If the batch contained two views of each image (all first views, then all second views), both are used.
+        If the batch contained several views of each image (all first views, then all second views), all are used,
+        unless `first_view_only`.
         """
-        labels, logits = labels.repeat(len(self.features) // len(labels)), self.logits()
+        features = self.features[: len(labels)] if first_view_only else self.features
+        labels, logits = labels.repeat(len(features) // len(labels)), self(features)
         self.features = None  # releases the graph after the backward pass
         loss = cross_entropy(logits + self.log_prior, labels)
         self.metrics = {

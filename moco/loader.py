@@ -113,14 +113,14 @@ class RandomView:
 
 
 class TwoCropsTransform:
-    """Transform that returns two random views of a decoded image: [query view, key view]."""
+    """Transform that returns two (or `count`) random views of a decoded image: [query view, key view]."""
 
-    def __init__(self, view: RandomView):
-        self.view = view
+    def __init__(self, view: RandomView, count: int = 2):
+        self.view, self.count = view, count
 
     def __call__(self, image: Image.Image) -> list[Tensor | PendingJitter]:
         prepared = self.view.prepare(image)
-        return [self.view.draw(prepared), self.view.draw(prepared)]
+        return [self.view.draw(prepared) for _ in range(self.count)]
 
 
 def train_transform(

@@ -132,7 +132,7 @@ HEADS = {
         needs="targets",
     ),
     "own": Head(
-        "the classifier that the network was trained with (stage 1 with --joint, examples.cross_entropy)",
+        "the classifier that the network was trained with (stage 1 with --joint or bcl, examples.cross_entropy)",
         candidates=candidates.own,
         adjustments=("post", "off"),
         needs="classifier",

@@ -146,5 +146,9 @@ def projection_like(weights: dict[str, Tensor]) -> nn.Module:
 
     weights: Tensors of its layers, in order; the names end in `weight` or `bias`.
     """
-    layers = [nn.Linear(*reversed(weight.shape)) for name, weight in weights.items() if name.endswith("weight")]
-    return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    layers = [
+        nn.Linear(*reversed(weight.shape)) if weight.dim() == 2 else nn.BatchNorm1d(len(weight))
+        for name, weight in weights.items()
+        if name.endswith("weight")
+    ]
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers[:-1], nn.ReLU(), layers[-1])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moco.methods.base import Method
 from moco.methods.batch_method import BatchMethod
+from moco.methods.bcl_method import BclMethod
 from moco.methods.queue_method import QueueMethod
 from utils.cli.flags import Group, When, describe_arguments
 from utils.cli.parser import Parser
@@ -18,6 +19,7 @@ from utils.run.state import RunState
 METHODS: dict[str, type[Method]] = {
     "queue": QueueMethod,
     "batch": BatchMethod,
+    "bcl": BclMethod,
 }
 
 

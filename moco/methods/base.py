@@ -17,8 +17,9 @@ from utils.run.state import RunState
 class Method:
     """A training method of stage 1. Every function except `build` has a default.
 
-    A run creates one instance of a class in METHODS. `build` returns `model`. The call model(im_q, im_k, labels), with
-    two views of N images and their labels, returns an object with a scalar `loss`. Stage 2 uses `model.encoder_q`.
+    A run creates one instance of a class in METHODS. `build` returns `model`. The call model(*views, labels), with
+    `num_views` views of N images and their labels, returns an object with a scalar `loss`. Stage 2 uses
+    `model.encoder_q`.
 
     Attributes:
         help: text for --help.
@@ -27,6 +28,7 @@ class Method:
             that describe the network. Flags of other methods are rejected.
         trains_classifier: whether `build` creates a classifier, `classifier`. The run measures it on the validation
             split, and stage 2 evaluates it with --head own.
+        num_views: views per image; the model is called with all of them, and with the labels.
         stored_sizes: maps an argument to (tensor name, axis). In a checkpoint, the tensor's length along that axis must
             equal the argument.
         views_at_once: views of each image that pass through the encoder at once, which decides the memory of a step.
@@ -40,6 +42,7 @@ class Method:
     model: nn.Module
     classifier: EncoderClassifier | None = None
     trains_classifier = False
+    num_views = 2
 
     def __init__(self, settings: Namespace):
         self.settings = settings

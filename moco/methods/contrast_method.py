@@ -1,57 +1,41 @@
 """KCL and TSC as methods of stage 1, with a queue or in the batch: phases, targets and epoch metrics."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from moco.classifier import train_jointly
-from moco.encoders import get_encoder, has_batch_norm
-from moco.encoders.frozen import freeze_modules
-from moco.encoders.memory import recompute_blocks
+from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.checkpoint_entries import check_assignments
-from moco.methods.collapse import CollapseDetector
+from moco.methods.encoder_method import EncoderMethod
 from moco.methods.method_flags import add_contrast_arguments
-from moco.pretrained import check_init_from, init_encoders
 from moco.targeted import TargetModel
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import format_target_metrics, target_cosines, target_metrics
 from moco.targets.files import load_targets
 from moco.targets.source import select_targets, target_file
-from utils.distributed import log
 from utils.errors import InputError
-from utils.optimizers import LR_FACTOR_KEY
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
 
-class ContrastMethod(Method):
+class ContrastMethod(EncoderMethod):
     """KCL, or with --targeted: KCL for --kcl-epochs (default: half of the epochs, rounded down), then TSC.
 
     SupCon and MoCo are settings of KCL, and their phase is also called "KCL".
     """
 
-    argument_adders = (add_contrast_arguments,)
+    argument_adders = (*EncoderMethod.argument_adders, add_contrast_arguments)
     stored_sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
     model: TargetModel
 
-    def __init__(self, settings: Namespace):
-        super().__init__(settings)
-        self.collapse = CollapseDetector()
-
     def check(self) -> None:
+        super().check()
         settings = self.settings
-        if settings.init_from:
-            check_init_from(settings.init_from, settings.arch)
-        if settings.freeze and not settings.init_from:
-            raise InputError(
-                "--freeze: requires --init-from, or random weights would be frozen; add --init-from or omit --freeze"
-            )
-        if settings.grad_checkpointing and settings.compile:
-            raise InputError("--grad-checkpointing: not supported with --compile; omit one of them")
         if settings.loss == "MoCo" and settings.targeted:
             raise InputError("--loss MoCo: ignores labels, but --targeted needs them; omit one of them")
         if settings.targeted and (settings.kcl_epochs or 0) >= settings.epochs:
@@ -105,24 +89,8 @@ class ContrastMethod(Method):
         self.model.seed = state.seed
         if settings.joint:
             self.classifier = train_jointly(self.model, self.sampled_counts(state), settings.joint)
-        self._prepare_encoders(new=not state.source)
+        self.prepare_encoders(new=not state.source)
         return self.model
-
-    def _prepare_encoders(self, new: bool) -> None:
-        """Apply --init-from (to a new run only), --freeze, --grad-checkpointing and --accum-steps to the encoders."""
-        settings, encoders = self.settings, self.encoders()
-        if settings.init_from and new:
-            log(f"init: {init_encoders(encoders, settings.init_from, settings.arch, settings.freeze)}")
-        for encoder in encoders:
-            freeze_modules(encoder, settings.freeze, settings.arch)
-        if settings.grad_checkpointing:
-            recompute_blocks(self.model.encoder_q, settings.arch)
-        if settings.accum_steps > 1 and has_batch_norm(self.model.encoder_q):
-            log(
-                f"note: --accum-steps {settings.accum_steps}: batch norm in {settings.arch} uses the statistics of "
-                f"each of the {settings.accum_steps} micro-batches; "
-                f"results differ from one batch of {self.global_batch_size}"
-            )
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
         """Build the model. model_kwargs: keyword arguments of KCL and of InBatchKCL."""
@@ -133,14 +101,6 @@ class ContrastMethod(Method):
         self.model.assignment = None if assignment is None else assignment.to(self.model.class_centroid.device)
         self.previous_assignment = state.extra.get("assignment_before")
 
-    def parameters(self) -> Iterable:
-        factor, model = self.settings.lr_backbone, self.model
-        if factor == 1:
-            return model.parameters()
-        head = [*model.encoder_q.fc.parameters(), *(self.classifier.parameters() if self.classifier else ())]
-        backbone = [weight for weight in model.parameters() if all(weight is not other for other in head)]
-        return [{"params": head}, {"params": backbone, LR_FACTOR_KEY: factor}]
-
     def begin_phase(self, name: str, fresh: bool) -> None:
         self.model.targeted = name == "TSC"
 
@@ -148,12 +108,6 @@ class ContrastMethod(Method):
         self.model.step = step
         if not resumed:
             self.previous_assignment = self._assignment()  # the assignment of the previous epoch
-
-    def after_step(self, output) -> None:
-        self.collapse.step(output.q)
-
-    def end_epoch(self) -> None:
-        self.collapse.end_epoch()
 
     def step_metrics(self, output) -> dict[str, Tensor]:
         metrics = {"loss": output.loss, "loss_class": output.loss_class, "loss_target": output.loss_target}

@@ -17,12 +17,12 @@ WITH_TW = When(
 )
 
 
-def add_contrast_arguments(model: Group, loss: Group) -> None:
+def add_encoder_arguments(model: Group, loss: Group) -> None:
+    """Add the flags of all methods that train an encoder."""
     model.add_argument("--moco-dim", type=positive_int, default=128, metavar="D", help="Feature dimension.")
     model.add_argument(
         "--moco-t", type=positive_float, default=0.07, metavar="T", help="Temperature, usually 0.05 to 0.2."
     )
-    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as all recipes do.")
     model.add_argument(
         "--init-from",
         metavar="FILE",
@@ -43,6 +43,11 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         "class-balanced: all classes equally often",
         legacy="instance",
     )
+
+
+def add_contrast_arguments(model: Group, loss: Group) -> None:
+    """Add the flags of KCL, TSC and MoCo, with a queue and in the batch."""
+    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as all recipes do.")
     loss.add_argument(
         "--loss",
         choices=["SupCon", "MoCo"],

@@ -12,7 +12,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.methods import METHODS, Method
-from moco.methods.method_flags import add_contrast_arguments
+from moco.methods.method_flags import add_contrast_arguments, add_encoder_arguments
 from tests.refusals import refusal
 from tests.stopping import run_until_stopped
 from utils.errors import InputError
@@ -40,7 +40,11 @@ class InBatchModel(nn.Module):
 class InBatch(Method):
     help = "the other view among those of the batch"
 
-    argument_adders = (add_contrast_arguments, lambda model, loss: loss.add_argument("--heat", type=float, default=0.1))
+    argument_adders = (
+        add_encoder_arguments,
+        add_contrast_arguments,
+        lambda model, loss: loss.add_argument("--heat", type=float, default=0.1),
+    )
 
     def check(self):
         if self.settings.heat <= 0:

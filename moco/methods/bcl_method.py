@@ -1,0 +1,61 @@
+"""BCL: a classifier and balanced in-batch contrast in one stage."""
+
+import torch
+from torch import Tensor, nn
+
+from moco.bcl import BCL
+from moco.encoders import get_encoder
+from moco.methods.encoder_method import EncoderMethod
+from utils.cli.flags import Group
+from utils.cli.numbers import nonnegative_float
+from utils.errors import InputError
+from utils.run.state import RunState
+
+
+def add_bcl_arguments(model: Group, loss: Group) -> None:
+    loss.add_argument(
+        "--ce-weight",
+        type=nonnegative_float,
+        default=1.0,
+        metavar="W",
+        help="Weight of the cross-entropy (--contrast bcl); 2 in the paper on CIFAR.",
+        rare=True,
+        legacy=1.0,
+    )
+    loss.add_argument(
+        "--contrast-weight",
+        type=nonnegative_float,
+        default=0.35,
+        metavar="W",
+        help="Weight of the contrastive loss (--contrast bcl); 0.6 in the paper on CIFAR.",
+        rare=True,
+        legacy=0.35,
+    )
+
+
+class BclMethod(EncoderMethod):
+    """Balanced contrastive learning (CVPR 2022), with three views per image and a cosine classifier."""
+
+    help = "BCL: the batch and class prototypes, with a classifier (one stage)"
+    argument_adders = (*EncoderMethod.argument_adders, add_bcl_arguments)
+    stored_sizes = {"num_classes": ("classifier.weight", 0), "moco_dim": ("encoder_q.fc.3.weight", 0)}  # noqa: RUF012
+    trains_classifier, num_views = True, 3
+    model: BCL
+
+    def check(self) -> None:
+        super().check()
+        if self.settings.accum_steps > 1:
+            raise InputError("--accum-steps: not supported with --contrast bcl; omit it")
+
+    def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
+        settings = self.settings
+        torch.manual_seed(state.seed)
+        encoder, counts = get_encoder(settings.arch, settings.image_size), self.sampled_counts(state)
+        weights = settings.ce_weight, settings.contrast_weight
+        self.model = BCL(encoder, settings.moco_dim, settings.moco_t, counts, *weights)
+        self.classifier = self.model.classifier
+        self.prepare_encoders(new=not state.source)
+        return self.model
+
+    def step_metrics(self, output) -> dict[str, Tensor]:
+        return {"loss": output.loss, "loss_contrast": output.loss_contrast} | self.classifier.metrics

@@ -1,0 +1,109 @@
+"""--contrast bcl: one step by hand, two processes, resuming, and the evaluation of its classifier in stage 2."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy, normalize
+
+import main_lincls_imba as stage2
+import main_moco_supcon_imba as stage1
+from moco.bcl import BCL
+from moco.export.programs import trained_network
+from tests.one_stage import loops
+from tests.processes import free_port, spawn
+from tests.refusals import exit_message
+from tests.stopping import assert_resumes_bit_identical, log_of
+from tests.tiny import IMAGE, TinyEncoder
+from utils import distributed
+
+C, D, T = 3, 4, 0.2
+COUNTS = torch.tensor([6, 2, 1])
+PRIOR = COUNTS / 9
+
+
+def build(seed: int = 0) -> BCL:
+    torch.manual_seed(seed)
+    return BCL(TinyEncoder, D, T, COUNTS, ce_weight=2.0, contrast_weight=0.6).double()
+
+
+def batch(size: int) -> tuple[torch.Tensor, ...]:
+    return *torch.randn(3, size, *IMAGE, dtype=torch.float64), torch.arange(size) % C
+
+
+def test_step_matches_the_equations():
+    model, (im_c, im_1, im_2, y) = build(), batch(5)
+    out = model(im_c, im_1, im_2, y)
+    x = torch.cat([im_c, im_1, im_2]).flatten(1)  # the features of TinyEncoder are the pixels
+    _, z_1, z_2 = normalize(model.encoder_q.fc(x), dim=1).chunk(3)
+    w = model.classifier.weight
+    prototypes = normalize(model.prototype_head(w), dim=1)
+    logits = 30 * normalize(im_c.flatten(1), dim=1) @ normalize(w, dim=1).T
+    expected = 2.0 * cross_entropy(logits + PRIOR.log(), y)
+    expected = expected + 0.6 * loops.bcl(torch.stack([z_1, z_2], dim=1), y, prototypes, T)
+    torch.testing.assert_close(out.loss, expected)
+    torch.testing.assert_close(out.q, z_1)
+    model.zero_grad()
+    ours = torch.autograd.grad(out.loss, list(model.parameters()))
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, list(model.parameters())))
+
+
+def two_steps() -> dict:
+    model = build()
+    model.encoder_q.fc[1].eval()  # batch statistics would differ between processes
+    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(1)
+    for _ in range(2):
+        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in batch(8)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.save(two_steps(), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_match_one(tmp_path):
+    spawn(run_rank, (free_port(), str(tmp_path)), nprocs=2)
+    alone = two_steps()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def words(flags) -> list[str]:
+    """Return flags of a BCL run, without those of KCL."""
+    without = ("--moco-k", "--targets")
+    words = [word for at, word in enumerate(flags) if word not in without and flags[at - 1] not in without]
+    words.remove("--mlp")
+    return [*words, *["--contrast", "bcl", "-a", "lenet", "--image-size", "12", "--lr", "0.02", "--epochs", "3"]]
+
+
+def test_resumed_run_is_bit_identical(words, tmp_path, monkeypatch):
+    assert_resumes_bit_identical(stage1.main, words, tmp_path, monkeypatch, (3, 5))
+
+
+def test_classifier_is_evaluated_and_encoder_exported(words, data_flags, tmp_path):
+    stage1.main([*words, "--run-dir", str(tmp_path)])
+    record = log_of(tmp_path)[-1]
+    assert record["loss_contrast"] > 0 and record["val"]["classifier_top1"] > 20  # chance is 10
+    checkpoint = tmp_path / "last.pth.tar"
+    options = "--image-size 12 --seed 1 -j 0 --device cpu"
+    common = [*data_flags, *options.split(), "--pretrained", str(checkpoint)]
+    stage2.main([*common, "--head", "own", "--logit-adjustment", "off", "--run-dir", str(tmp_path / "own")])
+    results = json.loads((tmp_path / "own" / "results.json").read_text())
+    assert results["selected"]["val_acc1"] == pytest.approx(record["val"]["classifier_top1"])
+    _, embedding = trained_network(checkpoint, "lenet", 12)(torch.rand(2, 3, 12, 12))
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("flag", [["--targeted"], ["--moco-k", "64"], ["--mlp"]], ids=str)
+def test_flags_of_other_methods_are_refused(flag, words, capsys):
+    exit_message(lambda: stage1.main([*words, *flag]), capsys, flag[0], "bcl")
