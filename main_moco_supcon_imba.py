@@ -146,6 +146,9 @@ def train(plan: Plan, compute, loader, checkpointer, monitor: Monitor) -> None:
     if state.source and epochs and not epochs[0].fresh:  # before the log is written: the checkpoint may be rejected
         state.load_optimizer(optimizer)
     run_log, progress = logger.open_log(run_dir, state, loader, ("train", "val") if monitor.names else ("train",))
+    if not state.source:
+        with compute.autocast():
+            method.prepare_training(loader, plan.run.epochs)
     for epoch in epochs:
         if epoch.starts_phase:
             method.begin_phase(epoch.phase.name, epoch.fresh)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from moco.checks import check_arguments, check_batch, check_last_layer, check_queue_length
 from moco.encoders import has_batch_norm
 from moco.encoders.memory import encode_in_microbatches
-from moco.losses import at_least_float32, contrastive_loss
+from moco.losses import QueueLossOutput, at_least_float32, contrastive_loss
 from moco.losses.positives import RANDOM_INT_BOUND, PositiveSum, all_positives, sample_positives
 from moco.targeted import TargetModel
 from moco.targets.centroids import queue_centroids
@@ -137,14 +137,24 @@ class KCL(TargetModel):
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
             # PositiveSum of each anchor, sum (N, D) and number (N,): of the queue, and of the targets (None in KCL)
             queue_positives, target_positives = self._choose_positives(labels)
-        targets = self.optimal_target if self.targeted else None  # t: (C·r, D)
         # Uses the queue before this step's keys (equation 2), plus the targets in TSC (equation 4). Scalars.
-        loss = contrastive_loss(
-            q, k, self.queue, queue_positives, self.T, targets, target_positives, self.tw, self.loss_form
-        )
+        loss = self._loss(q, k, labels, queue_positives, target_positives)
         self._enqueue(all_k, all_labels)  # replaces the oldest B keys: (D, Q)
         self.step += 1
         return StepOutput(loss.loss, loss.loss_class, loss.loss_target, q, loss.key_rank)
+
+    def _loss(
+        self, q: Tensor, k: Tensor, labels: Tensor, queue_positives: PositiveSum, target_positives: PositiveSum | None
+    ) -> QueueLossOutput:
+        targets = self.optimal_target if self.targeted else None  # t: (C·r, D)
+        return contrastive_loss(
+            q, k, self.queue, queue_positives, self.T, targets, target_positives, self.tw, self.loss_form
+        )
+
+    @torch.no_grad()
+    def fill_queue(self, im_k: Tensor, labels: Tensor) -> None:
+        """Replace the oldest B entries of the queue with keys of this rank's N images and those of the other ranks."""
+        self._enqueue(self._encode_keys(im_k), distributed.gather(labels))
 
     def _update_key_encoder(self) -> None:
         keys, queries = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())

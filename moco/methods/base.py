@@ -91,6 +91,10 @@ class Method:
     def load_extra_state(self, state: RunState) -> None:
         """Load `state.extra` (empty in a new run), after any weights. Raise InputError if it does not fit them."""
 
+    def prepare_training(self, loader, epochs: int) -> None:
+        """Prepare the model before the first step of a new run. loader: of the run, whose views of epochs from `epochs`
+        on are never trained on."""
+
     def parameters(self) -> Iterable:
         """Return the parameters, or parameter groups, for the optimiser."""
         return self.model.parameters()

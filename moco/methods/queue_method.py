@@ -1,24 +1,54 @@
 """KCL, TSC and MoCo with a momentum queue."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
+from moco.authors_kcl import AuthorsKCL
 from moco.builder import KCL
 from moco.methods.checkpoint_entries import batch_size_divisor, check_queue
 from moco.methods.contrast_method import ContrastMethod
-from moco.methods.method_flags import add_queue_arguments
+from moco.methods.method_flags import WITH_MOCO, add_queue_arguments
+from utils.cli.flags import Group, When
 from utils.distributed import log, world_size
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k
 from utils.run.state import RunState
+
+ONLY_KCL = {
+    "refused": (When("with --targeted", lambda args: args.targeted),),
+    "ignored": (WITH_MOCO, When("with --K 0", lambda args: args.K == 0)),
+}
+
+
+def add_authors_kcl_arguments(model: Group, loss: Group) -> None:
+    """Add the flags with which the KCL authors' own code differs from that of the TSC authors."""
+    for name, values, text, conditions in (
+        (
+            "--queue-init",
+            ["random", "keys"],
+            "Queue before the first step: random vectors, or keys of training images.",
+            {},
+        ),
+        ("--positives", ["random", "first"], "Positives of a class with more than K: random, or the newest.", ONLY_KCL),
+        (
+            "--unused-positives",
+            ["keep", "drop", "zero"],
+            "Queue entries of the class that are not sampled: part of the denominator, dropped, or with logit 0.",
+            ONLY_KCL,
+        ),
+    ):
+        loss.add_argument(
+            name, choices=values, metavar="HOW", default=values[0], help=text, rare=True, legacy=values[0], **conditions
+        )
 
 
 class QueueMethod(ContrastMethod):
     """Contrast with a queue, used for ImageNet-LT and iNaturalist by the code released by the TSC authors."""
 
     help = "keys of past steps (the paper on ImageNet-LT)"
-    argument_adders = (*ContrastMethod.argument_adders, add_queue_arguments)
+    argument_adders = (*ContrastMethod.argument_adders, add_queue_arguments, add_authors_kcl_arguments)
     loss_form = "release"
     stored_sizes = ContrastMethod.stored_sizes | {"moco_k": ("queue_labels", 1)}
 
@@ -38,7 +68,13 @@ class QueueMethod(ContrastMethod):
 
     def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> KCL:
         settings = self.settings
-        model = KCL(encoder, K=settings.moco_k, m=settings.moco_m, sep_t=settings.sep_t, **model_kwargs)
+        options = {"positives": settings.positives, "unused": settings.unused_positives}
+        sampled = settings.K > 0 and settings.loss != "MoCo"
+        if sampled and options != {"positives": "random", "unused": "keep"}:
+            build = partial(AuthorsKCL, encoder, **options)
+        else:
+            build = partial(KCL, encoder)
+        model = build(K=settings.moco_k, m=settings.moco_m, sep_t=settings.sep_t, **model_kwargs)
         if world_size() > 1 and not model.uses_shuffle_bn:
             log(f"note: {settings.arch} has no batch norm, so keys are not shuffled between processes")
         return model
@@ -46,6 +82,21 @@ class QueueMethod(ContrastMethod):
     def load_extra_state(self, state: RunState) -> None:
         check_queue(self.model, self.batch_size_divisor, state.source)
         super().load_extra_state(state)
+
+    def prepare_training(self, loader, epochs: int) -> None:
+        if self.settings.queue_init != "keys":
+            return
+        missing, epoch = self.settings.moco_k // self.global_batch_size, epochs  # views that training does not use
+        log(f"queue: filling it with keys of {self.settings.moco_k} views of training images")
+        self.model.train()
+        while missing:
+            loader.start_at(epoch, 0)
+            for (_, im_k), labels in loader:
+                self.model.fill_queue(im_k, labels)
+                missing -= 1
+                if not missing:
+                    break
+            epoch += 1
 
     def encoders(self) -> list[nn.Module]:
         return [self.model.encoder_q, self.model.encoder_k]

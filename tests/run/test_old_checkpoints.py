@@ -35,6 +35,7 @@ ADDED = {
         "queue_grid": int,
         **COUNTS,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
+        **dict.fromkeys(("args.queue_init", "args.positives", "args.unused_positives"), str),
         **dict.fromkeys(("args.joint", "args.ce_weight", "args.contrast_weight"), float),
         **{"args.contrast": str, "args.kcl_epochs": type(None), "args.sampling": str},
         **{"args.knn_k": type(None), "args.knn_vote": str, "args.online_probe": str, "args.init_from": type(None)},
