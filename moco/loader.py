@@ -51,6 +51,7 @@ PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
 SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
 VIEWS = {
     "photo": View(ResizedCrop(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
+    "plain": View(ResizedCrop(), None, _centre, help="as photo, without colour jitter"),
     "thumbnail": View(ResizedCrop(), PHOTO, _whole, help="as photo, for small images"),
     "simclr": View(
         ResizedCrop((0.2, 1.0)),

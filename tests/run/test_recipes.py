@@ -218,6 +218,15 @@ def test_recipes_differ_only_as_their_names_imply(one, other, difference):
     assert {name: (one[name], other[name]) for name in one if one[name] != other[name]} == difference
 
 
+def test_recipe_of_the_kcl_authors_differs_from_that_of_the_tsc_authors_where_their_code_does():
+    theirs, ours = recipe_args("imagenet_kcl_authors"), recipe_args("imagenet_kcl")
+    changed = {name: theirs[name] for name in ours if theirs[name] != ours[name]}
+    queue = {"queue_init": "keys", "positives": "first"}
+    assert changed == {"mlp": False, "views": "plain", "weight_decay": 5e-4, **queue}
+    probe = recipe_args("imagenet_kcl_authors_probe")
+    assert (probe["sampling"], probe["lr"], probe["weight_decay"], probe["epochs"]) == ("instance", 30, 0, 100)
+
+
 def test_recipes_have_published_hyperparameters():
     imagenet, cifar, release = (
         recipe_args("imagenet_kcl"),

@@ -68,7 +68,7 @@ def test_evaluation_uses_whole_image_or_centre_crop():
     small, large = photograph(32, 32), photograph(90, 70)
     for name in ("cifar", "padded", "autoaugment", "thumbnail", "grey"):
         assert torch.equal(eval_transform(name, 32)(small), to_pixels(small))
-    for name in ("photo", "simclr"):
+    for name in ("photo", "plain", "simclr"):
         theirs = T.Compose([T.Resize(round(32 * 256 / 224)), T.CenterCrop(32)])(large)
         assert torch.equal(eval_transform(name, 32)(large), to_pixels(theirs))
 
