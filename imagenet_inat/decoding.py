@@ -16,8 +16,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about tags, which training does not read
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # open_rgb logs a note with the file's name
-# Keys of Image.info without which an RGB image is shown as it is stored. (Pillow itself turns TIFF files upright.)
-SHOWN_OTHERWISE = frozenset(("transparency", "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+# An RGB image is shown as it is stored unless its Image.info has one of these keys. (Pillow turns TIFF files itself.)
+CHANGES_DISPLAY = frozenset(("transparency", "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 # EXIF orientation -> how to turn the stored pixels upright. Pillow's ImageOps.exif_transpose also encodes the EXIF data
 # again, which costs time and fails on damaged data.
 UPRIGHT = {
@@ -72,9 +72,9 @@ def _open_file(file: Path) -> Image.Image:
 def _load_rgb(image: Image.Image, as_shown: bool) -> Image.Image:
     if _is_huge(image):
         size = f"{image.width} × {image.height} pixels"
-        _note_once("huge", f"{image.filename}: {size}, is slow to read and needs much memory; make such images smaller")
+        _note_once("huge", f"{image.filename}: {size}, slow to read and large in memory; make such images smaller")
     image.load()
-    if image.mode == "RGB" and (not as_shown or SHOWN_OTHERWISE.isdisjoint(image.info)):
+    if image.mode == "RGB" and (not as_shown or CHANGES_DISPLAY.isdisjoint(image.info)):
         return image
     rgb = _over_white(image) if as_shown and image.has_transparency_data else _to_rgb(image)
     turn = UPRIGHT.get(_orientation(image)) if as_shown else None
@@ -141,7 +141,10 @@ def scale_to_bytes(image: Image.Image) -> np.ndarray:
     if not (values.min() >= 0 and values.max() <= white):  # also if a value is not a number
         raise ValueError(f"{span}, expected 0 to {white}")
     if white == 65535 and 0 < values.max() <= 4095:
-        _note_once("dark", f"{image.filename}: 16-bit image, almost black: {span}; if it has 12 bits, multiply by 16")
+        _note_once(
+            "dark",
+            f"{image.filename}: 16-bit image, almost black: {span}; if it has 12 bits, multiply its values by 16",
+        )
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = white - values
     return np.rint(values / (white / 255)).astype(np.uint8)

@@ -16,7 +16,7 @@ class AuthorsKCL(KCL):
 
     Args:
         positives: "random", or "first": the `num_positive` newest queue entries of the class. The KCL authors' code
-            takes the largest of a 0/1 mask, an order that PyTorch does not define.
+            calls topk on a 0/1 mask; which of the equal entries it returns is not defined by PyTorch.
         unused: see `kcl_loss`. For the others, see `KCL`; num_positive must be above 0.
     """
 

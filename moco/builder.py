@@ -43,7 +43,7 @@ def l2_normalise(features: Tensor) -> Tensor:
     return normalize(at_least_float32(features), dim=1)
 
 
-def with_mlp(encoder: nn.Module) -> nn.Sequential:
+def mlp_head(encoder: nn.Module) -> nn.Sequential:
     """Return the projection head of --mlp: Linear(d, d) and ReLU, followed by the encoder's last layer, `fc`."""
     fc = check_last_layer(encoder)
     return nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
@@ -105,7 +105,7 @@ class KCL(TargetModel):
 
         self.encoder_q, self.encoder_k = base_encoder(num_classes=dim), base_encoder(num_classes=dim)
         if mlp:
-            self.encoder_q.fc, self.encoder_k.fc = with_mlp(self.encoder_q), with_mlp(self.encoder_k)
+            self.encoder_q.fc, self.encoder_k.fc = mlp_head(self.encoder_q), mlp_head(self.encoder_k)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.encoder_k.requires_grad_(False)  # updated by momentum, never by a gradient
         self.uses_shuffle_bn = has_batch_norm(self.encoder_k)
@@ -205,7 +205,7 @@ class KCL(TargetModel):
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Replace the oldest B keys, except by keys that are not finite: they would make later losses NaN.
+        """Replace the oldest B keys. Keys that are not finite are not stored, as they would make later losses NaN.
 
         The pointer stays on the device, which avoids a synchronisation.
         """

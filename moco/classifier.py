@@ -69,8 +69,8 @@ class EncoderClassifier(nn.Module):
         return loss
 
 
-def train_jointly(model: nn.Module, counts: Tensor, weight: float) -> EncoderClassifier:
-    """Make a linear classifier part of a model, which adds `weight` times its loss to its own from now on.
+def add_classifier(model: nn.Module, counts: Tensor, weight: float) -> EncoderClassifier:
+    """Add a linear classifier to a model. The model's loss then includes `weight` times the classifier's loss.
 
     Args:
         model: KCL or InBatchKCL, called with two views and labels. The classifier becomes `model.classifier`, so that

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moco.builder import StepOutput, l2_normalise, with_mlp
+from moco.builder import StepOutput, l2_normalise, mlp_head
 from moco.checks import check_arguments, check_batch
 from moco.encoders.memory import encode_in_microbatches
 from moco.losses import InBatchLossOutput, in_batch_loss, in_batch_target_loss
@@ -64,7 +64,7 @@ class InBatchKCL(TargetModel):
         self.tw, self.loss_form, self.only_targets, self.unbiased = tw, loss_form, only_targets, unbiased
         self.encoder_q = base_encoder(num_classes=dim)
         if mlp:
-            self.encoder_q.fc = with_mlp(self.encoder_q)
+            self.encoder_q.fc = mlp_head(self.encoder_q)
         self._add_targets(num_classes, dim, targets)
 
     def forward(self, im_q: Tensor, im_k: Tensor, labels: Tensor) -> StepOutput:

@@ -15,7 +15,7 @@ from moco.encoders.frozen import check_frozen_weights
 from moco.encoders.library import TIMM, download_weights, to_encoder_names
 from moco.encoders.small import NEW_STEM, SMALL
 from moco.encoders.state_dicts import (
-    Encoder,
+    FoundEncoder,
     encoder_tensors,
     entries_with_tensors,
     entry_rank,
@@ -74,7 +74,7 @@ def _read_safetensors(path: Path) -> dict:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Load the largest state dict in a file by key, without the prefix `module.`. Of equal ones, prefer the teacher.
+    """Load the state dict with the most tensors, keys without `module.`. Of equally large ones, prefer the teacher.
 
     Raises:
         InputError: As `read_state`, or if the file contains no tensors by name.
@@ -155,7 +155,7 @@ def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str, frozen
     return f"{path}: {found.summary()}"
 
 
-def load_encoder(model: nn.Module, path: str | Path, arch: str) -> Encoder:
+def load_encoder(model: nn.Module, path: str | Path, arch: str) -> FoundEncoder:
     """Load the encoder from a file, except its head, into a network with a new `fc`. Return what was loaded.
 
     Raises:
@@ -167,7 +167,7 @@ def load_encoder(model: nn.Module, path: str | Path, arch: str) -> Encoder:
     return found
 
 
-def find_encoder(network: nn.Module, state: dict, source: str, arch: str, new: set[str] = frozenset()) -> Encoder:
+def find_encoder(network: nn.Module, state: dict, source: str, arch: str, new: set[str] = frozenset()) -> FoundEncoder:
     """Find all weights of a network in the entries of a checkpoint.
 
     Args:
@@ -210,7 +210,7 @@ def _stored_networks(stored: str | None, arch: str) -> list[str]:
     return [stored, TIMM + stored] if arch.startswith(TIMM) and not stored.startswith(TIMM) else [stored]
 
 
-def _misfit(network: nn.Module, state: dict, places: list[Encoder], arch: str) -> str:
+def _misfit(network: nn.Module, state: dict, places: list[FoundEncoder], arch: str) -> str:
     """Describe why no place in a checkpoint fits the network."""
     own = encoder_tensors(network)
     if not places or not any(value.is_floating_point() for value in places[0].weights.values()):
@@ -237,9 +237,9 @@ def _advice(state: dict, arch: str) -> str:
     named = dict.fromkeys([*_stored_networks(stored, arch), arch, *others])
     fitting = next((name for name in named if _fits(name, state)), None)
     if fitting == arch:
-        return "; it fits at --image-size 224"
+        return "; the file fits with --image-size 224"
     if fitting:
-        return f"; it fits -a {fitting}"
+        return f"; the file fits -a {fitting}"
     return f"; the file calls the network {stored}" if _stored_networks(stored, arch) else ""
 
 

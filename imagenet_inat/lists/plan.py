@@ -46,9 +46,7 @@ class SplitPlan(NamedTuple):
                 raise InputError(f"--{split} {given}: a folder of this split exists; omit --{split}")
             values[split] = 0 if split in existing else default if given is None else given
         if sum(value for value in values.values() if isinstance(value, float)) >= 1:
-            raise InputError(
-                f"--val {values['val']} --test {values['test']}: shares of 1 or more; expected less than 1"
-            )
+            raise InputError(f"--val {values['val']} --test {values['test']}: expected shares with a sum below 1")
         return self._replace(**values)
 
 
@@ -81,7 +79,7 @@ def _requested(counts: np.ndarray, requested: float) -> np.ndarray:
 
 
 def _natural_sizes(counts: np.ndarray, plan: SplitPlan) -> ClassSizes:
-    """Split every image. Val and test get at least one image of a class, and leave at least one.
+    """Split every image. Val and test each get at least one image of a class, and so does train.
 
     A number is at most a third of the class. Classes with fewer than MIN_TO_SPLIT images are not split.
     """

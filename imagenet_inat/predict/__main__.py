@@ -79,15 +79,15 @@ def main(argv: list[str] | None = None) -> None:
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # notes; stdout may receive the predictions
         classifier = load_classifier(Path(args.classifier), pick_device(args.device), args.batch_size)
-        sees = classifier.metadata
-        transform = eval_transform(sees.views, sees.image_size)
+        facts = classifier.metadata
+        transform = eval_transform(facts.views, facts.image_size)
         if args.list:
-            flat_folder = datasets.get_spec(sees.dataset).flat_folder if sees.dataset in datasets.names() else ""
-            images = read_list(Path(args.list), Path(args.data_root), sees.num_classes, flat_folder)
+            flat_folder = datasets.get_spec(facts.dataset).flat_folder if facts.dataset in datasets.names() else ""
+            images = read_list(Path(args.list), Path(args.data_root), facts.num_classes, flat_folder)
         else:
             images = find_images(args.images)
     workers = min(usable_cores(), MAX_WORKERS) if len(images.paths) > FEW_IMAGES else 0
-    files = ImageFiles(images, transform, sees.image_size, bool(sees.as_shown))
+    files = ImageFiles(images, transform, facts.image_size, bool(facts.as_shown))
     loader = DataLoader(
         files,
         args.batch_size,
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     style = (
         JsonLinesFormat()
         if output and output.suffix == ".jsonl"
-        else CsvFormat(sees.num_classes, images.labels is not None)
+        else CsvFormat(facts.num_classes, images.labels is not None)
     )
     with redirect_stdout(sys.stderr), classifier.precision():
         texts = (style.rows(batch) for batch in predictor)

@@ -29,7 +29,7 @@ class Classifier(NamedTuple):
 
     Attributes:
         logits: maps normalised images (N, 3, S, S) on the device to logits (N, C) float32.
-        metadata: how it sees images, and the names of the classes; mean, std, views and num_classes are known.
+        metadata: how it facts images, and the names of the classes; mean, std, views and num_classes are known.
         device: where it runs.
         precision: returns the context in which it runs.
     """
@@ -44,7 +44,7 @@ def load_classifier(source: Path, device: torch.device, batch_size: int) -> Clas
     """Load a classifier from a run folder or a checkpoint of stage 2, or from a .pt2 or .onnx file.
 
     Raises:
-        InputError: the file cannot be read, contains no classifier, or does not store how it sees images.
+        InputError: the file cannot be read, contains no classifier, or does not store how it facts images.
     """
     if source.is_dir():
         source = _checkpoint_in(source)
@@ -81,7 +81,7 @@ def _load_checkpoint(source: Path, device: torch.device, batch_size: int) -> Cla
     stored = {"head": head, "views": views, "images_as_shown": state.args.get("images_as_shown")}
     entries = {"args": vars(args) | stored, "class_names": state.class_names}
     entries["statistics"] = state.statistics
-    sees = Metadata.of_run(
+    facts = Metadata.of_run(
         entries, arch=args.arch, image_size=args.image_size, outputs=[LOGITS], num_classes=num_classes
     )
     model = heads.build_classifier(args.arch, args.image_size, num_classes, batch_size, None, head)
@@ -93,7 +93,7 @@ def _load_checkpoint(source: Path, device: torch.device, batch_size: int) -> Cla
         with compute.autocast():
             return model(images)
 
-    return Classifier(logits, sees.with_statistics(spec.mean, spec.std), device, compute.precision_context)
+    return Classifier(logits, facts.with_statistics(spec.mean, spec.std), device, compute.precision_context)
 
 
 def _num_classes(weights: dict[str, Tensor], source: Path) -> int:
@@ -123,7 +123,7 @@ def _load_pt2(source: Path, device: torch.device) -> Classifier:
         raise InputError(
             f"{source}: not a program of this PyTorch, {torch.__version__} ({first_line(error)})"
         ) from None
-    sees = _known(Metadata.from_json(extra[f"{metadata.KEY}.json"], source), source)
+    facts = _known(Metadata.from_json(extra[f"{metadata.KEY}.json"], source), source)
     if device.type != "cpu":
         try:
             from torch.export.passes import move_to_device_pass
@@ -132,8 +132,8 @@ def _load_pt2(source: Path, device: torch.device) -> Classifier:
             device = torch.device("cpu")
         else:
             program = move_to_device_pass(program, device)
-    run, output = program.module(), sees.outputs.index(LOGITS)
-    return Classifier(lambda images: run(images)[output], sees, device)
+    run, output = program.module(), facts.outputs.index(LOGITS)
+    return Classifier(lambda images: run(images)[output], facts, device)
 
 
 def _load_onnx(source: Path, device: torch.device) -> Classifier:
@@ -152,25 +152,25 @@ def _load_onnx(source: Path, device: torch.device) -> Classifier:
     except Exception as error:  # a foreign file can raise any exception
         raise InputError(f"{source}: not an ONNX program ({first_line(error)})") from None
     text = session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
-    sees = _known(Metadata.from_json(text, source), source)
+    facts = _known(Metadata.from_json(text, source), source)
 
     def logits(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([LOGITS], {IMAGES: images.numpy()})[0])
 
-    return Classifier(logits, sees, torch.device("cpu"))  # the session copies images to the GPU
+    return Classifier(logits, facts, torch.device("cpu"))  # the session copies images to the GPU
 
 
-def _known(sees: Metadata, source: Path) -> Metadata:
+def _known(facts: Metadata, source: Path) -> Metadata:
     """Return the metadata of a program, with mean and std of its data set if an older run did not store them.
 
     Raises:
-        InputError: the program has no classifier, or it is not known how it sees images.
+        InputError: the program has no classifier, or it is not known how it facts images.
     """
-    if LOGITS not in sees.outputs or not sees.num_classes:
+    if LOGITS not in facts.outputs or not facts.num_classes:
         raise InputError(f"{source}: has no classifier; export a checkpoint of stage 2, such as model_best.pth.tar")
-    if not sees.mean and sees.statistics in datasets.names():
-        spec = datasets.get_spec(sees.statistics)
-        sees = sees.with_statistics(spec.mean, spec.std)
-    if not sees.mean or not sees.views:
+    if not facts.mean and facts.statistics in datasets.names():
+        spec = datasets.get_spec(facts.statistics)
+        facts = facts.with_statistics(spec.mean, spec.std)
+    if not facts.mean or not facts.views:
         raise InputError(f"{source}: its metadata has no mean, std or views; export a checkpoint of this project")
-    return sees
+    return facts

@@ -21,10 +21,10 @@ class Predictor:
 
     def __init__(self, classifier: Classifier, images: ImageList, loader: DataLoader):
         self.classifier, self.images, self.loader = classifier, images, loader
-        sees = classifier.metadata
-        self.normalise = Normalise(sees.mean, sees.std, classifier.device)
-        self.names = sees.class_names or [None] * sees.num_classes
-        self.unreadable = self.hits = 0
+        facts = classifier.metadata
+        self.normalise = Normalise(facts.mean, facts.std, classifier.device)
+        self.names = facts.class_names or [None] * facts.num_classes
+        self.unclassified = self.hits = 0
 
     def __iter__(self) -> Iterator[list[Prediction]]:
         first, total = 0, len(self.images.paths)
@@ -47,7 +47,7 @@ class Predictor:
         if truth is not None:
             hits = rank_of_label(logits, torch.tensor(truth)) < 1
             self.hits += sum(hit and not problem for hit, problem in zip(hits.tolist(), problems, strict=True))
-        self.unreadable += sum(map(bool, problems))
+        self.unclassified += sum(map(bool, problems))
         predictions = []
         for n, path in enumerate(self.images.paths[where]):
             pairs = zip(best[n].tolist(), probabilities[n].tolist(), strict=True)
@@ -58,17 +58,17 @@ class Predictor:
 
     def report(self, output: Path | None) -> None:
         """Print on stderr what was predicted, what could not be read, and the accuracy of a list with labels."""
-        sees, images, total = self.classifier.metadata, self.images, len(self.images.paths)
-        if sees.head in UNCALIBRATED:
+        facts, images, total = self.classifier.metadata, self.images, len(self.images.paths)
+        if facts.head in UNCALIBRATED:
             print_stderr(
-                f"note: head {sees.head}: its probabilities are not calibrated; only their order has a meaning"
+                f"note: head {facts.head}: its probabilities are not calibrated; only their order has a meaning"
             )
         if images.skipped:
             print_stderr(f"note: {images.skipped}")
-        classified = total - self.unreadable
+        classified = total - self.unclassified
         parts = [f"{classified} of {total} images classified"]
-        if self.unreadable:
-            parts.append(f"{self.unreadable} without a prediction (see the column error)")
+        if self.unclassified:
+            parts.append(f"{self.unclassified} without a prediction (see the column error)")
         if images.labels is not None and classified:
             parts.append(f"accuracy {100 * self.hits / classified:.2f} % (top-1 of {classified} images)")
         print_stderr((f"wrote {output}: " if output else "") + ", ".join(parts))

@@ -65,7 +65,7 @@ def get_args_parser() -> Parser:
     add_download_arguments(commands.add_parser("download", help="download the published lists"))
     add_verify_arguments(commands.add_parser("verify", help="check lists and images"))
     # make's namespace holds only the flags that were typed, because the defaults depend on the source.
-    add_make_arguments(commands.add_parser("make", help="create long-tailed lists", argument_default=argparse.SUPPRESS))
+    add_make_arguments(commands.add_parser("make", help="create lists", argument_default=argparse.SUPPRESS))
     return parser
 
 

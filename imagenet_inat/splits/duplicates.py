@@ -10,7 +10,7 @@ def check_duplicates(
 ) -> None:
     """Report pictures that are in two lists or in two classes under different names.
 
-    Published data sets contain some, so that these are notes there. Unreadable images are skipped.
+    Published data sets contain some, so for them these are only notes. Unreadable images are skipped.
 
     images: the images of each list, as `verify_images.check_images` returns them.
     """

@@ -20,8 +20,8 @@ NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 BY_CONTENT = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 
-def is_foreign(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden (`._x.jpg`, `.ipynb_checkpoints`) or no user's own."""
+def is_hidden_or_system(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden (`._x.jpg`, `.ipynb_checkpoints`) or a system's."""
     return (name.startswith(".") and name != ".") or name.casefold() in FOREIGN
 
 
@@ -93,7 +93,7 @@ class ImageSearch:
             raise InputError(
                 f"{self.root / folder}: cannot be read ({error.strerror}); expected a folder of class folders"
             ) from None
-        visible = [entry for entry in found if not is_foreign(entry.name)]
+        visible = [entry for entry in found if not is_hidden_or_system(entry.name)]
         self.skipped += Counter({"hidden or system": len(found) - len(visible)})
         return visible
 

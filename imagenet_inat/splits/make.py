@@ -1,4 +1,4 @@
-"""Create long-tailed splits from a folder of images or a list, and iNaturalist's lists from its annotations."""
+"""Create natural or long-tailed splits from a folder of images or a list, and iNaturalist's from its annotations."""
 
 from pathlib import Path
 
@@ -96,8 +96,8 @@ def report_classes_without_images(counts: dict[str, np.ndarray], classes: list[s
         if missing:
             log(
                 f"note: {len(missing)} of {len(classes)} classes have no {split} image (in parentheses: training "
-                f"images): {format_first_cases(missing)}; all accuracies, also the means over classes, are over the "
-                "other classes"
+                f"images): {format_first_cases(missing)}; all accuracies, also the means over classes, leave "
+                "these classes out"
             )
 
 

@@ -19,6 +19,7 @@ RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both sta
 SAMPLE_SIZE = 200  # images whose headers are read
 READ_ALL_BELOW = 50_000  # small images of one size: lists with fewer images are read in full, to be sure of the size
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
+LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
 
 
@@ -124,7 +125,7 @@ def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
             f"{epochs * steps:,} steps (aim: {ENOUGH_STEPS:,} or more, in {MIN_EPOCHS} to {MAX_EPOCHS} epochs)",
         ),
         (f"--lr {rate:.3g} --wd 5e-4", "the rate depends on the batch; few images need more weight decay"),
-        ("--mlp --cos", "projection head and cosine schedule, as in all recipes"),
+        ("--mlp --cos", "two-layer projection head and cosine schedule"),
     ]
 
 
@@ -140,7 +141,7 @@ def _network(side: int, count: int) -> list[tuple[str, str]]:
             ("--image-size 64", f"the images' shorter side is {side} pixels"),
             ("-a resnet18_small", "ResNet-18 with a 3 × 3 stem and no early pooling, for small images"),
         ]
-    if side >= 200 and count >= READ_ALL_BELOW:
+    if side >= 200 and count >= LARGE_DATA:
         return [
             ("--image-size 224", f"{count:,} images are enough for the usual size of photos"),
             ("-a resnet50", "the network of the paper"),
@@ -167,7 +168,7 @@ def _views(facts: ImageFacts) -> list[tuple[str, str]]:
     elif facts.side <= 96:
         view = ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
     else:
-        view = ("--views simclr", "crops keep at least 20 % of the image; the default of photos keeps 8 %")
+        view = ("--views simclr", "crops keep 20 % of the image or more; those of the default view, photo, 8 % or more")
     if not facts.one_size:
         return [view]
     return [view, ("--device-aug", "the images are small, have one size and fit in memory")]

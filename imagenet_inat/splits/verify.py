@@ -11,7 +11,7 @@ from imagenet_inat.lists.format import BYTE_ORDER_MARK, count_classes, read_spli
 from imagenet_inat.lists.known import KnownFile, fingerprint, known_files
 from imagenet_inat.splits.duplicates import check_duplicates
 from imagenet_inat.splits.findings import MAX_CASES, Findings, format_first_cases
-from imagenet_inat.splits.image_search import is_foreign
+from imagenet_inat.splits.image_search import is_hidden_or_system
 from imagenet_inat.splits.verify_images import check_images
 from imagenet_inat.splits.verify_labels import SplitList, check_folder_labels
 from utils.distributed import log
@@ -157,7 +157,7 @@ def _check_hidden(paths: np.ndarray, findings: Findings) -> None:
     hidden = [
         f"line {number}, {path.decode()}"
         for number, path in enumerate(paths.tolist(), start=1)
-        if any(map(is_foreign, path.decode().split("/")))
+        if any(map(is_hidden_or_system, path.decode().split("/")))
     ]
     if hidden:
         findings.bad(f"{len(hidden)} hidden or system files: {format_first_cases(hidden)}")

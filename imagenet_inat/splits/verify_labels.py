@@ -14,7 +14,7 @@ from utils.distributed import log
 
 NUM_SHUFFLES = 20  # random assignments of labels, against which the labels of the folders are compared
 MIN_AGREEMENT = 0.2  # agreement of folders and labels, from 0 (as by chance) to 1, if folders are classes
-MIN_SHARE = 2 / 3  # share of a folder's images with its usual label, if each label is usual in one folder
+MIN_SHARE = 2 / 3  # share of a folder's images with its usual label, if folders and labels match one to one
 
 
 class SplitList(NamedTuple):
@@ -90,7 +90,7 @@ def _class_folders(lists: list[SplitList]) -> list[list[bytes]]:
     """Return the class folder of each line of each list; empty lists if no level of folders may be the classes.
 
     Names of splits are omitted, so that train/cat and val/cat are the same folder. Of the levels of nested folders, the
-    first one with as many folders as labels is used.
+    first one with at least as many folders as labels is used.
     """
     parts = [[_folder_parts(path.rpartition(b"/")[0]) for path in one.paths.tolist()] for one in lists]
     distinct = set().union(*(set(of_list) for of_list in parts))
@@ -119,7 +119,7 @@ def _usual_labels(folders: list[bytes], labels: np.ndarray) -> dict[bytes, int]:
 
 
 def _folders_are_classes(one: FolderLabels) -> bool:
-    """Return whether the folders of a list determine its labels, up to mistakes in any share of the lines.
+    """Return whether the folders of a list determine its labels, even if some lines are wrong.
 
     The number of images that have their folder's usual label is compared with that for shuffled labels.
     """

@@ -91,7 +91,7 @@ def small_stem(arch: str, num_classes: int = 1000) -> nn.Module:
     return network
 
 
-SMALL, NEW_STEM = "_small", "conv1.weight"  # suffix of a name; its stem, which differs from torchvision's
+SMALL, NEW_STEM = "_small", "conv1.weight"  # suffix of these names; the layer that differs from torchvision's
 CIFAR = {f"resnet{6 * blocks + 2}": blocks for blocks in (3, 5, 7, 9, 18)}  # He et al.: 20 to 110 layers
 # Networks of torchvision that exist with a stem for small images, as <name>_small.
 STEMS = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2")

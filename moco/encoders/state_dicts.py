@@ -21,7 +21,7 @@ MAX_NAMES = 8  # unused parts named in the summary
 COUNTER = "num_batches_tracked"  # absent in files of old PyTorch versions; used only by batch norm without a momentum
 
 
-class Encoder(NamedTuple):
+class FoundEncoder(NamedTuple):
     """The weights of an encoder, found in a checkpoint.
 
     Attributes:
@@ -84,7 +84,7 @@ def encoder_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
 
 
-def find_encoders(network: nn.Module, state: dict) -> list[Encoder]:
+def find_encoders(network: nn.Module, state: dict) -> list[FoundEncoder]:
     """Return every place of a checkpoint where tensors of the network were found, the best place first.
 
     Places with more fitting tensors are better. If two are equal, a teacher or a moving average stored as an entry of
@@ -106,12 +106,14 @@ def entry_rank(entry: str) -> int:
     return 0 if words & {"teacher", "ema"} else 2 if "student" in words else 1
 
 
-def same_weights(a: Encoder, b: Encoder) -> bool:
+def same_weights(a: FoundEncoder, b: FoundEncoder) -> bool:
     """Return whether two places contain the same numbers, as if a module is registered under two names."""
     return a.weights.keys() == b.weights.keys() and all(torch.equal(a.weights[k], b.weights[k]) for k in a.weights)
 
 
-def _places(network: nn.Module, own: dict[str, Tensor], entry: str, tensors: dict[str, Tensor]) -> Iterator[Encoder]:
+def _places(
+    network: nn.Module, own: dict[str, Tensor], entry: str, tensors: dict[str, Tensor]
+) -> Iterator[FoundEncoder]:
     inner = network.backbone if isinstance(network, Backbone) else network
     modules = {name for name, _ in inner.named_children()}
     classifiers = tuple(f"{name}." for name in getattr(network, "classifiers", ("fc",)))
@@ -135,7 +137,7 @@ def _places(network: nn.Module, own: dict[str, Tensor], entry: str, tensors: dic
             and tensors[prefix + key].is_floating_point()  # indices and masks that some versions store
         ]
         unused = {_part(key.removeprefix(prefix)) for key in rest if key.removeprefix(prefix) not in unknown}
-        yield Encoder(weights, entry, prefix, missing, shapes, unknown, sorted(unused), len(own))
+        yield FoundEncoder(weights, entry, prefix, missing, shapes, unknown, sorted(unused), len(own))
 
 
 def _by_suffix(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, dict[str, str]]:

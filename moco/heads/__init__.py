@@ -43,8 +43,8 @@ class Head(NamedTuple):
         loss: loss(logits, labels, epoch) of (N, C) and (N,) returns a scalar. Epochs count from 0.
         build_loss: build_loss(counts, epochs) returns the loss, if it depends on the class sizes or the number of
             epochs. Replaces loss.
-        candidates: For a fitted head, candidates(data, sampling, adjustment) yields fits; see candidates.py. Replaces
-            build and loss.
+        candidates: For a fitted head, candidates(data, sampling, adjustment) yields lists of fits; see candidates.py.
+            Replaces build and loss.
         samplings, adjustments: Allowed values of --sampling and --logit-adjustment. The first is the default.
         needs: What the checkpoint must contain besides an encoder: "targets" (TSC), "classifier" or "" (nothing).
     """

@@ -162,8 +162,8 @@ def check_files(args) -> None:
     args.pretrained = args.pretrained and str(checkpoint_file(args.pretrained))
     if not args.pretrained or not Path(args.pretrained).is_file():
         raise InputError(
-            f'--pretrained "{args.pretrained or ""}": {file_problem(args.pretrained or "-")}, expected a checkpoint of '
-            "main_moco_supcon_imba.py"
+            f'--pretrained "{args.pretrained or ""}": {file_problem(args.pretrained or "-")}, expected a file or '
+            "run folder with a trained encoder"
         )
 
 

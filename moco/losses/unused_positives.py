@@ -56,15 +56,15 @@ def kcl_loss(
     temperature: float,
     unused: str = "keep",
 ) -> QueueLossOutput:
-    """Return the KCL loss with a choice for unused positives: queue entries of the anchor's class that are not sampled.
+    """Return the KCL loss with a choice for unused positives: queue entries of its class that are not among columns.
 
     keep: they are part of the denominator, as in `contrastive_loss`. drop: they are not. zero: their logit there is 0.
     Stores an (N, Q) matrix of logits. q and k get gradients; the queue may change before the backward pass.
 
     Args:
         q: (N, D) queries. k: (N, D) own keys. queue: (D, Q). queue_labels: (Q,). labels: (N,) int64.
-        columns: (N, k) positives, see `positive_columns`. temperature: > 0. unused: a value of UNUSED; any other raises
-            ValueError.
+        columns: (N, number of positives), see `positive_columns`. temperature: > 0.
+        unused: a value of UNUSED; any other raises ValueError.
     """
     if unused not in UNUSED:
         raise ValueError(f"unused {unused!r}, expected one of {UNUSED}")

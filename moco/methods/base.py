@@ -81,7 +81,7 @@ class Method:
         """Return the images per class, (C,), as they are sampled: equal numbers with --sampling class-balanced.
 
         Raises:
-            ValueError: The state, of a checkpoint, has no class counts.
+            ValueError: The state comes from a checkpoint without class counts.
         """
         if state.train_counts is None:
             raise ValueError("no train_counts")
@@ -92,8 +92,11 @@ class Method:
         """Load `state.extra` (empty in a new run), after any weights. Raise InputError if it does not fit them."""
 
     def prepare_training(self, loader, epochs: int) -> None:
-        """Prepare the model before the first step of a new run. loader: of the run, whose views of epochs from `epochs`
-        on are never trained on."""
+        """Prepare the model before the first step of a new run.
+
+        Args:
+            loader: the training loader. epochs: length of the run; training never uses views of this epoch or later.
+        """
 
     def parameters(self) -> Iterable:
         """Return the parameters, or parameter groups, for the optimiser."""

@@ -36,10 +36,10 @@ def add_bcl_arguments(model: Group, loss: Group) -> None:
 class BclMethod(EncoderMethod):
     """Balanced contrastive learning (CVPR 2022), with three views per image and a cosine classifier."""
 
-    help = "BCL: the batch and class prototypes, with a classifier (one stage)"
+    help = "the batch and class prototypes, and train a classifier too (BCL, one stage)"
     argument_adders = (*EncoderMethod.argument_adders, add_bcl_arguments)
     stored_sizes = {"num_classes": ("classifier.weight", 0), "moco_dim": ("encoder_q.fc.3.weight", 0)}  # noqa: RUF012
-    trains_classifier, num_views = True, 3
+    trains_classifier, num_views, views_at_once = True, 3, 3
     model: BCL
 
     def check(self) -> None:

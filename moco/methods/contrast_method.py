@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moco.classifier import train_jointly
+from moco.classifier import add_classifier
 from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.checkpoint_entries import check_assignments
@@ -88,7 +88,7 @@ class ContrastMethod(EncoderMethod):
         self.model = self.build_contrast(get_encoder(settings.arch, settings.image_size), model_kwargs)
         self.model.seed = state.seed
         if settings.joint:
-            self.classifier = train_jointly(self.model, self.sampled_counts(state), settings.joint)
+            self.classifier = add_classifier(self.model, self.sampled_counts(state), settings.joint)
         self.prepare_encoders(new=not state.source)
         return self.model
 

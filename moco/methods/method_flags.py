@@ -47,7 +47,7 @@ def add_encoder_arguments(model: Group, loss: Group) -> None:
 
 def add_contrast_arguments(model: Group, loss: Group) -> None:
     """Add the flags of KCL, TSC and MoCo, with a queue and in the batch."""
-    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as all recipes do.")
+    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as the TSC authors do.")
     loss.add_argument(
         "--loss",
         choices=["SupCon", "MoCo"],

@@ -31,11 +31,16 @@ def add_authors_kcl_arguments(model: Group, loss: Group) -> None:
             "Queue before the first step: random vectors, or keys of training images.",
             {},
         ),
-        ("--positives", ["random", "first"], "Positives of a class with more than K: random, or the newest.", ONLY_KCL),
+        (
+            "--positives",
+            ["random", "first"],
+            "Positives if the queue has more than K of the class: random ones, or the newest (first).",
+            ONLY_KCL,
+        ),
         (
             "--unused-positives",
             ["keep", "drop", "zero"],
-            "Queue entries of the class that are not sampled: part of the denominator, dropped, or with logit 0.",
+            "Queue entries of the class that are not positives: keep in the denominator, drop, or zero their logit.",
             ONLY_KCL,
         ),
     ):
@@ -86,15 +91,15 @@ class QueueMethod(ContrastMethod):
     def prepare_training(self, loader, epochs: int) -> None:
         if self.settings.queue_init != "keys":
             return
-        missing, epoch = self.settings.moco_k // self.global_batch_size, epochs  # views that training does not use
+        batches_left, epoch = self.settings.moco_k // self.global_batch_size, epochs  # views that training does not use
         log(f"queue: filling it with keys of {self.settings.moco_k} views of training images")
         self.model.train()
-        while missing:
+        while batches_left:
             loader.start_at(epoch, 0)
             for (_, im_k), labels in loader:
                 self.model.fill_queue(im_k, labels)
-                missing -= 1
-                if not missing:
+                batches_left -= 1
+                if not batches_left:
                     break
             epoch += 1
 

@@ -12,8 +12,8 @@ def update_centroids(centroids: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     """Move the centroids of the classes in this batch towards the class means of the batch.
 
     ``c_y <- normalise(0.9 c_y + 0.1 normalise(mean of q with label y))``. Centroids of
-    classes that are not in the batch stay bit-identical, and so do those of a batch whose
-    features are not finite: one diverged batch does not make the centroids NaN for good.
+    classes that are not in the batch stay bit-identical. So do centroids that would not be
+    finite, so that one diverged batch does not make them NaN for good.
 
     Args:
         centroids: (C, D) unit vectors. q: (B, D) queries of the global batch.

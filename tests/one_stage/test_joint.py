@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco.classifier import train_jointly
+from moco.classifier import add_classifier
 from moco.in_batch import InBatchKCL
 from tests.processes import free_port, spawn
 from tests.refusals import exit_message
@@ -34,7 +34,7 @@ def test_loss_is_the_methods_loss_plus_weighted_balanced_softmax(build):
     plain = model(im_q, im_k, labels).loss
     torch.manual_seed(0)
     model = build()
-    train_jointly(model, COUNTS, W).double()
+    add_classifier(model, COUNTS, W).double()
     with torch.no_grad():
         model.classifier.weight.normal_()
     out = model(im_q, im_k, labels)
@@ -49,7 +49,7 @@ def test_gradient_reaches_the_encoder():
     model = tiny_model(num_positive=0)
     model.encoder_q.body = torch.nn.Linear(12, 12).double()
     model.encoder_q.forward = lambda images: model.encoder_q.fc(model.encoder_q.body(images.flatten(1)))
-    classifier = train_jointly(model, COUNTS, 1.0).double()
+    classifier = add_classifier(model, COUNTS, 1.0).double()
     with torch.no_grad():
         classifier.weight.normal_()
     model.encoder_q(tiny_batch()[0])
@@ -60,7 +60,7 @@ def test_gradient_reaches_the_encoder():
 def two_steps(device: str = "cpu") -> dict:
     torch.manual_seed(0)
     model = in_batch_model()
-    train_jointly(model, COUNTS, W).double()
+    add_classifier(model, COUNTS, W).double()
     ddp = distributed.wrap_ddp(model, torch.device(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(2):

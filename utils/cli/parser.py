@@ -64,7 +64,7 @@ class Parser(Declarations, argparse.ArgumentParser):
         """
         omitted = [action for action in self._actions if effect_of(action).rare and not rare]
         by_name = {action.dest: action for action in self._actions}
-        first = [by_name[name] for name in ("help", *self.most_used)] if self.most_used else []
+        first = [by_name[name] for name in ("help", "help_all", *self.most_used)] if self.most_used else []
         sections = [(MOST_USED, None, first)]
         for group in self._action_groups:
             rest = [action for action in group._group_actions if action not in (*first, *omitted)]

@@ -98,7 +98,7 @@ def _run_spawned_process(
             with SpinGuard():
                 worker(plan, process)
 
-    # Each spawned process prints its own errors, but only the first one a signal, which all of them receive.
+    # Each spawned process prints its own errors. All receive a signal, but only the first one prints a line about it.
     errors.run(join_and_run, errors.UNSAVED if local_rank == 0 else "")
 
 

@@ -1,4 +1,4 @@
-"""--dry-run: estimate the memory of a run, time its first steps, and write nothing."""
+"""--dry-run: estimate the memory of a run, time its first steps, and write no run folder."""
 
 import platform
 import time

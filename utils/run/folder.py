@@ -97,7 +97,7 @@ def _stored_args(run_dir: Path) -> dict | None:
 def _kind(args: dict) -> str:
     """Return the kind of the run with these arguments. Runs of different kinds write different files."""
     if "pretrained" not in args:
-        return "a pre-training"
+        return "a run of stage 1"
     if args.get("compare_heads"):
         return "a comparison of classifiers"
     return "a classifier of a pre-trained encoder" if args["pretrained"] else "a baseline without pre-training"
