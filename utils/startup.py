@@ -30,7 +30,7 @@ def _imported_by_program() -> bool:
     return bool(frame) and frame.f_globals["__name__"] == "__main__"
 
 
-sys.excepthook = _interrupted
 if _imported_by_program():
+    sys.excepthook = _interrupted
     for _number in filter(None, (signal.SIGTERM, SIGUSR1)):
         signal.signal(_number, _stop)
