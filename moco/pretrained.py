@@ -236,10 +236,8 @@ def _advice(state: dict, arch: str) -> str:
     others = () if stored is not None and _bare(stored) == _bare(arch) else (*resnets, *vits)
     named = dict.fromkeys([*_stored_networks(stored, arch), arch, *others])
     fitting = next((name for name in named if _fits(name, state)), None)
-    if fitting == arch:
-        return "; the file fits with --image-size 224"
     if fitting:
-        return f"; the file fits -a {fitting}"
+        return "; the file fits " + ("with --image-size 224" if fitting == arch else f"-a {fitting}")
     return f"; the file calls the network {stored}" if _stored_networks(stored, arch) else ""
 
 

@@ -15,10 +15,10 @@ from tests.stopping import log_of
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.txt"))
 FASHION = ("fashion_kcl", "fashion_tsc")  # these recipes make their own lists
-TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release"))]
+TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release", "authors"))]
 TRAIN = [name for name in TRAIN if name not in FASHION]
 PROBES = {"imagenet_probe": "imagenet_kcl", "inat_probe": "inat_kcl", "cifar_probe": "cifar10_kcl_100"}
-PROBES |= {"cifar_ldam_drw": "cifar10_tsc_100"}
+PROBES |= {"cifar_ldam_drw": "cifar10_tsc_100", "imagenet_kcl_authors_probe": "imagenet_kcl_authors"}
 # Added after the recipe's own flags: a small network, small images and two batches of eight per epoch.
 SMALL = "-a resnet20 --image-size 8 -b 8 --epochs 2 --device cpu -j 0 -p 0"
 WITHOUT_WARM_UP = "--warmup-epochs 0"  # the recipes warm up for ten epochs, more than the tests train

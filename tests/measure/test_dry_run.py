@@ -14,7 +14,7 @@ from tests.refusals import assert_names, exit_message, line_with, refusal
 from tests.stopping import BATCH, STEPS
 from utils import devices
 from utils.errors import Stopped
-from utils.measure.memory import OVERHEAD, estimate_step
+from utils.memory import OVERHEAD, estimate_step
 from utils.run import dry_run
 
 

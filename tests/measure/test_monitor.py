@@ -129,7 +129,8 @@ def test_target_metrics_by_hand():
     """Centroids are at targets 1, 0 and 2, the last one rotated by 60 degrees. Two of three targets changed."""
     targets = torch.eye(3, 4)
     copies = targets.repeat_interleave(2, dim=0)
-    model = SimpleNamespace(tr=2, targeted=True, optimal_target=copies, assignment=torch.tensor([1, 0, 2]))
+    model = SimpleNamespace(tr=2, targeted=True, optimal_target=copies, unique_targets=targets)
+    model.assignment = torch.tensor([1, 0, 2])
     model.class_centroid = targets[[1, 0, 2]].clone()
     model.class_centroid[2] = torch.tensor([0, 0, 0.5, 0.75**0.5])
     method = make_method(model, [0, 1, 2])

@@ -16,8 +16,8 @@ from torch import nn
 from utils import distributed
 from utils.devices import machine_memory
 from utils.errors import InputError, Stopped
-from utils.measure.memory import estimate_step, peak_process_memory
 from utils.measure.metrics import shots
+from utils.memory import estimate_step, peak_process_memory
 from utils.run.loop import ENOUGH_STEPS
 
 STEPS = 3  # timed steps, after one step of warm-up
