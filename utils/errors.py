@@ -172,8 +172,13 @@ def run(main: Callable[[], None], interrupted: str = "no file is half written") 
 def _raise_on_signals() -> Iterator[None]:
     """Raise Interrupted on SIGTERM and SIGUSR1, as Python raises KeyboardInterrupt on SIGINT."""
 
+    owner = os.getpid()
+
     def interrupt(number: int, _frame) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second signal ends the process, whatever it is doing
+        if os.getpid() != owner:  # a process that was forked from this one, and has not set its own handler yet
+            os.kill(os.getpid(), number)
+            return
         raise Interrupted(number)
 
     numbers = EXIT_CODES.keys() - {signal.SIGINT} if threading.current_thread() is threading.main_thread() else ()

@@ -1,5 +1,6 @@
 """Checks for files from untrusted sources, before they are loaded and before their values are used."""
 
+import _codecs
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,8 @@ def _placeholder(name: str) -> type[Ignored]:
     return type(own_name, (Ignored,), {"__module__": module})
 
 
-PLACEHOLDERS = [_placeholder(name) for name in IGNORED]
+# Python 2's way to store bytes, which NumPy uses. PyTorch 2.4 does not allow it by itself; it only encodes a text.
+PLACEHOLDERS = [*(_placeholder(name) for name in IGNORED), _codecs.encode]
 
 
 @contextmanager
