@@ -81,7 +81,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=number_type("share", float, lambda value: 0 < value <= 0.5, "more than 0, at most 0.5"),
         metavar="SHARE",
         help="Hold out this share of each class's training images (at least one, except in single-image classes) for "
-        "validation, if there is no list only for validation (CIFAR, iNaturalist, custom); typically 0.1. Without it, "
+        "validation, when no separate validation list exists (CIFAR, iNaturalist, custom); typically 0.1. Without it, "
         "selection uses the test list, if any, and tables say so.",
         legacy=None,
         stored=ENCODER,

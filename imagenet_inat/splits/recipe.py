@@ -133,8 +133,8 @@ def _network(side: int, count: int) -> list[tuple[str, str]]:
     if side <= 40:
         size = (f"--image-size {max(16, 4 * round(side / 4))}", f"the images' shorter side is {side} pixels")
         if not torch.cuda.is_available():
-            reason = "trains in minutes without a GPU; with one, resnet32 is more accurate"
-            return [size, ("-a lenet", reason), ("--channels-last", "faster convolutions")]
+            reason = "a small network, because no GPU was found; with one, use resnet32"
+            return [size, ("-a lenet", reason), ("--channels-last", "memory format of the Fashion-MNIST recipe")]
         return [size, ("-a resnet32", "0.5 million weights, no early pooling, for small images")]
     if side <= 96:
         return [

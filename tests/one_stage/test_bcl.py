@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn.functional import cross_entropy, normalize
 
 import main_lincls_imba as stage2
@@ -12,11 +11,10 @@ import main_moco_supcon_imba as stage1
 from moco.bcl import BCL
 from moco.export.programs import trained_network
 from tests.one_stage import loops
-from tests.processes import free_port, spawn
+from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message
 from tests.stopping import assert_resumes_bit_identical, log_of
 from tests.tiny import IMAGE, TinyEncoder
-from utils import distributed
 
 C, D, T = 3, 4, 0.2
 COUNTS = torch.tensor([6, 2, 1])
@@ -52,29 +50,12 @@ def test_step_matches_the_equations():
 def two_steps() -> dict:
     model = build()
     model.encoder_q.fc[1].eval()  # batch statistics would differ between processes
-    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(1)
-    for _ in range(2):
-        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in batch(8)))
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def run_rank(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(two_steps(), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return train_two_steps(model, batch, lr=0.1)
 
 
 def test_two_processes_match_one(tmp_path):
-    spawn(run_rank, (free_port(), str(tmp_path)), nprocs=2)
-    alone = two_steps()
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-9, atol=1e-12)
+    assert_two_processes_match_one(two_steps, tmp_path)
 
 
 @pytest.fixture(scope="module")

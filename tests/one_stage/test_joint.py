@@ -4,18 +4,16 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.classifier import add_classifier
 from moco.in_batch import InBatchKCL
-from tests.processes import free_port, spawn
+from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message
 from tests.stopping import assert_resumes_bit_identical, log_of
 from tests.tiny import TinyEncoder, tiny_batch, tiny_model, unit_vectors
-from utils import distributed
 
 COUNTS, W = torch.tensor([6, 2, 0]), 0.5
 PRIOR = torch.tensor([6 / 9, 2 / 9, 1 / 9], dtype=torch.float64)  # a class without images counts as one with one
@@ -57,32 +55,15 @@ def test_gradient_reaches_the_encoder():
     assert model.encoder_q.body.weight.grad.abs().max() > 0 and model.encoder_q.fc.weight.grad is None
 
 
-def two_steps(device: str = "cpu") -> dict:
+def two_steps() -> dict:
     torch.manual_seed(0)
     model = in_batch_model()
     add_classifier(model, COUNTS, W).double()
-    ddp = distributed.wrap_ddp(model, torch.device(device))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for _ in range(2):
-        out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in tiny_batch(8)))
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def run_rank(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(two_steps(), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return train_two_steps(model, tiny_batch, lr=0.5)
 
 
 def test_two_processes_match_one(tmp_path):
-    spawn(run_rank, (free_port(), str(tmp_path)), nprocs=2)
-    alone = two_steps()
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-9, atol=1e-12)
+    assert_two_processes_match_one(two_steps, tmp_path)
 
 
 SMALL = "-a lenet --image-size 12 --epochs 2 --targeted --joint 1"
