@@ -83,7 +83,7 @@ class DryRun:
     def _short(self, total: int) -> str:
         if not self.from_random or total >= ENOUGH_STEPS:
             return ""
-        return f". This is short: runs from random weights usually need {ENOUGH_STEPS} or more; increase --epochs"
+        return f". This is short: the recipe of Fashion-MNIST has about {ENOUGH_STEPS}; consider more --epochs"
 
     def peak_memory(self) -> str:
         """Return the peak memory so far, as text."""
