@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moco.builder import KCL
-from moco.losses.positives import RANDOM_INT_BOUND, PositiveSum
+from moco.losses.positives import RANDOM_INT_BOUND
 from moco.losses.queue_loss import QueueLossOutput
 from moco.losses.unused_positives import first_columns, kcl_loss, positive_columns, sum_columns
 from utils import distributed
@@ -24,17 +24,18 @@ class AuthorsKCL(KCL):
         super().__init__(*args, **options)
         self.positives, self.unused = positives, unused
 
-    def _choose_positives(self, labels: Tensor) -> tuple[PositiveSum, None]:
+    def _choose_positives(self, labels: Tensor) -> tuple[Tensor, None]:
+        """Return the queue columns of the positives, (N, k); see `positive_columns`."""
         queue_labels, k = self.queue_labels[0], min(self.num_positive, self.K)
         if self.positives == "first":
-            self.columns = first_columns(queue_labels, labels, self.queue_ptr, k)  # (N, k)
-        else:
-            rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
-            random_ints = torch.randint(RANDOM_INT_BOUND, (len(labels), k), generator=rng)
-            self.columns = positive_columns(queue_labels, labels, to_device(random_ints, labels.device))
-        return sum_columns(self.queue, self.columns), None
+            return first_columns(queue_labels, labels, self.queue_ptr, k), None
+        rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
+        random_ints = torch.randint(RANDOM_INT_BOUND, (len(labels), k), generator=rng)
+        return positive_columns(queue_labels, labels, to_device(random_ints, labels.device)), None
 
-    def _loss(self, q: Tensor, k: Tensor, labels: Tensor, *positives) -> QueueLossOutput:
-        if self.unused == "keep":
-            return super()._loss(q, k, labels, *positives)
-        return kcl_loss(q, k, self.queue, self.queue_labels[0], labels, self.columns, self.T, self.unused)
+    def _loss(self, q: Tensor, k: Tensor, labels: Tensor, columns: Tensor, _) -> QueueLossOutput:
+        if self.unused != "keep":
+            return kcl_loss(q, k, self.queue, self.queue_labels[0], labels, columns, self.T, self.unused)
+        with torch.autocast(q.device.type, enabled=False):  # only the encoders run in half precision
+            positives = sum_columns(self.queue, columns)
+        return super()._loss(q, k, labels, positives, None)

@@ -154,6 +154,7 @@ class KCL(TargetModel):
     @torch.no_grad()
     def fill_queue(self, im_k: Tensor, labels: Tensor) -> None:
         """Replace the oldest B entries of the queue with keys of this rank's N images and those of the other ranks."""
+        check_queue_length(self.K, len(labels))
         self._enqueue(self._encode_keys(im_k), distributed.gather(labels))
 
     def _update_key_encoder(self) -> None:
@@ -193,8 +194,11 @@ class KCL(TargetModel):
         with torch.autocast(labels.device.type, enabled=False):  # only the encoders run in half precision
             if self.supervised and self.num_positive == 0:  # SupCon: the whole class
                 from_queue, from_targets = all_positives(queue, queue_labels, labels), None
+            elif not self.supervised:  # MoCo: the own key only
+                none = PositiveSum(queue.new_zeros(len(labels), len(queue)), queue.new_zeros(len(labels)))
+                from_queue, from_targets = none, none
             else:
-                k = min(self.num_positive, self.K + copies) if self.supervised else 0  # MoCo: the own key only
+                k = min(self.num_positive, self.K + copies)
                 rng = torch_rng(self.seed, Stream.POSITIVES, self.step, distributed.rank())
                 random_ints = torch.randint(RANDOM_INT_BOUND, (len(labels), k), generator=rng)  # (N, k)
                 random_ints = to_device(random_ints, labels.device)

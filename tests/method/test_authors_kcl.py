@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 import main_moco_supcon_imba as stage1
+from moco import authors_kcl
 from moco.authors_kcl import AuthorsKCL
 from tests.refusals import exit_message
 from tests.stopping import assert_resumes_bit_identical, log_of
@@ -63,9 +64,10 @@ def test_unused_positives_of_random_draws_match_loops(unused):
     model, (im_q, im_k, labels) = build(unused=unused), tiny_batch(6)
     q, queue = normalize(model.encoder_q(im_q), dim=1), model.queue.clone()
     stored = model.queue_labels[0].tolist()
+    columns, _ = model._choose_positives(labels)  # the draws of the coming step
     out = model(im_q, im_k, labels)
     k = normalize(model.encoder_k(im_k), dim=1)
-    chosen = [[j for j in row if j < 12] for row in model.columns.tolist()]
+    chosen = [[j for j in row if j < 12] for row in columns.tolist()]
     assert all(stored[j] == label for row, label in zip(chosen, labels.tolist(), strict=True) for j in row)
     torch.testing.assert_close(out.loss, loss_of(q, k, queue, stored, labels.tolist(), chosen, 0.2, unused))
 
@@ -77,6 +79,21 @@ def test_random_positives_are_those_of_kcl():
     ours = AuthorsKCL(TinyEncoder, dim=4, K=12, m=0.9, T=0.2, num_positive=2, num_classes=3).double()
     ours.load_state_dict(plain.state_dict())
     torch.testing.assert_close(ours(*batch).loss, plain(*batch).loss, rtol=1e-12, atol=1e-12)
+
+
+def test_positives_are_summed_in_full_precision_under_autocast(monkeypatch):
+    dtypes = []
+    summed = authors_kcl.sum_columns
+
+    def recorded(*arguments):
+        dtypes.append(summed(*arguments).vector.dtype)
+        return summed(*arguments)
+
+    monkeypatch.setattr(authors_kcl, "sum_columns", recorded)
+    im_q, im_k, labels = tiny_batch(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        build(positives="first").float()(im_q.float(), im_k.float(), labels)
+    assert dtypes == [torch.float32]
 
 
 AUTHORS = "--epochs 2 --queue-init keys --positives first --unused-positives drop"
