@@ -29,7 +29,7 @@ class Classifier(NamedTuple):
 
     Attributes:
         logits: maps normalised images (N, 3, S, S) on the device to logits (N, C) float32.
-        metadata: how it facts images, and the names of the classes; mean, std, views and num_classes are known.
+        metadata: how it sees images, and the names of the classes; mean, std, views and num_classes are known.
         device: where it runs.
         precision: returns the context in which it runs.
     """
@@ -44,7 +44,7 @@ def load_classifier(source: Path, device: torch.device, batch_size: int) -> Clas
     """Load a classifier from a run folder or a checkpoint of stage 2, or from a .pt2 or .onnx file.
 
     Raises:
-        InputError: the file cannot be read, contains no classifier, or does not store how it facts images.
+        InputError: the file cannot be read, contains no classifier, or does not store how it sees images.
     """
     if source.is_dir():
         source = _checkpoint_in(source)
@@ -164,7 +164,7 @@ def _known(facts: Metadata, source: Path) -> Metadata:
     """Return the metadata of a program, with mean and std of its data set if an older run did not store them.
 
     Raises:
-        InputError: the program has no classifier, or it is not known how it facts images.
+        InputError: the program has no classifier, or it is not known how it sees images.
     """
     if LOGITS not in facts.outputs or not facts.num_classes:
         raise InputError(f"{source}: has no classifier; export a checkpoint of stage 2, such as model_best.pth.tar")

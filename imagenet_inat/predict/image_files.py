@@ -43,7 +43,7 @@ def find_images(given: list[str]) -> ImageList:
     Raises:
         InputError: a path does not exist, or a folder contains no image.
     """
-    paths, skipped = [], ""
+    paths, skipped = [], []
     for name in given:
         if not Path(name).exists():
             raise InputError(f"{name}: no such file or folder")
@@ -55,8 +55,8 @@ def find_images(given: list[str]) -> ImageList:
         if not images:
             raise InputError(f"{name}: no images in this folder; skipped {search.summary()}")
         paths += [str(Path(name) / image) for image in images]
-        skipped = f"{name}: skipped {search.summary()}" if search.skipped else skipped
-    return ImageList(Path(), paths, paths, skipped=skipped)
+        skipped += [f"{name}: skipped {search.summary()}"] if search.skipped else []
+    return ImageList(Path(), paths, paths, skipped="; ".join(skipped))
 
 
 def read_list(path: Path, root: Path, num_classes: int, flat_folder: str) -> ImageList:

@@ -124,7 +124,7 @@ def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
             f"--epochs {epochs}",
             f"{epochs * steps:,} steps (aim: {ENOUGH_STEPS:,} or more, in {MIN_EPOCHS} to {MAX_EPOCHS} epochs)",
         ),
-        (f"--lr {rate:.3g} --wd 5e-4", "the rate depends on the batch; few images need more weight decay"),
+        (f"--lr {rate:.3g} --wd 5e-4", "the rate depends on the batch; weight decay of the Fashion-MNIST recipe"),
         ("--mlp --cos", "two-layer projection head and cosine schedule"),
     ]
 

@@ -8,7 +8,6 @@ import torch
 
 import main_lincls_imba as stage2
 from imagenet_inat import stored_flags
-from imagenet_inat.lists.format import read_split
 from tests.refusals import line_with, refusal
 from tests.stopping import BATCH
 from utils.run import checkpoint
@@ -59,7 +58,19 @@ def test_other_test_list_is_evaluated_without_training_images(probe_run, data_fl
     line_with(output, "test, epoch 2", "many", "few")
     line_with(output, "note", other.name)
     assert "val, epoch" not in output
-    assert len(read_split(other, None)[1]) == 20
+
+
+@pytest.mark.parametrize(
+    ("typed", "splits"),
+    [
+        ({"test_txt"}, ("test",)),
+        ({"test_txt", "val_txt"}, ("val", "test")),
+        ({"test_txt", "splits"}, ("val", "test")),
+        (set(), ("val", "test")),
+    ],
+)
+def test_only_a_test_list_typed_alone_limits_the_evaluation(typed, splits):
+    assert stored_flags.StoredArgs(Path(), {}, frozenset(typed)).evaluated_splits(False) == splits
 
 
 def test_typed_flag_wins_and_its_difference_is_reported(tmp_path, capsys):
@@ -78,9 +89,11 @@ def test_typed_flag_that_agrees_is_not_reported(typed, tmp_path, capsys):
 
 def test_other_data_set_keeps_its_own_lists_but_the_size_and_statistics_of_the_encoder(tmp_path, capsys):
     stored = {"image_size": 24, "data_root": "DIGITS", "splits": "LISTS", "imbalance": 20.0, "holdout": 0.1}
+    stored |= {"largest": 30}
     args = stored_and_typed(tmp_path, stored, "--dataset fashion")
     assert (args["image_size"], args["statistics"]) == (24, "digits")
     assert (args["data_root"], args["splits"], args["imbalance"], args["holdout"]) == ("data", None, None, None)
+    assert args["largest"] is None
     line_with(capsys.readouterr().out, "note", "--dataset fashion", "digits")
 
 

@@ -1,1 +1,1 @@
-"""Tests of image views, computed on the host and on the device."""
+"""Tests of imagenet_inat.splits: make, verify, recipes and names of classes."""
