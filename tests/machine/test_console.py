@@ -12,7 +12,7 @@ import torch
 from tests import ROOT
 from tests.processes import run
 from tests.refusals import exit_message
-from utils import errors
+from utils import errors, startup
 from utils.run import checkpoint
 
 PRINT_SYMBOLS = r"from utils import errors; errors.run(lambda: print('10 \xf7 2 \u2264 6'))"  # imports quickly
@@ -121,3 +121,10 @@ def test_loader_process_left_after_error_prints_nothing():
         [sys.executable, "-c", EXIT_WITH_LOADER], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_error_in_a_program_that_imports_the_scripts_is_shown():
+    code = "import utils.startup; 1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+    assert sys.excepthook is not startup._interrupted  # pytest imports the scripts too

@@ -44,3 +44,9 @@ def test_progress_passes_the_time_of_each_step_but_the_first(monkeypatch):
     for _ in progress.iterate(range(3), "e"):
         progress.step(None, 1)
     assert len(seconds) == 2 and all(0 <= value <= progress.seconds() for value in seconds)
+
+
+def test_waiting_before_the_training_does_not_count(schedule, capsys):
+    schedule.write_text(f"0 {10**12} 0")
+    take_steps(SlowdownHint(schedule), 1.0)
+    assert capsys.readouterr().out == ""

@@ -14,7 +14,7 @@ from tests.refusals import assert_names, exit_message, line_with, refusal
 from tests.stopping import BATCH, STEPS
 from utils import devices
 from utils.errors import Stopped
-from utils.memory import OVERHEAD, estimate_step
+from utils.memory import OVERHEAD, SMALL_BATCHES, estimate_step
 from utils.run import dry_run
 
 
@@ -136,3 +136,9 @@ def test_dry_run_says_that_it_writes_the_data_set(tmp_path, capsys):
     dry_run_plan(stage1.main, [*words.split(), "--data-root", str(tmp_path), "--run-dir", str(tmp_path / "run")])
     (written,) = tmp_path.iterdir()
     line_with(capsys.readouterr().out, written)
+
+
+def test_estimate_of_a_small_step_is_at_least_its_activations():
+    network = nn.Sequential(nn.Flatten(), *[nn.Linear(48, 48) for _ in range(50)])
+    estimate = estimate_step(network, SMALL_BATCHES[0], 4, torch.device("cpu"), nullcontext)
+    assert estimate >= 4 * 48 * SMALL_BATCHES[0] * 50

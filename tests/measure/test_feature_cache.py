@@ -1,13 +1,16 @@
 """Cached features are bit-identical to the written ones, or they are computed again."""
 
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagenet_inat.split_features import digest_files
+from imagenet_inat.datasets import get_spec
+from imagenet_inat.split_features import _images_metadata, digest_files
 from tests.idx_files import write_idx
 from tests.refusals import line_with, refusal
 from utils.measure.feature_cache import Features, cached_features
@@ -86,3 +89,10 @@ def test_edited_idx_file_changes_the_digest_even_with_the_old_time(tmp_path):
         os.utime(file, ns=(0, 1))
         digests.append(digest_files(tmp_path, ["t10k-images-idx3-ubyte/0", "t10k-images-idx3-ubyte/1"]))
     assert digests[0] != digests[1]
+
+
+def test_key_contains_how_images_are_decoded(tmp_path):
+    images = SimpleNamespace(digest="d", root=tmp_path, paths=np.array([b"a.png"]))
+    specs = [replace(get_spec("digits"), as_shown=as_shown) for as_shown in (False, True)]
+    plain, shown = (_images_metadata(SimpleNamespace(spec=spec, image_size=8), images, 0, 0) for spec in specs)
+    assert plain != shown

@@ -120,3 +120,12 @@ def test_paco_refuses_invalid_arguments(wrong, message):
     arguments = dict(zip(names, paco_inputs([0] * N), strict=True)) | {"alpha": 0.05} | wrong
     with pytest.raises(ValueError, match=message):
         paco_loss(**arguments)
+
+
+def test_paco_computes_half_precision_in_float32():
+    inputs = [t.detach().half() if t.is_floating_point() else t for t in paco_inputs([0, 0, 1, 2, 1, 0])]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = paco_loss(*inputs, **WEIGHTS)
+    assert loss.dtype == torch.float32
+    full = [t.float() if t.is_floating_point() else t for t in inputs]
+    torch.testing.assert_close(loss, paco_loss(*full, **WEIGHTS))

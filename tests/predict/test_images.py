@@ -5,10 +5,13 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
 
 from imagenet_inat.predict import __main__ as predict
-from tests.refusals import line_with, refusal
+from imagenet_inat.predict.image_files import find_images
+from tests.refusals import assert_names, line_with, refusal
+from utils.run import checkpoint
 
 
 @pytest.fixture
@@ -96,3 +99,27 @@ def test_unusable_command_line_is_refused(words, facts, folder, classifiers, tsc
     words = words.format(linear=classifiers["linear"], images=folder, stage1=tsc_run).split()
     refusal(lambda: predict.main(words), *facts)
     assert (folder / "taken.csv").read_text() == "kept"
+
+
+def test_old_checkpoint_sees_images_as_they_are_stored(classifiers, tmp_path, capsys):
+    """It was trained before orientations were applied."""
+    state = checkpoint.read_file(classifiers["linear"] / "model_best.pth.tar")
+    state["args"]["images_as_shown"] = False
+    torch.save(state, tmp_path / "old.pth.tar")
+    pixels, exif = Image.fromarray((np.arange(256).reshape(16, 16) // 2).astype(np.uint8)), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "images").mkdir()
+    pixels.save(tmp_path / "images" / "turned.png", exif=exif)
+    pixels.save(tmp_path / "images" / "plain.png")
+    predict.main([str(tmp_path / "old.pth.tar"), str(tmp_path / "images")])
+    turned, plain = rows(capsys.readouterr().out).values()
+    assert turned["probability"] == plain["probability"]
+
+
+def test_skipped_files_of_all_folders_are_reported(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "x.png")
+        (tmp_path / name / "notes.txt").touch()
+    skipped = find_images([str(tmp_path / "a"), str(tmp_path / "b")]).skipped
+    assert_names(skipped, tmp_path / "a", tmp_path / "b")

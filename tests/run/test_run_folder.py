@@ -233,3 +233,13 @@ def test_non_finite_weights_are_not_saved(flags, tmp_path, monkeypatch):
     words = [*flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "Epoch: [2/2]", "KCL")
     assert checkpoint.read_checkpoint(tmp_path / "run" / "last.pth.tar")["epoch"] == 1
+
+
+def test_checkpoint_of_another_folder_does_not_continue_into_a_held_one(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other.pth.tar"
+    run.mkdir()
+    write_args(run, PRETRAINING)
+    for file in (run / "last.pth.tar", other):
+        file.touch()
+    check(run, run / "last.pth.tar")
+    refusal(lambda: check(run, other), run, "--run-dir")

@@ -192,3 +192,12 @@ def test_huge_image_is_named_in_one_line_and_refused_at_twice_the_limit(tmp_path
     (tmp_path / "list.txt").write_text("a.png 0\n")
     dataset = LongTailDataset(tmp_path, tmp_path / "list.txt", 1, transform=None)
     refusal(lambda: dataset[0], "a.png", at_line("list.txt", 1))
+
+
+def test_12_bits_declared_in_a_tiff_are_scaled_by_4095(tmp_path):
+    """Two pixels, 0 and 4095, of 12 bits each."""
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 12) + b"\x00\x0f\xff\0" + directory)
+    assert np.array(open_rgb(tmp_path, "a.tif"))[0, :, 0].tolist() == [0, 255]
