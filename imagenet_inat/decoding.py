@@ -134,13 +134,14 @@ def scale_to_bytes(image: Image.Image) -> np.ndarray:
         ValueError: 32-bit integers, or floating-point values outside [0, 1], for which no range is defined.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    span = f"mode {image.mode}, values from {values.min():g} to {values.max():g}"
+    low, high = values.min(), values.max()
+    span = f"mode {image.mode}, values from {low:g} to {high:g}"
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # as which Pillow reads 16 bits of these formats
         raise ValueError(f"{span}; 32-bit integers have no defined white; save as 8-bit or unsigned 16-bit")
     white = 1 if image.mode == "F" else 4095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65535
-    if not (values.min() >= 0 and values.max() <= white):  # also if a value is not a number
+    if not (low >= 0 and high <= white):  # also if a value is not a number
         raise ValueError(f"{span}, expected 0 to {white}")
-    if white == 65535 and 0 < values.max() <= 4095:
+    if white == 65535 and 0 < high <= 4095:
         _note_once(
             "dark",
             f"{image.filename}: 16-bit image, almost black: {span}; if it has 12 bits, multiply its values by 16",

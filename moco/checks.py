@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moco.losses import LOSS_FORMS
+from moco.losses.batch_loss import are_integers
 from utils import distributed
 
 AT_LEAST_ONE = ("dim", "K", "tr", "num_classes", "parts")
@@ -72,7 +73,7 @@ def check_batch(im_q: Tensor, im_k: Tensor, labels: Tensor, num_classes: int | N
             f"im_q, im_k and labels of shapes {tuple(im_q.shape)}, {tuple(im_k.shape)} and {tuple(labels.shape)}; "
             "expected N images, N images and (N,) with N >= 1"
         )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if not are_integers(labels):
         raise ValueError(f"labels of dtype {labels.dtype}, expected integers")
     labels = labels.long()
     if num_classes is not None:

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imagenet_inat.images import CHECKED_IMAGES, adapt_paths, image_exists, open_rgb
+from imagenet_inat.decoding import UNREADABLE, open_rgb
+from imagenet_inat.images import CHECKED_IMAGES, adapt_paths, image_exists
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.splits.image_search import ImageSearch
 from utils.errors import InputError, first_line
@@ -113,8 +114,6 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         try:
             return self.transform(open_rgb(self.images.root, self.images.files[index], self.as_shown)), ""
-        except OSError as error:
-            problem = error.strerror or first_line(error)
-        except (InputError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            problem = first_line(error)
+        except (InputError, *UNREADABLE) as error:
+            problem = getattr(error, "strerror", None) or first_line(error)
         return torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), f"not a readable image: {problem}"

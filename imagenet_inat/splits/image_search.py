@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from imagenet_inat.decoding import UNREADABLE
 from utils.errors import InputError
 
 # Files and folders of operating systems and storage boxes, in lower case. Some of them contain previews of the images.
@@ -118,5 +119,5 @@ def _opens(path: str) -> bool:
     try:
         with Image.open(path, formats=BY_CONTENT):
             return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UNREADABLE:
         return False

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagenet_inat.cache import LIMIT
+from imagenet_inat.decoding import UNREADABLE
 from utils.distributed import log
 from utils.files import write_text
 from utils.run.loop import ENOUGH_STEPS
@@ -181,6 +182,6 @@ def _read_headers(root: Path, paths: list[str]) -> list[tuple[tuple[int, int], s
         try:
             with Image.open(root / path) as image:
                 headers.append((image.size, image.mode))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # reported by verify
+        except UNREADABLE:  # reported by verify
             continue
     return headers

@@ -91,10 +91,11 @@ def find_encoders(network: nn.Module, state: dict) -> list[FoundEncoder]:
     its own is better than the trained network, because DINO, timm and torchvision evaluate it. Moving averages inside
     the same state dict are omitted, such as the key encoder of MoCo.
     """
+    own = encoder_tensors(network)
     places = [
         place
         for entry, tensors in entries_with_tensors(state)
-        for place in _places(network, encoder_tensors(network), entry, tensors)
+        for place in _places(network, own, entry, tensors)
         if not any(word in f"{entry}.{place.prefix}" for word in AVERAGES)
     ]
     return sorted(places, key=lambda place: (not place.fits(), -len(place.weights), entry_rank(place.entry)))

@@ -160,10 +160,9 @@ def check_files(args) -> None:
             raise InputError(f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a checkpoint')
         return
     args.pretrained = args.pretrained and str(checkpoint_file(args.pretrained))
-    if not args.pretrained or not Path(args.pretrained).is_file():
+    if problem := file_problem(args.pretrained) if args.pretrained else "no such file":
         raise InputError(
-            f'--pretrained "{args.pretrained or ""}": {file_problem(args.pretrained or "-")}, expected a file or '
-            "run folder with a trained encoder"
+            f'--pretrained "{args.pretrained or ""}": {problem}, expected a file or run folder with a trained encoder'
         )
 
 
