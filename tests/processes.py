@@ -17,13 +17,16 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from multiprocessing import forkserver
 from pathlib import Path
 
+import torch
 import torch.multiprocessing as mp
 
 from tests import ROOT
+from utils.distributed import rendezvous
 from utils.run import signals
 
 FORKSERVER = mp.get_context("forkserver")
@@ -46,6 +49,13 @@ def spawn(work: Callable, args: tuple, nprocs: int) -> None:
     """Run work(rank, *args) in nprocs processes and wait. An exception in one of them is raised here."""
     start_server()
     mp.start_processes(work, args, nprocs, start_method="forkserver")
+
+
+def join_group(rank: int, port: int, world_size: int = 2, device: str = "cpu") -> AbstractContextManager:
+    """Return a context in which this process is a rank of a group on this machine; see `rendezvous.group`."""
+    own_device = torch.device("cuda", rank) if device == "cuda" else torch.device(device)
+    url = f"tcp://127.0.0.1:{port}"
+    return rendezvous.group(own_device, None, rendezvous.by_url(url, world_size, rank, several=False), TIMEOUT)
 
 
 class Program:

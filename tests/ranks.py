@@ -1,8 +1,8 @@
 """Training steps on two ranks (gloo on the CPU, NCCL on GPUs)."""
 
 import torch
-import torch.distributed as dist
 
+from tests.processes import join_group
 from tests.tiny import tiny_batch, tiny_model
 from utils import distributed
 
@@ -39,15 +39,13 @@ def train_steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[tor
 
 def train_as_rank(rank: int, port: int, options: dict, folder: str, device: str = "cpu") -> None:
     """Train as one of two ranks and save the records and the key images in the folder."""
-    backend, where = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
+    where = f"cuda:{rank}" if device == "cuda" else "cpu"
     if device == "cuda":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    record, encoded = train_steps(options, where)
-    torch.save(record, f"{folder}/{rank}.pt")
-    torch.save(encoded, f"{folder}/encoded_{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port, device=device):
+        record, encoded = train_steps(options, where)
+        torch.save(record, f"{folder}/{rank}.pt")
+        torch.save(encoded, f"{folder}/encoded_{rank}.pt")
 
 
 METHODS = {

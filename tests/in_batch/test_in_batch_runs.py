@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.in_batch import InBatchKCL
-from tests.processes import free_port, spawn
+from tests.processes import free_port, join_group, spawn
 from tests.stopping import assert_resumes_bit_identical
 from tests.tiny import unit_vectors
 from utils import distributed
@@ -53,13 +52,11 @@ def steps(options: dict, batch: int, device: str = "cpu", train: bool = False) -
 def two_ranks(
     rank: int, port: int, options: dict, batch: int, folder: str, device: str = "cpu", train: bool = False
 ) -> None:
-    backend, torch_device = ("cpu:gloo,cuda:nccl", f"cuda:{rank}") if device == "cuda" else ("gloo", "cpu")
+    torch_device = f"cuda:{rank}" if device == "cuda" else "cpu"
     if device == "cuda":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(steps(options, batch, torch_device, train), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port, device=device):
+        torch.save(steps(options, batch, torch_device, train), f"{folder}/{rank}.pt")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from moco import targeted
 from moco.builder import KCL
 from moco.encoders import get_encoder
-from tests.processes import free_port, spawn
+from tests.processes import free_port, join_group, spawn
 from tests.ranks import METHODS, train_as_rank, train_steps
 from tests.tiny import tiny_batch, tiny_model, unit_vectors
 from utils import distributed
@@ -35,22 +34,26 @@ def test_two_ranks_match_one_process(method, shuffles, tmp_path):
 
 def save_buffers(rank: int, port: int, folder: str) -> None:
     """Run TSC steps with a real encoder, whose batch norm differs between ranks, and save this rank's buffers."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.manual_seed(0)
-    model = KCL(
-        get_encoder("resnet20", 8), 4, 24, targeted=True, sep_t=True, num_classes=3, targets=unit_vectors(3, 4).float()
-    )
-    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(3):
-        torch.manual_seed(10 * step + rank)
-        out = ddp(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4,)))
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port):
+        torch.manual_seed(0)
+        model = KCL(
+            get_encoder("resnet20", 8),
+            4,
+            24,
+            targeted=True,
+            sep_t=True,
+            num_classes=3,
+            targets=unit_vectors(3, 4).float(),
+        )
+        ddp = distributed.wrap_ddp(model, torch.device("cpu"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            torch.manual_seed(10 * step + rank)
+            out = ddp(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4,)))
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+        torch.save(model.state_dict(), f"{folder}/{rank}.pt")
 
 
 def test_buffers_stay_equal_on_all_ranks(tmp_path):
@@ -64,16 +67,14 @@ def test_buffers_stay_equal_on_all_ranks(tmp_path):
 
 def save_centroids_with_rounding(rank: int, port: int, folder: str) -> None:
     """Run two TSC steps; the second rank computes different centroids, as another kind of GPU may."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.manual_seed(0)
-    model = tiny_model(targeted=True)
-    exact = targeted.update_centroids
-    targeted.update_centroids = lambda *args: exact(*args) + 0.1 * rank
-    for _ in range(2):
-        model(*(part.chunk(2)[rank] for part in tiny_batch()))
-    torch.save((model.class_centroid, model.assignment), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port):
+        torch.manual_seed(0)
+        model = tiny_model(targeted=True)
+        exact = targeted.update_centroids
+        targeted.update_centroids = lambda *args: exact(*args) + 0.1 * rank
+        for _ in range(2):
+            model(*(part.chunk(2)[rank] for part in tiny_batch()))
+        torch.save((model.class_centroid, model.assignment), f"{folder}/{rank}.pt")
 
 
 def test_assignment_is_equal_on_ranks_that_round_differently(tmp_path):
@@ -84,21 +85,19 @@ def test_assignment_is_equal_on_ranks_that_round_differently(tmp_path):
 
 def train_with_restart(rank: int, port: int, folder: str) -> None:
     """Run four steps with one start and with two. A new start builds its gradient buckets again."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=4, rank=rank)
-    for name, starts in {"whole": {0}, "stopped": {0, 2}}.items():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 7))
-        for step in range(4):
-            if step in starts:
-                ddp = distributed.wrap_ddp(model, torch.device("cpu"))
-            torch.manual_seed(10 * step + rank)
-            ddp(torch.randn(5, 20)).square().sum().backward()
-            for parameter in model.parameters():
-                parameter.data -= 0.1 * parameter.grad
-                parameter.grad = None
-        torch.save(model.state_dict(), f"{folder}/{name}_{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port, world_size=4):
+        for name, starts in {"whole": {0}, "stopped": {0, 2}}.items():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 7))
+            for step in range(4):
+                if step in starts:
+                    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
+                torch.manual_seed(10 * step + rank)
+                ddp(torch.randn(5, 20)).square().sum().backward()
+                for parameter in model.parameters():
+                    parameter.data -= 0.1 * parameter.grad
+                    parameter.grad = None
+            torch.save(model.state_dict(), f"{folder}/{name}_{rank}.pt")
 
 
 def test_restart_on_four_ranks_is_bit_identical(tmp_path):

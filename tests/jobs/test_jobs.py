@@ -155,7 +155,7 @@ def test_error_in_processes_ends_job_with_exit_code_2(flags, tsc_run, tmp_path):
     done = start_release([STAGE_1, *flags, *resume, "--run-dir", str(tmp_path / "run")])
     _, err = done.communicate()
     assert done.returncode == 2
-    assert all(line.startswith("error: ") and str(tsc_run / checkpoint.LAST) in line for line in err.splitlines())
+    assert all(line.startswith("error: ") and str(tsc_run / checkpoint.LAST) in line for line in err.splitlines()), err
 
 
 def test_failed_rendezvous_is_reported_in_one_line(flags, tmp_path):

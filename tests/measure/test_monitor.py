@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils.data import TensorDataset
 
 import main_moco_supcon_imba as stage1
@@ -16,7 +15,7 @@ from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.loaders import DeviceBatches, build_eval_loader
 from moco.loader import Normalise
 from moco.methods import METHODS, Method
-from tests.processes import free_port, spawn
+from tests.processes import free_port, join_group, spawn
 from tests.refusals import refusal
 from tests.stopping import assert_same_features
 from tests.tiny import IMAGE, TinyEncoder, tiny_model
@@ -216,13 +215,11 @@ def same_encoder() -> BatchNormEncoder:
 
 
 def run_rank(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(features_and_knn(), f"{folder}/{rank}.pt")
-    batches, run = batches_of(seven_images(), 2), Path(folder) / str(rank)
-    run.mkdir()
-    Monitor(1, np.full(7, 30), {"val": batches}, run).finish(same_encoder(), 1)
-    dist.barrier()  # on torch 2.4, a rank that exits early leaves the other one waiting
-    dist.destroy_process_group()
+    with join_group(rank, port):
+        torch.save(features_and_knn(), f"{folder}/{rank}.pt")
+        batches, run = batches_of(seven_images(), 2), Path(folder) / str(rank)
+        run.mkdir()
+        Monitor(1, np.full(7, 30), {"val": batches}, run).finish(same_encoder(), 1)
 
 
 def features_and_knn():

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import main_moco_supcon_imba as stage1
-from tests.processes import free_port, spawn
+from tests.processes import free_port, join_group, spawn
 from tests.refusals import exit_message, refusal
 from tests.stopping import assert_resumes_bit_identical, log_of
 from utils.measure.online_probe import LR, MOMENTUM, OnlineProbe
@@ -63,16 +62,14 @@ def test_probe_trains_on_both_views():
 
 
 def run_rank(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.manual_seed(0)
-    encoder, x, y = Encoder(), torch.randn(8, 5), torch.arange(8) % 3
-    probe = OnlineProbe(encoder, COUNTS, False)
-    probe.standardise.eval()  # batch statistics would differ between ranks
-    encoder(x[rank::2])
-    probe.step(y[rank::2])
-    torch.save(probe.weight.detach(), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port):
+        torch.manual_seed(0)
+        encoder, x, y = Encoder(), torch.randn(8, 5), torch.arange(8) % 3
+        probe = OnlineProbe(encoder, COUNTS, False)
+        probe.standardise.eval()  # batch statistics would differ between ranks
+        encoder(x[rank::2])
+        probe.step(y[rank::2])
+        torch.save(probe.weight.detach(), f"{folder}/{rank}.pt")
 
 
 def test_two_ranks_match_one_process(tmp_path):

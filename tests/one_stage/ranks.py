@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
-from tests.processes import free_port
+from tests.processes import free_port, join_group
 from utils import distributed
 
 
@@ -33,7 +32,5 @@ def assert_two_processes_match_one(two_steps: Callable[[], dict[str, Tensor]], f
 
 
 def _run_rank(rank: int, two_steps: Callable[[], dict], port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.save(two_steps(), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group(rank, port):
+        torch.save(two_steps(), f"{folder}/{rank}.pt")

@@ -22,6 +22,7 @@ from utils.errors import InputError
 from utils.openmp import SpinGuard
 
 GRACE_SECONDS = 20
+FORWARD_SECONDS = 2  # to wait for the process that started this one to confirm that the job received a signal
 MAX_WORKERS = 32  # default of the authors' code (the code released by the TSC authors)
 PROCESSES_WITHOUT_GPU = 2  # of --multiprocessing-distributed on a machine without a GPU
 
@@ -86,17 +87,24 @@ def _run_launched_process(worker: Callable, plan, config: LaunchConfig, shared: 
 
 
 def _run_spawned_process(
-    local_rank: int, worker: Callable, plan, config: LaunchConfig, shared: dict, per_node: int
+    local_rank: int, worker: Callable, plan, config: LaunchConfig, shared: dict, per_node: int, forwarded
 ) -> None:
     process = _process_info(config, local_rank, per_node)
     nodes, node = max(config.world_size, 1), max(config.rank, 0)
     join_method = rendezvous.by_url(config.dist_url, nodes * per_node, node * per_node + local_rank, several=nodes > 1)
 
     def join_and_run() -> None:
-        with rendezvous.group(process.device, config.dist_backend, join_method, config.dist_timeout):
-            rendezvous.check_same(shared, process.device, prints_errors=local_rank == 0)
-            with SpinGuard():
-                worker(plan, process)
+        try:
+            with rendezvous.group(process.device, config.dist_backend, join_method, config.dist_timeout):
+                rendezvous.check_same(shared, process.device, prints_errors=local_rank == 0)
+                with SpinGuard():
+                    worker(plan, process)
+        except KeyboardInterrupt as error:
+            # PyTorch ends this process by SIGTERM if another one has failed, and that one has printed the reason. A
+            # signal to the whole job may arrive here earlier than in the process that forwards it.
+            if errors.interrupting_signal(error) is signal.SIGTERM and not forwarded.wait(FORWARD_SECONDS):
+                sys.exit(1)
+            raise
 
     # Each spawned process prints its own errors. All receive a signal, but only the first one prints a line about it.
     errors.run(join_and_run, errors.UNSAVED if local_rank == 0 else "")
@@ -105,9 +113,12 @@ def _run_spawned_process(
 def _spawn(worker: Callable, plan, config: LaunchConfig, shared: dict, processes: int) -> None:
     """Start processes for worker(plan, process), forward signals to them, and exit with their exit code."""
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each process that it ends
-    context = mp.spawn(_run_spawned_process, (worker, plan, config, shared, processes), nprocs=processes, join=False)
+    forwarded = mp.get_context("spawn").Event()
+    inputs = (worker, plan, config, shared, processes, forwarded)
+    context = mp.spawn(_run_spawned_process, inputs, nprocs=processes, join=False)
 
     def forward(number: int, _frame) -> None:
+        forwarded.set()
         for process in context.processes:
             if process.is_alive():
                 os.kill(process.pid, number)

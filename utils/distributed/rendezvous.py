@@ -30,6 +30,10 @@ from utils.errors import CannotConnect, InputError, PeerLost, first_line, short_
 # another prefix, "[enforce fail at ...]", is a bug of this project.
 GLOO_ERROR = re.compile(r"^\[\S*gloo/\S*:\d+\] ")
 
+# Groups that this process has left, kept until it exits. PyTorch 2.4 joins a group's threads while it holds Python's
+# lock when the last reference goes, and never returns if one of the threads needs the lock to free its last tensor.
+_left_groups: list[dist.ProcessGroup] = []
+
 
 class JoinMethod(NamedTuple):
     """A method of joining the processes.
@@ -87,6 +91,7 @@ def group(
         raise PeerLost(_lost_peer_message(error, timeout) if prints_errors else "") from None
     finally:
         if not lost:
+            _left_groups.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 
