@@ -92,6 +92,8 @@ def test_signal_during_imports_prints_one_line(script, number, code):
 @pytest.mark.parametrize(("number", "code"), errors.EXIT_CODES.items())
 def test_signal_outside_training_prints_one_line(number, code, capsys):
     """As with --compare-heads, and before the first step of a run. The handlers of the caller are restored."""
+    if signal.getsignal(number) is signal.SIG_IGN:  # a shell starts its background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
         errors.run(lambda: signal.raise_signal(number), "nothing was saved")
