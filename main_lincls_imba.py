@@ -83,24 +83,25 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
-    options.resolve_defaults(args)
-    processes = launch.check(args)
-    head_flags.resolve_defaults(args, processes)
-    head_flags.resolve_run_dir(args, options.data_name(args))
-    head = head_flags.HeadFlags.from_args(args)
-    data = options.build_data_config(args, stored.num_classes if args.evaluate else None)
+    flags, config = options.DataFlags.from_args(args).resolved(), launch.LaunchConfig.from_args(args)
+    processes = launch.check(config, 0 if args.evaluate else args.batch_size)
+    head = head_flags.HeadFlags.from_args(args).resolved(1 if args.evaluate else processes)
+    vars(args).update(vars(flags) | vars(head))
+    name = head.run_name(flags.data_name, args.name, args.seed, args.lr, args.weight_decay, args.batch_size)
+    args.run_dir = args.run_dir or str(Path(args.pretrained or "").parent / name)  # --evaluate writes no files
+    data = options.build_data_config(flags, stored.num_classes if args.evaluate else None)
     evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
-    data = options.choose_loading(args, data, data.open(evaluated[0] if evaluated else "train"), processes)
+    data, args.workers = data.choose_loading(data.open((*evaluated, "train")[0]), config, args.batch_size, processes)
     draws_batches = not (args.evaluate or head.is_fitted)  # otherwise a training list may have any length
     if draws_batches:
         loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
     batch_size = args.batch_size if draws_batches else 1
     digests = loaders.check_lists_and_hash(data, args.sampling, batch_size, evaluated or loaders.SPLITS)
-    stored.report_other_lists(args, digests, data.lists.files)
-    arguments = parser.describe(args, {"num_classes": data.spec.num_classes} | digests, options.LEGACY_LOADING)
+    stored.report_other_lists(args.dataset, digests, data.lists.files)
+    arguments = parser.describe(args, data.facts | digests, options.LEGACY_LOADING)
     if not args.evaluate:
         folder.check_run_dir(arguments, head.is_fitted)
-    run = session.RunPlan.from_args(args, Path(args.run_dir or "."), arguments)  # --evaluate writes no files
+    run = session.RunPlan.from_args(args, run_dir=Path(args.run_dir), arguments=arguments)
     pretrained = args.pretrained and Path(args.pretrained)
     plan = Plan(run, data, head, pretrained, evaluated, args.bn_mode, args.eval_freq, args.eval_batch_size)
     if not head.is_fitted:

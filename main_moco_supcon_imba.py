@@ -77,26 +77,27 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(parser: Parser, args) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
-    options.resolve_defaults(args)
-    methods.resolve_defaults(args)
-    processes, method = launch.check(args), methods.build_method(args)
+    flags = options.DataFlags.from_args(args).resolved()
+    vars(args).update(vars(flags))
+    config = launch.LaunchConfig.from_args(args)
+    processes, method = launch.check(config, args.batch_size), methods.build_method(vars(args))
+    args.loss_form = method.settings.loss_form
     method.check()
     loop.Schedule.from_args(args).check(method.phases())
     method.check_network(args.batch_size // processes)
-    data = options.build_data_config(args)
+    data = options.build_data_config(flags)
     method.check_files(data.spec.num_classes)
-    args.run_dir = args.run_dir or str(Path(args.save_folder) / methods.run_name(args, options.data_name(args)))
+    args.run_dir = args.run_dir or str(Path(args.save_folder) / method.run_name(flags.data_name))
     train_set = data.open("train")
-    data = options.choose_loading(args, data, train_set, processes)
+    data, args.workers = data.choose_loading(train_set, config, args.batch_size, processes)
     measures = monitor_flags.MonitorFlags.from_args(args, trains_classifier=method.trains_classifier)
     if measures.splits:
         measures.check(len(data.open("val")), processes)
     repeat, batch_size = data.spec.repeat, method.global_batch_size
     loaders.check_batch_size(args.sampling, train_set.labels, repeat, batch_size, args.keep_last)
-    facts = {"num_classes": data.spec.num_classes, "train_list": train_set.digest}  # a resumed run needs the same
-    arguments = parser.describe(args, facts, options.LEGACY_LOADING)
+    arguments = parser.describe(args, data.facts | {"train_list": train_set.digest}, options.LEGACY_LOADING)
     folder.check_run_dir(arguments)
-    run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
+    run = session.RunPlan.from_args(args, run_dir=Path(args.run_dir), arguments=arguments)
     next_command = options.command_line("main_lincls_imba.py", pretrained=run.run_dir / checkpoint.LAST)
     return Plan(run, data, method, measures, args.sampling, args.keep_last, args.save_freq, next_command)
 

@@ -25,8 +25,9 @@ from moco.targets.bounds import format_quality, target_quality
 from moco.targets.files import check_targets, read_targets, target_file_name
 from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
 from utils import errors
+from utils.cli.flags import When
 from utils.cli.numbers import number_type, positive_int, seed_number
-from utils.cli.parser import Parser
+from utils.cli.parser import Parser, parse
 from utils.devices import check_memory, pick_device
 from utils.files import check_regular, format_json
 from utils.openmp import SpinGuard
@@ -38,7 +39,11 @@ temperature = number_type("temperature", float, lambda value: 0.005 <= value < f
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--num-classes", type=positive_int, metavar="C", help="Number of classes, one target each (default: 1000)."
+        "--num-classes",
+        type=positive_int,
+        metavar="C",
+        help="Number of classes, one target each (default: 1000).",
+        refused=(When("with --dataset, which sets the number of classes", lambda args: args.dataset),),
     )
     parser.add_argument(
         "--dataset",
@@ -58,7 +63,10 @@ def get_args_parser() -> Parser:
         "Smaller values weigh the nearest neighbours more. The targets of lbfgs do not depend on it if C ≤ D + 1.",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="File to write (default: optimal_<C>_<D>.npy in the current folder)."
+        "--output",
+        metavar="FILE",
+        help="File to write (default: optimal_<C>_<D>.npy in the current folder).",
+        refused=(When("with --check, which creates no targets", lambda args: args.check),),
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace existing files of --output and --plot.")
     group = parser.add_argument_group(
@@ -89,6 +97,9 @@ def get_args_parser() -> Parser:
         default=1,
         metavar="N",
         help="Number of starting points, of which the best result is kept. The time grows in proportion.",
+        refused=(
+            When("with --optimizer adam (one start)", lambda args: args.optimizer == "adam" and args.restarts > 1),
+        ),
     )
     group.add_argument("--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available.")
     group = parser.add_argument_group("Report")
@@ -101,8 +112,9 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args_parser().parse_args(argv)
-    check_flags(args)
+    args = parse(get_args_parser(), argv)
+    if args.num_classes == 1 and not args.check:
+        raise errors.InputError("--num-classes 1: expected 2 or more")
     num_classes = REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes
     dim = args.dim
     if args.plot:
@@ -121,19 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         device = pick_device(args.device)
         with SpinGuard():
             targets = generate_file(file, num_classes, dim, keep_interrupted=True, device=device, **search)
-    report(targets, file, args)
-
-
-def check_flags(args) -> None:
-    """Raise InputError if two flags contradict each other, or if targets for a single class are requested."""
-    if args.dataset and args.num_classes:
-        raise errors.InputError("--dataset and --num-classes: both set the number of classes; use only one of them")
-    if args.check and args.output:
-        raise errors.InputError("--check and --output: --check creates no targets; omit one of the two flags")
-    if args.optimizer == "adam" and args.restarts > 1:
-        raise errors.InputError("--restarts: not supported with --optimizer adam (one start); omit --restarts")
-    if args.num_classes == 1 and not args.check:
-        raise errors.InputError("--num-classes 1: expected 2 or more")
+    report(targets, file, args.temperature, args.plot, args.json)
 
 
 def check_output_path(flag: str, file: Path, overwrite: bool) -> None:
@@ -154,17 +154,17 @@ def read_checked_targets(file: str, num_classes: int | None, dim: int | None) ->
     return targets
 
 
-def report(targets: Tensor, file: Path, args) -> None:
+def report(targets: Tensor, file: Path, temperature: float, plot: str | None, as_json: bool) -> None:
     """Print the quality report, and with --plot draw it."""
     if len(targets) < 2:
         raise errors.InputError(f"{file}: holds one target, expected 2 or more to report cosines")
-    facts = {"file": str(file)} | target_quality(targets.numpy(), args.temperature)
-    print(format_json(facts, indent=2) if args.json else errors.printable(format_quality(facts)), flush=True)
-    if args.plot:
+    facts = {"file": str(file)} | target_quality(targets.numpy(), temperature)
+    print(format_json(facts, indent=2) if as_json else errors.printable(format_quality(facts)), flush=True)
+    if plot:
         from moco.targets.picture import plot_targets  # matplotlib takes a second to import
 
-        plot_targets(targets.numpy(), facts, Path(args.plot))
-        errors.print_stderr(f"wrote {args.plot}")
+        plot_targets(targets.numpy(), facts, Path(plot))
+        errors.print_stderr(f"wrote {plot}")
     errors.print_stderr(f"next: train TSC with --targeted --moco-dim {targets.shape[1]} --targets {file}")
 
 

@@ -86,21 +86,21 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(parser: Parser, args) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
-    options.resolve_defaults(args)
-    processes = launch.check(args)
+    flags, config = options.DataFlags.from_args(args).resolved(), launch.LaunchConfig.from_args(args)
+    vars(args).update(vars(flags))
+    processes = launch.check(config, args.batch_size)
     get_encoder(args.arch, args.image_size, args.batch_size // processes)
     loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
-    name = f"{options.data_name(args)}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
+    name = f"{flags.data_name}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
     name += "" if args.balance == "sampling" else f"_balance_{args.balance}"
     name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
     args.run_dir = args.run_dir or str(Path("runs") / name)
-    data = options.build_data_config(args)
-    data = options.choose_loading(args, data, data.open("train"), processes)
+    data = options.build_data_config(flags)
+    data, args.workers = data.choose_loading(data.open("train"), config, args.batch_size, processes)
     digests = check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size)
-    facts = {"num_classes": data.spec.num_classes} | digests
-    arguments = parser.describe(args, facts, options.LEGACY_LOADING)
+    arguments = parser.describe(args, data.facts | digests, options.LEGACY_LOADING)
     check_run_dir(arguments)
-    run = session.RunPlan.from_args(args, Path(args.run_dir), arguments)
+    run = session.RunPlan.from_args(args, run_dir=Path(args.run_dir), arguments=arguments)
     return Plan(run, data, args.balance, args.eval_freq, args.eval_batch_size)
 
 

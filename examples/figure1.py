@@ -125,9 +125,8 @@ def read_panel(run_dir: Path) -> Panel:
     """Compute the features of the test images with the last checkpoint of a run."""
     process = ProcessInfo(torch.device("cpu"), workers=0)
     method = load_method(run_dir / checkpoint.LAST, process.device)
-    test = build_eval_loaders(
-        options.build_data_config(method.settings), ("test",), method.settings.batch_size, process
-    )["test"]
+    data = options.build_data_config(options.DataFlags.from_args(method.settings))
+    test = build_eval_loaders(data, ("test",), method.settings.batch_size, process)["test"]
     targets, _ = method.class_targets_and_cosines() or (None, None)
     return Panel(*extract_features(method.model.encoder_q, test), targets)
 

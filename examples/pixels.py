@@ -55,13 +55,14 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     parser = get_args_parser()
     args = parse(parser, argv)
-    options.resolve_defaults(args)
+    flags = options.DataFlags.from_args(args).resolved()
+    vars(args).update(vars(flags))
     check_device(args.device, 1)
     args.arch, device = ARCH, resolve_device(args.device)
-    name = f"{options.data_name(args)}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
+    name = f"{flags.data_name}_pixels" + (f"_{args.imbalance:g}" if args.imbalance else "")
     args.run_dir = args.run_dir or str(Path("runs") / name)
-    data = options.build_data_config(args)
-    arguments, run_dir = parser.describe(args, check_lists_and_hash(data, "instance", 1), {}), Path(args.run_dir)
+    data, run_dir = options.build_data_config(flags), Path(args.run_dir)
+    arguments = parser.describe(args, data.facts | check_lists_and_hash(data, "instance", 1))
     check_run_dir(arguments, fitted=True)
     train, val, test = (pixel_features(data, split) for split in ("train", "val", "test"))
     counts = data.open("train").class_counts

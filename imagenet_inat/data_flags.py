@@ -9,10 +9,7 @@ from utils.cli.flags import ENCODER, Group
 from utils.cli.numbers import number_type, positive_float, positive_int
 from utils.cli.parser import Parser
 
-
-def legacy_views(args: argparse.Namespace) -> str:
-    """Return the views of checkpoints that do not store --views."""
-    return "thumbnail" if args.dataset in ("cifar10", "cifar100") else datasets.get_spec(args.dataset).view
+CIFAR = ("cifar10", "cifar100")
 
 
 def add_list_arguments(group: Parser | Group) -> None:
@@ -99,7 +96,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(VIEWS),
         metavar="NAME",
         help=f"Augmentation (default: the data set's).\n{meanings}",
-        legacy=legacy_views,
+        legacy=lambda args: "thumbnail" if args.dataset in CIFAR else datasets.get_spec(args.dataset).view,
         stored=ENCODER,
     )
     group.add_argument(

@@ -1,11 +1,9 @@
 """The data of a run, as its flags define it."""
 
-import argparse
-import dataclasses
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,14 +12,51 @@ from imagenet_inat.datasets import CUSTOM, DatasetSpec, get_spec
 from imagenet_inat.holdout import holdout_mask
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
-from imagenet_inat.paths import Lists, all_lists_given, find_lists, resolve_imbalance, resolve_largest
+from imagenet_inat.paths import ListFlags, Lists, find_lists
 from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
 from moco.views.batch_views import BatchViews
 from utils.devices import check_memory, resolve_device
 from utils.distributed import log
+from utils.distributed.launch import LaunchConfig
 from utils.errors import InputError
 
 LEGACY_LOADING = {"batch_views": False, "images_as_shown": False}  # values in older checkpoints, which lack them
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(ListFlags):
+    """The flags of the data, and the network and image size whose defaults depend on the data set; see --help."""
+
+    dataset: str
+    arch: str | None
+    image_size: int | None
+    views: str | None
+    crop_scale: list[float] | None
+    statistics: str | None
+    holdout: float | None
+    on_bad_image: str
+    device_aug: bool
+    cache: str
+
+    def resolved(self) -> "DataFlags":
+        """Return the flags with the defaults that depend on the data set. No file is read or written.
+
+        Raises:
+            InputError: the view is unknown, or the imbalance or largest class is not possible.
+        """
+        spec = get_spec(self.dataset)
+        views, arch, image_size = self.views or spec.view, self.arch or spec.arch, self.image_size or spec.image_size
+        view_named(views, self.crop_scale)
+        if self.name_all_lists:  # a note, not an error, because a recipe may contain the flag
+            for name in ("imbalance", "largest"):
+                if getattr(self, name) is not None:
+                    log(f"note: --{name}: ignored, because the flags name all lists")
+        return replace(self, views=views, arch=arch, image_size=image_size).with_class_sizes(spec)
+
+    @property
+    def data_name(self) -> str:
+        """The data set's name for run folders. Custom data includes the image folder, to keep runs apart."""
+        return self.dataset if self.dataset != CUSTOM.name else f"{CUSTOM.name}-{Path(self.data_root).resolve().name}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +105,12 @@ class DataConfig:
         return LongTailDataset(root, file, spec.num_classes, transform, seed, *options)
 
     @property
+    def facts(self) -> dict[str, object]:
+        """What args.json stores besides the flags. It affects the result, so a resumed run must not change it."""
+        spec = self.spec
+        return {"num_classes": spec.num_classes, "images_as_shown": spec.as_shown, "batch_views": self.batch_views}
+
+    @property
     def val_is_test(self) -> bool:
         return not self.holdout and self.lists.files["val"] == self.lists.files["test"]
 
@@ -101,29 +142,42 @@ class DataConfig:
     def normalise(self, device: torch.device) -> Normalise:
         return Normalise(self.spec.mean, self.spec.std, device)
 
+    def choose_loading(
+        self, images: LongTailDataset, launch: LaunchConfig, batch_size: int, processes: int
+    ) -> tuple["DataConfig", int | None]:
+        """Decide how to load the images, from a sample of them.
 
-def resolve_defaults(args: argparse.Namespace) -> None:
-    """Set the arguments whose defaults depend on the data set. No file is read or written.
+        Args:
+            batch_size: images per batch, over all processes.
 
-    Raises:
-        InputError: the view is unknown, or the imbalance or largest class is not possible.
-    """
-    spec = get_spec(args.dataset)
-    args.images_as_shown = spec.as_shown  # a resumed run must not change how images are decoded
-    args.views = args.views or spec.view
-    view_named(args.views, args.crop_scale)
-    if all_lists_given(args):  # a note, not an error, because a recipe may contain the flag
-        for name in ("imbalance", "largest"):
-            if getattr(args, name) is not None:
-                log(f"note: --{name}: ignored, because the flags name all lists")
-    args.arch = args.arch or spec.arch
-    args.image_size = args.image_size or spec.image_size
-    args.largest = resolve_largest(spec, args.largest)
-    args.imbalance = resolve_imbalance(spec, args.imbalance, args.largest)
+        Returns:
+            The data, with the decision whether whole batches are augmented on the device, and the value of --workers.
+
+        Raises:
+            InputError: --device-aug does not support this view for these images, or a batch exceeds the memory.
+        """
+        size, local_batch_size = self.image_size, batch_size // processes
+        view_bytes = 4 * 3 * size**2 * local_batch_size  # one view of a process's images, as float32
+        batch = f"a batch of {local_batch_size} images"
+        check_memory(f"--image-size {size}", batch, view_bytes, "use a smaller one, or a smaller -b")
+        view, estimate = view_named(self.spec.view, self.crop_scale), images.estimate_size()
+        colour = view.colour if self.spec.jitter else None
+        cached = self.cache_decoded and estimate.fits(processes)
+        batch_views = self.device_aug and cached and estimate.one_size and BatchViews.supports(view.geometry, colour)
+        if self.device_aug and not batch_views and not (colour is None or getattr(colour, "is_jitter_only", False)):
+            if self.spec.view == "autoaugment":
+                reason = "AutoAugment is not supported"
+            else:
+                reason = "hue is supported only for images of one size that --cache keeps in memory"
+            raise InputError(f"--device-aug with --views {self.spec.view}: {reason}; omit --device-aug")
+        # By default, no loader processes compete with training for the cores.
+        on_cpu = launch.gpu is None and resolve_device(launch.device).type == "cpu"
+        workers = 0 if launch.workers is None and cached and on_cpu else launch.workers
+        return replace(self, batch_views=batch_views), workers
 
 
-def build_data_config(args: argparse.Namespace, num_classes: int | None = None) -> DataConfig:
-    """Build the DataConfig of arguments that `resolve_defaults` has completed.
+def build_data_config(flags: DataFlags, num_classes: int | None = None) -> DataConfig:
+    """Build the DataConfig of resolved flags.
 
     Args:
         num_classes: Number of classes of custom data. None: the training list is read.
@@ -132,67 +186,32 @@ def build_data_config(args: argparse.Namespace, num_classes: int | None = None) 
         InputError: the training list, which gives the number of classes, is missing or invalid; or --holdout is
             given although a validation list exists.
     """
-    spec = get_spec(args.dataset)
-    lists = find_lists(spec, args, args.imbalance, args.largest)
+    spec = get_spec(flags.dataset)
+    lists = find_lists(spec, flags)
     num_classes = spec.num_classes or num_classes  # a DatasetSpec has 0 for custom data
     if not num_classes:
         lists.require("train")
         train = lists.files["train"]
         num_classes = count_classes(train, read_split(train, None)[1])
-    reference = get_spec(args.statistics or args.dataset)
+    reference = get_spec(flags.statistics or flags.dataset)
     statistics = {"mean": reference.mean, "std": reference.std}
-    spec = dataclasses.replace(spec, num_classes=num_classes, view=args.views, **statistics)
-    if args.holdout and lists.files["val"] != lists.files["test"]:
+    spec = replace(spec, num_classes=num_classes, view=flags.views, **statistics)
+    if flags.holdout and lists.files["val"] != lists.files["test"]:
         val = lists.files["val"]
         if val.is_file():
-            raise InputError(f"--holdout {args.holdout:g}: validation list {val.name} exists; omit --holdout")
-        if args.val_txt:
+            raise InputError(f"--holdout {flags.holdout:g}: validation list {val.name} exists; omit --holdout")
+        if flags.val_txt:
             raise InputError(f"--val-txt {val}: no such list; correct it, or omit it because of --holdout")
     return DataConfig(
         spec,
         lists,
-        args.image_size,
-        args.device_aug,
-        skip_bad=args.on_bad_image == "skip",
-        crop_scale=args.crop_scale,
-        cache_decoded=args.cache == "auto",
-        holdout=args.holdout,
-        batch_views=False,
+        flags.image_size,
+        flags.device_aug,
+        skip_bad=flags.on_bad_image == "skip",
+        crop_scale=flags.crop_scale,
+        cache_decoded=flags.cache == "auto",
+        holdout=flags.holdout,
     )
-
-
-def choose_loading(args: argparse.Namespace, data: DataConfig, images: LongTailDataset, processes: int) -> DataConfig:
-    """Decide how to load the images, from a sample of them, and return the data with this choice.
-
-    Set `args.batch_views`, whether whole batches are augmented on the device, and the default of --workers.
-
-    Raises:
-        InputError: --device-aug does not support this view for these images, or a batch exceeds the memory.
-    """
-    size, local_batch_size = args.image_size, args.batch_size // processes
-    view_bytes = 4 * 3 * size**2 * local_batch_size  # one view of a process's images, as float32
-    batch = f"a batch of {local_batch_size} images"
-    check_memory(f"--image-size {size}", batch, view_bytes, "use a smaller one, or a smaller -b")
-    view, estimate = view_named(args.views, args.crop_scale), images.estimate_size()
-    colour = view.colour if get_spec(args.dataset).jitter else None
-    cached = args.cache == "auto" and estimate.fits(processes)
-    args.batch_views = args.device_aug and cached and estimate.one_size and BatchViews.supports(view.geometry, colour)
-    if args.device_aug and not args.batch_views and not (colour is None or getattr(colour, "is_jitter_only", False)):
-        if args.views == "autoaugment":
-            reason = "AutoAugment is not supported"
-        else:
-            reason = "hue is supported only for images of one size that --cache keeps in memory"
-        raise InputError(f"--device-aug with --views {args.views}: {reason}; omit --device-aug")
-    if args.workers is None and cached and args.gpu is None and resolve_device(args.device).type == "cpu":
-        args.workers = 0  # loader processes would compete with training for the cores
-    return dataclasses.replace(data, batch_views=args.batch_views)
-
-
-def data_name(args: argparse.Namespace) -> str:
-    """Return the data set's name for run folders. Custom data includes the image folder, to keep runs apart."""
-    if args.dataset != CUSTOM.name:
-        return args.dataset
-    return f"{args.dataset}-{Path(args.data_root).resolve().name}"
 
 
 def command_line(script: str, **flags: object) -> str:

@@ -1,12 +1,13 @@
 """Find the lists and images of a run from its flags."""
 
-import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_inat import datasets
 from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
 from imagenet_inat.lists.format import generated_folders
+from utils.configs import FromArgs
 from utils.errors import InputError
 from utils.files import file_problem
 
@@ -32,29 +33,53 @@ class Lists(NamedTuple):
             raise InputError(f"{self.files[split]}: {problem}, expected a list; {self.hints[split]}")
 
 
-def all_lists_given(args: argparse.Namespace) -> bool:
-    """Return whether --splits, or all three list flags, are given, so that no list is generated."""
-    return bool(args.splits) or all(getattr(args, f"{split}_txt") for split in SPLITS)
+@dataclass(frozen=True, kw_only=True)
+class ListFlags(FromArgs):
+    """The flags that select the lists of a data set; see --help."""
+
+    data_root: str | None
+    splits: str | None = None
+    train_txt: str | None = None
+    val_txt: str | None = None
+    test_txt: str | None = None
+    imbalance: float | None = None
+    largest: int | None = None
+
+    @property
+    def files(self) -> dict[str, str | None]:
+        """The list that is named for each split."""
+        return {split: getattr(self, f"{split}_txt") for split in SPLITS}
+
+    @property
+    def name_all_lists(self) -> bool:
+        """Whether --splits, or all three list flags, are given, so that no list is generated."""
+        return bool(self.splits) or all(self.files.values())
+
+    def with_class_sizes(self, spec: DatasetSpec) -> "ListFlags":
+        """Return the flags with the data set's defaults of --imbalance and --largest.
+
+        Raises:
+            InputError: the imbalance or the largest class is not possible.
+        """
+        largest = resolve_largest(spec, self.largest)
+        return replace(self, largest=largest, imbalance=resolve_imbalance(spec, self.imbalance, largest))
 
 
-def find_lists(
-    spec: DatasetSpec, args: argparse.Namespace, imbalance: float | None, largest: int | None = None
-) -> Lists:
+def find_lists(spec: DatasetSpec, flags: ListFlags) -> Lists:
     """Find the lists from --data-root, --splits and --<split>-txt, otherwise by their default names.
 
     The lists of digits and fashion are written at first use. A list that serves as two splits may be given as either.
     """
-    data_root = args.data_root or "data"
+    data_root, imbalance, largest = flags.data_root or "data", flags.imbalance, flags.largest
     root, folder = Path(data_root), LISTS_ROOT / spec.set_name
     # Nothing is written if the flags name all lists and the images are not generated.
-    if spec.write_files and not (all_lists_given(args) and spec.image_folder):
+    if spec.write_files and not (flags.name_all_lists and spec.image_folder):
         spec.write_files(root, imbalance, largest)
     if spec.imbalance_ratio:
         root, folder = generated_folders(spec.set_name, root, imbalance, largest)
     if spec.image_folder:
         root = spec.image_folder(Path(data_root))
-    folder = Path(args.splits or folder)
-    given = {split: getattr(args, f"{split}_txt") for split in SPLITS}
+    folder, given = Path(flags.splits or folder), flags.files
     if spec.val_split == spec.test_split:
         val, test = given["val"], given["test"]
         given |= {"val": val or test, "test": test or val}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_inat import datasets
-from imagenet_inat.paths import SPLITS, all_lists_given
+from imagenet_inat.paths import SPLITS, ListFlags
 from moco.heads import head_flags
 from utils.cli.flags import ENCODER, RESULT, effect_of
 from utils.cli.parser import Parser, long_spelling, typed_names
@@ -49,13 +49,14 @@ class StoredArgs:
         """Return the splits that --evaluate measures: only the test list if no other list was typed with it."""
         return ("test",) if val_is_test or self.typed & {*LISTS, "splits"} == {"test_txt"} else ("val", "test")
 
-    def report_other_lists(self, args: argparse.Namespace, digests: dict[str, str], files: dict[str, Path]) -> None:
+    def report_other_lists(self, dataset: str, digests: dict[str, str], files: dict[str, Path]) -> None:
         """Print a note for each list whose content is not that of the checkpoint.
 
         Args:
+            dataset: --dataset.
             digests: {"train_list": digest}, and so on. files: the list of each split.
         """
-        if args.dataset != self.values.get("dataset"):
+        if dataset != self.values.get("dataset"):
             return
         for name, digest in digests.items():
             split = name.removesuffix("_list")
@@ -75,17 +76,16 @@ def parse(parser: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, S
         InputError: The checkpoint is not named, cannot be read, or stores an argument that its flag does not accept.
     """
     args = parse_and_check(parser, argv)
-    head_flags.check_files(args)
-    source, kinds = (args.resume, (ENCODER, RESULT)) if args.evaluate else (args.pretrained, (ENCODER,))
-    source = Path(source)
+    source = head_flags.find_checkpoint(args.evaluate, args.resume, args.pretrained)
+    kinds = (ENCODER, RESULT) if args.evaluate else (ENCODER,)
     flags = [flag for flag in parser._actions if effect_of(flag).stored in kinds]
     stored = StoredArgs(source, _read(source, flags), frozenset(typed_names(parser, argv)))
-    words = _checked_words(parser, flags, _defaults(stored, args), source)
+    words = _checked_words(parser, flags, _defaults(stored, vars(args)), source)
     for flag in flags:
         if flag.dest in stored.typed & stored.values.keys() and effect_of(flag).affects_result:
-            _report_difference(flag, args, stored)
+            _report_difference(flag, getattr(args, flag.dest), stored)
     completed = parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
-    completed.pretrained = args.pretrained  # `check_files` has replaced a run folder by its checkpoint
+    completed.pretrained = None if args.evaluate else str(source)  # the checkpoint of a run folder
     return completed, stored
 
 
@@ -125,16 +125,16 @@ def _read(source: Path, flags: list[argparse.Action]) -> dict[str, object]:
     return values | {flag.dest: effect_of(flag).legacy_value(argparse.Namespace(**values)) for flag in missing}
 
 
-def _defaults(stored: StoredArgs, typed_args: argparse.Namespace) -> dict[str, object]:
-    """Return the stored values that apply to a command line. typed_args: without the stored values."""
+def _defaults(stored: StoredArgs, without_stored: dict[str, object]) -> dict[str, object]:
+    """Return the stored values that apply to a command line. without_stored: its arguments without them."""
     values, omitted = dict(stored.values), set(stored.typed)
-    if "dataset" in stored.typed and typed_args.dataset != values.get("dataset"):
+    if "dataset" in stored.typed and without_stored["dataset"] != values.get("dataset"):
         omitted |= {*OF_ONE_DATA_SET}
         values["statistics"] = _statistics(values)
     if "splits" in stored.typed:
         omitted |= {*LISTS}
     values = {name: value for name, value in values.items() if name not in omitted}
-    if all_lists_given(argparse.Namespace(**vars(typed_args) | values)):
+    if ListFlags.from_args(argparse.Namespace(**without_stored | values)).name_all_lists:
         values |= {"imbalance": None, "largest": None}  # the lists decide
     return values
 
@@ -154,9 +154,9 @@ def _statistics(values: dict[str, object]) -> object:
     return values.get("statistics") or values.get("dataset")
 
 
-def _report_difference(flag: argparse.Action, typed_args: argparse.Namespace, stored: StoredArgs) -> None:
-    """Print a note if a typed flag differs from the checkpoint."""
-    typed, then = getattr(typed_args, flag.dest), stored.values[flag.dest]
+def _report_difference(flag: argparse.Action, typed: object, stored: StoredArgs) -> None:
+    """Print a note if the typed value of a flag differs from the checkpoint."""
+    then = stored.values[flag.dest]
     if flag.dest == "statistics":
         specs = [datasets.get_spec(name) for name in (typed, _statistics(stored.values))]
         if (specs[0].mean, specs[0].std) == (specs[1].mean, specs[1].std):

@@ -146,7 +146,7 @@ def is_finished(command: list[str]) -> bool:
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
-    arguments = describe_arguments(script_parser(script), args, legacy=options.LEGACY_LOADING)
+    arguments = describe_arguments(script_parser(script), args)
     arguments = arguments._replace(free=arguments.free - {"seed"})  # the runs of a study differ in the seed
     if changes := arguments.changes_since(stage.args):
         differences = ", ".join(f"{name} {change}" for name, change in changes.items())
@@ -165,12 +165,13 @@ def _epochs_done(path: Path) -> int:
 
 def resolve_args(script: str, args: Namespace) -> Namespace:
     """Resolve all defaults, so that the arguments are those that a run stores. Return the arguments."""
-    options.resolve_defaults(args)
+    vars(args).update(vars(options.DataFlags.from_args(args).resolved()))
     if script == SCRIPTS["contrast"]:
-        methods.resolve_defaults(args)
-        methods.build_method(args).check()
+        method = methods.build_method(vars(args))
+        method.check()
+        args.loss_form = method.settings.loss_form
     if script == HEADS:
-        heads.resolve_defaults(args, 1)
+        vars(args).update(vars(heads.HeadFlags.from_args(args).resolved(processes=1)))
     if script == SCRIPTS["pixels"].removeprefix("-m "):
         args.arch = pixels.ARCH
     return args

@@ -21,7 +21,7 @@ from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, get_spec, names
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.plan import NATURAL, SplitPlan
 from imagenet_inat.lists.profiles import PROFILES
-from imagenet_inat.options import find_lists, resolve_imbalance, resolve_largest
+from imagenet_inat.paths import ListFlags, find_lists
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import make_inat, make_split
@@ -145,25 +145,23 @@ def add_make_arguments(parser: Parser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args_parser().parse_args(argv)
-    {"download": run_download, "verify": run_verify, "make": run_make}[args.command](args)
+    arguments = vars(get_args_parser().parse_args(argv))
+    {"download": run_download, "verify": run_verify, "make": run_make}[arguments.pop("command")](**arguments)
 
 
-def run_download(args: argparse.Namespace) -> None:
-    spec = REGISTRY[args.name]
-    output = Path(args.output or LISTS_ROOT / spec.set_name)
-    download(spec, output, args.source)
-    splits = ["--splits", args.output] if args.output else []
-    log(f"next: check the images: {shlex.join([*VERIFY, args.name, *splits, '--data-root', 'DIR'])}")
+def run_download(name: str, output: str | None, source: str | None) -> None:
+    spec = REGISTRY[name]
+    download(spec, Path(output or LISTS_ROOT / spec.set_name), source)
+    splits = ["--splits", output] if output else []
+    log(f"next: check the images: {shlex.join([*VERIFY, name, *splits, '--data-root', 'DIR'])}")
 
 
-def run_verify(args: argparse.Namespace) -> None:
-    spec = get_spec(args.name)
-    if args.decode and not args.data_root:
+def run_verify(name: str, decode: bool, **list_flags) -> None:
+    spec, flags = get_spec(name), ListFlags(**list_flags)
+    if decode and not flags.data_root:
         raise InputError("--decode: expected --data-root, the folder of the images")
-    largest = resolve_largest(spec, args.largest)
-    lists = find_lists(spec, args, resolve_imbalance(spec, args.imbalance, largest), largest)
-    num_problems = verify(spec, lists.files, lists.hints, lists.root if args.data_root else None, args.decode)
+    lists = find_lists(spec, flags.with_class_sizes(spec))
+    num_problems = verify(spec, lists.files, lists.hints, lists.root if flags.data_root else None, decode)
     log(
         f"{num_problems} {'problem' if num_problems == 1 else 'problems'} found"
         if num_problems
@@ -173,16 +171,15 @@ def run_verify(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def run_make(args: argparse.Namespace) -> None:
-    kind = "cifar" if args.source in torchvision_sets.SETS else "inat" if args.source == "inat" else "images"
-    typed = {name: value for name, value in vars(args).items() if name not in ("command", "source")}
+def run_make(source: str, **typed) -> None:
+    kind = "cifar" if source in torchvision_sets.SETS else "inat" if source == "inat" else "images"
     defaults = MAKE_DEFAULTS[kind]
     if unsupported := sorted(typed.keys() - defaults.keys()):
         supported = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(defaults))
         raise InputError(
-            f"--{unsupported[0].replace('_', '-')}: not supported by `make {args.source}`, which accepts {supported}"
+            f"--{unsupported[0].replace('_', '-')}: not supported by `make {source}`, which accepts {supported}"
         )
-    {"cifar": make_cifar, "inat": make_inat_lists, "images": make_images}[kind](args.source, **(defaults | typed))
+    {"cifar": make_cifar, "inat": make_inat_lists, "images": make_images}[kind](source, **(defaults | typed))
 
 
 def make_cifar(name: str, output: str, imbalance: float, seed: int) -> None:

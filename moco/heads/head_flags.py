@@ -1,6 +1,6 @@
 """Flags of the stage-2 classifier, their defaults and the combinations that are supported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
@@ -15,8 +15,12 @@ from utils.run import evaluation
 
 EVALUATING = When("with --evaluate", lambda args: args.evaluate)
 COMPARING = When("with --compare-heads", lambda args: args.compare_heads)
-TRAINED = When("with --head {head} (trained on random views)", lambda args: not is_fitted(args))
-FITTED = When("with --head {head} (fitted to features of a frozen encoder)", lambda args: is_fitted(args))
+TRAINED = When(
+    "with --head {head} (trained on random views)", lambda args: not is_fitted(args.head, args.compare_heads)
+)
+FITTED = When(
+    "with --head {head} (fitted to features of a frozen encoder)", lambda args: is_fitted(args.head, args.compare_heads)
+)
 
 
 def _add_encoder_arguments(model: Group) -> None:
@@ -115,9 +119,9 @@ def _defaults(field: str) -> str:
     return "; ".join([*named, f"{most} for the others"])
 
 
-def is_fitted(args) -> bool:
+def is_fitted(head: str, compare_heads: bool) -> bool:
     """Return whether the classifier is fitted to features instead of trained step by step."""
-    return args.compare_heads or HEADS[args.head].is_fitted
+    return compare_heads or HEADS[head].is_fitted
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,53 @@ class HeadFlags(FromArgs):
 
     @property
     def is_fitted(self) -> bool:
-        return is_fitted(self)
+        return is_fitted(self.head, self.compare_heads)
+
+    def resolved(self, processes: int) -> "HeadFlags":
+        """Return the flags with the head's defaults of --sampling and --logit-adjustment.
+
+        Args:
+            processes: Number of processes, or 1 if nothing is fitted or trained.
+
+        Raises:
+            InputError: The head does not support a value, or several processes were started for a fitted head.
+        """
+        head, sampling, adjustment = HEADS[self.head], self.sampling, self.logit_adjustment
+        if sampling is None:
+            adjusted = adjustment not in (None, "off")
+            sampling = "instance" if adjusted and "instance" in head.samplings else head.samplings[0]
+        if adjustment is None:
+            adjustment = head.adjustments[0] if sampling == "instance" else "off"
+        for flag, value, allowed in (
+            ("--sampling", sampling, head.samplings),
+            ("--logit-adjustment", adjustment, head.adjustments),
+        ):
+            if value not in allowed:
+                raise InputError(
+                    f"{flag} {value}: not supported with --head {self.head}, expected {' or '.join(sorted(allowed))}"
+                )
+        if sampling == "class-balanced" and adjustment != "off":
+            raise InputError(
+                f"--logit-adjustment {adjustment}: not supported with --sampling class-balanced (both correct "
+                "for class sizes). Use --sampling instance, or omit --logit-adjustment"
+            )
+        if self.is_fitted and processes > 1:
+            raise InputError(
+                f"{'--compare-heads' if self.compare_heads else f'--head {self.head}'}: found {processes} "
+                "processes, expected 1. Fitted classifiers need a single process"
+            )
+        return replace(self, sampling=sampling, logit_adjustment=adjustment)
+
+    def run_name(
+        self, data_name: str, name: str, seed: int | None, lr: float, weight_decay: float, batch_size: int
+    ) -> str:
+        """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
+        if self.compare_heads:
+            return f"heads{name and '_'}{name}"
+        if self.is_fitted:
+            return f"{data_name}_{self.head}_{self.sampling}_{self.logit_adjustment}_{name}"
+        head = f"{self.head}_finetune" if self.finetune else self.head
+        return f"{data_name}_{head}_seed{seed}_lr{lr}_decay{weight_decay}_bsz{batch_size}_{name}"
 
 
 def restrict_training_flags(parser: Parser) -> None:
@@ -148,72 +198,24 @@ def restrict_training_flags(parser: Parser) -> None:
             parser.restrict(flag.dest, ignored=unused)
 
 
-def check_files(args) -> None:
-    """Raise InputError unless the file of --pretrained, or with --evaluate that of --resume, is named and exists.
-
-    --pretrained RUN_FOLDER becomes the path of its last checkpoint.
-    """
-    if args.evaluate:
-        if args.pretrained:
-            raise InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
-        if not Path(args.resume or "").is_file():
-            raise InputError(f'--evaluate: --resume "{args.resume or ""}" is not a file, expected a checkpoint')
-        return
-    args.pretrained = args.pretrained and str(checkpoint_file(args.pretrained))
-    if problem := file_problem(args.pretrained) if args.pretrained else "no such file":
-        raise InputError(
-            f'--pretrained "{args.pretrained or ""}": {problem}, expected a file or run folder with a trained encoder'
-        )
-
-
-def resolve_run_dir(args, data_name: str) -> None:
-    """Set --run-dir to its default, a folder beside the pre-trained file. --evaluate writes no files."""
-    if not args.evaluate:
-        args.run_dir = args.run_dir or str(Path(args.pretrained).parent / run_name(args, data_name))
-
-
-def run_name(args, data_name: str) -> str:
-    """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
-    if args.compare_heads:
-        return f"heads{args.name and '_'}{args.name}"
-    if is_fitted(args):
-        return f"{data_name}_{args.head}_{args.sampling}_{args.logit_adjustment}_{args.name}"
-    return (
-        f"{data_name}_{args.head}{'_finetune' if args.finetune else ''}_seed{args.seed}_lr{args.lr}"
-        f"_decay{args.weight_decay}_bsz{args.batch_size}_{args.name}"
-    )
-
-
-def resolve_defaults(args, processes: int) -> None:
-    """Set --sampling and --logit-adjustment to the defaults of the head, and check the given values.
+def find_checkpoint(evaluate: bool, resume: str | None, pretrained: str | None) -> Path:
+    """Return the file of --pretrained, or with --evaluate that of --resume. Of a run folder, it is the last checkpoint.
 
     Raises:
-        InputError: The head does not support a value, or several processes were started for a fitted head.
+        InputError: The file is not named, or does not exist.
     """
-    head = HEADS[args.head]
-    if args.sampling is None:
-        adjusted = args.logit_adjustment not in (None, "off")
-        args.sampling = "instance" if adjusted and "instance" in head.samplings else head.samplings[0]
-    if args.logit_adjustment is None:
-        args.logit_adjustment = head.adjustments[0] if args.sampling == "instance" else "off"
-    for flag, value, allowed in (
-        ("--sampling", args.sampling, head.samplings),
-        ("--logit-adjustment", args.logit_adjustment, head.adjustments),
-    ):
-        if value not in allowed:
-            raise InputError(
-                f"{flag} {value}: not supported with --head {args.head}, expected {' or '.join(sorted(allowed))}"
-            )
-    if args.sampling == "class-balanced" and args.logit_adjustment != "off":
+    if evaluate:
+        if pretrained:
+            raise InputError("--evaluate: --pretrained is not supported; name the checkpoint with --resume")
+        if not Path(resume or "").is_file():
+            raise InputError(f'--evaluate: --resume "{resume or ""}" is not a file, expected a checkpoint')
+        return Path(resume)
+    file = pretrained and checkpoint_file(pretrained)
+    if problem := file_problem(file) if file else "no such file":
         raise InputError(
-            f"--logit-adjustment {args.logit_adjustment}: not supported with --sampling class-balanced (both correct "
-            "for class sizes). Use --sampling instance, or omit --logit-adjustment"
+            f'--pretrained "{file or ""}": {problem}, expected a file or run folder with a trained encoder'
         )
-    if is_fitted(args) and processes > 1 and not args.evaluate:
-        raise InputError(
-            f"{'--compare-heads' if args.compare_heads else f'--head {args.head}'}: found {processes} "
-            "processes, expected 1. Fitted classifiers need a single process"
-        )
+    return file
 
 
 def compared_settings(head: Head) -> list[tuple[str, str]]:

@@ -44,27 +44,10 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
             parser.restrict(flag.dest, refused=(others,))
 
 
-def resolve_defaults(args: Namespace) -> None:
-    """Set the arguments whose defaults depend on the method."""
-    args.loss_form = args.loss_form or METHODS[args.contrast].loss_form
-
-
-def build_method(args: Namespace) -> Method:
-    """Build the method of arguments that `resolve_defaults` has completed."""
-    return METHODS[args.contrast](Namespace(**vars(args)))
-
-
-def run_name(args: Namespace, data_name: str) -> str:
-    """Return the name of a run, in the format of the authors' code (released with TSC).
-
-    With in-batch contrast, the value of --contrast takes the place of the queue length.
-    """
-    queue = args.moco_k if args.contrast == "queue" else args.contrast
-    return (
-        f"{data_name}LT_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}_wd_{args.weight_decay}"
-        f"_mlp_{args.mlp}_t_{args.moco_t}_{queue}_seed_{args.seed}_k_{args.K}_dim_{args.moco_dim}_tgted_{args.targeted}"
-        f"_tr_{args.tr}_tw_{args.tw}_ep_{args.epochs}_{args.name}"
-    )
+def build_method(arguments: dict[str, object]) -> Method:
+    """Build the method of a run's arguments. Its settings are the arguments, with the method's own --loss-form."""
+    method = METHODS[arguments["contrast"]]
+    return method(Namespace(**arguments | {"loss_form": arguments["loss_form"] or method.loss_form}))
 
 
 def load_projection_and_targets(path: Path) -> tuple[nn.Module, Tensor]:

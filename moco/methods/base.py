@@ -64,6 +64,19 @@ class Method:
     def check_extra_state(self, state: RunState, num_classes: int) -> None:
         """Raise InputError if `state.extra`, from a checkpoint, contains invalid entries. Called before `build`."""
 
+    def run_name(self, data_name: str) -> str:
+        """Return the name of a run, in the format of the authors' code (released with TSC).
+
+        Without a queue, the value of --contrast takes the place of the queue length.
+        """
+        run = self.settings
+        queue = run.moco_k if run.contrast == "queue" else run.contrast
+        return (
+            f"{data_name}LT_{run.arch}_lr_{run.lr}_bsz_{run.batch_size}_wd_{run.weight_decay}_mlp_{run.mlp}"
+            f"_t_{run.moco_t}_{queue}_seed_{run.seed}_k_{run.K}_dim_{run.moco_dim}_tgted_{run.targeted}"
+            f"_tr_{run.tr}_tw_{run.tw}_ep_{run.epochs}_{run.name}"
+        )
+
     @property
     def global_batch_size(self) -> int:
         """The number of images per optimiser step, over all processes: the global batch of the loss."""

@@ -91,9 +91,8 @@ def test_old_run_resumes_only_with_override_since_images_are_decoded_as_shown(cu
 
 
 def lists_of(*flags: str) -> dict[str, str]:
-    args = stage1.get_args_parser().parse_args(list(flags))
-    spec = get_spec(args.dataset)
-    lists = options.find_lists(spec, args, args.imbalance or spec.imbalance_ratio)
+    flags = options.DataFlags.from_args(stage1.get_args_parser().parse_args(list(flags))).resolved()
+    lists = options.find_lists(get_spec(flags.dataset), flags)
     return {split: str(path) for split, path in lists.files.items()}
 
 

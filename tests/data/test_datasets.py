@@ -207,5 +207,5 @@ def test_two_processes_can_write_digits_at_once(tmp_path):
 
 def test_note_reports_imbalance_that_named_lists_ignore(capsys):
     args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
-    options.resolve_defaults(args)
+    options.DataFlags.from_args(args).resolved()
     line_with(capsys.readouterr().out, "note", "--imbalance")

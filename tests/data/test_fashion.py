@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import struct
-from argparse import Namespace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,7 +17,7 @@ from imagenet_inat import options, stored_flags
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import generated_folders
-from imagenet_inat.paths import find_lists, resolve_imbalance, resolve_largest
+from imagenet_inat.paths import ListFlags, find_lists, resolve_imbalance, resolve_largest
 from imagenet_inat.sets import fashion, idx
 from imagenet_inat.splits import __main__ as splits
 from tests.idx_files import write_fashion_mnist, write_idx
@@ -44,8 +43,7 @@ def no_other_source(monkeypatch, tmp_path):
 
 
 def lists_of(data_root: Path):
-    args = Namespace(data_root=str(data_root), splits=None, train_txt=None, val_txt=None, test_txt=None)
-    return find_lists(SPEC, args, RHO, LARGEST)
+    return find_lists(SPEC, ListFlags(data_root=str(data_root), imbalance=RHO, largest=LARGEST))
 
 
 def images_of(data_root: Path, split: str) -> LongTailDataset:
@@ -221,10 +219,8 @@ def test_selected_images_are_pinned(tmp_path):
 
 def test_given_lists_are_used_and_none_are_written(tmp_path):
     write_fashion_mnist(tmp_path, 140, 1)
-    args = Namespace(
-        data_root=str(tmp_path), splits=str(tmp_path / "mine"), train_txt=None, val_txt=None, test_txt=None
-    )
-    found = find_lists(SPEC, args, RHO, LARGEST)
+    flags = ListFlags(data_root=str(tmp_path), splits=str(tmp_path / "mine"))
+    found = find_lists(SPEC, flags.with_class_sizes(SPEC))
     assert found.root == tmp_path and found.files["train"] == tmp_path / "mine" / "Fashion_MNIST_LT_train.txt"
     assert not (tmp_path / SPEC.set_name).exists()
 
@@ -235,11 +231,11 @@ def test_stage_2_takes_the_lists_from_the_checkpoint(tmp_path):
     flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10"
     parser = stage1.get_args_parser()
     args = parser.parse_args(flags.split())
-    options.resolve_defaults(args)
-    assert (args.arch, args.image_size, args.views, args.largest) == ("lenet", 28, "grey", 30)
+    flags = options.DataFlags.from_args(args).resolved()
+    assert (flags.arch, flags.image_size, flags.views, flags.largest) == ("lenet", 28, "grey", 30)
     assert describe_arguments(parser, args).legacy["largest"] is None
     torch.save({"args": describe_arguments(parser, args).values}, tmp_path / "run.pth")
     again, _ = stored_flags.parse(stage2.get_args_parser(), ["--pretrained", str(tmp_path / "run.pth")])
-    options.resolve_defaults(again)
-    assert options.build_data_config(again).lists == options.build_data_config(args).lists
-    assert options.build_data_config(args).open("train").class_counts.tolist() == SIZES
+    data = options.build_data_config(flags)
+    assert options.build_data_config(options.DataFlags.from_args(again).resolved()).lists == data.lists
+    assert data.open("train").class_counts.tolist() == SIZES

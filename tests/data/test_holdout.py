@@ -46,8 +46,7 @@ def open_split(words: list[str], split: str):
     data_flags.add_data_arguments(parser)
     parser.add_argument("-a", "--arch")
     args, _ = parser.parse_known_args(words)
-    options.resolve_defaults(args)
-    return options.build_data_config(args).open(split)
+    return options.build_data_config(options.DataFlags.from_args(args).resolved()).open(split)
 
 
 def test_holdout_takes_share_of_each_class_but_no_single_image():

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.profiles import class_sizes
-from imagenet_inat.paths import find_lists
+from imagenet_inat.paths import ListFlags, find_lists
 from imagenet_inat.splits import __main__ as splits
 from imagenet_inat.splits import torchvision_sets
 from tests.refusals import refusal
@@ -85,8 +84,7 @@ def cifar_files(tmp_path, monkeypatch) -> Path:
 def test_cifar_images_are_written_and_found_by_dataset_name(cifar_files, capsys):
     splits.main(["make", "cifar10", "--output", str(cifar_files), "--imbalance", "4"])
     assert f"--dataset cifar10 --data-root {cifar_files} --imbalance 4" in capsys.readouterr().out
-    given = Namespace(data_root=str(cifar_files), splits=None, train_txt=None, val_txt=None, test_txt=None)
-    root, files, _ = find_lists(REGISTRY["cifar10"], given, imbalance=4)
+    root, files, _ = find_lists(REGISTRY["cifar10"], ListFlags(data_root=str(cifar_files), imbalance=4))
     train = LongTailDataset(root, files["train"], 10, np.asarray)
     test = LongTailDataset(root, files["val"], 10, np.asarray)
     assert train.class_counts.tolist() == class_sizes("exp", 10, 4, 4) and test.class_counts.tolist() == [1] * 10

@@ -24,8 +24,7 @@ def test_features_are_the_pixels(run_dir):
     """Grey images have one channel instead of three, from 0 to 1."""
     flags = f"--dataset digits --image-size 8 --imbalance 10 --data-root {run_dir.parent}/data"
     args = pixels.get_args_parser().parse_args(flags.split())
-    options.resolve_defaults(args)
-    test = pixels.pixel_features(options.build_data_config(args), "test")
+    test = pixels.pixel_features(options.build_data_config(options.DataFlags.from_args(args).resolved()), "test")
     images = {tuple(image.ravel()) for image in load_digits().images}
     assert test.features.shape == (400, 64)
     assert {tuple(np.round(row * 16)) for row in test.features.numpy()} <= images

@@ -69,7 +69,7 @@ def test_launcher_may_show_each_process_only_its_own_gpu(two_gpus, flags, monkey
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     args = stage1.get_args_parser().parse_args([*flags, "--device", "cuda"])
-    assert launch.expected_world_size(args) == 2
+    assert launch.expected_world_size(launch.LaunchConfig.from_args(args)) == 2
     assert launch._device(args, local_rank=1) == torch.device("cuda", 0)
 
 

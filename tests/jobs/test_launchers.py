@@ -22,6 +22,10 @@ from utils.distributed import launch
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
+def check(args) -> int:
+    return launch.check(launch.LaunchConfig.from_args(args), args.batch_size)
+
+
 @pytest.fixture
 def torchrun(monkeypatch):
     """Set the environment of the first of two torchrun processes."""
@@ -44,18 +48,19 @@ def test_more_processes_than_gpus_are_refused(device, torchrun, flags, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     args = stage1.get_args_parser().parse_args([*flags, "--device", device])
-    refusal(lambda: launch.expected_world_size(args), "2 processes", "1 GPU", "--device cpu")
+    refusal(
+        lambda: launch.expected_world_size(launch.LaunchConfig.from_args(args)), "2 processes", "1 GPU", "--device cpu"
+    )
     args.device = "cpu"
-    assert launch.expected_world_size(args) == 2
+    assert launch.expected_world_size(launch.LaunchConfig.from_args(args)) == 2
 
 
 def test_only_training_needs_a_batch_that_divides_over_the_processes(torchrun, probe_flags, monkeypatch):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "3")
     args = stage2.get_args_parser().parse_args([*probe_flags, "-b", "256"])
-    refusal(lambda: launch.check(args), "--batch-size 256", "3 processes")
-    args.evaluate = True
-    assert launch.check(args) == 3
+    refusal(lambda: check(args), "--batch-size 256", "3 processes")
+    assert launch.check(launch.LaunchConfig.from_args(args), batch_size=0) == 3
 
 
 def test_unknown_device_is_refused_under_torchrun(torchrun, flags):
@@ -75,7 +80,7 @@ def test_release_launch_flags_are_ignored_under_torchrun(torchrun, flags, capsys
     args = parse(stage1.get_args_parser(), words)
     note = capsys.readouterr().out
     assert note == line_with(note, "--world-size", "--rank", "--dist-url", "torchrun") + "\n"
-    launch.check(args)
+    check(args)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_port_in_use_is_reported_before_processes_start(flags, tmp_path):
         expected = [f"--dist-url tcp://localhost:{port}", f"port {port}"]
         refusal(lambda: stage1.main([*words, "--run-dir", str(tmp_path / "run")]), *expected)
         second_machine = stage1.get_args_parser().parse_args([*words, "--world-size", "2", "--rank", "1"])
-        launch.check(second_machine)  # only the first machine opens the port
+        check(second_machine)  # only the first machine opens the port
     assert not (tmp_path / "run").exists()
 
 

@@ -22,6 +22,10 @@ STEP = {"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER
 STEP |= {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "2", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}
 
 
+def check(args) -> int:
+    return launch.check(launch.LaunchConfig.from_args(args), args.batch_size)
+
+
 @pytest.fixture
 def no_launcher(monkeypatch):
     """Unset the variables of any launcher, including one that runs these tests."""
@@ -41,7 +45,7 @@ def set_variables(monkeypatch, variables: dict[str, str]) -> None:
 
 def test_srun_task_reads_its_rank(srun, flags):
     assert launchers.job_ranks() == launchers.Ranks(rank=2, world_size=3, local_rank=0, local_world_size=1)
-    assert launch.check(stage1.get_args_parser().parse_args([*flags, "-b", "513"])) == 3
+    assert check(stage1.get_args_parser().parse_args([*flags, "-b", "513"])) == 3
     assert not distributed.is_main()
 
 
@@ -57,7 +61,7 @@ def test_srun_task_reads_its_rank(srun, flags):
 def test_single_task_runs_as_one_process(others, no_launcher, flags, monkeypatch):
     set_variables(monkeypatch, others)
     args = parse(stage1.get_args_parser(), flags)
-    assert launch.check(args) == 1 and distributed.is_main()
+    assert check(args) == 1 and distributed.is_main()
 
 
 def test_interactive_shell_runs_as_one_process(srun, flags, monkeypatch):
@@ -66,7 +70,7 @@ def test_interactive_shell_runs_as_one_process(srun, flags, monkeypatch):
     args = stage1.get_args_parser().parse_args([*flags, "-b", "513"])
     for in_terminal, processes in ((True, 1), (False, 3)):
         monkeypatch.setattr(sys.stdin, "isatty", lambda in_terminal=in_terminal: in_terminal, raising=False)
-        assert launch.check(args) == processes
+        assert check(args) == processes
 
 
 def test_torchrun_variables_win_over_srun(srun, monkeypatch):
@@ -134,12 +138,12 @@ def test_release_launch_flags_in_srun_step(srun, flags, capsys, monkeypatch):
     args = parse(stage1.get_args_parser(), [*flags, "--targeted", "-b", "513", *words])
     note = capsys.readouterr().out
     assert note == line_with(note, "--world-size", "--rank", "--dist-url", "srun") + "\n"
-    assert launch.check(args) == 3
+    assert check(args) == 3
     args = parse(stage1.get_args_parser(), [*flags, "--multiprocessing-distributed", *words])
-    refusal(lambda: launch.check(args), "srun", "3", "--world-size 2", "--multiprocessing-distributed")
+    refusal(lambda: check(args), "srun", "3", "--world-size 2", "--multiprocessing-distributed")
     args.world_size = 3
     args.batch_size = 6 * max(torch.cuda.device_count(), 1)
-    assert launch.check(args) == launch.expected_world_size(args) > 3
+    assert check(args) == launch.expected_world_size(launch.LaunchConfig.from_args(args)) > 3
 
 
 def test_cores_are_divided_among_tasks(srun, monkeypatch):

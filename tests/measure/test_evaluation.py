@@ -30,10 +30,8 @@ def test_eval_batch_size_does_not_change_results(size, tsc_run, probe_run, probe
 @pytest.mark.parametrize(("flag", "expected"), [("-b 64", 256), ("-b 512", 512), ("-b 64 --eval-batch-size 32", 32)])
 def test_default_eval_batch_size(flag, expected, probe_flags):
     args = stage2.get_args_parser().parse_args([*probe_flags, *flag.split()])
-    options.resolve_defaults(args)
-    loaders = build_val_and_test_loaders(
-        options.build_data_config(args), args.batch_size, args.eval_batch_size, ProcessInfo(CPU, 0)
-    )
+    data = options.build_data_config(options.DataFlags.from_args(args).resolved())
+    loaders = build_val_and_test_loaders(data, args.batch_size, args.eval_batch_size, ProcessInfo(CPU, 0))
     assert {loader.loader.batch_size for loader in loaders.values()} == {expected}
 
 

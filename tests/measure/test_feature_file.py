@@ -25,7 +25,7 @@ def test_feature_file_holds_validation_features(monitored):
     state = checkpoint.read_checkpoint(monitored / checkpoint.LAST)
     weights = checkpoint.strip_prefix(state["state_dict"])
     method = load_method(monitored / checkpoint.LAST, torch.device("cpu"))
-    data = options.build_data_config(method.settings)
+    data = options.build_data_config(options.DataFlags.from_args(method.settings))
     images, labels = zip(
         *build_eval_loaders(data, ("val",), 100, ProcessInfo(torch.device("cpu"), 0))["val"], strict=True
     )

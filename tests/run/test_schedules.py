@@ -1,6 +1,7 @@
 """Learning-rate schedules, and the phases that restart them."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -36,7 +37,7 @@ def test_cosine_ends_at_lr_end():
 )
 def test_warmup_rises_linearly_to_the_schedule(schedule, after):
     """The warm-up lasts two of four epochs, with two steps each."""
-    schedule = schedule._replace(warmup_epochs=2, warmup_from=0.01)
+    schedule = replace(schedule, warmup_epochs=2, warmup_from=0.01)
     rates = [schedule.lr_at_step(epoch, 4, step, 2) for epoch in (0, 1) for step in (0, 1)]
     assert rates == pytest.approx([0.01 + quarter / 4 * (after - 0.01) for quarter in range(4)])
     assert {schedule.lr_at_step(2, 4, step, 2) for step in (0, 1)} == {schedule.lr_at_epoch(2, 4)}

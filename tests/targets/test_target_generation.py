@@ -13,7 +13,7 @@ from moco.targets.bounds import target_quality
 from moco.targets.files import load_targets
 from moco.targets.generation import TEMPERATURE, generate, generate_file
 from moco.targets.point_sets import random_points
-from tests.refusals import line_with, refusal
+from tests.refusals import exit_message, line_with, refusal
 
 
 def gap_percent(points: torch.Tensor) -> float:
@@ -163,21 +163,30 @@ def test_interrupted_generation_in_a_run_writes_no_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "facts"),
     [
-        ("--dataset digits --num-classes 5", ["--dataset", "--num-classes"]),
         ("--num-classes 1 --output {tmp}/t.npy", ["--num-classes 1"]),
         ("--num-classes 5 --output {tmp}/no/t.npy", ["--output {tmp}/no/t.npy"]),
         ("--num-classes 5 --output {tmp}", ["--output {tmp}"]),
         ("--num-classes 5 --plot {tmp}/t.jpg", ["--plot {tmp}/t.jpg", ".png"]),
         ("--num-classes 5 --device cuda:99", ["cuda:99"]),
-        ("--num-classes 5 --optimizer adam --restarts 2", ["--optimizer adam", "--restarts"]),
         ("--check {tmp}/t.npy", ["{tmp}/t.npy", "No such file"]),
-        ("--check t.npy --output o.npy", ["--check", "--output"]),
     ],
 )
 def test_bad_arguments_are_refused(command, facts, tmp_path):
     command, *facts = (text.format(tmp=tmp_path) for text in (command, *facts))
     refusal(lambda: target_generation.main(command.split()), *facts)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "facts"),
+    [
+        ("--dataset digits --num-classes 5", ["--dataset", "--num-classes"]),
+        ("--num-classes 5 --optimizer adam --restarts 2", ["--optimizer adam", "--restarts"]),
+        ("--check t.npy --output o.npy", ["--check", "--output"]),
+    ],
+)
+def test_contradictory_flags_are_refused(command, facts, capsys):
+    exit_message(lambda: target_generation.main(command.split()), capsys, *facts)
 
 
 def test_check_refuses_targets_of_other_size(tmp_path):

@@ -121,8 +121,10 @@ def test_orientation_is_applied_to_custom_images_only(name, shape, tmp_path):
     (tmp_path / "list.txt").write_text("a.png 0\n")
     lists = [f"--{split}-txt={tmp_path}/list.txt" for split in ("train", "val", "test")]
     args = stage1.get_args_parser().parse_args([f"--dataset={name}", f"--data-root={tmp_path}", *lists])
-    options.resolve_defaults(args)
-    assert options.build_data_config(args).open("train", np.array)[0][0].shape == shape
+    assert (
+        options.build_data_config(options.DataFlags.from_args(args).resolved()).open("train", np.array)[0][0].shape
+        == shape
+    )
 
 
 HALF_TRANSPARENT = {"RGBA": (200, 0, 0, 128), "LA": (100, 128)}

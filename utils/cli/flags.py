@@ -125,7 +125,7 @@ def describe_arguments(
         legacy: Name -> value of `facts` in older checkpoints, which do not store them.
     """
     effects = {action.dest: effect_of(action) for action in parser._actions}
-    declared = {name: effect.legacy for name, effect in effects.items() if effect.legacy is not argparse.SUPPRESS}
+    declared = {n: effect.legacy_value(args) for n, effect in effects.items() if effect.legacy is not argparse.SUPPRESS}
     return Arguments(
         plain_values(vars(args) | dict(facts)),
         frozenset(name for name, effect in effects.items() if not effect.affects_result),
@@ -135,7 +135,7 @@ def describe_arguments(
             if (effect := effects.get(name, Effect())).same_everywhere
             or (effect.same_everywhere is None and effect.affects_result)
         ),
-        {name: value(args) if callable(value) else value for name, value in (declared | dict(legacy)).items()},
+        declared | dict(legacy),
     )
 
 

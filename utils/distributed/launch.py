@@ -179,45 +179,45 @@ def _share_cores(device: torch.device, workers: int | None, processes: int) -> i
     return own_workers
 
 
-def check(args) -> int:
+def check(config: LaunchConfig, batch_size: int = 0) -> int:
     """Check the flags of processes and devices, and return the total number of processes.
 
     Args:
-        args: the arguments of a training script.
+        batch_size: --batch-size, or 0 if nothing is trained.
 
     Raises:
         InputError: --rank or --world-size is wrong, the port is in use, or the batch does not divide evenly over the
             processes; see also `expected_world_size` and `check_device`.
     """
-    device = f"cuda:{args.gpu}" if args.gpu is not None else args.device
+    device = f"cuda:{config.gpu}" if config.gpu is not None else config.device
     check_device(device, world=1)
-    if not _launcher_started_all(args):  # otherwise the launcher numbers the machines
-        nodes = max(args.world_size, 1)
-        if not args.multiprocessing_distributed and (args.world_size > 1 or args.rank > 0):
+    if not _launcher_started_all(config):  # otherwise the launcher numbers the machines
+        nodes = max(config.world_size, 1)
+        if not config.multiprocessing_distributed and (config.world_size > 1 or config.rank > 0):
             raise InputError("--world-size and --rank count machines; add --multiprocessing-distributed")
-        if args.rank >= nodes:
-            raise InputError(f"--rank {args.rank}: expected 0 to {nodes - 1} for --world-size {nodes}")
-        if args.multiprocessing_distributed:
+        if config.rank >= nodes:
+            raise InputError(f"--rank {config.rank}: expected 0 to {nodes - 1} for --world-size {nodes}")
+        if config.multiprocessing_distributed:
             launchers.check_tasks(nodes)
-            if args.rank <= 0:
-                launchers.check_port(args.dist_url, "--dist-url")
-    world = expected_world_size(args)
-    if args.batch_size % world and not getattr(args, "evaluate", False):
-        raise InputError(f"--batch-size {args.batch_size}: does not divide over {world} processes; use a multiple")
+            if config.rank <= 0:
+                launchers.check_port(config.dist_url, "--dist-url")
+    world = expected_world_size(config)
+    if batch_size % world:
+        raise InputError(f"--batch-size {batch_size}: does not divide over {world} processes; use a multiple")
     check_device(device, world)
     return world
 
 
-def expected_world_size(args) -> int:
-    """Return the number of processes that `launch` will use for these arguments.
+def expected_world_size(config: LaunchConfig) -> int:
+    """Return the number of processes that `launch` will start or join.
 
     Raises:
         InputError: the launcher's variables are incomplete or wrong, or it started more processes than GPUs exist.
     """
-    if _launcher_started_all(args):
+    if _launcher_started_all(config):
         ranks = launchers.job_ranks()
-        check_gpus(resolve_device(args.device), ranks.local_world_size)
+        check_gpus(resolve_device(config.device), ranks.local_world_size)
         return ranks.world_size
-    if args.multiprocessing_distributed:
-        return max(args.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
+    if config.multiprocessing_distributed:
+        return max(config.world_size, 1) * (torch.cuda.device_count() or PROCESSES_WITHOUT_GPU)
     return 1

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch.optim import Optimizer
 
+from utils.configs import FromArgs
 from utils.errors import InputError
 from utils.optimizers import LR_FACTOR_KEY
 from utils.run.state import RunState
@@ -23,7 +25,8 @@ class Phase(NamedTuple):
     epochs: int
 
 
-class Schedule(NamedTuple):
+@dataclass(frozen=True)
+class Schedule(FromArgs):
     """The learning rate over a phase.
 
     Attributes:
@@ -35,16 +38,11 @@ class Schedule(NamedTuple):
     """
 
     lr: float
-    milestones: Sequence[int] = ()
-    cosine: bool = False
-    end: float = 0.0
+    milestones: Sequence[int] = field(default=(), metadata={"flag": "schedule"})
+    cosine: bool = field(default=False, metadata={"flag": "cos"})
+    end: float = field(default=0.0, metadata={"flag": "lr_end"})
     warmup_epochs: int = 0
     warmup_from: float = 0.0
-
-    @classmethod
-    def from_args(cls, args) -> "Schedule":
-        """Return the schedule of the command line."""
-        return cls(args.lr, args.schedule, args.cos, args.lr_end, args.warmup_epochs, args.warmup_from)
 
     def check(self, phases: list[Phase]) -> None:
         """Raise InputError unless the schedule fits each phase that is trained."""

@@ -49,19 +49,6 @@ class RunPlan(FromArgs):
     save_steps: int
     dry_run: bool
 
-    @classmethod
-    def from_args(cls, args, run_dir: Path, arguments: Arguments) -> "RunPlan":
-        """Return the plan of completed arguments. run_dir: --run-dir or its default."""
-        return super().from_args(
-            args,
-            run_dir=run_dir,
-            arguments=arguments,
-            launch=LaunchConfig.from_args(args),
-            compute=ComputeFlags.from_args(args),
-            schedule=Schedule.from_args(args),
-            optimizer=OptimizerConfig.from_args(args),
-        )
-
     def in_folder(self, run_dir: Path) -> "RunPlan":
         """Return the same run in another folder."""
         return replace(self.with_arguments(run_dir=str(run_dir)), run_dir=run_dir)
