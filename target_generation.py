@@ -29,7 +29,7 @@ from utils.cli.flags import When
 from utils.cli.numbers import number_type, positive_int, seed_number
 from utils.cli.parser import Parser, parse
 from utils.devices import check_memory, pick_device
-from utils.files import check_regular, format_json
+from utils.files import check_output, format_json
 from utils.openmp import SpinGuard
 
 # Keeps exp(1/τ) finite.
@@ -118,9 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     num_classes = REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes
     dim = args.dim
     if args.plot:
-        check_output_path("--plot", Path(args.plot), args.overwrite)
-        if Path(args.plot).suffix.lower() != ".png":
-            raise errors.InputError(f"--plot {args.plot}: expected a name that ends in .png")
+        check_output("--plot", Path(args.plot), args.overwrite, (".png", ".PNG"))
     if args.check:
         targets, file = read_checked_targets(args.check, num_classes, dim), Path(args.check)
     else:
@@ -128,21 +126,12 @@ def main(argv: list[str] | None = None) -> None:
         history_bytes = 2 * optimize.HISTORY * 4 * num_classes * dim  # of L-BFGS, in float32
         check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", history_bytes, "use smaller values")
         file = Path(args.output or target_file_name(num_classes, dim))
-        check_output_path("--output", file, args.overwrite)
+        check_output("--output", file, args.overwrite)
         search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}
         device = pick_device(args.device)
         with SpinGuard():
             targets = generate_file(file, num_classes, dim, keep_interrupted=True, device=device, **search)
     report(targets, file, args.temperature, args.plot, args.json)
-
-
-def check_output_path(flag: str, file: Path, overwrite: bool) -> None:
-    """Raise InputError if the file cannot be written, before anything is computed."""
-    if file.is_dir() or not file.parent.is_dir():
-        raise errors.InputError(f"{flag} {file}: expected a file name in an existing folder")
-    check_regular(file)
-    if file.exists() and not overwrite:
-        raise errors.InputError(f"{flag} {file}: already exists; --overwrite replaces it")
 
 
 def read_checked_targets(file: str, num_classes: int | None, dim: int | None) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -77,6 +77,22 @@ def check_regular(path: Path) -> None:
     """Raise InputError if `path` is a folder, a device or a pipe, which must not be replaced or read."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: exists but is not a regular file; choose another path")
+
+
+def check_output(flag: str, path: Path, overwrite: bool, endings: Sequence[str] = ()) -> None:
+    """Raise InputError if a command cannot write its output file, before anything is computed.
+
+    Args:
+        flag: the argument that names the file, for messages.
+        endings: file extensions that are accepted; empty: any.
+    """
+    if endings and path.suffix not in endings:
+        raise InputError(f"{flag} {path}: unknown file extension, expected {' or '.join(endings)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{flag} {path}: expected a file name in an existing folder")
+    check_regular(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{flag} {path}: already exists; --overwrite replaces it")
 
 
 def unused_name(name: Callable[[int], Path]) -> Path:

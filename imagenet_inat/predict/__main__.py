@@ -34,7 +34,7 @@ from utils.cli.numbers import number_type, positive_int
 from utils.cli.parser import Parser
 from utils.devices import pick_device, usable_cores
 from utils.errors import InputError
-from utils.files import write_atomically
+from utils.files import check_output, write_atomically
 from utils.run.signals import ignore_in_worker
 
 MAX_WORKERS = 16  # of the default of --workers
@@ -73,7 +73,8 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     output = Path(args.output) if args.output else None
-    check_output(output, args.overwrite)
+    if output:
+        check_output("--output", output, args.overwrite, (".csv", ".jsonl"))
     if bool(args.images) == bool(args.list):
         raise InputError("expected IMAGES or --list FILE, one of the two")
     stdout = sys.stdout
@@ -108,18 +109,6 @@ def main(argv: list[str] | None = None) -> None:
         else:
             write(texts, style.header(), stdout.write)
     predictor.report(output)
-
-
-def check_output(output: Path | None, overwrite: bool) -> None:
-    """Raise InputError unless the output file can be written."""
-    if output is None:
-        return
-    if output.suffix not in (".csv", ".jsonl"):
-        raise InputError(f"--output {output}: unknown file extension, expected .csv or .jsonl")
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: no folder {output.parent}")
-    if output.exists() and not overwrite:
-        raise InputError(f"--output {output}: already exists; --overwrite replaces it")
 
 
 def write(texts: Iterator[str], header: str, write_text: Callable[[str], object]) -> None:

@@ -33,7 +33,7 @@ from utils import errors
 from utils.cli.numbers import positive_int
 from utils.cli.parser import Parser
 from utils.distributed import log
-from utils.files import write_atomically
+from utils.files import check_output, write_atomically
 from utils.run import checkpoint
 
 WEIGHTS = (".pth", ".pt", SAFETENSORS)
@@ -67,13 +67,7 @@ def get_args_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     source, output = checkpoint_file(args.run), Path(args.output)
-    endings = (*WEIGHTS, *PROGRAMS)
-    if output.suffix not in endings:
-        raise errors.InputError(f"{output}: unknown file extension, expected one of {', '.join(endings)}")
-    if not output.parent.is_dir():
-        raise errors.InputError(f"{output.parent}: no such folder")
-    if output.exists() and not args.overwrite:
-        raise errors.InputError(f"{output}: already exists; --overwrite replaces it")
+    check_output("OUT", output, args.overwrite, (*WEIGHTS, *PROGRAMS))
     arch = args.arch or read_state(source).get("arch")
     if arch is None:
         raise errors.InputError(f"{source}: no architecture stored in the file. Name it with --arch")
