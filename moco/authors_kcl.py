@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from moco.builder import KCL
-from moco.losses.positives import RANDOM_INT_BOUND
+from moco.losses.positives import RANDOM_INT_BOUND, sum_columns
 from moco.losses.queue_loss import QueueLossOutput
-from moco.losses.unused_positives import first_columns, kcl_loss, positive_columns, sum_columns
+from moco.losses.unused_positives import first_columns, kcl_loss, positive_columns
 from utils import distributed
 from utils.randomness import Stream, to_device, torch_rng
 
@@ -17,7 +17,8 @@ class AuthorsKCL(KCL):
     Args:
         positives: "random", or "first": the `num_positive` newest queue entries of the class. The KCL authors' code
             calls topk on a 0/1 mask; which of the equal entries it returns is not defined by PyTorch.
-        unused: see `kcl_loss`. For the others, see `KCL`; num_positive must be above 0.
+        unused: queue entries of the class that are not positives: "keep" in the denominator, "drop", or "zero" their
+            logit. For the others, see `KCL`; num_positive must be above 0.
     """
 
     def __init__(self, *args, positives: str = "random", unused: str = "keep", **options):

@@ -41,7 +41,7 @@ def sample_offsets(size: Tensor, random_ints: Tensor) -> Tensor:
     return offset
 
 
-def _find_classes(pool_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def find_classes(pool_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the entries of a pool (Q,) grouped by label, and for each of N labels the start and size of its group."""
     order = pool_labels.argsort(stable=True)  # (Q,) entries, grouped by label
     sorted_labels = pool_labels[order]  # (Q,)
@@ -71,20 +71,27 @@ def sample_positives(
     Returns:
         The positives from the queue and the positives from the targets.
     """
-    order, start, in_queue = _find_classes(queue_labels, labels)  # (Q,), (N,), (N,)
+    order, start, in_queue = find_classes(queue_labels, labels)  # (Q,), (N,), (N,)
     offset = sample_offsets(in_queue + copies, random_ints)  # (N, k): the queue's entries, then the target copies
-    is_key = offset < in_queue[:, None]  # (N, k)
-    is_target = ~is_key & (offset < (in_queue + copies)[:, None])  # (N, k)
-
-    columns = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (N, k)
-    weight = is_key.to(queue.dtype)  # (N, k)
-    keys = torch.einsum("dnk,nk->nd", queue[:, columns], weight)  # (N, D)
-    from_queue = PositiveSum(keys, weight.sum(1))
-
+    from_queue = sum_columns(queue, columns_at(order, start, in_queue, offset))
+    is_target = (offset >= in_queue[:, None]) & (offset < (in_queue + copies)[:, None])  # (N, k)
     num_target = is_target.sum(1).to(queue.dtype)  # (N,)
     if target is None:
-        target = torch.zeros_like(keys)
+        target = torch.zeros_like(from_queue.vector)
     return from_queue, PositiveSum(num_target[:, None] * target, num_target)
+
+
+def columns_at(order: Tensor, start: Tensor, size: Tensor, offset: Tensor) -> Tensor:
+    """Return the queue columns (N, k) at offsets in the groups of `find_classes`. Q stands for no entry."""
+    columns = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (N, k)
+    return columns.masked_fill(offset >= size[:, None], len(order))
+
+
+def sum_columns(queue: Tensor, columns: Tensor) -> PositiveSum:
+    """Return the positives of each anchor from their columns (N, k), see `columns_at`. queue: (D, Q)."""
+    exists = (columns < queue.shape[1]).to(queue.dtype)  # (N, k)
+    keys = queue[:, columns.clamp(max=queue.shape[1] - 1)]  # (D, N, k)
+    return PositiveSum(torch.einsum("dnk,nk->nd", keys, exists), exists.sum(1))
 
 
 def all_positives(queue: Tensor, queue_labels: Tensor, labels: Tensor) -> PositiveSum:
@@ -108,7 +115,7 @@ def sample_batch_positives(labels: Tensor, random_ints: Tensor) -> Tensor:
     Returns:
         (2M, 1 + k) int64 row indices, the other view first; -1 where a class has too few rows.
     """
-    order, start, size = _find_classes(labels, labels)  # (2M,) each
+    order, start, size = find_classes(labels, labels)  # (2M,) each
     size = size - 2  # (2M,) without row i and its other view
     rank = order.argsort() - start  # (2M,) position of each row in its class
     other = torch.arange(len(labels), device=labels.device).roll(len(labels) // 2)  # (2M,)

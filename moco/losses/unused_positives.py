@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from moco.losses.positives import PositiveSum, _find_classes, sample_offsets
+from moco.losses.positives import columns_at, find_classes, sample_offsets
 from moco.losses.queue_loss import QueueLossOutput, at_least_float32
-
-UNUSED = ("keep", "drop", "zero")
 
 
 def positive_columns(queue_labels: Tensor, labels: Tensor, random_ints: Tensor) -> Tensor:
@@ -18,8 +16,8 @@ def positive_columns(queue_labels: Tensor, labels: Tensor, random_ints: Tensor) 
     Returns:
         (N, k) int64. Q stands for no column, where a class has fewer than k.
     """
-    order, start, size = _find_classes(queue_labels, labels)  # (Q,), (N,), (N,)
-    return _columns(order, start, size, sample_offsets(size, random_ints))
+    order, start, size = find_classes(queue_labels, labels)  # (Q,), (N,), (N,)
+    return columns_at(order, start, size, sample_offsets(size, random_ints))
 
 
 def first_columns(queue_labels: Tensor, labels: Tensor, pointer: Tensor, k: int) -> Tensor:
@@ -29,21 +27,9 @@ def first_columns(queue_labels: Tensor, labels: Tensor, pointer: Tensor, k: int)
     """
     length = len(queue_labels)
     newest_first = (pointer - 1 - torch.arange(length, device=labels.device)) % length  # (Q,) columns by age
-    order, start, size = _find_classes(queue_labels[newest_first], labels)
+    order, start, size = find_classes(queue_labels[newest_first], labels)
     offset = torch.arange(k, device=labels.device).expand(len(labels), k)  # (N, k)
-    return _columns(newest_first[order], start, size, offset)
-
-
-def _columns(order: Tensor, start: Tensor, size: Tensor, offset: Tensor) -> Tensor:
-    columns = order[(start[:, None] + offset).clamp(max=len(order) - 1)]  # (N, k)
-    return columns.masked_fill(offset >= size[:, None], len(order))
-
-
-def sum_columns(queue: Tensor, columns: Tensor) -> PositiveSum:
-    """Return the positives of each anchor from their columns (N, k), see `positive_columns`. queue: (D, Q)."""
-    exists = (columns < queue.shape[1]).to(queue.dtype)  # (N, k)
-    keys = queue[:, columns.clamp(max=queue.shape[1] - 1)]  # (D, N, k)
-    return PositiveSum(torch.einsum("dnk,nk->nd", keys, exists), exists.sum(1))
+    return columns_at(newest_first[order], start, size, offset)
 
 
 def kcl_loss(
@@ -54,20 +40,18 @@ def kcl_loss(
     labels: Tensor,
     columns: Tensor,
     temperature: float,
-    unused: str = "keep",
+    unused: str,
 ) -> QueueLossOutput:
-    """Return the KCL loss with a choice for unused positives: queue entries of its class that are not among columns.
+    """Return the KCL loss without unused positives: queue entries of the anchor's class that are not among columns.
 
-    keep: they are part of the denominator, as in `contrastive_loss`. drop: they are not. zero: their logit there is 0.
+    In the denominator they are dropped, or their logit is zero. (`contrastive_loss` keeps them.)
     Stores an (N, Q) matrix of logits. q and k get gradients; the queue may change before the backward pass.
 
     Args:
         q: (N, D) queries. k: (N, D) own keys. queue: (D, Q). queue_labels: (Q,). labels: (N,) int64.
         columns: (N, number of positives), see `positive_columns`. temperature: > 0.
-        unused: a value of UNUSED; any other raises ValueError.
+        unused: "drop" or "zero"; any other value raises KeyError.
     """
-    if unused not in UNUSED:
-        raise ValueError(f"unused {unused!r}, expected one of {UNUSED}")
     with torch.autocast(q.device.type, enabled=False):
         scaled = at_least_float32(q) / temperature  # (N, D)
         key_logit = (scaled * k).sum(1)  # (N,)
@@ -75,9 +59,7 @@ def kcl_loss(
         chosen = torch.zeros(len(q), len(queue_labels) + 1, dtype=torch.bool, device=q.device)
         chosen = chosen.scatter_(1, columns, True)[:, :-1]  # (N, Q)
         is_unused = (queue_labels == labels[:, None]) & ~chosen  # (N, Q)
-        others = logits
-        if unused != "keep":
-            others = logits.masked_fill(is_unused, -torch.inf if unused == "drop" else 0.0)
+        others = logits.masked_fill(is_unused, {"drop": -torch.inf, "zero": 0.0}[unused])
         log_z = torch.cat([key_logit[:, None], others], dim=1).logsumexp(1)  # (N,)
         count = 1 + chosen.sum(1)  # (N,)
         log_p = key_logit + (logits * chosen).sum(1) - count * log_z  # (N,) summed over positives
