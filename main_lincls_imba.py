@@ -123,7 +123,7 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
     session.restore(state, model, compute)
     heads.check_unchanged(model, pretrained_weights, f"checkpoint {state.source}: differs from {plan.pretrained} in")
     resume.check_epochs_left(state, run.epochs, ended=evaluation.is_evaluated(state))
-    state.check_step(len(loader))
+    state.set_data(loader)
     splits = loaders.build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
     compute.apply_to(model.to(process.device))
     with session.open_run(run, state, model, loader, compute) as checkpointer:

@@ -112,8 +112,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     loader = loaders.build_stage1_loader(
         data, plan.sampling, batch_size, state.seed, process, plan.keep_last, views=method.num_views
     )
-    state.check_step(len(loader))
-    state.train_counts = loader.dataset.class_counts.tolist()
+    state.set_data(loader)
     model = method.build(num_classes, state, process.device).to(process.device)
     session.restore(state, model, compute)
     method.load_extra_state(state)

@@ -115,7 +115,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     session.restore(state, model, compute)
     resume.check_epochs_left(state, run.epochs, evaluation.is_evaluated(state))
     loader = build_stage2_loader(data, sampling, run.batch_size, state.seed, process)
-    state.check_step(len(loader))
+    state.set_data(loader)
     splits = build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
     compute.apply_to(model.to(process.device))
     optimizer = run.optimizer.build(model.parameters())

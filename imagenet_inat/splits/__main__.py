@@ -39,11 +39,8 @@ VERIFY = ["python", "-m", "imagenet_inat.splits", "verify"]
 MAKE_DEFAULTS = {
     "cifar": {"output": "data", "imbalance": 100.0, "seed": 0},
     "inat": {"output": str(LISTS_ROOT / "iNaturalist18"), "json": None},
-    "images": {
-        "output": None, "profile": None, "imbalance": None, "seed": 0, "val": None, "test": None, "largest": None,
-        "min_images": 0,
-    },
-}  # fmt: skip
+    "images": SplitPlan._field_defaults | {"output": None, "profile": None},
+}
 
 
 # The seeds that NumPy's legacy generator accepts.

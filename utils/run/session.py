@@ -104,7 +104,6 @@ def open_run(
     def collect_state(state: RunState) -> None:
         state.extra, state.scaler = extra_state(), compute.scaler_state()
 
-    vars(state).update(loader.describe_data())  # train_counts, class_names, statistics
     with StopSignals() as stop, lock_run_dir(plan.run_dir, state.source, state.broken), compute.precision_context():
         dry_run = _start_dry_run(plan, network or model, views, loader, compute) if plan.dry_run else None
         yield Checkpointer(plan.run_dir, state, model, stop, plan.save_steps, collect_state, dry_run)

@@ -116,12 +116,17 @@ class RunState:
         checkpoint.load_optimizer(optimizer, self.optimizer, self.source)
         self.optimizer = None
 
-    def check_step(self, steps: int) -> None:
-        """Raise InputError if the state is beyond the end of its epoch of `steps` steps."""
-        if self.step > steps:
+    def set_data(self, loader) -> None:
+        """Store what checkpoints say about the training images (train_counts, class_names, statistics).
+
+        Raises:
+            InputError: The state is beyond the end of its epoch.
+        """
+        if self.step > len(loader):
             raise InputError(
-                f"checkpoint {self.source}: step {self.step} of an epoch of {steps}; it is damaged, use another"
+                f"checkpoint {self.source}: step {self.step} of an epoch of {len(loader)}; it is damaged, use another"
             )
+        vars(self).update(loader.describe_data())
 
     def to_dict(self, model: nn.Module, optimizer: Optimizer) -> dict:
         """Return the entries of a checkpoint: plain data, the state's tensors, and those of model and optimiser."""
