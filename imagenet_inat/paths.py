@@ -88,7 +88,7 @@ def find_lists(spec: DatasetSpec, flags: ListFlags) -> Lists:
     for split, file in files.items():
         command = spec.missing_list_advice.format(folder=file.parent, data_root=data_root, imbalance=imbalance)
         hints[split] = f"to get it: {command}; or set --splits to the folder of the lists"
-    hints["val"] += "; or add --holdout 0.1 to both stages, which uses a part of the training images"
+    hints["val"] += "; or add --holdout 0.1 to stage 1, which uses a part of the training images"
     return Lists(root, files, hints)
 
 
