@@ -73,13 +73,12 @@ def _read_safetensors(path: Path) -> dict:
         raise InputError(f"checkpoint {path}: not a safetensors file ({error})") from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Load the state dict with the most tensors, keys without `module.`. Of equally large ones, prefer the teacher.
+def largest_state_dict(state: dict, path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict with the most tensors, keys without `module.`. Of equally large ones, prefer the teacher.
 
-    Raises:
-        InputError: As `read_state`, or if the file contains no tensors by name.
+    Raise InputError if the entries of the checkpoint, `state`, contain no tensors by name. path: for messages.
     """
-    entries = [*entries_with_tensors(read_state(path))]
+    entries = [*entries_with_tensors(state)]
     if not entries:
         raise InputError(f"checkpoint {path}: has no state_dict, expected a dict of tensors by name")
     return checkpoint.strip_prefix(min(entries, key=lambda entry: (-len(entry[1]), entry_rank(entry[0])))[1])
@@ -91,10 +90,10 @@ def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor,
     It is `fc` of a network trained with cross-entropy, and `classifier` of stage 1 (--joint).
 
     Raises:
-        InputError: As `read_weights`, or if the file has only a projection head, or the classifier has another number
-            of classes or is of another kind.
+        InputError: As `read_state` and `largest_state_dict`, or if the file has only a projection head, or the
+            classifier has another number of classes or is of another kind.
     """
-    weights = read_weights(Path(path))
+    weights = largest_state_dict(read_state(Path(path)), path)
     prefix = CLASSIFIER_PREFIX if is_stage1(weights) else "fc."
     fc = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     scale = fc.pop("scale", None) if fc.keys() == {"weight", "scale"} else None
@@ -155,13 +154,14 @@ def init_encoders(encoders: list[nn.Module], path: str | Path, arch: str, frozen
     return f"{path}: {found.summary()}"
 
 
-def load_encoder(model: nn.Module, path: str | Path, arch: str) -> FoundEncoder:
+def load_encoder(model: nn.Module, path: str | Path, arch: str, state: dict | None = None) -> FoundEncoder:
     """Load the encoder from a file, except its head, into a network with a new `fc`. Return what was loaded.
 
+    state: the entries of the file, if it has been read.
     Raises:
         InputError: As `read_state`, `find_encoder` and `checkpoint.load_weights`.
     """
-    found = find_encoder(model, read_state(Path(path)), f"checkpoint {path}", arch)
+    found = find_encoder(model, state or read_state(Path(path)), f"checkpoint {path}", arch)
     fc = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
     checkpoint.load_weights(model, to_encoder_names(model, found.weights) | fc, path)
     return found

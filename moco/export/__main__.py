@@ -34,7 +34,6 @@ from utils.cli.numbers import positive_int
 from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.files import check_output, write_atomically
-from utils.run import checkpoint
 
 WEIGHTS = (".pth", ".pt", SAFETENSORS)
 PROGRAMS = {".onnx": onnx_file, ".pt2": pt2_file}
@@ -68,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     source, output = checkpoint_file(args.run), Path(args.output)
     check_output("OUT", output, args.overwrite, (*WEIGHTS, *PROGRAMS))
-    arch = args.arch or read_state(source).get("arch")
+    state = read_state(source)
+    arch = args.arch or state.get("arch")
     if arch is None:
         raise errors.InputError(f"{source}: no architecture stored in the file. Name it with --arch")
     library = "timm" if arch.startswith(TIMM) else "torchvision"
@@ -76,13 +76,12 @@ def main(argv: list[str] | None = None) -> None:
         raise errors.InputError(
             f"--to {args.to}: {arch} is a {library} network, other names are not supported. Omit --to"
         )
-    state = {} if source.suffix == SAFETENSORS else checkpoint.read_file(source)
     image_size = args.image_size or trained_size(state) or 224
     if output.suffix in PROGRAMS:
         write_program(output, source, state, arch, image_size)
         return
     network = get_encoder(arch, image_size)(num_classes=1000)
-    weights = load_encoder(network, source, arch).weights
+    weights = load_encoder(network, source, arch, state).weights
     write_weights(output, weights, arch)
     home = (
         "moco.encoders" if arch in PROJECT_NETWORKS else {"torchvision": "torchvision.models", "timm": "timm"}[library]
@@ -105,7 +104,7 @@ def write_program(output: Path, source: Path, state: dict, arch: str, image_size
 
     state: entries of the checkpoint, from which the metadata is taken.
     """
-    network = trained_network(source, arch, image_size)
+    network = trained_network(source, state, arch, image_size)
     facts = {"outputs": network.output_names, "num_classes": network.num_classes}
     metadata = Metadata.of_run(state, arch=arch, image_size=image_size, **facts)
     data = PROGRAMS[output.suffix](network, image_size, metadata.to_json())

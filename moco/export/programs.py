@@ -14,7 +14,7 @@ from moco.builder import l2_normalise
 from moco.encoders import get_encoder
 from moco.export.metadata import KEY
 from moco.heads.classifiers import fitted_classifier, projection_like
-from moco.pretrained import QUERY_PREFIX, is_stage1, load_encoder, read_weights
+from moco.pretrained import QUERY_PREFIX, is_stage1, largest_state_dict, load_encoder
 from utils.errors import InputError, first_line
 from utils.run import checkpoint
 
@@ -55,18 +55,21 @@ class ExportNetwork(nn.Module):
         return features, l2_normalise(out) if self.head_output == EMBEDDING else out
 
 
-def trained_network(source: Path, arch: str, image_size: int) -> ExportNetwork:
-    """Load the network of a checkpoint of either stage, or of an encoder file, on the CPU and in evaluation mode.
+def trained_network(source: Path, state: dict, arch: str, image_size: int) -> ExportNetwork:
+    """Return the network of a checkpoint of either stage, or of an encoder file, on the CPU and in evaluation mode.
+
+    Args:
+        source: The file. state: Its entries.
 
     Raises:
         InputError: See `get_encoder` and `load_encoder`; or the head is not one of this project's.
     """
-    weights = read_weights(source)
+    weights = largest_state_dict(state, source)
     head_output = EMBEDDING if is_stage1(weights) else LOGITS
     fc = {key.removeprefix(QUERY_PREFIX): value for key, value in weights.items()}
     fc = {key: value for key, value in fc.items() if key.startswith("fc.")}
     network = get_encoder(arch, image_size)(num_classes=2)
-    load_encoder(network, source, arch)
+    load_encoder(network, source, arch, state)
     head = None
     if fc:
         head = projection_like(fc) if head_output == EMBEDDING else fitted_classifier(fc, source)

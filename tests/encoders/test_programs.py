@@ -171,7 +171,7 @@ def test_program_with_wrong_outputs_is_not_written(tmp_path, monkeypatch):
     real = torch.export.export
 
     def export_other_weights(network, *args, **kwargs):
-        other = programs.trained_network(tmp_path / "last.pth.tar", "lenet", SIDE)
+        other = programs.trained_network(source, checkpoint.read_file(source), "lenet", SIDE)
         nn.init.normal_(other.encoder.conv1.weight)
         return real(other, *args, **kwargs)
 

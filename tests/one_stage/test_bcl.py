@@ -10,6 +10,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.bcl import BCL
 from moco.export.programs import trained_network
+from moco.pretrained import read_state
 from tests.one_stage import loops
 from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message
@@ -81,7 +82,7 @@ def test_classifier_is_evaluated_and_encoder_exported(words, data_flags, tmp_pat
     stage2.main([*common, "--head", "own", "--logit-adjustment", "off", "--run-dir", str(tmp_path / "own")])
     results = json.loads((tmp_path / "own" / "results.json").read_text())
     assert results["selected"]["val_acc1"] == pytest.approx(record["val"]["classifier_top1"])
-    _, embedding = trained_network(checkpoint, "lenet", 12)(torch.rand(2, 3, 12, 12))
+    _, embedding = trained_network(checkpoint, read_state(checkpoint), "lenet", 12)(torch.rand(2, 3, 12, 12))
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
 
 
