@@ -41,8 +41,8 @@ class Head(NamedTuple):
         build: For a trained head, build(d, counts) returns the module that becomes `fc`, mapping (N, d) to (N, C).
             counts: (C,) training images per class.
         loss: loss(logits, labels, epoch) of (N, C) and (N,) returns a scalar. Epochs count from 0.
-        build_loss: build_loss(counts, epochs) returns the loss, if it depends on the class sizes or the number of
-            epochs. Replaces loss.
+        build_loss: build_loss(counts, epochs, device) returns the loss, if it depends on the class sizes or the
+            number of epochs. Replaces loss.
         candidates: For a fitted head, candidates(data, sampling, adjustment) yields lists of fits; see candidates.py.
             Replaces build and loss.
         samplings, adjustments: Allowed values of --sampling and --logit-adjustment. The first is the default.
@@ -52,7 +52,7 @@ class Head(NamedTuple):
     help: str
     build: Callable[[int, np.ndarray], nn.Module] | None = None
     loss: Loss = lambda logits, labels, epoch: cross_entropy(logits, labels)
-    build_loss: Callable[[np.ndarray, int], Loss] | None = None
+    build_loss: Callable[[np.ndarray, int, torch.device], Loss] | None = None
     candidates: Callable[[HeadData, str, str], Iterator[Iterable[Fit]]] | None = None
     samplings: tuple[str, ...] = ("instance",)
     adjustments: tuple[str, ...] = ("off",)
@@ -65,7 +65,7 @@ class Head(NamedTuple):
 
     def criterion(self, counts: np.ndarray, epochs: int, adjustment: str, device: torch.device) -> Loss:
         """Return the loss of a run with this many epochs. adjustment "train" adds the log class prior to the logits."""
-        loss = self.build_loss(counts, epochs) if self.build_loss else self.loss
+        loss = self.build_loss(counts, epochs, device) if self.build_loss else self.loss
         if adjustment != "train":
             return loss
         prior = log_prior(torch.from_numpy(counts)).float().to(device)  # (C,)
@@ -85,12 +85,11 @@ def _build_ldam(width: int, counts: np.ndarray) -> nn.Module:
     return fc
 
 
-def _build_ldam_loss(counts: np.ndarray, epochs: int) -> Loss:
-    margins, weights = ldam_margins(counts), effective_weights(counts)
+def _build_ldam_loss(counts: np.ndarray, epochs: int, device: torch.device) -> Loss:
+    margins, weights = ldam_margins(counts).to(device), effective_weights(counts).to(device)
 
     def loss(logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        late_weights = weights.to(logits.device) if epoch >= int(DEFERRED * epochs) else None
-        return ldam_loss(logits, labels, margins.to(logits.device), late_weights)
+        return ldam_loss(logits, labels, margins, weights if epoch >= int(DEFERRED * epochs) else None)
 
     return loss
 
