@@ -85,7 +85,7 @@ def prepare(parser: Parser, args) -> Plan:
     method.check()
     loop.Schedule.from_args(args).check(method.phases())
     method.check_network(args.batch_size // processes)
-    data = options.build_data_config(flags)
+    data = options.build_data_config(flags, classifier_view=method.classifier_view)
     method.check_files(data.spec.num_classes)
     args.run_dir = args.run_dir or str(Path(args.save_folder) / method.run_name(flags.data_name))
     train_set = data.open("train")

@@ -23,7 +23,13 @@ from utils.distributed import log
 from utils.report.style import save_figure  # its module selects a backend that needs no display
 
 PHOTOGRAPH, SMALL, DIGIT = 224, 32, 16
-SIZES = {"photo": PHOTOGRAPH, "simclr": PHOTOGRAPH, "digit": DIGIT}  # pixels; other augmentations: SMALL
+SIZES = {
+    "photo": PHOTOGRAPH,
+    "simclr": PHOTOGRAPH,
+    "simaugment": PHOTOGRAPH,
+    "randaugment": PHOTOGRAPH,
+    "digit": DIGIT,
+}  # pixels; other augmentations: SMALL
 
 
 def get_args_parser() -> Parser:
@@ -62,7 +68,7 @@ def draw(args: argparse.Namespace, output: Path) -> None:
         image, view = source_image(size), train_transform(name, size)
         torch.manual_seed(args.seed)
         row[0].imshow(image.resize((size, size)) if size == DIGIT else image)
-        row[0].set_title(f"{name}, {size} px", fontsize=9, loc="left")
+        row[0].set_title(f"{name}, {size} px", fontsize=7, loc="left")
         for axes_cell in row[1:]:
             axes_cell.imshow(view(image).permute(1, 2, 0))
     for axes_cell in axes.flat:

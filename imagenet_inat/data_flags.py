@@ -113,6 +113,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(datasets.REGISTRY),
         metavar="SET",
         help="Data set whose mean and std normalise the images (default: its own; ImageNet's for custom).",
+        rare=True,
         legacy=None,
         stored=ENCODER,
     )

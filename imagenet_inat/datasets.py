@@ -34,7 +34,7 @@ class DatasetSpec:
         missing_list_advice: what to do if a list is missing: advice, or a template of the command that writes it.
         published: whether the lists can be downloaded.
         view: a key of VIEWS in moco/loader.py.
-        jitter: whether the colour changes of the view are used.
+        jitter: whether the colour jitter of the view is used; AutoAugment and RandAugment always are.
         val_split, test_split: file suffix of the list that serves as validation and as test list; equal if one list
             serves as both.
         repeat: passes over the training list per epoch; more than one for tiny data sets.

@@ -13,7 +13,7 @@ from imagenet_inat.lists.known import class_names
 from imagenet_inat.options import DataConfig
 from imagenet_inat.paths import SPLITS
 from imagenet_inat.samplers import SAMPLERS, EpochBatches, check_batch_size
-from moco.loader import Normalise, TwoCropsTransform
+from moco.loader import Normalise
 from moco.views.batch_views import NUM_RANDOM, BatchViews
 from utils import distributed
 from utils.distributed import log
@@ -88,17 +88,14 @@ class DeviceViews(DeviceBatches):
 
     Args:
         batches: the sampler's batches.
-        view: the training view.
-        count: views per image.
+        views: the training views of each image.
 
     Raises:
         InputError: the images differ in size.
     """
 
-    def __init__(
-        self, images: LongTailDataset, normalise: Normalise, batches: EpochBatches, view: BatchViews, count: int
-    ):
-        self.dataset, self.normalise, self.batches, self.view, self.count = images, normalise, batches, view, count
+    def __init__(self, images: LongTailDataset, normalise: Normalise, batches: EpochBatches, views: list[BatchViews]):
+        self.dataset, self.normalise, self.batches, self.views = images, normalise, batches, views
         self.pixels, self.labels = images.stacked_pixels(), torch.from_numpy(images.labels)
 
     def __len__(self) -> int:
@@ -111,13 +108,16 @@ class DeviceViews(DeviceBatches):
         device, size = self.normalise.device, self.batches.used_size
         # One row of random numbers per view of the epoch, so that a view does not depend on its batch or process.
         rng = numpy_rng(self.dataset.seed, Stream.BATCH_VIEWS, self.batches.epoch)
-        uniform = torch.from_numpy(rng.random((size, self.count, NUM_RANDOM), dtype=np.float32))
+        uniform = torch.from_numpy(rng.random((size, len(self.views), NUM_RANDOM), dtype=np.float32))
         for index_draw_pairs in self.batches:
             index, draw = torch.tensor(index_draw_pairs).T
             pixels = to_device(self.pixels[index], device).permute(0, 3, 1, 2)  # (N, 3, H, W)
-            rows = to_device(uniform[draw % self.batches.draws_per_epoch], device)  # (N, count, NUM_RANDOM)
-            views = [self.normalise.normalise(self.view(pixels, row)) for row in rows.unbind(1)]
-            yield views if self.count > 1 else views[0], to_device(self.labels[index], device)
+            rows = to_device(uniform[draw % self.batches.draws_per_epoch], device)  # (N, views, NUM_RANDOM)
+            views = [
+                self.normalise.normalise(view(pixels, row))
+                for view, row in zip(self.views, rows.unbind(1), strict=True)
+            ]
+            yield views if len(views) > 1 else views[0], to_device(self.labels[index], device)
 
 
 def build_worker_loader(images: Dataset, batches: EpochBatches, normalise: Normalise, workers: int) -> DeviceBatches:
@@ -133,7 +133,7 @@ def _choose_training_loader(
     if not data.batch_views:
         return build_worker_loader(images, batches, normalise, process.workers)
     log(f"views: whole batches are augmented on {process.device}, from {len(images)} decoded images")
-    return DeviceViews(images, normalise, batches, data.batch_view(process.device), views)
+    return DeviceViews(images, normalise, batches, data.device_views(views, process.device))
 
 
 def build_eval_loader(images: Dataset, batch_size: int, normalise: Normalise, workers: int) -> DeviceBatches:
@@ -155,7 +155,7 @@ def build_stage1_loader(
     views: int = 2,
 ) -> DeviceBatches:
     """Return the training loader of stage 1, with `views` views per image. sampling: a key of SAMPLERS."""
-    images = data.open_decoded("train", TwoCropsTransform(data.train_view(), views), seed)
+    images = data.open_decoded("train", data.train_views(views), seed)
     batches = SAMPLERS[sampling](images.labels, data.spec.repeat, batch_size, seed, keep_last)
     return _choose_training_loader(data, images, batches, process, views=views)
 

@@ -13,8 +13,18 @@ from imagenet_inat.holdout import holdout_mask
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
 from imagenet_inat.paths import ListFlags, Lists, find_lists
-from moco.loader import Normalise, RandomView, eval_transform, train_transform, view_named
+from moco.loader import (
+    Normalise,
+    RandomView,
+    TwoCropsTransform,
+    View,
+    eval_transform,
+    train_transform,
+    view_named,
+    without_jitter,
+)
 from moco.views.batch_views import BatchViews
+from moco.views.colour import CifarAutoAugment, RandAugment
 from utils.devices import check_memory, resolve_device
 from utils.distributed import log
 from utils.distributed.launch import LaunchConfig
@@ -73,6 +83,7 @@ class DataConfig:
         cache_decoded: whether decoded images that fit are kept in memory.
         holdout: fraction of the training list that is used for validation, or None.
         batch_views: whether whole batches are augmented on the device, from decoded images of one size.
+        classifier_view: --classifier-view, the augmentation of the first view; None: as the others.
     """
 
     spec: DatasetSpec
@@ -84,6 +95,7 @@ class DataConfig:
     cache_decoded: bool = False
     holdout: float | None = None
     batch_views: bool = False
+    classifier_view: str | None = None
 
     def open(self, split: str, transform: Callable | None = None, seed: int = 0) -> LongTailDataset:
         """Open the images of a split: train, val or test.
@@ -130,11 +142,27 @@ class DataConfig:
         spec = self.spec
         return train_transform(spec.view, self.image_size, self.device_aug, spec.jitter, self.crop_scale, spec.mean)
 
-    def batch_view(self, device: torch.device) -> BatchViews:
-        """Return the training view for whole batches on the device."""
-        view, spec = view_named(self.spec.view, self.crop_scale), self.spec
-        colour = view.colour if spec.jitter else None
-        return BatchViews(view.geometry, colour, view.cutout, self.image_size, spec.mean, device)
+    def train_views(self, count: int) -> TwoCropsTransform:
+        """Return the transform that makes the `count` views of a training image in stage 1."""
+        first, spec = None, self.spec
+        if self.classifier_view:
+            first = train_transform(self.classifier_view, self.image_size, self.device_aug, spec.jitter, fill=spec.mean)
+        return TwoCropsTransform(self.train_view(), count, first)
+
+    def view_rows(self) -> dict[str, View]:
+        """Return the views of training by their flags: --views, and --classifier-view if it is given."""
+        rows = {f"--views {self.spec.view}": view_named(self.spec.view, self.crop_scale)}
+        if self.classifier_view:
+            rows[f"--classifier-view {self.classifier_view}"] = view_named(self.classifier_view)
+        return rows if self.spec.jitter else {flag: without_jitter(row) for flag, row in rows.items()}
+
+    def device_views(self, count: int, device: torch.device) -> list[BatchViews]:
+        """Return the `count` views of a training image for whole batches on the device, the classifier's first."""
+        size, mean = self.image_size, self.spec.mean
+        views = [
+            BatchViews(row.geometry, row.colour, row.cutout, size, mean, device) for row in self.view_rows().values()
+        ]
+        return [views[-1], *[views[0]] * (count - 1)]
 
     def eval_view(self) -> Callable:
         return eval_transform(self.spec.view, self.image_size)
@@ -154,33 +182,32 @@ class DataConfig:
             The data, with the decision whether whole batches are augmented on the device, and the value of --workers.
 
         Raises:
-            InputError: --device-aug does not support this view for these images, or a batch exceeds the memory.
+            InputError: --device-aug does not support a view for these images, or a batch exceeds the memory.
         """
         size, local_batch_size = self.image_size, batch_size // processes
         view_bytes = 4 * 3 * size**2 * local_batch_size  # one view of a process's images, as float32
         batch = f"a batch of {local_batch_size} images"
         check_memory(f"--image-size {size}", batch, view_bytes, "use a smaller one, or a smaller -b")
-        view, estimate = view_named(self.spec.view, self.crop_scale), images.estimate_size()
-        colour = view.colour if self.spec.jitter else None
+        rows, estimate = self.view_rows(), images.estimate_size()
         cached = self.cache_decoded and estimate.fits(processes)
-        batch_views = self.device_aug and cached and estimate.one_size and BatchViews.supports(view.geometry, colour)
-        if self.device_aug and not batch_views and not (colour is None or getattr(colour, "is_jitter_only", False)):
-            if self.spec.view == "autoaugment":
-                reason = "AutoAugment is not supported"
-            else:
-                reason = "hue is supported only for images of one size that --cache keeps in memory"
-            raise InputError(f"--device-aug with --views {self.spec.view}: {reason}; omit --device-aug")
+        supported = all(BatchViews.supports(row.geometry, row.colour) for row in rows.values())
+        batch_views = self.device_aug and cached and estimate.one_size and supported
+        if self.device_aug and not batch_views:
+            _check_device_jitter(rows)
         # By default, no loader processes compete with training for the cores.
         on_cpu = launch.gpu is None and resolve_device(launch.device).type == "cpu"
         workers = 0 if launch.workers is None and cached and on_cpu else launch.workers
         return replace(self, batch_views=batch_views), workers
 
 
-def build_data_config(flags: DataFlags, num_classes: int | None = None) -> DataConfig:
+def build_data_config(
+    flags: DataFlags, num_classes: int | None = None, classifier_view: str | None = None
+) -> DataConfig:
     """Build the DataConfig of resolved flags.
 
     Args:
         num_classes: Number of classes of custom data. None: the training list is read.
+        classifier_view: See DataConfig.
 
     Raises:
         InputError: the training list, which gives the number of classes, is missing or invalid; or --holdout is
@@ -211,7 +238,21 @@ def build_data_config(flags: DataFlags, num_classes: int | None = None) -> DataC
         crop_scale=flags.crop_scale,
         cache_decoded=flags.cache == "auto",
         holdout=flags.holdout,
+        classifier_view=classifier_view,
     )
+
+
+def _check_device_jitter(rows: dict[str, View]) -> None:
+    """Raise InputError unless loader processes can leave the colours of these views to the device."""
+    reasons = {}
+    for flag, row in rows.items():
+        if isinstance(row.colour, CifarAutoAugment | RandAugment):
+            reasons = {flag: f"{row.colour.name} is not supported"}  # the reason, whatever the other view needs
+            break
+        if row.colour is not None and not getattr(row.colour, "is_jitter_only", False):
+            reasons[flag] = "hue is supported only for images of one size that --cache keeps in memory"
+    for flag, reason in reasons.items():
+        raise InputError(f"--device-aug with {flag}: {reason}; omit --device-aug")
 
 
 def command_line(script: str, **flags: object) -> str:

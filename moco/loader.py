@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from moco.views import jitter
-from moco.views.colour import CifarAutoAugment, Colours, cut_out
+from moco.views.colour import CifarAutoAugment, Colours, RandAugment, cut_out
 from moco.views.geometry import Affine, PaddedCrop, ResizedCrop, to_pixels
 from moco.views.jitter import PendingJitter
 from utils.errors import InputError
@@ -59,6 +59,8 @@ VIEWS = {
         _centre,
         help="crop (20 to 100 %), flip, jitter, grey, blur",
     ),
+    "simaugment": View(ResizedCrop(), SIMCLR, _centre, help="crop (8 to 100 %), flip, jitter, grey"),
+    "randaugment": View(ResizedCrop(), RandAugment(PHOTO), _centre, help="as photo, and RandAugment"),
     "cifar": View(ResizedCrop((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
     "padded": View(PaddedCrop(), None, _whole, help="padded crop, flip, for small images"),
     "autoaugment": View(
@@ -93,6 +95,11 @@ def view_named(name: str, crop_scale: Sequence[float] | None = None) -> View:
     return dataclasses.replace(view, geometry=dataclasses.replace(view.geometry, scale=(low, high)))
 
 
+def without_jitter(view: View) -> View:
+    """Return the view without its colour jitter, grey and blur. AutoAugment and RandAugment stay as they are."""
+    return dataclasses.replace(view, colour=None) if isinstance(view.colour, Colours) else view
+
+
 class RandomView:
     """Transform that returns one random view of a decoded image, as defined by a View. fill: see `cut_out`."""
 
@@ -114,14 +121,18 @@ class RandomView:
 
 
 class TwoCropsTransform:
-    """Transform that returns two (or `count`) random views of a decoded image: [query view, key view]."""
+    """Transform that returns two (or `count`) random views of a decoded image: [query view, key view].
 
-    def __init__(self, view: RandomView, count: int = 2):
-        self.view, self.count = view, count
+    first: another view for the first of them.
+    """
+
+    def __init__(self, view: RandomView, count: int = 2, first: RandomView | None = None):
+        self.view, self.count, self.first = view, count, first
 
     def __call__(self, image: Image.Image) -> list[Tensor | PendingJitter]:
+        views = [self.first(image)] if self.first else []
         prepared = self.view.prepare(image)
-        return [self.view.draw(prepared) for _ in range(self.count)]
+        return [*views, *(self.view.draw(prepared) for _ in range(self.count - len(views)))]
 
 
 def train_transform(
@@ -135,12 +146,12 @@ def train_transform(
     """Return the training transform: RGB image to (3, image_size, image_size) uint8, the input of `Normalise`.
 
     Args:
-        colour: apply the colour transform of the view.
+        colour: whether to apply colour jitter; False: see `without_jitter`.
         device_aug: use the same random draws, but a faster resize, and colour jitter on the device; see --help.
         crop_scale: see `view_named`. fill: mean colour, used by views with cutout.
     """
     row = view_named(view, crop_scale)
-    return RandomView(row if colour else dataclasses.replace(row, colour=None), image_size, device_aug, fill)
+    return RandomView(row if colour else without_jitter(row), image_size, device_aug, fill)
 
 
 def eval_transform(view: str, image_size: int) -> T.Compose:

@@ -31,6 +31,7 @@ class Method:
         num_views: views per image; the model is called with all of them, and with the labels.
         stored_sizes: maps an argument to (tensor name, axis). In a checkpoint, the tensor's length along that axis must
             equal the argument.
+        classifier_view: a key of VIEWS, the augmentation of the first view; None: that of the other views.
         views_at_once: views of each image that pass through the encoder at once, which decides the memory of a step.
     """
 
@@ -43,6 +44,7 @@ class Method:
     classifier: EncoderClassifier | None = None
     trains_classifier = False
     num_views = 2
+    classifier_view: str | None = None
 
     def __init__(self, settings: Namespace):
         self.settings = settings

@@ -1,10 +1,13 @@
 """BCL: a classifier and balanced in-batch contrast in one stage."""
 
+from argparse import Namespace
+
 import torch
 from torch import Tensor, nn
 
 from moco.bcl import BCL
 from moco.encoders import get_encoder
+from moco.loader import VIEWS
 from moco.methods.encoder_method import EncoderMethod
 from utils.cli.flags import Group
 from utils.cli.numbers import nonnegative_float
@@ -31,6 +34,15 @@ def add_bcl_arguments(model: Group, loss: Group) -> None:
         rare=True,
         legacy=0.35,
     )
+    loss.add_argument(
+        "--classifier-view",
+        choices=list(VIEWS),
+        metavar="NAME",
+        help="Augmentation of the view that the classifier sees (--contrast bcl), one of those of --views (default: "
+        "that of --views). --crop-scale does not apply to it.",
+        rare=True,
+        legacy=None,
+    )
 
 
 class BclMethod(EncoderMethod):
@@ -41,6 +53,10 @@ class BclMethod(EncoderMethod):
     stored_sizes = {"num_classes": ("classifier.weight", 0), "moco_dim": ("encoder_q.fc.3.weight", 0)}  # noqa: RUF012
     trains_classifier, num_views, views_at_once = True, 3, 3
     model: BCL
+
+    def __init__(self, settings: Namespace):
+        super().__init__(settings)
+        self.classifier_view = settings.classifier_view
 
     def check(self) -> None:
         super().check()

@@ -65,11 +65,31 @@ def to_image(pixels: Tensor) -> Image.Image:
 class CifarAutoAugment:
     """torchvision's AutoAugment policy for CIFAR-10 (Cubuk et al. 2019)."""
 
+    name = "AutoAugment"
+
     def __init__(self):
         self.policy = T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)
 
     def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor:
         return to_pixels(self.policy(to_image(pixels)))
+
+
+class RandAugment:
+    """Colour jitter, then torchvision's RandAugment (Cubuk et al. 2020) with the settings of BCL: n = 2, m = 10.
+
+    The authors of BCL use timm's scale and probability: 10 is the largest magnitude, and each of the two operations
+    is applied with probability 0.5. Pixels from outside of the image get ImageNet's mean colour.
+    """
+
+    name = "RandAugment"
+
+    def __init__(self, jitter: Colours):
+        operation = T.RandAugment(1, 10, 11, interpolation=T.InterpolationMode.BILINEAR, fill=[124, 116, 104])
+        self.jitter, self.policy = jitter, T.Compose([T.RandomApply([operation], p=0.5)] * 2)
+
+    def __call__(self, pixels: Tensor, device_aug: bool) -> Tensor:
+        """Augment (3, S, S) uint8."""
+        return to_pixels(self.policy(to_image(self.jitter(pixels, False))))
 
 
 def cut_out(pixels: Tensor, share: float, fill: Sequence[float]) -> Tensor:

@@ -111,7 +111,7 @@ def batches_of(images, rank: int, world: int, monkeypatch, epoch: int, first_ste
     view = VIEWS["cifar"]
     batch_views = BatchViews(view.geometry, view.colour, 0.0, 8, (0.5,) * 3, CPU)
     sampler = ShuffledBatches(len(images), 1, 4, seed=3)
-    loader = DeviceViews(images, Normalise((0.5,) * 3, (0.5,) * 3, CPU), sampler, batch_views, 2)
+    loader = DeviceViews(images, Normalise((0.5,) * 3, (0.5,) * 3, CPU), sampler, [batch_views] * 2)
     loader.start_at(epoch, first_step)
     return list(loader)
 

@@ -165,7 +165,7 @@ CHANGES = {
     "crop_scale": ("", "--crop-scale 0.5 1"),
     "statistics": ("", "--statistics digits"),
 }
-# Flags tested in tests/data, test_step.py, tests/machine/test_compute.py and tests/in_batch.
+# Flags tested in tests/data, tests/views, test_step.py, tests/machine/test_compute.py and tests/in_batch.
 TESTED_ELSEWHERE = {
     "dataset",
     "imbalance",
@@ -189,6 +189,7 @@ TESTED_ELSEWHERE |= {
     "accum_steps",
 }
 TESTED_ELSEWHERE |= {"queue_init", "positives", "unused_positives", "joint", "ce_weight", "contrast_weight"}
+TESTED_ELSEWHERE |= {"classifier_view"}
 
 
 def test_every_flag_is_tested_or_may_differ_on_resume():

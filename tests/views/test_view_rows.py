@@ -26,7 +26,13 @@ class Blur:
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0))))
 
 
+RANDAUGMENT = T.RandAugment(1, 10, 11, interpolation=T.InterpolationMode.BILINEAR, fill=[124, 116, 104])
 PUBLISHED = {
+    "simaugment": [T.RandomResizedCrop(32), FLIP, *SIMCLR],
+    "randaugment": [
+        *(T.RandomResizedCrop(32), FLIP, T.ColorJitter(0.4, 0.4, 0.4)),
+        *[T.RandomApply([RANDAUGMENT], p=0.5)] * 2,
+    ],
     "cifar": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR],
     "simclr": [T.RandomResizedCrop(32, scale=(0.2, 1)), FLIP, *SIMCLR, T.RandomApply([Blur()], p=0.5)],
     "padded": [T.Resize((32, 32)), T.RandomCrop(32, padding=4), FLIP],
@@ -68,7 +74,7 @@ def test_evaluation_uses_whole_image_or_centre_crop():
     small, large = photograph(32, 32), photograph(90, 70)
     for name in ("cifar", "padded", "autoaugment", "thumbnail", "grey"):
         assert torch.equal(eval_transform(name, 32)(small), to_pixels(small))
-    for name in ("photo", "plain", "simclr"):
+    for name in ("photo", "plain", "simclr", "simaugment", "randaugment"):
         theirs = T.Compose([T.Resize(round(32 * 256 / 224)), T.CenterCrop(32)])(large)
         assert torch.equal(eval_transform(name, 32)(large), to_pixels(theirs))
 

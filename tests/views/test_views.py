@@ -89,7 +89,7 @@ def test_row_with_unknown_view_is_refused(main, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     monkeypatch.setitem(REGISTRY, "digits", dataclasses.replace(REGISTRY["digits"], view="digti"))
     pretrained = ["--pretrained", "../weights.pth"] if main is stage2.main else []
-    refusal(lambda: main(["--dataset", "digits", *pretrained]), "digti", "photo, plain, thumbnail, simclr, cifar, ")
+    refusal(lambda: main(["--dataset", "digits", *pretrained]), "digti", "photo, plain, thumbnail, simclr, ")
     assert list(folder.iterdir()) == []
 
 
