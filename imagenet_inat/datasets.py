@@ -33,6 +33,9 @@ class DatasetSpec:
         source: where the images come from; shown if they are missing.
         missing_list_advice: what to do if a list is missing: advice, or a template of the command that writes it.
         published: whether the lists can be downloaded.
+        eval_set: set_name of the data set whose validation and test lists are used, and in whose folder all lists are;
+            "": its own.
+        wnid_folder: see `lists.format.read_split`.
         view: a key of VIEWS in moco/loader.py.
         jitter: whether the colour jitter of the view is used; AutoAugment and RandAugment always are.
         val_split, test_split: file suffix of the list that serves as validation and as test list; equal if one list
@@ -59,6 +62,8 @@ class DatasetSpec:
     source: str
     missing_list_advice: str = "write it, or name another with --train-txt, --val-txt or --test-txt"
     published: bool = False
+    eval_set: str = ""
+    wnid_folder: str = ""
     image_size: int = 224
     arch: str = "resnet50"
     view: str = "photo"
@@ -78,7 +83,12 @@ class DatasetSpec:
     def list_name(self, split: str) -> str:
         """Return the file name of the list for a split: train, val or test."""
         suffix = {"val": self.val_split, "test": self.test_split}.get(split, split)
-        return f"{self.set_name}_{suffix}.txt"
+        return f"{self.set_name if split == 'train' else self.eval_set or self.set_name}_{suffix}.txt"
+
+    @property
+    def lists_folder(self) -> Path:
+        """Default folder of the lists, unless they are generated."""
+        return LISTS_ROOT / (self.eval_set or self.set_name)
 
     @property
     def list_names(self) -> list[str]:
@@ -88,6 +98,26 @@ class DatasetSpec:
 
 DOWNLOAD = "python -m imagenet_inat.splits download"
 MAKE = "python -m imagenet_inat.splits make"
+
+# ImageNet-LT0 to LT8 of the KCL authors (Kang et al., ICLR 2021): prefix of each training list in their repository.
+IMAGENET_LADDER = {0: "imagenet_100k"} | {step: f"imagenet_lt{step}" for step in (2, 4, 6, 8)}
+
+
+def _imagenet_ladder(step: int, set_name: str) -> DatasetSpec:
+    """Return the spec of ImageNet-LT<step>: about as many images as ImageNet-LT, and less imbalance."""
+    return DatasetSpec(
+        name=f"imagenet_lt{step}",
+        set_name=set_name,
+        num_classes=1000,
+        **IMAGENET_STATISTICS,
+        source="ILSVRC 2012 with train/<wnid>/*.JPEG and val/",
+        missing_list_advice=f"{DOWNLOAD} imagenet_lt{step} --output {{folder}}",
+        published=True,
+        eval_set="ImageNet_LT",
+        wnid_folder="train",
+        flat_folder="val",
+    )
+
 
 REGISTRY = {
     spec.name: spec
@@ -102,6 +132,7 @@ REGISTRY = {
             published=True,
             flat_folder="val",
         ),
+        *(_imagenet_ladder(step, set_name) for step, set_name in IMAGENET_LADDER.items()),
         DatasetSpec(
             name="inat",
             set_name="iNaturalist18",

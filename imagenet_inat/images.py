@@ -69,6 +69,7 @@ class LongTailDataset(Dataset):
             the loader's workers. Otherwise an unreadable image is an error.
         line_mask: maps the list's labels, (n,), to a mask of the lines to use, (n,) bool; None: all lines.
         as_shown: see `decoding.open_rgb`.
+        wnid_folder: see `read_split`.
 
     Raises:
         InputError: see `read_split`; the list's first image (with `skip_bad`, all of its first images) is not below
@@ -86,10 +87,11 @@ class LongTailDataset(Dataset):
         skip_bad: bool = False,
         line_mask: Callable[[np.ndarray], np.ndarray] | None = None,
         as_shown: bool = False,
+        wnid_folder: str = "",
     ):
         self.root, self.list_file, self.num_classes = Path(root), Path(list_file), num_classes
         self.transform, self.seed, self.as_shown = transform, seed, as_shown
-        paths, labels = read_split(self.list_file, num_classes)
+        paths, labels = read_split(self.list_file, num_classes, wnid_folder)
         self.line_numbers = (
             None if line_mask is None else np.flatnonzero(line_mask(labels))
         )  # lines of the list; None: all

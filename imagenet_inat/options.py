@@ -113,7 +113,7 @@ class DataConfig:
         skip_bad, line_mask, file = split == "train" and self.skip_bad, None, self.lists.files[source]
         if self.holdout and split != "test":
             line_mask = lambda labels: holdout_mask(labels, self.holdout) == (split == "val")  # noqa: E731
-        options = (spec.flat_folder, skip_bad, line_mask, spec.as_shown)
+        options = (spec.flat_folder, skip_bad, line_mask, spec.as_shown, spec.wnid_folder)
         return LongTailDataset(root, file, spec.num_classes, transform, seed, *options)
 
     @property

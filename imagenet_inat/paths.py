@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_inat import datasets
-from imagenet_inat.datasets import LISTS_ROOT, DatasetSpec
+from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.lists.format import generated_folders
 from utils.configs import FromArgs
 from utils.errors import InputError
@@ -71,7 +71,7 @@ def find_lists(spec: DatasetSpec, flags: ListFlags) -> Lists:
     The lists of digits and fashion are written at first use. A list that serves as two splits may be given as either.
     """
     data_root, imbalance, largest = flags.data_root or "data", flags.imbalance, flags.largest
-    root, folder = Path(data_root), LISTS_ROOT / spec.set_name
+    root, folder = Path(data_root), spec.lists_folder
     # Nothing is written if the flags name all lists and the images are not generated.
     if spec.write_files and not (flags.name_all_lists and spec.image_folder):
         spec.write_files(root, imbalance, largest)

@@ -8,10 +8,11 @@ import numpy as np
 from utils.errors import InputError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WNID_PATH = re.compile(rb"/?n\d{8}/")  # a path that begins with a class folder of ImageNet
 STRAY_BYTE = re.compile(rb"\r(?!\n)|\0")  # NUL, or a carriage return inside a line
 
 
-def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
+def read_split(path: Path, num_classes: int | None, wnid_folder: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Read a split list.
 
     The label follows the last space or tab, so paths may contain spaces. Windows line
@@ -20,6 +21,8 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
 
     Args:
         num_classes: C, or None if the list defines it (see `count_classes`).
+        wnid_folder: folder of the class folders of ImageNet. `/n01440764/X` and `n01440764/X` become
+            `<wnid_folder>/n01440764/X`. "": paths stay as they are.
 
     Returns:
         paths: (n,) array of UTF-8 bytes, one block of memory that loader workers share.
@@ -44,6 +47,8 @@ def read_split(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndar
         if not 0 <= label < limit:
             most = "" if num_classes else f" at most (the list has {limit} lines)"
             raise InputError(f"{path}:{number}: label {label}, expected 0 to {limit - 1}{most}")
+        if wnid_folder and WNID_PATH.match(image):
+            image = b"%s/%s" % (wnid_folder.encode(), image.removeprefix(b"/"))
         if image.startswith(b"/") or (b".." in image and b".." in image.split(b"/")):
             raise InputError(
                 f'{path}:{number}: "{image.decode()}" is outside the data root; expected a relative path without ".."'

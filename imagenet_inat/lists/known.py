@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from utils.distributed import log
 from utils.errors import InputError
 from utils.files import write_text
@@ -12,6 +14,8 @@ from utils.safe_load import are_texts, read_json
 
 COMMIT = "f162adef63fdf592d0b8a0f6e52bc481fc08785f"
 SOURCE = f"https://raw.githubusercontent.com/facebookresearch/classifier-balancing/{COMMIT}/data"  # + /<Set>/<file>
+KCL_COMMIT = "7a05423797035ef8a1e57d5ac1442ca0ffc545b7"
+KCL_SOURCE = f"https://raw.githubusercontent.com/bingykang/BalFeat/{KCL_COMMIT}/data"  # the lists in COUNTS
 MADE = "made.json"  # how the lists beside it were generated, and their hashes
 
 
@@ -43,6 +47,41 @@ PUBLISHED = {
         2_092_674, 62_500, "726c4871dcbf07ce2f857703bfe32e9a83ffbf52d704239f6d95c4f4f4c247f7"
     ),
 }
+
+
+class KnownCounts(NamedTuple):
+    """Number of images of a training list, and of its largest and its smallest class."""
+
+    images: int
+    largest: int
+    smallest: int
+
+
+# Lists whose SHA-256 is unknown. The counts are those in the README of the KCL authors' code.
+COUNTS = {
+    "imagenet_100k_train.txt": KnownCounts(115_000, 115, 115),
+    "imagenet_lt2_train.txt": KnownCounts(115_885, 204, 67),
+    "imagenet_lt4_train.txt": KnownCounts(115_801, 343, 37),
+    "imagenet_lt6_train.txt": KnownCounts(115_836, 553, 20),
+    "imagenet_lt8_train.txt": KnownCounts(115_852, 857, 10),
+}
+
+
+def published_url(name: str, set_name: str) -> str:
+    """Return the folder address of a published list. set_name: the data set's, as in DatasetSpec."""
+    return KCL_SOURCE if name in COUNTS else f"{SOURCE}/{set_name}"
+
+
+def counts_problem(name: str, counts: np.ndarray) -> str | None:
+    """Return how the class counts of a list, (C,), differ from COUNTS; None if they agree or none are known."""
+    found, known = KnownCounts(int(counts.sum()), int(counts.max()), int(counts.min())), COUNTS.get(name)
+    if known in (None, found):
+        return None
+    return f"{_format_counts(found)}, expected {_format_counts(known)}"
+
+
+def _format_counts(counts: KnownCounts) -> str:
+    return f"{counts.images:,} images with {counts.largest} … {counts.smallest} per class"
 
 
 def fingerprint(data: bytes) -> KnownFile:

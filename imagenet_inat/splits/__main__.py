@@ -69,7 +69,7 @@ def get_args_parser() -> Parser:
 def add_download_arguments(parser: Parser) -> None:
     parser.description = "Download the published lists. If interrupted, run the same command again to continue."
     parser.add_argument("name", choices=PUBLISHED, metavar="NAME", help="Data set: %(choices)s.")
-    parser.add_argument("--output", metavar="DIR", help="Folder for the lists (default: imagenet_inat/data/<Set>).")
+    parser.add_argument("--output", metavar="DIR", help="Folder for the lists (default: below imagenet_inat/data).")
     parser.add_argument("--from", dest="source", metavar="DIR|URL", help="Folder or http(s) address of a mirror.")
 
 
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_download(name: str, output: str | None, source: str | None) -> None:
     spec = REGISTRY[name]
-    download(spec, Path(output or LISTS_ROOT / spec.set_name), source)
+    download(spec, Path(output or spec.lists_folder), source)
     splits = ["--splits", output] if output else []
     log(f"next: check the images: {shlex.join([*VERIFY, name, *splits, '--data-root', 'DIR'])}")
 

@@ -8,11 +8,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from tqdm import tqdm
 
 from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.lists.format import read_split
-from imagenet_inat.lists.known import PUBLISHED, SOURCE, fingerprint
+from imagenet_inat.lists.known import COUNTS, PUBLISHED, counts_problem, fingerprint, published_url
 from utils.distributed import log
 from utils.errors import InputError
 from utils.files import file_problem
@@ -32,14 +33,14 @@ def download(spec: DatasetSpec, output: Path, source: str | None) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     for name in spec.list_names:
-        fetch(f"{SOURCE}/{spec.set_name}" if source is None else source, name, output, spec.num_classes)
+        fetch(published_url(name, spec.eval_set or spec.set_name) if source is None else source, name, output, spec)
 
 
-def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
+def fetch(source: str, name: str, output: Path, spec: DatasetSpec) -> None:
     """Download or copy one list; see `download`."""
     path, part = output / name, output / f"{name}.part"
     if path.exists():
-        log(f"{path}: already exists, {_check_and_describe(path, name, num_classes, 'delete it to download it again')}")
+        log(f"{path}: already exists, {_check_and_describe(path, name, spec, 'delete it to download it again')}")
         return
     if source.startswith(("http://", "https://")):
         _transfer(f"{source.rstrip('/')}/{name}", part)
@@ -51,7 +52,7 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
             )
         shutil.copyfile(original, part)
     try:
-        description = _check_and_describe(part, name, num_classes, f"the file from {source} was deleted")
+        description = _check_and_describe(part, name, spec, f"the file from {source} was deleted")
     except InputError:
         part.unlink()
         raise
@@ -59,14 +60,15 @@ def fetch(source: str, name: str, output: Path, num_classes: int) -> None:
     log(f"{path}: {description}")
 
 
-def _check_and_describe(path: Path, name: str, num_classes: int, advice: str) -> str:
+def _check_and_describe(path: Path, name: str, spec: DatasetSpec, advice: str) -> str:
     """Check a file and return its description. If it is not valid, raise an InputError that ends in `advice`."""
     actual, known = fingerprint(path.read_bytes()), PUBLISHED.get(name)
     if known is None:
-        read_split(path, num_classes)
-        return (
-            f"{actual.lines:,} lines; the published SHA-256 is unknown, only the format was checked ({actual.sha256})"
-        )
+        counts = np.bincount(read_split(path, spec.num_classes, spec.wnid_folder)[1], minlength=spec.num_classes)
+        if problem := counts_problem(name, counts):
+            raise InputError(f"{path}: not the published {name}: {problem}; {advice}")
+        checked = "format and class counts were checked" if name in COUNTS else "only the format was checked"
+        return f"{actual.lines:,} lines; the published SHA-256 is unknown, {checked} ({actual.sha256})"
     if actual != known:
         raise InputError(
             f"{path}: not the published {name}: {actual.bytes:,} bytes with SHA-256 {actual.sha256}, "

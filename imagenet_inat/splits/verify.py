@@ -8,7 +8,7 @@ import numpy as np
 
 from imagenet_inat.datasets import CUSTOM, LISTS_ROOT, DatasetSpec
 from imagenet_inat.lists.format import BYTE_ORDER_MARK, count_classes, read_split
-from imagenet_inat.lists.known import KnownFile, fingerprint, known_files
+from imagenet_inat.lists.known import KnownFile, counts_problem, fingerprint, known_files
 from imagenet_inat.splits.duplicates import check_duplicates
 from imagenet_inat.splits.findings import MAX_CASES, Findings, format_first_cases
 from imagenet_inat.splits.image_search import is_hidden_or_system
@@ -37,7 +37,7 @@ def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], roo
             report = findings.note if spec == CUSTOM and splits == ["val"] else findings.bad
             report(f"no such list; {hints[splits[0]]}")
             continue
-        split_list = _check_list(file, num_classes, "train" in splits, findings)
+        split_list = _check_list(file, spec, num_classes, "train" in splits, findings)
         if split_list is not None:
             lists[file] = split_list
             if "train" in splits and num_classes is None:
@@ -58,9 +58,11 @@ def verify(spec: DatasetSpec, files: dict[str, Path], hints: dict[str, str], roo
     return findings.num_problems
 
 
-def _check_list(file: Path, num_classes: int | None, is_train: bool, findings: Findings) -> SplitList | None:
+def _check_list(
+    file: Path, spec: DatasetSpec, num_classes: int | None, is_train: bool, findings: Findings
+) -> SplitList | None:
     try:
-        paths, labels = read_split(file, num_classes)
+        paths, labels = read_split(file, num_classes, spec.wnid_folder)
         if is_train and num_classes is None:
             num_classes = count_classes(file, labels)
     except InputError as error:
@@ -128,6 +130,8 @@ def _check_counts(name: str, counts: np.ndarray, is_train: bool, findings: Findi
         gaps = np.flatnonzero(counts == 0)
         report = findings.bad if is_train else findings.note
         report(f"{len(gaps)} classes without images: {format_first_cases(gaps.tolist())}")
+    if is_train and (problem := counts_problem(name, counts)):
+        findings.bad(f"not the published list: {problem}")
     known = LISTS_ROOT / name.removesuffix("_train.txt") / "train_counts.json"
     if is_train and known.is_file():
         expected = np.array(json.loads(known.read_text()))

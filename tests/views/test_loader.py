@@ -58,7 +58,8 @@ REFERENCE_TRANSFORMS = {
         T.ColorJitter(contrast=0.4),
     ],
 }
-REFERENCE_TRANSFORMS["places"] = REFERENCE_TRANSFORMS["imagenet"]
+PHOTOGRAPHS = ("places", *(name for name in REGISTRY if name.startswith("imagenet_lt")))
+REFERENCE_TRANSFORMS |= dict.fromkeys(PHOTOGRAPHS, REFERENCE_TRANSFORMS["imagenet"])
 REFERENCE_TRANSFORMS["fashion"] = lambda size: [T.RandomResizedCrop(size, scale=(0.4, 1)), T.RandomHorizontalFlip()]
 SIMCLR = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), T.RandomGrayscale(p=0.2)]
 REFERENCE_TRANSFORMS |= dict.fromkeys(
