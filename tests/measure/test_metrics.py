@@ -56,8 +56,25 @@ def test_class_accuracy_summary_by_hand():
         "balanced": 75.0,
         "worst": 50.0,
         "harmonic": pytest.approx(200 / 3),
+        "spread": 25.0,
         "per_class": [50.0, 100.0, None],
     }
+
+
+def test_spread_is_the_standard_deviation_over_tested_classes():
+    """A loop over the classes gives the same. Class 4 has no test image."""
+    labels = torch.arange(40) % 4
+    predictions = torch.where(torch.arange(40) % 7 < labels, labels, 4)
+    accuracy = ClassAccuracy(5, CPU)
+    accuracy.add(torch.eye(5)[predictions], labels)
+    classes = []
+    for c in range(4):
+        hits = [int(p == y) for p, y in zip(predictions.tolist(), labels.tolist(), strict=True) if y == c]
+        classes.append(100 * sum(hits) / len(hits))
+    mean = sum(classes) / 4
+    expected = (sum((value - mean) ** 2 for value in classes) / 4) ** 0.5
+    assert expected > 10
+    assert accuracy.summary(np.full(5, 30))["spread"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -54,7 +54,7 @@ ADDED = {
         **{
             f"results.{choice}.{name}": float
             for choice in ("selected", "last", "best_on_test")
-            for name in ("balanced", "worst", "harmonic", "ece", "val_balanced")
+            for name in ("balanced", "worst", "harmonic", "spread", "ece", "val_balanced")
         },
         **SCHEDULE,
         **VIEWS,

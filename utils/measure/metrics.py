@@ -101,7 +101,7 @@ class ClassAccuracy:
 
         - acc1, acc5: over images.
         - many, medium, few: means over the classes of a shot group (see `shots`); None for a group without classes.
-        - balanced, worst, harmonic: mean, minimum and harmonic mean over classes (harmonic is 0 if a class has 0).
+        - balanced, worst, harmonic, spread: see `class_accuracy_summary`.
         - per_class: list over classes; None for a class without test images.
 
         Args:
@@ -129,11 +129,21 @@ class ClassAccuracy:
 
 
 def class_accuracy_summary(per_class: np.ndarray) -> dict[str, float]:
-    """Return the balanced, worst and harmonic mean accuracy of the classes that have an image, in percent."""
+    """Return statistics of the accuracies of the classes that have an image, (C,) in percent.
+
+    - balanced, worst, harmonic: mean, minimum and harmonic mean (0 if a class has 0).
+    - spread: standard deviation, in percentage points. For a class-balanced linear classifier on frozen features, this
+      is how balanced the feature space is (Kang et al., ICLR 2021): 0 if all classes are equally separable.
+    """
     harmonic = len(per_class) / (1 / per_class).sum() if per_class.all() else 0.0
     # Rounded, so that equal numbers of hits give equal values: with equal classes this is the mean over images.
     balanced = round(float(per_class.mean()), 9)
-    return {"balanced": balanced, "worst": float(per_class.min()), "harmonic": float(harmonic)}
+    return {
+        "balanced": balanced,
+        "worst": float(per_class.min()),
+        "harmonic": float(harmonic),
+        "spread": float(per_class.std()),
+    }
 
 
 class Calibration:

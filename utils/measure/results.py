@@ -23,7 +23,7 @@ CHOICES = {
 REQUIRED_KEYS = ("acc1", "per_class", *SHOTS)  # of every entry
 # Keys of percentages. Some of them can be None: if a shot group has no classes, or if logits have no scale.
 NEVER_NONE_KEYS = ("acc1", "acc5", "val_acc1", "val_balanced")
-PERCENT_KEYS = (*NEVER_NONE_KEYS, *SHOTS, "balanced", "worst", "harmonic", "ece")
+PERCENT_KEYS = (*NEVER_NONE_KEYS, *SHOTS, "balanced", "worst", "harmonic", "spread", "ece")
 
 
 def format_percent(value: float | None) -> str:
@@ -118,9 +118,10 @@ def results_rows(results: dict[str, dict], choices: tuple[str, ...]) -> tuple[li
 HEADS_NOTE = (
     "Heads on the features of one encoder, top-1 test accuracy in percent. Values are selected by "
     f"{RULE}. ✓ marks the head that this rule selects. balanced: mean over classes; worst: the worst class; "
-    "harmonic: harmonic mean over classes; ECE: expected calibration error with 15 bins, for heads with a scale."
+    "harmonic: harmonic mean over classes; spread: standard deviation over classes, in points; "
+    "ECE: expected calibration error with 15 bins, for heads with a scale."
 )
-HEADS_HEADER = [*SHOTS, "all", "balanced", "worst", "harmonic", "ECE"]
+HEADS_HEADER = [*SHOTS, "all", "balanced", "worst", "harmonic", "spread", "ECE"]
 
 
 def best_head(heads: dict[str, dict]) -> str:
@@ -138,7 +139,10 @@ def heads_rows(heads: dict[str, dict], selection_split: str) -> tuple[list[str],
     best = best_head(heads)
     rows = []
     for title, entry in heads.items():
-        numbers = [*accuracies(entry), *(entry.get(name) for name in ("balanced", "worst", "harmonic", "ece"))]
+        numbers = [
+            *accuracies(entry),
+            *(entry.get(name) for name in ("balanced", "worst", "harmonic", "spread", "ece")),
+        ]
         numbers += [entry["val_balanced"]]
         seconds = "–" if entry.get("seconds") is None else f"{entry['seconds']:.1f}"
         rows.append(
