@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
-    flags, config = options.DataFlags.from_args(args).resolved(), launch.LaunchConfig.from_args(args)
+    flags, config = data_flags.DataFlags.from_args(args).resolved(), launch.LaunchConfig.from_args(args)
     processes = launch.check(config, 0 if args.evaluate else args.batch_size)
     head = head_flags.HeadFlags.from_args(args).resolved(1 if args.evaluate else processes)
     vars(args).update(vars(flags) | vars(head))

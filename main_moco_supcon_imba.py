@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(parser: Parser, args) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
-    flags = options.DataFlags.from_args(args).resolved()
+    flags = data_flags.DataFlags.from_args(args).resolved()
     vars(args).update(vars(flags))
     config = launch.LaunchConfig.from_args(args)
     processes, method = launch.check(config, args.batch_size), methods.build_method(vars(args))

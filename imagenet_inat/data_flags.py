@@ -1,13 +1,17 @@
 """Command-line flags that select the data of a run and how it is loaded."""
 
 import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from imagenet_inat import datasets
-from imagenet_inat.paths import SPLITS
-from moco.loader import VIEWS
+from imagenet_inat.datasets import CUSTOM, get_spec
+from imagenet_inat.paths import SPLITS, ListFlags
+from moco.loader import VIEWS, view_named
 from utils.cli.flags import ENCODER, Group
 from utils.cli.numbers import number_type, positive_float, positive_int
 from utils.cli.parser import Parser
+from utils.distributed import log
 
 CIFAR = ("cifar10", "cifar100")
 
@@ -149,3 +153,39 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: keep a list's decoded images in memory if they fit in 2 GB. off: read the files.",
         affects_result=False,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(ListFlags):
+    """The flags of the data, and the network and image size whose defaults depend on the data set; see --help."""
+
+    dataset: str
+    arch: str | None
+    image_size: int | None
+    views: str | None
+    crop_scale: list[float] | None
+    statistics: str | None
+    holdout: float | None
+    on_bad_image: str
+    device_aug: bool
+    cache: str
+
+    def resolved(self) -> "DataFlags":
+        """Return the flags with the defaults that depend on the data set. No file is read or written.
+
+        Raises:
+            InputError: the view is unknown, or the imbalance or largest class is not possible.
+        """
+        spec = get_spec(self.dataset)
+        views, arch, image_size = self.views or spec.view, self.arch or spec.arch, self.image_size or spec.image_size
+        view_named(views, self.crop_scale)
+        if self.name_all_lists:  # a note, not an error, because a recipe may contain the flag
+            for name in ("imbalance", "largest"):
+                if getattr(self, name) is not None:
+                    log(f"note: --{name}: ignored, because the flags name all lists")
+        return replace(self, views=views, arch=arch, image_size=image_size).with_class_sizes(spec)
+
+    @property
+    def data_name(self) -> str:
+        """The data set's name for run folders. Custom data includes the image folder, to keep runs apart."""
+        return self.dataset if self.dataset != CUSTOM.name else f"{CUSTOM.name}-{Path(self.data_root).resolve().name}"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from imagenet_inat.datasets import CUSTOM, DatasetSpec, get_spec
+from imagenet_inat.data_flags import DataFlags
+from imagenet_inat.datasets import DatasetSpec, get_spec
 from imagenet_inat.holdout import holdout_mask
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.lists.format import count_classes, read_split
-from imagenet_inat.paths import ListFlags, Lists, find_lists
+from imagenet_inat.paths import Lists, find_lists
 from moco.loader import (
     Normalise,
     RandomView,
@@ -26,47 +27,10 @@ from moco.loader import (
 from moco.views.batch_views import BatchViews
 from moco.views.colour import CifarAutoAugment, RandAugment
 from utils.devices import check_memory, resolve_device
-from utils.distributed import log
 from utils.distributed.launch import LaunchConfig
 from utils.errors import InputError
 
 LEGACY_LOADING = {"batch_views": False, "images_as_shown": False}  # values in older checkpoints, which lack them
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFlags(ListFlags):
-    """The flags of the data, and the network and image size whose defaults depend on the data set; see --help."""
-
-    dataset: str
-    arch: str | None
-    image_size: int | None
-    views: str | None
-    crop_scale: list[float] | None
-    statistics: str | None
-    holdout: float | None
-    on_bad_image: str
-    device_aug: bool
-    cache: str
-
-    def resolved(self) -> "DataFlags":
-        """Return the flags with the defaults that depend on the data set. No file is read or written.
-
-        Raises:
-            InputError: the view is unknown, or the imbalance or largest class is not possible.
-        """
-        spec = get_spec(self.dataset)
-        views, arch, image_size = self.views or spec.view, self.arch or spec.arch, self.image_size or spec.image_size
-        view_named(views, self.crop_scale)
-        if self.name_all_lists:  # a note, not an error, because a recipe may contain the flag
-            for name in ("imbalance", "largest"):
-                if getattr(self, name) is not None:
-                    log(f"note: --{name}: ignored, because the flags name all lists")
-        return replace(self, views=views, arch=arch, image_size=image_size).with_class_sizes(spec)
-
-    @property
-    def data_name(self) -> str:
-        """The data set's name for run folders. Custom data includes the image folder, to keep runs apart."""
-        return self.dataset if self.dataset != CUSTOM.name else f"{CUSTOM.name}-{Path(self.data_root).resolve().name}"
 
 
 @dataclass(frozen=True)
