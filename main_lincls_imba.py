@@ -68,7 +68,8 @@ class Plan(session.StagePlan):
             processes: Number of processes that share a batch. head: Kind of classifier, instead of --head.
             counts: (C,) training images per class, or None if nothing will be trained.
         """
-        size, batch, head = self.data.image_size, self.run.batch_size // processes, head or self.head.head
+        size, head = self.data.image_size, head or self.head.head
+        batch = 2 if self.evaluated or self.head.is_fitted else self.run.batch_size // processes  # 2: nothing trains
         num_classes = self.data.spec.num_classes
         return heads.build_classifier(self.run.arch, size, num_classes, batch, self.pretrained, head, counts, quiet)
 

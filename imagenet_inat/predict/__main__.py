@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("expected IMAGES or --list FILE, one of the two")
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # notes; stdout may receive the predictions
-        classifier = load_classifier(Path(args.classifier), pick_device(args.device), args.batch_size)
+        classifier = load_classifier(Path(args.classifier), pick_device(args.device))
         facts = classifier.metadata
         transform = eval_transform(facts.views, facts.image_size)
         if args.list:

@@ -14,7 +14,7 @@ from moco import heads
 from moco.export import metadata
 from moco.export.metadata import Metadata
 from moco.export.programs import IMAGES, LOGITS
-from moco.pretrained import QUERY_PREFIX
+from moco.pretrained import CLASSIFIER_PREFIX, is_stage1
 from utils.cli import shared_flags
 from utils.cli.machine_flags import add_speed_arguments
 from utils.cli.parser import Parser
@@ -40,7 +40,7 @@ class Classifier(NamedTuple):
     precision: Callable[[], AbstractContextManager] = nullcontext
 
 
-def load_classifier(source: Path, device: torch.device, batch_size: int) -> Classifier:
+def load_classifier(source: Path, device: torch.device) -> Classifier:
     """Load a classifier from a run folder or a checkpoint of stage 2, or from a .pt2 or .onnx file.
 
     Raises:
@@ -50,7 +50,7 @@ def load_classifier(source: Path, device: torch.device, batch_size: int) -> Clas
         source = _checkpoint_in(source)
     loaders = {".pt2": _load_pt2, ".onnx": _load_onnx}
     if source.suffix not in loaders:
-        return _load_checkpoint(source, device, batch_size)
+        return _load_checkpoint(source, device)
     if not source.is_file():
         raise InputError(f"{source}: no such file")
     return loaders[source.suffix](source, device)
@@ -66,12 +66,13 @@ def _checkpoint_in(folder: Path) -> Path:
     raise InputError(f"{folder}: has no {evaluation.BEST}, expected a run folder of stage 2{choices}")
 
 
-def _load_checkpoint(source: Path, device: torch.device, batch_size: int) -> Classifier:
+def _load_checkpoint(source: Path, device: torch.device) -> Classifier:
     state = evaluation.read_stage2_checkpoint(source)
-    if any(key.startswith(QUERY_PREFIX) for key in state.weights):
+    if is_stage1(state.weights):
+        head = "own" if any(key.startswith(CLASSIFIER_PREFIX) for key in state.weights) else "logistic"
         raise InputError(
-            f"checkpoint {source}: has an encoder without a classifier. Fit one: python main_lincls_imba.py "
-            f"--pretrained {source} --head logistic"
+            f"checkpoint {source}: is of stage 1, expected a classifier of stage 2. Save one: "
+            f"python main_lincls_imba.py --pretrained {source} --head {head}"
         )
     args = stored_flags.parse_stored(_stored_parser(), source)
     spec = datasets.get_spec(args.statistics or args.dataset)
@@ -84,7 +85,7 @@ def _load_checkpoint(source: Path, device: torch.device, batch_size: int) -> Cla
     facts = Metadata.of_run(
         entries, arch=args.arch, image_size=args.image_size, outputs=[LOGITS], num_classes=num_classes
     )
-    model = heads.build_classifier(args.arch, args.image_size, num_classes, batch_size, None, head)
+    model = heads.build_classifier(args.arch, args.image_size, num_classes, head=head)
     model = heads.load_trained(model, head, state.weights, source).to(device).eval()
     compute = ComputeConfig(device, args.amp, args.channels_last, tf32=args.tf32)
     compute.apply_to(model)

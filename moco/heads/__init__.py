@@ -143,8 +143,8 @@ def build_classifier(
     arch: str,
     image_size: int,
     num_classes: int,
-    batch: int,
-    pretrained: str | Path | None,
+    batch: int = 2,
+    pretrained: str | Path | None = None,
     head: str = "linear",
     counts: np.ndarray | None = None,
     quiet: bool = False,
@@ -152,7 +152,7 @@ def build_classifier(
     """Build the network with the frozen pre-trained encoder and a new `fc`, on the CPU.
 
     Args:
-        batch: Images per process and step; the input has the shape (batch, 3, image_size, image_size).
+        batch: Images per process and training step. Keep the default if nothing will be trained.
         pretrained: File of the encoder. None keeps random weights, for a checkpoint that replaces all of them.
         head: Name in HEADS.
         counts: See `freeze_and_replace_classifier`.

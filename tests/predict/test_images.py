@@ -101,6 +101,13 @@ def test_unusable_command_line_is_refused(words, facts, folder, classifiers, tsc
     assert (folder / "taken.csv").read_text() == "kept"
 
 
+def test_classifier_of_stage_1_is_saved_by_head_own(folder, tsc_run, tmp_path):
+    state = checkpoint.read_file(tsc_run / "last.pth.tar")
+    state["state_dict"] |= {"module.classifier.weight": torch.zeros(10, 84), "module.classifier.bias": torch.zeros(10)}
+    torch.save(state, tmp_path / "joint.pth.tar")
+    refusal(lambda: predict.main([str(tmp_path / "joint.pth.tar"), str(folder)]), "joint.pth.tar", "--head own")
+
+
 def test_old_checkpoint_sees_images_as_they_are_stored(classifiers, tmp_path, capsys):
     """It was trained before orientations were applied."""
     state = checkpoint.read_file(classifiers["linear"] / "model_best.pth.tar")

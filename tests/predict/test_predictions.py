@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import main_lincls_imba as stage2
 from imagenet_inat.predict import __main__ as predict
+from moco.encoders import constructor
 from tests.predict.conftest import NAMES
 from tests.refusals import line_with
 
@@ -77,3 +80,14 @@ def test_list_without_labels_gives_same_predictions(classifiers, test_list, tmp_
     assert "accuracy" not in err
     keys = ("path", "label", "probability_3")
     assert [[row[k] for k in keys] for row in read_rows(out)] == [[row[k] for k in keys] for row in labelled]
+
+
+def test_single_images_fit_a_network_that_cannot_train_on_one(data_flags, test_list, tmp_path, capsys):
+    """The batch norm of lenet needs two images, but only in training."""
+    torch.save(constructor("lenet", 16)(num_classes=10).state_dict(), tmp_path / "lenet.pth")
+    flags = "-a lenet --image-size 16 --head ncm -b 1 -j 0 --device cpu"
+    words = [*data_flags, *flags.split()]
+    stage2.main([*words, "--pretrained", str(tmp_path / "lenet.pth"), "--run-dir", str(tmp_path / "ncm")])
+    stage2.main(["--evaluate", "--resume", str(tmp_path / "ncm" / "model_best.pth.tar"), "-b", "1"])
+    predict.main([str(tmp_path / "ncm"), *test_list, "-b", "1"])
+    line_with(capsys.readouterr().err, "100 of 100")
