@@ -29,6 +29,15 @@ def parser() -> Parser:
     return parser
 
 
+def test_values_of_a_list_may_follow_a_flag():
+    parser = Parser()
+    parser.add_argument("first")
+    parser.add_argument("others", nargs="*")
+    parser.add_argument("--size", type=int)
+    assert parser.parse_args(["a", "--size", "3", "b", "c"]).others == ["b", "c"]
+    assert parser.parse_args(["a", "b", "--size", "3", "c"]).others == ["b", "c"]
+
+
 def described(parser: Parser, words: str, **given):
     return describe_arguments(parser, parse(parser, words.split()), **given)
 
@@ -38,6 +47,19 @@ def test_flag_is_ignored_with_a_note_only_if_typed(parser, capsys):
     assert not capsys.readouterr().out
     parse(parser, ["--fast", "--power", "1"])
     line_with(capsys.readouterr().out, "note", "--power", "--fast")
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        ("--knn-k 5", ("--knn-k", "--monitor-freq")),
+        ("--knn-vote class-balanced --online-probe adjusted", ("--knn-vote", "--monitor-freq")),
+        ("--name a --save-folder b --run-dir c", ("--name", "--save-folder", "--run-dir")),
+    ],
+)
+def test_stage1_reports_flags_without_effect(words, facts, capsys):
+    parse(stage1.get_args_parser(), words.split())
+    line_with(capsys.readouterr().out, "note", *facts)
 
 
 def test_flag_is_refused_with_the_value_of_the_other_flag(parser, capsys):

@@ -91,7 +91,11 @@ class Parser(Declarations, argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)
-        if rest:
+        last = next(reversed(self._get_positional_actions()), None)
+        if last and last.nargs == "*" and all(word and not word.startswith("-") for word in rest):
+            # argparse does not accept values of a list that follow a flag, as in `RUN --output DIR RUN`
+            setattr(namespace, last.dest, [*getattr(namespace, last.dest), *rest])
+        elif rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}{self._suggested_flag(rest)}")
         return namespace
 

@@ -11,6 +11,7 @@ RESUMING = When("with --resume, because it measures the first steps of a new run
 WITH_COS = When("with --cos", lambda args: args.cos)
 WITHOUT_COS = When("without --cos", lambda args: not args.cos)
 WITH_ADAMW = When("with --optimizer adamw", lambda args: args.optimizer == "adamw")
+WITH_RUN_DIR = When("with --run-dir", lambda args: args.run_dir)
 WITHOUT_WARMUP = When("without --warmup-epochs", lambda args: not args.warmup_epochs)
 
 
@@ -140,7 +141,9 @@ def add_optim_arguments(
 
 def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
     group = parser.add_argument_group("Run and logging")
-    group.add_argument("--name", default="", help="Suffix of the run folder's name.", affects_result=False)
+    group.add_argument(
+        "--name", default="", help="Suffix of the run folder's name.", affects_result=False, ignored=(WITH_RUN_DIR,)
+    )
     group.add_argument(
         "--run-dir", metavar="DIR", help="Run folder (default: named after the flags).", affects_result=False
     )
@@ -211,7 +214,12 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> Group:
 def add_checkpoint_arguments(group: Group) -> None:
     """Add the flags of the run folder that only stage 1 has."""
     group.add_argument(
-        "--save-folder", default="runs", metavar="DIR", help="Parent of the run folder.", affects_result=False
+        "--save-folder",
+        default="runs",
+        metavar="DIR",
+        help="Parent of the run folder.",
+        affects_result=False,
+        ignored=(WITH_RUN_DIR,),
     )
     group.add_argument(
         "-s",

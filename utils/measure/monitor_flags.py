@@ -16,6 +16,7 @@ from utils.measure.online_probe import OnlineProbe
 
 # The probe is trained on the features of a whole step, which exist in parts only.
 ACCUMULATING = When("with --accum-steps", lambda args: args.accum_steps > 1 and args.online_probe != "off")
+WITHOUT_MONITOR = When("without --monitor-freq", lambda args: not args.monitor_freq)
 
 
 def add_monitor_arguments(group: Group) -> None:
@@ -37,6 +38,7 @@ def add_monitor_arguments(group: Group) -> None:
         "K images can be outvoted, even if all of them are neighbours.",
         affects_result=False,
         same_everywhere=True,
+        ignored=(WITHOUT_MONITOR,),
     )
     group.add_argument(
         "--knn-vote",
@@ -47,6 +49,7 @@ def add_monitor_arguments(group: Group) -> None:
         "size (class-balanced).",
         affects_result=False,
         same_everywhere=True,
+        ignored=(WITHOUT_MONITOR,),
     )
     group.add_argument(
         "--online-probe",
