@@ -1,5 +1,7 @@
 """A classifier that is trained together with an encoder (one stage), on the features that stage 2 uses."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
@@ -79,8 +81,9 @@ def add_classifier(model: nn.Module, counts: Tensor, weight: float) -> EncoderCl
     """
     classifier = model.classifier = EncoderClassifier(model.encoder_q, counts)
 
-    def add_classifier_loss(_, inputs: tuple[Tensor, ...], output):
-        return output._replace(loss=output.loss + weight * classifier.loss(inputs[-1]))
-
-    model.register_forward_hook(add_classifier_loss)
+    model.register_forward_hook(partial(_add_classifier_loss, weight))
     return classifier
+
+
+def _add_classifier_loss(weight: float, model: nn.Module, inputs: tuple[Tensor, ...], output):
+    return output._replace(loss=output.loss + weight * model.classifier.loss(inputs[-1]))

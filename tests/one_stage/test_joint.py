@@ -1,6 +1,8 @@
 """--joint: a classifier trained together with the encoder, its loss, its checkpoint, and its evaluation in stage 2."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -41,6 +43,15 @@ def test_loss_is_the_methods_loss_plus_weighted_balanced_softmax(build):
     term = cross_entropy(logits + PRIOR.log(), y)
     torch.testing.assert_close(out.loss, plain + W * term)
     torch.testing.assert_close(model.classifier.metrics["loss_classifier"], term.detach())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copy_of_a_model_trains_its_own_classifier(duplicate):
+    model = tiny_model()
+    add_classifier(model, COUNTS, W).double()
+    second = duplicate(model)
+    second(*tiny_batch()).loss.backward()
+    assert second.classifier.bias.grad.any() and model.classifier.bias.grad is None
 
 
 def test_gradient_reaches_the_encoder():
