@@ -103,6 +103,8 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         elif name != "study":
             raise InputError(f"plan {path}: unknown section [{name}], expected [study], [method KEY] or [sweep KEY]")
     seeds, imbalances = study.number("seeds", int), study.numbers("imbalances", float)
+    if not imbalances:
+        raise study.input_error("imbalances: found none, expected one number or more")
     pairs = [pair for line in study.text("pairs", "").splitlines() if (pair := line.strip())]
     plan = Plan(
         name=path.stem,

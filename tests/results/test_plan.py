@@ -34,6 +34,7 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("seeds = 2\ndata", "seeds = two\ndata"), (STUDY, "seeds")),
         (("seeds = 2\ndata", "seeds = 99999999999999999999\ndata"), (STUDY, "seeds", 1000)),
         (("seeds = 2\ndata", "seeds = 2 3\ndata"), (STUDY, "seeds", 2)),
+        (("imbalances = 10 100", "imbalances ="), (STUDY, "imbalances")),
         (("imbalances = 10 100", "imbalances = 10 -1"), (STUDY, "imbalances", 0)),
         (("rates = 0.1", "epochs = 3"), (STUDY, "epochs", 1, 2)),
         (("rates = 0.1", "epochs = 4 3"), (STUDY, "epochs", 3, "--monitor-freq", 2)),
