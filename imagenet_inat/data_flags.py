@@ -179,11 +179,12 @@ class DataFlags(ListFlags):
         spec = get_spec(self.dataset)
         views, arch, image_size = self.views or spec.view, self.arch or spec.arch, self.image_size or spec.image_size
         view_named(views, self.crop_scale)
+        resolved = replace(self, views=views, arch=arch, image_size=image_size).with_class_sizes(spec)
         if self.name_all_lists:  # a note, not an error, because a recipe may contain the flag
             for name in ("imbalance", "largest"):
                 if getattr(self, name) is not None:
                     log(f"note: --{name}: ignored, because the flags name all lists")
-        return replace(self, views=views, arch=arch, image_size=image_size).with_class_sizes(spec)
+        return resolved
 
     @property
     def data_name(self) -> str:

@@ -46,8 +46,8 @@ def check_init_from(value: str, arch: str) -> None:
     library = "timm" if arch.startswith(TIMM) else "torchvision"
     if value in LIBRARIES and value != library:
         raise InputError(f"--init-from {value}: --arch {arch} is a network of {library}; use {library} or a file")
-    if value not in LIBRARIES and (problem := file_problem(checkpoint_file(value))):
-        raise InputError(f"--init-from {value}: {problem}; expected a file of encoder weights, or {library}")
+    if value not in LIBRARIES and (problem := file_problem(path := checkpoint_file(value))):
+        raise InputError(f"--init-from {path}: {problem}; expected a file of encoder weights, or {library}")
 
 
 def read_state(path: Path) -> dict:

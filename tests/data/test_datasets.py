@@ -210,3 +210,9 @@ def test_note_reports_imbalance_that_named_lists_ignore(capsys):
     args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
     options.DataFlags.from_args(args).resolved()
     line_with(capsys.readouterr().out, "note", "--imbalance")
+
+
+def test_refused_imbalance_is_not_called_ignored(capsys):
+    args = stage1.get_args_parser().parse_args(["--dataset", "custom", "--splits", "LISTS", "--imbalance", "20"])
+    refusal(lambda: options.resolve_defaults(args), "--imbalance 20", "custom")
+    assert not capsys.readouterr().out

@@ -98,6 +98,11 @@ def test_weights_that_do_not_fit_are_refused(weights, facts, flags, tmp_path):
     assert not (tmp_path / "run" / "last.pth.tar").exists()
 
 
+def test_run_folder_without_checkpoint_is_refused_with_the_name_of_the_missing_file(flags, tmp_path):
+    words = [*flags, "--init-from", str(tmp_path), "--run-dir", str(tmp_path / "run")]
+    refusal(lambda: stage1.main(words), tmp_path / "last.pth.tar")
+
+
 def test_missing_file_is_refused_before_start(flags, tmp_path):
     words = [*flags, "--init-from", "absent.pth", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "--init-from absent.pth")
