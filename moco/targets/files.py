@@ -72,6 +72,8 @@ def read_targets(path: str | Path) -> Tensor:
 
 def check_size(num_classes: int, dim: int, source: str = "targets") -> None:
     """Raise InputError if there are fewer than num_classes different unit vectors in this dimension."""
+    if num_classes < 1 or dim < 1:
+        raise InputError(f"{source}: {num_classes} classes in {dim} dimensions, expected at least 1 of both")
     if dim == 1 and num_classes > 2:
         raise InputError(
             f"{source}: {num_classes} classes in 1 dimension, expected at most 2 (the unit vectors −1 and 1); "
@@ -83,8 +85,10 @@ def check_targets(targets: Tensor, num_classes: int, dim: int, source: str = "ta
     """Check that `targets` are num_classes different, finite unit vectors of dimension dim.
 
     Raises:
-        InputError: Names the failed check (shape, finite values, norm, or distinct rows) and the row.
+        InputError: Names the failed check (type, shape, finite values, norm, or distinct rows) and the row.
     """
+    if not isinstance(targets, Tensor):
+        raise InputError(f"{source}: found a {type(targets).__name__}, expected a tensor; use torch.from_numpy")
     if tuple(targets.shape) != (num_classes, dim):
         raise InputError(
             f"{source}: shape {tuple(targets.shape)}, expected {(num_classes, dim)} (classes, dim); "

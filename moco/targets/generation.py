@@ -30,7 +30,6 @@ def generate_file(
 
     keep_interrupted: on Ctrl-C, save the best set found so far and exit with code 130.
     """
-    check_size(num_classes, dim)
     best = optimize.BestPoints()
     try:
         targets = generate(num_classes, dim, temperature, best=best, **search)
@@ -84,7 +83,11 @@ def generate(
         optimizer: "lbfgs", or "adam", the recipe of the code released by the TSC authors, which starts from normal
             random vectors for any C.
         best: is updated with the best set found so far, for use after an interrupt.
+
+    Raises:
+        InputError: There are no num_classes different unit vectors in this dimension.
     """
+    check_size(num_classes, dim)
     rng = torch.Generator().manual_seed(seed)
     if num_classes == 1 or (num_classes <= dim + 1 and optimizer == "lbfgs"):
         return regular_simplex(num_classes, dim, rng).float()

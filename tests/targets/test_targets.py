@@ -8,9 +8,10 @@ from torch.nn.functional import normalize
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import queue_centroids, update_centroids
 from moco.targets.files import check_targets, load_targets
+from moco.targets.generation import generate
 from tests import oracle
 from tests.refusals import refusal
-from tests.tiny import unit_vectors
+from tests.tiny import tiny_model, unit_vectors
 
 
 def test_centroid_update_by_hand():
@@ -87,6 +88,15 @@ def test_file_that_is_not_an_array_is_refused(content, tmp_path):
 def test_targets_equal_up_to_signed_zero_are_refused():
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]])
     refusal(lambda: check_targets(targets, 3, 2), "0 and 2", "equal")
+
+
+def test_targets_that_are_not_a_tensor_are_refused():
+    refusal(lambda: tiny_model(targets=np.eye(3, 4)), "ndarray", "torch.from_numpy")
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(0, 3), (3, 0), (3, 1)])
+def test_targets_that_cannot_exist_are_not_generated(classes, dim):
+    refusal(lambda: generate(classes, dim), classes, dim)
 
 
 def test_many_invalid_rows_are_counted():
