@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -49,7 +49,7 @@ class ImageSearch:
         """Return the names of the visible subfolders, sorted. Raise InputError if the folder cannot be read."""
         names = []
         for entry in self._visible_entries(folder):
-            if entry.is_dir():
+            if _holds(entry.is_dir):
                 names.append(entry.name)
             else:
                 reason = self._reason_to_skip(entry)
@@ -74,7 +74,7 @@ class ImageSearch:
     def _walk(self, folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
         for entry in self._visible_entries(folder):
             path = f"{folder}/{entry.name}"
-            if not entry.is_dir():
+            if not _holds(entry.is_dir):
                 if reason := self._reason_to_skip(entry):
                     self.skipped[reason] += 1
                 else:
@@ -100,12 +100,20 @@ class ImageSearch:
 
     def _reason_to_skip(self, entry: os.DirEntry) -> str:
         """Return why a file is not used as an image, or ""."""
-        if not entry.is_file():
+        if not _holds(entry.is_file):
             return "broken links" if entry.is_symlink() else "special files"
         suffix = Path(entry.name).suffix.lower()
         if suffix in self.suffixes or (not suffix and _opens(entry.path)):
             return ""
         return suffix or "without extension"
+
+
+def _holds(is_kind: Callable[[], bool]) -> bool:
+    """Return is_kind(), a method of os.DirEntry; False for a link that leads back to itself, which has no kind."""
+    try:
+        return is_kind()
+    except OSError:
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -114,9 +114,11 @@ def test_links_are_followed_once(tmp_path, capsys):
     for name, target in {"loop": source / "a", "up": source, "again": elsewhere / "more", "gone": "nowhere"}.items():
         (source / "a" / name).symlink_to(target)
     (elsewhere / "more" / "outside").symlink_to(tmp_path)
+    for link in (source / "itself", source / "a" / "itself.png"):
+        link.symlink_to(link)
     found = paths(make(source, "--val 1 --test 1"))
     assert {path.split("/")[0] for path in found} == {"a", "b"} and len(found) == 8
-    line_with(capsys.readouterr().out, "skipped", "4 links", "1 broken")
+    line_with(capsys.readouterr().out, "skipped", "4 links", "3 broken")
 
 
 def test_class_without_usable_images_is_refused(tmp_path):
