@@ -131,7 +131,7 @@ HEADS = {
         needs="targets",
     ),
     "own": Head(
-        "the classifier that the network was trained with (stage 1 with --joint or bcl, examples.cross_entropy)",
+        "the classifier that the network was trained with (stage 1 with --joint, bcl or paco, examples.cross_entropy)",
         candidates=candidates.own,
         adjustments=("post", "off"),
         needs="classifier",

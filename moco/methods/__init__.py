@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from moco.methods.base import Method
 from moco.methods.batch_method import BatchMethod
 from moco.methods.bcl_method import BclMethod
+from moco.methods.paco_method import PacoMethod
 from moco.methods.queue_method import QueueMethod
 from utils.cli.flags import Group, When, describe_arguments
 from utils.cli.parser import Parser
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "queue": QueueMethod,
     "batch": BatchMethod,
     "bcl": BclMethod,
+    "paco": PacoMethod,
 }
 
 
@@ -32,7 +34,7 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
         choices=list(METHODS),
         default="queue",
         metavar="NAME",
-        help=f"Images to contrast with.\n{descriptions}",
+        help=f"What to contrast each image with.\n{descriptions}",
         legacy="queue",
     )
     for add in dict.fromkeys(add for method in METHODS.values() for add in method.argument_adders):

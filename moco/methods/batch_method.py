@@ -10,6 +10,7 @@ from moco.methods.contrast_method import ContrastMethod
 from moco.methods.method_flags import add_batch_arguments
 from utils import distributed
 from utils.errors import InputError
+from utils.run.state import RunState
 
 
 class BatchMethod(ContrastMethod):
@@ -26,7 +27,7 @@ class BatchMethod(ContrastMethod):
         if settings.sync_bn and not torch.cuda.is_available():
             raise InputError("--sync-bn: requires a GPU, and none was found; omit it")
 
-    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict, state: RunState) -> nn.Module:
         settings = self.settings
         model = InBatchKCL(encoder, only_targets=settings.only_t, unbiased=settings.unbiased, **model_kwargs)
         synchronised = settings.sync_bn and distributed.world_size() > 1

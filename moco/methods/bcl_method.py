@@ -11,7 +11,6 @@ from moco.loader import VIEWS
 from moco.methods.encoder_method import EncoderMethod
 from utils.cli.flags import Group
 from utils.cli.numbers import nonnegative_float
-from utils.errors import InputError
 from utils.run.state import RunState
 
 
@@ -57,11 +56,6 @@ class BclMethod(EncoderMethod):
     def __init__(self, settings: Namespace):
         super().__init__(settings)
         self.classifier_view = settings.classifier_view
-
-    def check(self) -> None:
-        super().check()
-        if self.settings.accum_steps > 1:
-            raise InputError("--accum-steps: not supported with --contrast bcl; omit it")
 
     def build(self, num_classes: int, state: RunState, device: torch.device) -> nn.Module:
         settings = self.settings

@@ -12,7 +12,7 @@ from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.checkpoint_entries import check_assignments
 from moco.methods.encoder_method import EncoderMethod
-from moco.methods.method_flags import add_contrast_arguments
+from moco.methods.method_flags import add_contrast_arguments, add_mlp_argument
 from moco.targeted import TargetModel
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import format_target_metrics, target_cosines, target_metrics
@@ -29,7 +29,7 @@ class ContrastMethod(EncoderMethod):
     SupCon and MoCo are settings of KCL, and their phase is also called "KCL".
     """
 
-    argument_adders = (*EncoderMethod.argument_adders, add_contrast_arguments)
+    argument_adders = (*EncoderMethod.argument_adders, add_mlp_argument, add_contrast_arguments)
     stored_sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
     model: TargetModel
 
@@ -85,15 +85,15 @@ class ContrastMethod(EncoderMethod):
         }
         model_kwargs |= {"num_classes": num_classes, "targets": targets, "supervised": settings.loss != "MoCo"}
         model_kwargs |= {"assignment_interval": settings.assignment_interval, "parts": settings.accum_steps}
-        self.model = self.build_contrast(get_encoder(settings.arch, settings.image_size), model_kwargs)
+        self.model = self.build_contrast(get_encoder(settings.arch, settings.image_size), model_kwargs, state)
         self.model.seed = state.seed
         if settings.joint:
             self.classifier = add_classifier(self.model, self.sampled_counts(state), settings.joint)
         self.prepare_encoders(new=not state.source)
         return self.model
 
-    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> nn.Module:
-        """Build the model. model_kwargs: keyword arguments of KCL and of InBatchKCL."""
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict, state: RunState) -> nn.Module:
+        """Build the model. model_kwargs: keyword arguments of KCL and of InBatchKCL. state: has the class counts."""
         raise NotImplementedError
 
     def load_extra_state(self, state: RunState) -> None:

@@ -34,6 +34,8 @@ class EncoderMethod(Method):
             )
         if settings.grad_checkpointing and settings.compile:
             raise InputError("--grad-checkpointing: not supported with --compile; omit one of them")
+        if self.trains_classifier and settings.accum_steps > 1:  # a classifier has the features of one micro-batch
+            raise InputError(f"--accum-steps: not supported with --contrast {settings.contrast}; omit it")
 
     def prepare_encoders(self, new: bool) -> None:
         """Apply --init-from (to a new run only), --freeze, --grad-checkpointing and --accum-steps to the encoders."""

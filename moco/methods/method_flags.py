@@ -1,4 +1,4 @@
-"""Flags of KCL, TSC and MoCo: shared flags, flags for --contrast queue, flags for --contrast batch."""
+"""Flags that several methods share, and the flags of KCL, TSC and MoCo, with a queue and in the batch."""
 
 from moco.losses import LOSS_FORMS
 from utils.cli.flags import Group, When
@@ -45,9 +45,12 @@ def add_encoder_arguments(model: Group, loss: Group) -> None:
     )
 
 
+def add_mlp_argument(model: Group, loss: Group) -> None:
+    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as the TSC authors do.")
+
+
 def add_contrast_arguments(model: Group, loss: Group) -> None:
     """Add the flags of KCL, TSC and MoCo, with a queue and in the batch."""
-    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as the TSC authors do.")
     loss.add_argument(
         "--loss",
         choices=["SupCon", "MoCo"],
@@ -177,16 +180,20 @@ def add_queue_arguments(model: Group, loss: Group) -> None:
         type=positive_int,
         default=65536,
         metavar="Q",
-        help="Queue length of --contrast queue, a multiple of -b times --accum-steps; a few times the number of "
-        "training images is enough.",
+        help="Queue length, a multiple of -b times --accum-steps; a few times the number of training images is enough.",
     )
     model.add_argument(
         "--moco-m",
         type=fraction,
         default=0.999,
         metavar="M",
-        help="Momentum of the key encoder of --contrast queue; 0.99 if a run has few thousand steps.",
+        help="Momentum of the key encoder; 0.99 if a run has few thousand steps.",
+        ignored=(When("with --no-momentum-keys", lambda args: args.no_momentum_keys),),
     )
+
+
+def add_queue_target_arguments(model: Group, loss: Group) -> None:
+    """Add the flags of TSC with a queue."""
     loss.add_argument(
         "--sep_t",
         action="store_true",

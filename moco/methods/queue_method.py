@@ -9,7 +9,7 @@ from moco.authors_kcl import AuthorsKCL
 from moco.builder import KCL
 from moco.methods.checkpoint_entries import batch_size_divisor, check_queue
 from moco.methods.contrast_method import ContrastMethod
-from moco.methods.method_flags import WITH_MOCO, add_queue_arguments
+from moco.methods.method_flags import WITH_MOCO, add_queue_arguments, add_queue_target_arguments
 from utils.cli.flags import Group, When
 from utils.distributed import log, world_size
 from utils.errors import InputError
@@ -53,7 +53,12 @@ class QueueMethod(ContrastMethod):
     """Contrast with a queue, used for ImageNet-LT and iNaturalist by the code released by the TSC authors."""
 
     help = "keys of past steps (the paper on ImageNet-LT)"
-    argument_adders = (*ContrastMethod.argument_adders, add_queue_arguments, add_authors_kcl_arguments)
+    argument_adders = (
+        *ContrastMethod.argument_adders,
+        add_queue_arguments,
+        add_queue_target_arguments,
+        add_authors_kcl_arguments,
+    )
     loss_form = "release"
     stored_sizes = ContrastMethod.stored_sizes | {"moco_k": ("queue_labels", 1)}
 
@@ -71,7 +76,7 @@ class QueueMethod(ContrastMethod):
         super().check_extra_state(state, num_classes)
         self.batch_size_divisor = batch_size_divisor(state, self.global_batch_size)
 
-    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict) -> KCL:
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict, state: RunState) -> KCL:
         settings = self.settings
         options = {"positives": settings.positives, "unused": settings.unused_positives}
         sampled = settings.K > 0 and settings.loss != "MoCo"

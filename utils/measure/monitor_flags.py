@@ -97,7 +97,7 @@ class MonitorFlags(FromArgs):
         if images < processes:
             raise InputError(
                 f"--monitor-freq: {images} validation images for {processes} processes, expected at least one per "
-                "process; start fewer processes, or omit --monitor-freq, --online-probe, --joint and bcl"
+                "process; start fewer processes, or omit --monitor-freq, --online-probe, --joint, bcl and paco"
             )
 
     def build_probe(self, encoder: nn.Module, counts: np.ndarray, balanced: bool, state) -> OnlineProbe | None:

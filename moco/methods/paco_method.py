@@ -1,0 +1,70 @@
+"""PaCo and GPaCo: a classifier and contrast with a queue in one softmax, in one stage."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from moco.methods.encoder_method import EncoderMethod
+from moco.methods.method_flags import add_mlp_argument, add_queue_arguments
+from moco.methods.queue_method import QueueMethod
+from moco.paco import PaCo
+from utils.cli.flags import Group
+from utils.cli.numbers import nonnegative_float, positive_float
+from utils.run.loop import Phase
+from utils.run.state import RunState
+
+
+def add_paco_arguments(model: Group, loss: Group) -> None:
+    for name, kind, default, text in (
+        (
+            "--alpha",
+            nonnegative_float,
+            0.05,
+            "Weight of each positive image (--contrast paco); 0.02 to 0.05 in the paper.",
+        ),
+        ("--beta", positive_float, 1.0, "Weight of the anchor's class logit (--contrast paco)."),
+        (
+            "--gamma",
+            nonnegative_float,
+            1.0,
+            "Weight of the images in the denominator (--contrast paco); that of the class logits is 1.",
+        ),
+    ):
+        loss.add_argument(name, type=kind, default=default, metavar="W", help=text, rare=True, legacy=default)
+    model.add_argument(
+        "--no-momentum-keys",
+        action="store_true",
+        help="Train GPaCo: one encoder without momentum processes both views, and both are anchors (--contrast paco).",
+        rare=True,
+        legacy=False,
+    )
+
+
+class PacoMethod(QueueMethod):
+    """Parametric contrastive learning (ICCV 2021) with the queue of KCL, without its positives and targets."""
+
+    help = "keys of past steps and class logits (PaCo, one stage)"
+    argument_adders = (*EncoderMethod.argument_adders, add_mlp_argument, add_queue_arguments, add_paco_arguments)
+    trains_classifier = True
+    model: PaCo
+
+    @property
+    def views_at_once(self) -> int:
+        return 2 if self.settings.no_momentum_keys else 1
+
+    def phases(self) -> list[Phase]:
+        return EncoderMethod.phases(self)  # without KCL and TSC
+
+    def build_contrast(self, encoder: Callable[..., nn.Module], model_kwargs: dict, state: RunState) -> PaCo:
+        settings = self.settings
+        options = {name: getattr(settings, name) for name in ("alpha", "beta", "gamma")}
+        options |= {"K": settings.moco_k, "m": settings.moco_m, "momentum_keys": not settings.no_momentum_keys}
+        model = PaCo(encoder, self.sampled_counts(state), **options, **model_kwargs)
+        self.classifier = model.classifier
+        return model
+
+    def encoders(self) -> list[nn.Module]:
+        return super().encoders() if self.model.momentum_keys else EncoderMethod.encoders(self)
+
+    def step_metrics(self, output) -> dict[str, Tensor]:
+        return {"loss": output.loss} | self.classifier.metrics
