@@ -176,6 +176,17 @@ def test_comparison_lists_trained_probe(words, probe_flags, tmp_path, capsys):
     assert run.results and run.heads is None
 
 
+def test_results_are_written_before_neighbours_are_read(words, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr("moco.heads.comparison.find_probes", fail)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        stage2.main([*words, "--compare-heads", "--run-dir", str(tmp_path)])
+    assert list(results_of(tmp_path)["heads"]) == HEADS
+    assert all((tmp_path / name).exists() for name in ("heads.md", "heads.png"))
+
+
 def test_results_folder_is_not_overwritten(words, comparison, probe_run, tmp_path):
     refusal(lambda: stage2.main([*words, "--compare-heads"]), comparison, "--resume auto")
     ncm = [*words, "--head", "ncm"]
