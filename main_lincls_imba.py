@@ -88,8 +88,8 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     processes = launch.check(config, 0 if args.evaluate else args.batch_size)
     head = head_flags.HeadFlags.from_args(args).resolved(1 if args.evaluate else processes)
     vars(args).update(vars(flags) | vars(head))
-    name = head.run_name(flags.data_name, args.name, args.seed, args.lr, args.weight_decay, args.batch_size)
-    args.run_dir = args.run_dir or str(Path(args.pretrained or "").parent / name)  # --evaluate writes no files
+    name = head.run_name(flags.data_name, args.seed, args.lr, args.weight_decay, args.batch_size)
+    args.run_dir = args.run_dir or folder.default_run_dir(Path(args.pretrained or "").parent, name, args.name)
     data = options.build_data_config(flags, stored.num_classes if args.evaluate else None)
     evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
     data, args.workers = data.choose_loading(data.open((*evaluated, "train")[0]), config, args.batch_size, processes)

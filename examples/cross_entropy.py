@@ -30,7 +30,7 @@ from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
 from utils.distributed import launch
 from utils.run import dry_run, evaluation, loop, resume, session
-from utils.run.folder import check_run_dir
+from utils.run.folder import check_run_dir, default_run_dir
 
 BALANCE = {  # value of --balance: (help, sampler, whether the log prior is added to the logits)
     "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
@@ -93,8 +93,8 @@ def prepare(parser: Parser, args) -> Plan:
     loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
     name = f"{flags.data_name}_cross_entropy_{args.arch}_lr_{args.lr}_bsz_{args.batch_size}"
     name += "" if args.balance == "sampling" else f"_balance_{args.balance}"
-    name += f"_ep_{args.epochs}_seed_{args.seed}_{args.name}"
-    args.run_dir = args.run_dir or str(Path("runs") / name)
+    name += f"_ep_{args.epochs}_seed_{args.seed}"
+    args.run_dir = args.run_dir or default_run_dir("runs", name, args.name)
     data = options.build_data_config(flags)
     data, args.workers = data.choose_loading(data.open("train"), config, args.batch_size, processes)
     digests = check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size)

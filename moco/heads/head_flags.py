@@ -174,16 +174,14 @@ class HeadFlags(FromArgs):
             )
         return replace(self, sampling=sampling, logit_adjustment=adjustment)
 
-    def run_name(
-        self, data_name: str, name: str, seed: int | None, lr: float, weight_decay: float, batch_size: int
-    ) -> str:
-        """Return the name of the run folder, beside the pre-trained file; for probes as in the TSC authors' code."""
+    def run_name(self, data_name: str, seed: int | None, lr: float, weight_decay: float, batch_size: int) -> str:
+        """Return the name of the run folder without --name; for probes as in the TSC authors' code."""
         if self.compare_heads:
-            return f"heads{name and '_'}{name}"
+            return "heads"
         if self.is_fitted:
-            return f"{data_name}_{self.head}_{self.sampling}_{self.logit_adjustment}_{name}"
+            return f"{data_name}_{self.head}_{self.sampling}_{self.logit_adjustment}"
         head = f"{self.head}_finetune" if self.finetune else self.head
-        return f"{data_name}_{head}_seed{seed}_lr{lr}_decay{weight_decay}_bsz{batch_size}_{name}"
+        return f"{data_name}_{head}_seed{seed}_lr{lr}_decay{weight_decay}_bsz{batch_size}"
 
 
 def restrict_training_flags(parser: Parser) -> None:

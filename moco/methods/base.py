@@ -67,7 +67,7 @@ class Method:
         """Raise InputError if `state.extra`, from a checkpoint, contains invalid entries. Called before `build`."""
 
     def run_name(self, data_name: str) -> str:
-        """Return the name of a run, in the format of the authors' code (released with TSC).
+        """Return the name of a run without --name, in the format of the authors' code (released with TSC).
 
         Without a queue, the value of --contrast takes the place of the queue length.
         """
@@ -76,7 +76,7 @@ class Method:
         return (
             f"{data_name}LT_{run.arch}_lr_{run.lr}_bsz_{run.batch_size}_wd_{run.weight_decay}_mlp_{run.mlp}"
             f"_t_{run.moco_t}_{queue}_seed_{run.seed}_k_{run.K}_dim_{run.moco_dim}_tgted_{run.targeted}"
-            f"_tr_{run.tr}_tw_{run.tw}_ep_{run.epochs}_{run.name}"
+            f"_tr_{run.tr}_tw_{run.tw}_ep_{run.epochs}"
         )
 
     @property

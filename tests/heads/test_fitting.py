@@ -128,9 +128,9 @@ def test_own_classifier_of_baseline_is_a_head(probe_flags, tmp_path, capsys):
     line_with(out, "target", run / "last.pth.tar")
     assert "target" not in heads and "own, post" in heads
     stage2.main([*probe_flags, "--head", "own", "--logit-adjustment", "off", "--pretrained", str(run / "last.pth.tar")])
-    own = results_of(run / "custom-digits_LT_own_instance_off_")["selected"]
+    own = results_of(run / "custom-digits_LT_own_instance_off")["selected"]
     assert own["per_class"] == pytest.approx(last["per_class"]) and own["ece"] == pytest.approx(last["ece"], abs=1e-3)
-    for checkpoint_file in (run / "last.pth.tar", run / "custom-digits_LT_own_instance_off_" / "model_best.pth.tar"):
+    for checkpoint_file in (run / "last.pth.tar", run / "custom-digits_LT_own_instance_off" / "model_best.pth.tar"):
         capsys.readouterr()
         stage2.main(["--evaluate", "--resume", str(checkpoint_file)])
         line_with(capsys.readouterr().out, "test", f"top-1 {own['acc1']:.2f}")

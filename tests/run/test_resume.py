@@ -27,6 +27,7 @@ from tests.stopping import (
 from utils.errors import Stopped
 from utils.run import checkpoint
 from utils.run.checkpointer import Checkpointer
+from utils.run.folder import default_run_dir
 
 TSC = ["--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2"]  # the arguments of `tsc_run`
 
@@ -135,6 +136,28 @@ def test_resume_auto_starts_then_continues(flags, tmp_path, monkeypatch, capsys)
     assert resumed not in first
     assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [1, 2]
     assert checkpoint.read_checkpoint(tmp_path / "run" / "previous.pth.tar")["epoch"] == 1
+
+
+def test_run_with_name_of_earlier_version_is_continued(flags, tmp_path):
+    """Earlier versions ended a name without --name in "_"."""
+    words = [*flags, "--epochs", "1", "--save-folder", str(tmp_path)]
+    stage1.main(words)
+    (new,) = tmp_path.iterdir()
+    assert not new.name.endswith("_")
+    old = new.rename(f"{new}_")
+    refusal(lambda: stage1.main(words), old, "--resume auto")
+    stage1.main([*words, "--resume", "auto"])
+    assert [*tmp_path.iterdir()] == [old]
+
+
+@pytest.mark.parametrize(
+    ("existing", "suffix", "expected"),
+    [([], "", "a"), (["a_"], "", "a_"), (["a", "a_"], "", "a"), (["a_"], "x", "a_x"), ([], "x", "a_x")],
+)
+def test_default_run_folder(existing, suffix, expected, tmp_path):
+    for name in existing:
+        (tmp_path / name).mkdir()
+    assert default_run_dir(tmp_path, "a", suffix) == str(tmp_path / expected)
 
 
 def test_resume_with_other_batch_size_wraps_the_queue(flags, save_changed_checkpoint, tmp_path):

@@ -26,6 +26,16 @@ LOCK = ".lock"
 RESULTS = ("results.json", "model_best.pth.tar", "features.npz")  # files of finished measurements
 
 
+def default_run_dir(parent: str | Path, name: str, suffix: str) -> str:
+    """Return the folder of a run without --run-dir: `name` in `parent`, followed by `_suffix` with --name.
+
+    Earlier versions, as the TSC authors' code, ended a name without suffix in "_". If only that folder exists, it is
+    returned, so that the same command continues its run.
+    """
+    run_dir, earlier = Path(parent) / (f"{name}_{suffix}" if suffix else name), Path(parent) / f"{name}_"
+    return str(earlier if not suffix and earlier.exists() and not run_dir.exists() else run_dir)
+
+
 def check_run_dir(arguments: Arguments, fitted: bool = False) -> None:
     """Check before a run starts that it may write to its folder, and that the checkpoint of --resume exists.
 
