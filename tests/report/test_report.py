@@ -15,10 +15,10 @@ from utils.errors import run as run_main
 from utils.measure.feature_file import NAME
 from utils.report import __main__ as report
 from utils.report import sections
+from utils.report.features import in_two_dimensions, spread_out
 from utils.report.figures import curves
 from utils.report.page import Section, Table, format_html_page, format_markdown_page
 from utils.report.runs import read_run
-from utils.report.sections import in_two_dimensions, spread_out
 from utils.report.style import draw, save_figure
 
 
@@ -104,6 +104,23 @@ def test_markdown_figures_exist(pages):
     pictures = re.findall(r"!\[.*\]\((.*)\)", pages["md"])
     assert len(pictures) == len(set(pictures)) >= 8
     assert all((pages["out"] / picture).read_text().startswith("<?xml") for picture in pictures)
+
+
+def test_runs_after_the_first_are_in_the_tables_only(reported_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "MAX_DRAWN", 1)
+    for name in ("one", "two"):
+        shutil.copytree(reported_run, tmp_path / name, ignore=shutil.ignore_patterns(NAME))
+    report.main([str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert paragraphs(page, "first 1: one.")
+    assert captions(page, "one") and not captions(page, "two")
+    assert page.count('<td class="word">two</td>') == page.count('<td class="word">one</td>') > 0
+
+
+def test_legend_of_all_drawn_runs_leaves_room_for_the_curves(recwarn):
+    names = [f"run {i}{split}" for i in range(sections.MAX_DRAWN) for split in ("", " (test)")]
+    draw("n", "c", curves, {name: ([1, 2], [3.0, 4.0]) for name in names}, "loss", None)
+    assert not recwarn.list
 
 
 def test_run_without_probe_or_checkpoint_has_report(tsc_run, tmp_path):

@@ -18,6 +18,7 @@ from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.report import sections, trials
 from utils.report.confusions import confusions
+from utils.report.features import features
 from utils.report.page import format_markdown_section, write_report
 from utils.report.runs import Run, read_run, short_names
 
@@ -48,11 +49,12 @@ def main(argv: list[str] | None = None) -> None:
         print(errors.printable(format_markdown_section(trial_sections[0])), end="")
         return
     runs = with_short_names([read_run(path) for path in args.runs])
+    drawn = runs[: sections.MAX_DRAWN]
     # Results come first, settings last.
-    page_sections = [sections.accuracy(runs), *trial_sections, sections.curves(runs), *sections.heads(runs)]
-    page_sections += [*confusions(runs), *sections.features(runs)]
+    page_sections = [sections.accuracy(runs), *trial_sections, *sections.drawn_runs(runs)]
+    page_sections += [sections.curves(drawn), *sections.heads(drawn), *confusions(drawn), *features(drawn)]
     page_sections += [make(runs) for make in (sections.overview, sections.commands, sections.arguments)]
-    title = "Report of " + ", ".join(run.name for run in runs)
+    title = "Report of " + (", ".join(run.name for run in runs) if runs == drawn else f"{len(runs)} runs")
     page, text = write_report(Path(args.output or args.runs[0]), title, page_sections)
     log(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB, all in one file) and {text.name}")
     log(f"open {page.resolve().as_uri()} in a browser")
