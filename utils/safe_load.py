@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from utils.errors import InputError
 from utils.files import check_regular
 
@@ -50,6 +48,8 @@ PLACEHOLDERS = [*(_placeholder(name) for name in IGNORED), _codecs.encode]
 @contextmanager
 def placeholders_allowed() -> Iterator[None]:
     """Let torch.load(weights_only=True) replace the objects of IGNORED by placeholders."""
+    import torch  # here, so that a command line is read without PyTorch, which takes seconds to import
+
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(PLACEHOLDERS)
     try:
@@ -130,6 +130,8 @@ def size_problem(state: object, size: int) -> str | None:
 
     In a malicious file, a tensor may claim more elements than it stores, and lists may contain each other.
     """
+    import torch  # see placeholders_allowed
+
     level, seen = [state], set()
     for _ in range(MAX_DEPTH):
         inner: list[object] = []

@@ -6,6 +6,8 @@ After the imports, `utils.errors.run` handles the signals, with the same exit co
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SIGUSR1 = getattr(signal, "SIGUSR1", None)  # Windows has no such signal
 
@@ -20,6 +22,21 @@ def _stop(number: int, _frame=None) -> None:
     print(f"\nstopped by {signal.Signals(number).name} before the start", file=sys.stderr, flush=True)
     # Without this, Python ends by the signal, without an exit code. SIGUSR1 announces a planned end: no failure.
     os._exit(0 if number == SIGUSR1 else 128 + number)
+
+
+@contextmanager
+def slow_imports() -> Iterator[None]:
+    """Exit at once, with one line, on a signal while a program imports libraries after it has read its arguments.
+
+    An exception that a signal raises inside an import can be lost, or end as another error of the library.
+    """
+    numbers = [*filter(None, (signal.SIGINT, signal.SIGTERM, SIGUSR1))] if sys.excepthook is _interrupted else []
+    handlers = {number: signal.signal(number, _stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _imported_by_program() -> bool:

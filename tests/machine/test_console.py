@@ -25,6 +25,13 @@ def closed_pipe() -> int:
     return write
 
 
+@pytest.mark.parametrize("module", ["utils.report.__main__", "moco.export.__main__"])
+def test_help_needs_no_pytorch(module):
+    """PyTorch takes seconds to import."""
+    code = f"import sys; from {module} import get_args_parser; get_args_parser().format_help(); print({{*sys.modules}})"
+    assert "'torch'" not in subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+
+
 def test_run_continues_when_stdout_pipe_is_closed(flags, tmp_path):
     words = ["main_moco_supcon_imba.py", *flags, "--epochs", "2", "--run-dir", str(tmp_path / "run")]
     done = run(words, stdout=closed_pipe())

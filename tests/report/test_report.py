@@ -14,7 +14,7 @@ from tests.refusals import exit_message, refusal
 from utils.errors import run as run_main
 from utils.measure.feature_file import NAME
 from utils.report import __main__ as report
-from utils.report import sections
+from utils.report import build, sections
 from utils.report.features import in_two_dimensions, spread_out
 from utils.report.figures import curves
 from utils.report.page import Section, Table, format_html_page, format_markdown_page
@@ -195,10 +195,10 @@ def test_runs_are_named_by_differing_path_parts(tsc_run, probe_run, tmp_path):
     for name in ("kcl", "tsc"):
         shutil.copytree(tsc_run, tmp_path / name / "run")
     runs = [read_run(tmp_path / name / "run" / "probe") for name in ("kcl", "tsc")]
-    assert [run.name for run in report.with_short_names(runs)] == ["kcl", "tsc"]
-    assert report.with_short_names(runs[:1])[0].name == "probe"
+    assert [run.name for run in build.with_short_names(runs)] == ["kcl", "tsc"]
+    assert build.with_short_names(runs[:1])[0].name == "probe"
     nested = [read_run(path) for path in (tmp_path / "kcl" / "run", tmp_path / "kcl" / "run" / "probe")]
-    assert [run.name for run in report.with_short_names(nested)] == ["run", "run/probe"]
+    assert [run.name for run in build.with_short_names(nested)] == ["run", "run/probe"]
 
 
 def test_text_is_escaped_and_backticks_become_code():
