@@ -11,7 +11,7 @@ import main_moco_supcon_imba as stage1
 from moco.paco import PaCo
 from tests.one_stage import loops
 from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
-from tests.refusals import exit_message
+from tests.refusals import exit_message, refusal
 from tests.stopping import assert_resumes_bit_identical, log_of
 from tests.tiny import TinyEncoder, tiny_batch
 
@@ -98,6 +98,10 @@ def test_stage_2_evaluates_the_classifier_that_the_run_reports(options, words, d
     assert any(entry["head"] == "own" for entry in heads.values())
 
 
-@pytest.mark.parametrize("flag", [["--targeted"], ["--joint", "1"], ["--accum-steps", "2"]], ids=str)
+@pytest.mark.parametrize("flag", [["--targeted"], ["--joint", "1"]], ids=str)
 def test_unsupported_flags_are_refused(flag, words, capsys):
     exit_message(lambda: stage1.main([*words, *flag]), capsys, flag[0], "paco")
+
+
+def test_accumulation_is_refused(words):
+    refusal(lambda: stage1.main([*words, "--accum-steps", "2"]), "--accum-steps", "paco")
