@@ -83,7 +83,7 @@ def _resample_separable(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor
 
 
 def apply_affine(images: Tensor, params: Affine, uniform: Tensor) -> Tensor:
-    """Apply torchvision's RandomAffine to square images, with a black background.
+    """Apply torchvision's RandomAffine to square images, with a black background, as Pillow does it.
 
     uniform: (N, 4) random numbers for the angle, the translation to the right and down, and the scale.
     """
@@ -95,7 +95,8 @@ def apply_affine(images: Tensor, params: Affine, uniform: Tensor) -> Tensor:
     back = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)  # (N, 2, 2) from view to image
     theta = torch.cat([back, -back @ move[:, :, None]], dim=2)  # (N, 2, 3)
     grid = affine_grid(theta, list(images.shape), align_corners=False)
-    return grid_sample(images, grid, align_corners=False)
+    inside = ((grid >= -1) & (grid < 1)).all(3)[:, None]  # Pillow does not blend the image with the background
+    return grid_sample(images, grid, padding_mode="border", align_corners=False) * inside
 
 
 def apply_jitter(x: Tensor, factors: Tensor, order: Tensor, hue: bool) -> Tensor:
