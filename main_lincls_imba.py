@@ -1,6 +1,7 @@
 """Train a classifier on the encoder of stage 1 and measure its accuracy (stage 2).
 
-Fit all classifiers that the checkpoint supports, and compare them in one table:
+Flags of data and network that you omit are taken from the checkpoint. Fit all classifiers
+that the checkpoint supports, and compare them in one table:
     python main_lincls_imba.py --pretrained RUN/last.pth.tar --compare-heads
 
 Train the authors' linear classifier:
@@ -9,8 +10,6 @@ Train the authors' linear classifier:
 
 Measure a trained classifier again, or on another list of images:
     python main_lincls_imba.py --evaluate --resume RUN/model_best.pth.tar --test-txt FILE
-
-Flags of data and network that you omit are taken from the checkpoint.
 """
 
 import utils.startup  # noqa: F401, imported before the modules that take seconds to load
@@ -32,8 +31,7 @@ from utils.cli.parser import Parser
 from utils.distributed import launch
 from utils.run import dry_run, evaluation, folder, loop, resume, session
 
-MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "epochs", "batch_size", "lr")
-MOST_USED += ("run_dir", "resume", "evaluate", "seed")
+MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "run_dir", "resume", "evaluate", "seed")
 
 
 def get_args_parser() -> Parser:
@@ -92,12 +90,12 @@ def prepare(parser: Parser, args, stored: stored_flags.StoredArgs) -> Plan:
     args.run_dir = args.run_dir or folder.default_run_dir(Path(args.pretrained or "").parent, name, args.name)
     data = options.build_data_config(flags, stored.num_classes if args.evaluate else None)
     evaluated = stored.evaluated_splits(data.val_is_test) if args.evaluate else ()
-    data, args.workers = data.choose_loading(data.open((*evaluated, "train")[0]), config, args.batch_size, processes)
-    draws_batches = not (args.evaluate or head.is_fitted)  # otherwise a training list may have any length
-    if draws_batches:
+    trains = not (args.evaluate or head.is_fitted)  # otherwise a training list may have any length
+    images, loading = data.open((*evaluated, "train")[0]), data_flags.LoadingFlags.from_args(args)
+    data, args.workers = data.choose_loading(images, loading, processes, trains)
+    if trains:
         loop.Schedule.from_args(args).check([loop.Phase(None, 0, args.epochs)])
-    batch_size = args.batch_size if draws_batches else 1
-    digests = loaders.check_lists_and_hash(data, args.sampling, batch_size, evaluated or loaders.SPLITS)
+    digests = loaders.check_lists_and_hash(data, args.sampling, args.batch_size if trains else 1, evaluated)
     stored.report_other_lists(args.dataset, digests, data.lists.files)
     arguments = parser.describe(args, data.facts | digests, options.LEGACY_LOADING)
     if not args.evaluate:

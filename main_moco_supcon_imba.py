@@ -90,7 +90,7 @@ def prepare(parser: Parser, args) -> Plan:
     name = method.run_name(flags.data_name)
     args.run_dir = args.run_dir or folder.default_run_dir(args.save_folder, name, args.name)
     train_set = data.open("train")
-    data, args.workers = data.choose_loading(train_set, config, args.batch_size, processes)
+    data, args.workers = data.choose_loading(train_set, data_flags.LoadingFlags.from_args(args), processes)
     measures = monitor_flags.MonitorFlags.from_args(args, trains_classifier=method.trains_classifier)
     if measures.splits:
         measures.check(len(data.open("val")), processes)

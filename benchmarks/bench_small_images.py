@@ -31,7 +31,7 @@ TURNS = 7
 CONTRAST_FLAGS = {"batch": "--contrast batch", "queue": "--moco-k 1024"}
 LOADER_FLAGS = {
     "default": "",
-    "--device-aug": "--device-aug",
+    "--device-aug off": "--device-aug off",
     "files, one loader process": "--cache off -j 1",
 }
 

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(parser: Parser, args) -> Plan:
     """Resolve the arguments, and check them and the data before the processes start and the run folder is created."""
-    flags, config = options.DataFlags.from_args(args).resolved(), launch.LaunchConfig.from_args(args)
+    flags, config = data_flags.DataFlags.from_args(args).resolved(), launch.LaunchConfig.from_args(args)
     vars(args).update(vars(flags))
     processes = launch.check(config, args.batch_size)
     get_encoder(args.arch, args.image_size, args.batch_size // processes)
@@ -96,7 +96,7 @@ def prepare(parser: Parser, args) -> Plan:
     name += f"_ep_{args.epochs}_seed_{args.seed}"
     args.run_dir = args.run_dir or default_run_dir("runs", name, args.name)
     data = options.build_data_config(flags)
-    data, args.workers = data.choose_loading(data.open("train"), config, args.batch_size, processes)
+    data, args.workers = data.choose_loading(data.open("train"), data_flags.LoadingFlags.from_args(args), processes)
     digests = check_lists_and_hash(data, BALANCE[args.balance][1], args.batch_size)
     arguments = parser.describe(args, data.facts | digests, options.LEGACY_LOADING)
     check_run_dir(arguments)

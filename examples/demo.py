@@ -25,7 +25,6 @@ STAGE_1 = (
     "--moco-k 1024 --moco-m 0.99 --seed {seed} -p 0 --resume auto --monitor-freq 4"
 )
 STAGE_2 = "main_lincls_imba.py --dataset digits --epochs 8 --schedule 4 6 -b 64 --lr 1 --seed {seed} -p 0 --resume auto"
-DEVICE_AUG = "--device-aug"
 METHODS = {"KCL": "", "TSC": "--targeted --sep_t --tw 0.2 --targets {folder}/optimal_10_128.npy"}
 HEADS = "main_lincls_imba.py --dataset digits --compare-heads --pretrained {folder}/tsc/last.pth.tar"
 REPORT = "-m utils.report {folder}/kcl {folder}/tsc --output {folder}"
@@ -51,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     for method, flags in METHODS.items():
         run_dir = folder / method.lower()
         values = {"epochs": args.epochs, "seed": args.seed, "folder": folder, "run_dir": run_dir}
-        run(f"{STAGE_1} {DEVICE_AUG} {flags} --run-dir {{run_dir}}", **values)
-        run(f"{STAGE_2} {DEVICE_AUG} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe", **values)
+        run(f"{STAGE_1} {flags} --run-dir {{run_dir}}", **values)
+        run(f"{STAGE_2} --pretrained {{run_dir}}/last.pth.tar --run-dir {{run_dir}}/probe", **values)
         results[method] = json.loads((run_dir / "probe" / "results.json").read_text())
     run(REPORT, folder=folder)
     print_results(results, folder)

@@ -1,6 +1,7 @@
 """A cache of a list's decoded images, because small images cost more to decode than to train on."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -56,11 +57,11 @@ class SizeEstimate(NamedTuple):
 
     Attributes:
         total: the bytes of all images.
-        one_size: whether the images of the sample have the same size.
+        size: the (width, height) of all images of the sample, or None if they differ.
     """
 
     total: float
-    one_size: bool
+    size: tuple[int, int] | None
 
     def fits(self, processes: int) -> bool:
         """Whether each of the processes may keep the images in memory."""
@@ -80,7 +81,17 @@ def estimate_size(count: int, read: Callable[[int], Image.Image]) -> SizeEstimat
         except InputError:  # reported when the image is used
             continue
     bytes_each = np.mean([3 * width * height for width, height in sizes]) if sizes else np.inf
-    return SizeEstimate(float(bytes_each * count), len(set(sizes)) == 1)
+    return SizeEstimate(float(bytes_each * count), sizes[0] if len(set(sizes)) == 1 else None)
+
+
+def all_have_size(size: tuple[int, int], count: int, read: Callable[[int], Image.Image], name: str) -> bool:
+    """Return whether all readable images have this (width, height). For the other arguments, see `decode`."""
+    hidden = count < PROGRESS_BAR_FROM or not distributed.is_main()
+    for number in tqdm(range(count), f"sizes of {name}", disable=hidden):
+        with suppress(InputError):  # reported when the image is used
+            if read(number).size != size:
+                return False
+    return True
 
 
 def decode(count: int, read: Callable[[int], Image.Image], name: str) -> DecodedImages | None:

@@ -11,7 +11,9 @@ from moco.loader import VIEWS, view_named
 from utils.cli.flags import ENCODER, Group
 from utils.cli.numbers import number_type, positive_float, positive_int
 from utils.cli.parser import Parser
+from utils.configs import FromArgs
 from utils.distributed import log
+from utils.run import folder
 
 CIFAR = ("cifar10", "cifar100")
 
@@ -142,9 +144,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--device-aug",
-        action="store_true",
-        help="Augment on the device instead of in the loader processes; for images of mixed size, only the colour "
-        "jitter. Use it if training waits for data.",
+        nargs="?",
+        choices=["auto", "on", "off"],
+        const="on",
+        default="auto",
+        help="Augment on the device, in whole batches. auto: small images of one size that --cache keeps. on: others "
+        "too; of images of mixed size only the colour jitter. A resumed run keeps its choice.",
+        legacy=False,
     )
     group.add_argument(
         "--cache",
@@ -167,7 +173,7 @@ class DataFlags(ListFlags):
     statistics: str | None
     holdout: float | None
     on_bad_image: str
-    device_aug: bool
+    device_aug: str
     cache: str
 
     def resolved(self) -> "DataFlags":
@@ -190,3 +196,20 @@ class DataFlags(ListFlags):
     def data_name(self) -> str:
         """The data set's name for run folders. Custom data includes the image folder, to keep runs apart."""
         return self.dataset if self.dataset != CUSTOM.name else f"{CUSTOM.name}-{Path(self.data_root).resolve().name}"
+
+
+@dataclass(frozen=True)
+class LoadingFlags(FromArgs):
+    """The flags that decide how images are loaded; see --help."""
+
+    device_aug: str
+    batch_size: int
+    workers: int | None
+    device: str
+    gpu: int | None
+    resume: str | None
+    run_dir: str
+
+    def resumed_arguments(self) -> dict | None:
+        """Return the arguments of the run that is continued, or None if the run is new."""
+        return folder.resumed_arguments(self.resume, Path(self.run_dir))

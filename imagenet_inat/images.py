@@ -158,6 +158,10 @@ class LongTailDataset(Dataset):
         """Estimate the memory that the decoded images need, from a sample of them."""
         return cache.estimate_size(len(self), self._read_file)
 
+    def all_have_size(self, size: tuple[int, int]) -> bool:
+        """Return whether all readable images have this (width, height), by decoding them."""
+        return cache.all_have_size(size, len(self), self._read_file, self.list_file.name)
+
     def cache_decoded(self) -> None:
         """Decode all images now and keep them in memory, if they fit. Later reads give the same images."""
         if self.pixels is None and self.estimate_size().fits(distributed.world_size()):
@@ -214,7 +218,7 @@ def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.dev
 
 def _describe_problem(dataset: LongTailDataset, index: int) -> str:
     try:
-        dataset.read(index)
+        dataset._read_file(index)  # the image in memory may be the one that replaces it
     except InputError as error:
         return one_line(error)
     return f"{dataset.location(index)}: was unreadable during training, readable now"

@@ -132,7 +132,7 @@ def _choose_training_loader(
     normalise = data.normalise(process.device)
     if not data.batch_views:
         return build_worker_loader(images, batches, normalise, process.workers)
-    log(f"views: whole batches are augmented on {process.device}, from {len(images)} decoded images")
+    log(f"views: whole batches are augmented on {process.device} (--device-aug), from {len(images)} decoded images")
     return DeviceViews(images, normalise, batches, data.device_views(views, process.device))
 
 
@@ -170,9 +170,9 @@ def build_stage2_loader(
 
 
 def check_lists_and_hash(
-    data: DataConfig, sampling: str, batch_size: int, splits: tuple[str, ...] = SPLITS
+    data: DataConfig, sampling: str, batch_size: int, splits: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Check the lists of these splits, before stage 2 creates anything, and return their hashes.
+    """Check the lists of these splits, by default of all, before stage 2 creates anything, and return their hashes.
 
     Returns:
         The hashes as arguments of the run, such as {"train_list": digest}. A resumed run must use the same lists.
@@ -180,7 +180,7 @@ def check_lists_and_hash(
     Raises:
         InputError: a list cannot be used, or has too few images for a batch.
     """
-    opened = {split: data.open(split) for split in splits}
+    opened = {split: data.open(split) for split in splits or SPLITS}
     if "train" in opened:
         check_batch_size(sampling, opened["train"].labels, data.spec.repeat, batch_size)
     return {f"{split}_list": images.digest for split, images in opened.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from imagenet_inat.data_flags import DataFlags
+from imagenet_inat.data_flags import DataFlags, LoadingFlags
 from imagenet_inat.datasets import DatasetSpec, get_spec
 from imagenet_inat.holdout import holdout_mask
 from imagenet_inat.images import LongTailDataset
@@ -27,9 +27,9 @@ from moco.loader import (
 from moco.views.batch_views import BatchViews
 from moco.views.colour import CifarAutoAugment, RandAugment
 from utils.devices import check_memory, resolve_device
-from utils.distributed.launch import LaunchConfig
 from utils.errors import InputError
 
+SMALL_SIDE = 96  # pixels; from about 128 on, a CPU augments single images at least as fast as whole batches
 LEGACY_LOADING = {"batch_views": False, "images_as_shown": False}  # values in older checkpoints, which lack them
 
 
@@ -41,7 +41,7 @@ class DataConfig:
         spec: the properties of the data set, with the class count of the lists.
         lists: the split lists.
         image_size: --image-size.
-        device_aug: --device-aug.
+        device_aug: whether to augment on the device: --device-aug, once `choose_loading` has resolved it.
         skip_bad: whether unreadable training images are skipped.
         crop_scale: --crop-scale.
         cache_decoded: whether decoded images that fit are kept in memory.
@@ -82,9 +82,9 @@ class DataConfig:
 
     @property
     def facts(self) -> dict[str, object]:
-        """What args.json stores besides the flags. It affects the result, so a resumed run must not change it."""
-        spec = self.spec
-        return {"num_classes": spec.num_classes, "images_as_shown": spec.as_shown, "batch_views": self.batch_views}
+        """What args.json stores besides the flags, or in place of them; a resumed run must not change it."""
+        facts = {"num_classes": self.spec.num_classes, "images_as_shown": self.spec.as_shown}
+        return facts | {"device_aug": self.device_aug, "batch_views": self.batch_views}
 
     @property
     def val_is_test(self) -> bool:
@@ -135,33 +135,44 @@ class DataConfig:
         return Normalise(self.spec.mean, self.spec.std, device)
 
     def choose_loading(
-        self, images: LongTailDataset, launch: LaunchConfig, batch_size: int, processes: int
+        self, images: LongTailDataset, flags: LoadingFlags, processes: int, trains: bool = True
     ) -> tuple["DataConfig", int | None]:
         """Decide how to load the images, from a sample of them.
 
         Args:
-            batch_size: images per batch, over all processes.
+            images: the images that the run reads.
+            trains: whether the run draws random batches of the images.
 
         Returns:
-            The data, with the decision whether whole batches are augmented on the device, and the value of --workers.
+            The data, with the decision whether views are augmented on the device, and the value of --workers.
 
         Raises:
             InputError: --device-aug does not support a view for these images, or a batch exceeds the memory.
         """
-        size, local_batch_size = self.image_size, batch_size // processes
+        size, local_batch_size = self.image_size, flags.batch_size // processes
         view_bytes = 4 * 3 * size**2 * local_batch_size  # one view of a process's images, as float32
         batch = f"a batch of {local_batch_size} images"
         check_memory(f"--image-size {size}", batch, view_bytes, "use a smaller one, or a smaller -b")
         rows, estimate = self.view_rows(), images.estimate_size()
         cached = self.cache_decoded and estimate.fits(processes)
         supported = all(BatchViews.supports(row.geometry, row.colour) for row in rows.values())
-        batch_views = self.device_aug and cached and estimate.one_size and supported
-        if self.device_aug and not batch_views:
-            _check_device_jitter(rows)
+        one_size = estimate.size if cached and supported else None
+        resumed = flags.resumed_arguments() if trains else None
+        if flags.device_aug != "auto":
+            on_device = flags.device_aug == "on"
+            batch_views = on_device and one_size is not None
+            if on_device and not batch_views:
+                _check_device_jitter(rows)
+        elif resumed is not None:  # a resumed run keeps its choice
+            on_device = bool(resumed.get("device_aug"))
+            batch_views = one_size is not None and bool(resumed.get("batch_views"))
+        else:
+            small = trains and one_size is not None and max(*one_size, size) <= SMALL_SIDE
+            on_device = batch_views = small and images.all_have_size(one_size)
         # By default, no loader processes compete with training for the cores.
-        on_cpu = launch.gpu is None and resolve_device(launch.device).type == "cpu"
-        workers = 0 if launch.workers is None and cached and on_cpu else launch.workers
-        return replace(self, batch_views=batch_views), workers
+        on_cpu = flags.gpu is None and resolve_device(flags.device).type == "cpu"
+        workers = 0 if flags.workers is None and cached and on_cpu else flags.workers
+        return replace(self, device_aug=on_device, batch_views=batch_views), workers
 
 
 def build_data_config(
@@ -197,7 +208,7 @@ def build_data_config(
         spec,
         lists,
         flags.image_size,
-        flags.device_aug,
+        device_aug=False,
         skip_bad=flags.on_bad_image == "skip",
         crop_scale=flags.crop_scale,
         cache_decoded=flags.cache == "auto",

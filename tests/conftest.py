@@ -31,7 +31,10 @@ def digits_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_flags(digits_root) -> list[str]:
-    """Return data flags of both stages: custom lists of a quarter of the digits at 8 px, so that an epoch is short."""
+    """Return data flags of both stages: custom lists of a quarter of the digits at 8 px, so that an epoch is short.
+
+    The images are augmented one by one, so that tests with -j use loader processes. `digits_flags` has the default.
+    """
     root, lists = digits.prepare(digits_root, REGISTRY["digits"].imbalance_ratio)
     files = []
     for split in ("train", "val", "test"):
@@ -41,6 +44,7 @@ def data_flags(digits_root) -> list[str]:
         )
         files += [f"--{split}-txt", str(small)]
     words = f"--dataset custom --data-root {root} --views digit --statistics digits --image-size 8"
+    words += " --device-aug off"
     return [*words.split(), *files]
 
 

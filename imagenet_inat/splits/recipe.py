@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from imagenet_inat.cache import LIMIT
 from imagenet_inat.decoding import UNREADABLE
 from utils.distributed import log
 from utils.files import write_text
@@ -18,7 +17,6 @@ from utils.run.loop import ENOUGH_STEPS
 
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
-READ_ALL_BELOW = 50_000  # small images of one size: lists with fewer images are read in full, to be sure of the size
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
@@ -31,13 +29,11 @@ class ImageFacts(NamedTuple):
         counts: training images of each class, (C,).
         sizes: (width, height) of some images.
         is_grey: whether all of them are grey.
-        one_size: whether all training images are small, have one size, and fit in memory.
     """
 
     counts: np.ndarray
     sizes: list[tuple[int, int]]
     is_grey: bool
-    one_size: bool
 
     @property
     def side(self) -> int:
@@ -96,16 +92,12 @@ def look_at_images(root: Path, train: list[str], counts: np.ndarray) -> ImageFac
     if not headers:
         return None
     sizes, modes = [size for size, _ in headers], {mode for _, mode in headers}
-    width, height = sizes[0]
-    one_size = len(set(sizes)) == 1 and max(width, height) <= 128 and 3 * width * height * len(train) <= LIMIT
-    if one_size and len(headers) < len(train) < READ_ALL_BELOW:
-        one_size = {size for size, _ in _read_headers(root, train)} == {sizes[0]}
-    return ImageFacts(counts, sizes, modes <= GREY_MODES, one_size)
+    return ImageFacts(counts, sizes, modes <= GREY_MODES)
 
 
 def data_flags(facts: ImageFacts) -> list[tuple[str, str]]:
     """Return the flags of both stages that fit the images, each with the reason for its value."""
-    return [*_network(facts.side, int(facts.counts.sum())), *_views(facts)]
+    return [*_network(facts.side, int(facts.counts.sum())), _views(facts)]
 
 
 def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
@@ -163,16 +155,12 @@ def _contrast(in_batch: bool, num_classes: int, batch: int, count: int) -> tuple
     )
 
 
-def _views(facts: ImageFacts) -> list[tuple[str, str]]:
+def _views(facts: ImageFacts) -> tuple[str, str]:
     if facts.is_grey:
-        view = ("--views grey", "the images are grey: crop and flip; for characters use digit, which does not flip")
-    elif facts.side <= 96:
-        view = ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
-    else:
-        view = ("--views simclr", "crops keep 20 % of the image or more; those of the default view, photo, 8 % or more")
-    if not facts.one_size:
-        return [view]
-    return [view, ("--device-aug", "the images are small, have one size and fit in memory")]
+        return ("--views grey", "the images are grey: crop and flip; for characters use digit, which does not flip")
+    if facts.side <= 96:
+        return ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
+    return ("--views simclr", "crops keep 20 % of the image or more; those of the default view, photo, 8 % or more")
 
 
 def _read_headers(root: Path, paths: list[str]) -> list[tuple[tuple[int, int], str]]:

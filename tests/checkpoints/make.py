@@ -52,16 +52,16 @@ def write_inputs(folder: Path) -> None:
     np.save(folder / "targets.npy", np.concatenate([axes, -axes, diagonal, -diagonal]))
 
 
-def pretrain(folder: Path, run: Path) -> None:
-    """Run stage 1 on the inputs in `folder`."""
+def pretrain(folder: Path, run: Path, *flags: str) -> None:
+    """Run stage 1 on the inputs in `folder`, with further flags."""
     paths = ["--data-root", folder / "data", "--train-txt", folder / "train.txt", "--targets", folder / "targets.npy"]
-    stage1.main([*COMMON.split(), *TSC.split(), *map(str, paths), "--run-dir", str(run)])
+    stage1.main([*COMMON.split(), *TSC.split(), *map(str, paths), "--run-dir", str(run), *flags])
 
 
-def probe(folder: Path, run: Path, pretrained: Path) -> None:
-    """Run stage 2 on the inputs in `folder`."""
+def probe(folder: Path, run: Path, pretrained: Path, *flags: str) -> None:
+    """Run stage 2 on the inputs in `folder`, with further flags."""
     paths = ["--data-root", folder / "data", "--train-txt", folder / "train.txt", "--pretrained", pretrained]
-    stage2.main([*COMMON.split(), *PROBE.split(), *map(str, paths), "--run-dir", str(run)])
+    stage2.main([*COMMON.split(), *PROBE.split(), *map(str, paths), "--run-dir", str(run), *flags])
 
 
 if __name__ == "__main__":

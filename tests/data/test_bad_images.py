@@ -34,8 +34,10 @@ def folder(tmp_path) -> Path:
 
 
 def flags(folder: Path, workers: int = 0) -> list[str]:
+    """Return flags of both stages. Without loader processes, whole batches of the images are augmented."""
     text = f"--dataset custom --data-root {folder} --splits {folder} --arch resnet20 --image-size 8 --device cpu"
-    return [*text.split(), *f"-b 8 --epochs 2 --seed 0 -p 0 -j {workers}".split()]
+    text += f" -b 8 --epochs 2 --seed 0 -p 0 -j {workers} --device-aug {'off' if workers else 'auto'}"
+    return text.split()
 
 
 STAGE_1 = ["--moco-k", "16", "--moco-dim", "8"]
@@ -72,8 +74,8 @@ def test_skipped_images_are_counted_and_listed_in_both_stages(workers, folder, c
 def test_replacement_images_do_not_depend_on_workers(folder):
     weights = []
     for workers in (0, 2):
-        run = folder / f"run{workers}"
-        stage1.main([*flags(folder, workers), *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(run)])
+        run, words = folder / f"run{workers}", [*flags(folder, workers), "--device-aug", "off"]
+        stage1.main([*words, *STAGE_1, "--on-bad-image", "skip", "--run-dir", str(run)])
         weights.append(checkpoint.read_checkpoint(run / "last.pth.tar")["state_dict"])
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 

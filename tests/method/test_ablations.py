@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 def common_flags(root: Path) -> list[str]:
     """Return the flags shared by all runs of both scripts."""
-    return [*three.flags(root), "-a", "lenet", "--image-size", "12"]
+    return [*three.flags(root), "-a", "lenet", "--image-size", "12", "--device-aug", "off"]
 
 
 class Run(NamedTuple):
@@ -161,7 +161,7 @@ CHANGES = {
     "weight_decay": ("", "--wd 0.1"),
     "batch_size": ("", "-b 4"),
     "epochs": ("", "--epochs 3"),
-    "device_aug": ("", "--device-aug"),
+    "device_aug": ("", "--device-aug on"),
     "crop_scale": ("", "--crop-scale 0.5 1"),
     "statistics": ("", "--statistics digits"),
 }

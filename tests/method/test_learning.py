@@ -87,7 +87,7 @@ def test_end_of_a_reported_collapse_is_reported(capsys):
 def test_collapse_with_large_learning_rate_is_reported(digits_root, tmp_path, capsys):
     """In-batch KCL on the digits in three dimensions collapses with a large learning rate, but not with a small one."""
     flags = "--dataset digits -a lenet --image-size 12 --contrast batch --mlp --cos -b 64 --moco-dim 3 --epochs 5"
-    run_flags = f"--seed 0 -p 0 --data-root {digits_root} --device cpu -j 0 --device-aug"
+    run_flags = f"--seed 0 -p 0 --data-root {digits_root} --device cpu -j 0"
     stage1.main([*f"{flags} --lr 0.1 {run_flags} --run-dir {tmp_path}/large".split()])
     line_with(capsys.readouterr().out, "--warmup-epochs", "--lr", "--moco-t")  # the suggested flags
     stage1.main([*f"{flags} --lr 0.003 {run_flags} --run-dir {tmp_path}/small".split()])

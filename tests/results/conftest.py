@@ -18,8 +18,8 @@ title = Small
 imbalances = 10 100
 seeds = 2
 data = --dataset digits --image-size 8
-contrast = --mlp --cos --epochs 2 -b 64 --contrast batch --moco-dim 8 -p 0 --monitor-freq 2 --device-aug
-cross-entropy = --device-aug --epochs 4 -b 256 --cos -p 0
+contrast = --mlp --cos --epochs 2 -b 64 --contrast batch --moco-dim 8 -p 0 --monitor-freq 2
+cross-entropy = --epochs 4 -b 256 --cos -p 0
 rates = 0.1
 pairs =
     tsc - kcl

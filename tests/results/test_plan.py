@@ -15,7 +15,7 @@ def test_plan_is_read(plan):
     assert [*plan.methods] == ["pixels", "kcl", "tsc", "ce"] and plan.pairs == (("tsc", "kcl"), ("kcl", "ce"))
     assert plan.methods["tsc"].flags == ("--targeted", "--tw", "0.2")
     assert plan.sweeps[0].values == ("0.2", "1") and plan.sweeps[0].methods == ("tsc",)
-    assert plan.flags["cross-entropy"][:3] == ("--device-aug", "--epochs", "4")
+    assert plan.flags["cross-entropy"][:2] == ("--epochs", "4")
 
 
 @pytest.mark.parametrize("file", sorted(PLANS_DIR.glob("*.ini")), ids=lambda file: file.stem)

@@ -84,23 +84,23 @@ def stage(request) -> str:
 @pytest.fixture(scope="module")
 def uninterrupted(stage, folder) -> Path:
     """Return the folder of an uninterrupted run. Its previous.pth.tar is from the middle of the last epoch."""
-    return run_stage(stage, folder, folder / f"{stage}_whole")
+    return run_stage(stage, folder, folder / f"{stage}_whole", "--device-aug", "off")
 
 
 @pytest.fixture(scope="module")
 def resumed(stage, folder) -> Path:
-    """Return the folder of a run that resumes from the old checkpoint."""
+    """Return the folder of a run that resumes from the old checkpoint, which decides how images are augmented."""
     run = folder / f"{stage}_resumed"
     run.mkdir()
     shutil.copy(OLD_CHECKPOINTS / f"{stage}_within.pth.tar", run / "last.pth.tar")
     return run_stage(stage, folder, run)
 
 
-def run_stage(stage: str, folder: Path, run: Path) -> Path:
+def run_stage(stage: str, folder: Path, run: Path, *flags: str) -> Path:
     if stage == "tsc":
-        make.pretrain(folder, run)
+        make.pretrain(folder, run, *flags)
     else:
-        make.probe(folder, run, pretrained=OLD_CHECKPOINTS / "tsc_end.pth.tar")
+        make.probe(folder, run, OLD_CHECKPOINTS / "tsc_end.pth.tar", *flags)
     return run
 
 

@@ -238,6 +238,7 @@ def test_recipes_have_published_hyperparameters():
     assert [cifar[fact] for fact in facts] == ["batch", 1024, 0.5, True, 0.5e-3, 10, 1000, 6, 128, True]
     assert [release[fact] for fact in facts] == ["batch", 256, 0.05, True, 0.05e-3, 0, 1000, 6, 10, True]
     assert (release["tr"], release["loss_form"], release["kcl_epochs"]) == (25, "release", 0)
+    assert (cifar["device_aug"], release["device_aug"]) == ("auto", "off")
     ldam = recipe_args("cifar_ldam_drw")
     facts = ("finetune", "head", "epochs", "schedule", "lr", "batch_size", "weight_decay", "views")
     assert [ldam[fact] for fact in facts] == [True, "ldam", 200, [140, 180, 190], 0.1, 128, 2e-4, "padded"]

@@ -47,16 +47,7 @@ def test_recipe_starts_and_stage_2_uses_its_data_flags(counts, contrast, tmp_pat
 
 def test_recipe_fits_photos(tmp_path):
     args = arguments(make_pictures(tmp_path, [9, 9], (130, 150)))
-    assert (args.image_size, args.arch, args.views, args.device_aug) == (128, "resnet18", "simclr", False)
-
-
-def test_one_image_of_another_size_prevents_augmentation_on_the_device(tmp_path):
-    """The header of every small image is read, not only of a sample."""
-    folder = tmp_path / "my images" / "c9"
-    folder.mkdir(parents=True)
-    for number in range(3):
-        Image.new("RGB", (9, 9)).save(folder / f"{number}.png")
-    assert not arguments(make_pictures(tmp_path, [300, 300], (8, 8))).device_aug
+    assert (args.image_size, args.arch, args.views) == (128, "resnet18", "simclr")
 
 
 def test_grey_images_get_views_without_colours(tmp_path):
@@ -67,7 +58,7 @@ def test_grey_images_get_views_without_colours(tmp_path):
 @pytest.mark.parametrize("count", [400, 3_000, 40_000])
 def test_epochs_give_enough_steps_and_queue_is_at_most_two_epochs_long(count, num_classes):
     counts = np.full(num_classes, count // num_classes)
-    facts = ImageFacts(counts, [(32, 32)], is_grey=False, one_size=True)
+    facts = ImageFacts(counts, [(32, 32)], is_grey=False)
     words = " ".join(flags for flags, _ in [*data_flags(facts), *training_flags(facts)]).split()
     args = arguments(["--dataset", "custom", *words])
     assert args.epochs * (count // args.batch_size) >= 4000

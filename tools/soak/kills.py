@@ -32,7 +32,7 @@ PRETRAINING = {
     "queue, KCL, --sampling class-balanced, --accum-steps": (
         f"{QUEUE} --sampling class-balanced --accum-steps 2 --clip-grad 1"
     ),
-    "queue, KCL, --device-aug": f"{QUEUE} --device-aug",
+    "queue, KCL, --device-aug off": f"{QUEUE} --device-aug off",
     "batch, KCL": f"{BATCH} --K 3 --cos --warmup-epochs 1",
     "batch, TSC": f"{BATCH} --targeted --tw 0.5",
     "batch, TSC, --loss-form release": f"{BATCH} --targeted --loss-form release --tr 25",

@@ -14,7 +14,7 @@ from utils.cli.flags import Arguments
 from utils.distributed import log
 from utils.errors import InputError
 from utils.files import file_problem, write_atomically
-from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS
+from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS, read_file
 from utils.safe_load import read_json
 
 try:
@@ -117,6 +117,19 @@ def resumable_checkpoints(run_dir: Path) -> list[Path]:
     """Return the checkpoints of a run folder, the newest first."""
     kept = sorted(run_dir.glob("checkpoint_*.pth.tar"), reverse=True)
     return [path for path in (run_dir / LAST, run_dir / PREVIOUS, *kept) if path.exists()]
+
+
+def resumed_arguments(resume: str | None, run_dir: Path) -> dict | None:
+    """Return the arguments in the checkpoint that --resume continues from, or None if the run is new.
+
+    They are {} if the checkpoint has none, as those of the authors' code. Unreadable checkpoints are skipped here.
+    """
+    paths = resumable_checkpoints(run_dir) if resume == "auto" else [Path(resume)] if resume else []
+    for path in paths:
+        with suppress(InputError):  # reported when the run starts
+            args = read_file(path).get("args")
+            return args if isinstance(args, dict) else {}
+    return None
 
 
 @contextmanager
