@@ -1,4 +1,4 @@
-"""Networks for small images: CIFAR ResNets, a LeNet, and torchvision ResNets with a small stem."""
+"""Networks for small images: CIFAR ResNets, two LeNets, and torchvision ResNets with a small stem."""
 
 import functools
 
@@ -68,8 +68,8 @@ class LeNet(nn.Module):
         self.fc = nn.Linear(256, num_classes)
 
     @staticmethod
-    def _convolution(width_in: int, width_out: int) -> nn.Conv2d:
-        convolution = nn.Conv2d(width_in, width_out, 3, padding=1, bias=False)
+    def _convolution(width_in: int, width_out: int, stride: int = 1) -> nn.Conv2d:
+        convolution = nn.Conv2d(width_in, width_out, 3, stride, padding=1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         return convolution
 
@@ -79,6 +79,29 @@ class LeNet(nn.Module):
         third = x.shape[-1] // 3
         x = max_pool2d(self.conv3(x), x.shape[-1] - 2 * third, third)
         x = relu(self.bn3(x))  # (N, 64, 3, 3)
+        return self.fc(relu(self.bn4(self.hidden(x.flatten(1)))))  # (N, num_classes)
+
+
+class StridedLeNet(nn.Module):
+    """A LeNet whose 3×3 convolutions have stride 2 instead of pooling, for long training on a CPU.
+
+    For 28-px images, it has 0.32 M weights and 1.9 M multiply-adds per image (`LeNet`: 0.20 M and 6.2 M). The hidden
+    layer sees a 4 × 4 grid of positions. Images need at least 25 pixels.
+    """
+
+    def __init__(self, num_classes: int = 1000):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (LeNet._convolution(*of, 2) for of in ((3, 32), (32, 64), (64, 64)))
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(width) for width in (32, 64, 64))
+        self.hidden, self.bn4 = nn.Linear(1024, 256, bias=False), nn.BatchNorm1d(256)
+        self.fc = nn.Linear(256, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.bn1(self.conv1(x)))  # (N, 32, H/2, W/2)
+        x = relu(self.bn2(self.conv2(x)))  # (N, 64, H/4, W/4)
+        x = relu(self.bn3(self.conv3(x)))  # (N, 64, H/8, W/8)
+        if (side := x.shape[-1]) != 4:  # 25 to 32 pixels need no pooling
+            x = max_pool2d(x, side - 3 * (side // 4), side // 4)  # (N, 64, 4, 4)
         return self.fc(relu(self.bn4(self.hidden(x.flatten(1)))))  # (N, num_classes)
 
 
@@ -97,6 +120,7 @@ CIFAR = {f"resnet{6 * blocks + 2}": blocks for blocks in (3, 5, 7, 9, 18)}  # He
 STEMS = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2")
 PROJECT_NETWORKS = {
     "lenet": LeNet,
+    "lenet_strided": StridedLeNet,
     **{arch: functools.partial(CifarResNet, blocks) for arch, blocks in CIFAR.items()},
     **{arch + SMALL: functools.partial(small_stem, arch) for arch in STEMS},
 }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from moco.encoders import get_encoder
 from moco.encoders.small import BasicBlock
@@ -58,16 +59,35 @@ def test_lenet_pools_to_3x3_for_any_image_size(side):
     assert network(torch.randn(2, 3, side, side)).shape == (2, 7) and network.hidden.in_features == 64 * 3 * 3
 
 
-def test_lenet_output_depends_on_position():
+@pytest.mark.parametrize("side", [25, 28, 32, 64, 71])
+def test_strided_lenet_reduces_any_image_size_to_4x4(side):
+    network = get_encoder("lenet_strided", side)(num_classes=7)
+    assert network(torch.randn(2, 3, side, side)).shape == (2, 7) and network.hidden.in_features == 64 * 4 * 4
+
+
+@pytest.mark.parametrize(("arch", "weights", "products"), [("lenet", 204_448, 6.2), ("lenet_strided", 319_136, 1.9)])
+def test_size_and_cost_of_the_lenets(arch, weights, products):
+    """Million multiply-adds per 28-px image, which the docstring of StridedLeNet gives. fc counts in neither number."""
+    network = get_encoder(arch, 28)(num_classes=1)
+    assert sum(p.numel() for name, p in network.named_parameters() if not name.startswith("fc.")) == weights
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.randn(1, 3, 28, 28))
+    assert round(counter.get_total_flops() / 2e6, 1) == products
+
+
+@pytest.mark.parametrize(("arch", "stride"), [("lenet", 1), ("lenet_strided", 2)])
+def test_lenet_output_depends_on_position(arch, stride):
     """The same spot lies in two corners. A network with global average pooling would hardly distinguish them."""
     torch.manual_seed(0)
-    network = get_encoder("lenet", 28)(num_classes=7).eval()
+    network = get_encoder(arch, 28)(num_classes=7).eval()
     corners = torch.zeros(2, 3, 28, 28)
     corners[0, :, 4:8, 4:8] = corners[1, :, 20:24, 20:24] = 1
     maps = network.conv1(corners)
-    assert torch.allclose(maps[0, :, 4:8, 4:8], maps[1, :, 20:24, 20:24], atol=1e-6)
+    first, second = (slice(start // stride, (start + 4) // stride) for start in (4, 20))
+    assert torch.allclose(maps[0, :, first, first], maps[1, :, second, second], atol=1e-6)
     assert (network(corners)[0] - network(corners)[1]).abs().max() > 1e-3
 
 
-def test_image_too_small_for_lenet_is_refused():
-    refusal(lambda: get_encoder("lenet", 8), "--arch", "lenet", 2, 8)
+@pytest.mark.parametrize(("arch", "side"), [("lenet", 8), ("lenet_strided", 24)])
+def test_image_too_small_for_lenet_is_refused(arch, side):
+    refusal(lambda: get_encoder(arch, side), "--arch", arch, 2, side)
