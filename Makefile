@@ -2,6 +2,7 @@
 # make test          run the tests with the newest library versions
 # make test-oldest   run the tests that depend on library versions, with the oldest ones
 # make results       write docs/results.md; takes hours on two cores; if interrupted, run it again to continue
+#                    PLAN=length HOURS=8: another plan, and only the seeds and lengths that fit 8 hours
 # make bench         write benchmarks/RESULTS.md
 #
 # With a CUDA device:
@@ -32,7 +33,7 @@ demo: venv
 	$(PY) -m examples.demo
 
 results: venv
-	$(PY) -m examples.results
+	$(PY) -m examples.results $(PLAN) $(if $(HOURS),--hours $(HOURS))
 
 results-gpu: venv
 	@$(PY) -m benchmarks.gpu.device

@@ -2,11 +2,13 @@
 
     python -m examples.results                 # Fashion-MNIST, docs/results.md; takes hours
     python -m examples.results digits          # the digits
+    python -m examples.results length --hours 8   # accuracy over the length of training
     python -m examples.results MY.ini --plan   # list the runs of your own plan
 
 A plan sets the data, methods and seeds; examples/results/fashion.ini is a commented
 example. The runs are stored in runs/results_NAME. If interrupted, run the same command
-again to continue. --page writes the page from the runs that have finished.
+again to continue. --hours chooses the seeds and lengths of training that fit. --page
+writes the page from the runs that have finished.
 """
 
 import shlex
@@ -15,13 +17,14 @@ import sys
 from pathlib import Path
 
 from examples.results import page
+from examples.results.budget import fit_to_hours
 from examples.results.plan import Plan
 from examples.results.plan_file import read_plan
 from examples.results.running import run_all, wait_for_earlier_runs
 from examples.results.study import TUNING, Study
 from examples.results.trials import unfinished_part
 from utils import errors
-from utils.cli.numbers import positive_int
+from utils.cli.numbers import positive_float, positive_int
 from utils.cli.parser import Parser
 from utils.devices import check_device, resolve_device
 from utils.distributed import log
@@ -47,6 +50,13 @@ def get_args_parser() -> Parser:
     )
     parser.add_argument("--seeds", type=positive_int, metavar="N", help="Number of seeds (default: the plan's).")
     parser.add_argument(
+        "--hours",
+        type=positive_float,
+        metavar="H",
+        help="Run only the seeds, lengths and sweeps of the plan that fit H hours in total on this machine. The speed "
+        "is measured first.",
+    )
+    parser.add_argument(
         "--jobs",
         type=positive_int,
         metavar="N",
@@ -63,7 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     plan = read_plan(args.plan)
     if args.seeds == 1:
         raise errors.InputError("--seeds 1: expected 2 or more (one seed has no standard deviation)")
-    plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds) if args.seeds else plan
+    if args.hours and (args.show or args.page or args.block):
+        raise errors.InputError("--hours: not supported with --plan, --page and --block, which run nothing")
+    if args.seeds:
+        lengths = dict.fromkeys(plan.lengths, args.seeds)
+        plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds, lengths=lengths)
     if args.block:
         log(f"wrote {', '.join(map(str, page.write_block(plan, Path(args.output))))}")
         return
@@ -78,31 +92,31 @@ def main(argv: list[str] | None = None) -> None:
             raise errors.InputError(
                 f"{Path.cwd()}: not this project's folder; start the study in {Path(__file__).parents[2]}"
             )
-        run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else GPU_JOBS))
+        run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else GPU_JOBS), args.hours)
     # The page shows only the flags that affect its numbers, not --output or --jobs.
     shown_flags = [args.plan] if args.plan != DEFAULT else []
     shown_flags += ["--seeds", str(args.seeds)] if args.seeds else []
+    shown_flags += ["--hours", f"{args.hours:g}"] if args.hours else []
     command = shlex.join(["python", "-m", "examples.results", *shown_flags])
     written = page.write(study.results(), Path(args.output), command)
     log(f"wrote {', '.join(map(str, written))}; the runs are in {folder}")
 
 
-def run(study: Study, jobs: int) -> None:
-    """Run all stages of the study in order. Stages can depend on the results of earlier ones."""
+def run(study: Study, jobs: int, hours: float | None = None) -> None:
+    """Run all stages of the study in order, or what fits `hours`. Stages can depend on the results of earlier ones."""
     for number in errors.EXIT_CODES.keys() - {signal.SIGINT}:  # like Ctrl-C, so that run_all stops its runs
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     with lock_run_dir(study.folder):
         study.prepare()
+        study = fit_to_hours(study, hours, jobs) if hours else study
         for stage, trials in study.stages():
             unfinished = [remaining for trial in trials if (remaining := unfinished_part(trial)).commands]
             if unfinished:
                 wait_for_earlier_runs(unfinished)
                 log(f"{stage}: {len(unfinished)} of {len(trials)} trials to run, {jobs} at a time")
                 run_all(unfinished, jobs)
-            if stage == TUNING:
-                log(
-                    f"rates selected on validation: {', '.join(f'{key} {rate}' for key, rate in study.rates().items())}"
-                )
+            if stage.startswith(TUNING):
+                log(study.describe_rates(stage))
 
 
 def describe_plan(plan: Plan, study: Study) -> str:
@@ -114,7 +128,7 @@ def describe_plan(plan: Plan, study: Study) -> str:
         remaining = new_trials if assumed else [trial for trial in new_trials if unfinished_part(trial).commands]
         hours += study.hours(remaining)
         rows.append([stage, str(len(new_trials)), str(len(remaining)), f"{study.hours(remaining):.1f}"])
-        if remaining and stage == TUNING:
+        if remaining and stage.startswith(TUNING):
             study.assume_rates()
             assumed = True
     rows.append(["all", str(len(seen)), str(sum(int(row[2]) for row in rows)), f"{hours:.1f}"])

@@ -3,14 +3,12 @@
 import textwrap
 from pathlib import Path
 
-import numpy as np
-
-from examples.results import figures, reading, tables
-from examples.results.plan import VIEWS, Plan, Sweep
+from examples.results import figures, lengths, reading, tables
+from examples.results.plan import Plan, Sweep
 from examples.results.reading import Results
 from utils.errors import InputError
-from utils.files import format_csv, write_text
-from utils.measure.results import SHOT_NOTE, SHOTS, best_head, format_markdown_table
+from utils.files import write_text
+from utils.measure.results import SHOT_NOTE, format_markdown_table
 from utils.report.runs import Stage
 from utils.report.trials import CONFIDENCE
 
@@ -32,12 +30,12 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
         InputError: Some method has fewer than two finished seeds.
     """
     plan = results.plan
-    stage1_of = {key: method.stage1 for key, method in plan.methods.items()}
-    if min(len(runs) + (stage1_of[key] not in VIEWS) for (_, key), runs in results.groups.items()) < 2:
+    if not reading.enough_seeds(plan, results.groups):
         raise InputError(f"{plan.title}: expected 2 finished seeds of each method. Run the plan without --page first")
     output.mkdir(parents=True, exist_ok=True)
     largest = max(plan.imbalances)
-    drawn_figures = {
+    drawn_figures = {"lengths": (lengths.accuracy(results), lengths.CAPTION)} if results.lengths else {}
+    drawn_figures |= {
         "accuracy": (
             figures.accuracy(results),
             "Test accuracy with the classifier selected on validation, one dot per seed.",
@@ -62,7 +60,7 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
         figures.save(figure, figure_files[-1][0])
     page, table = output / f"{plan.page}.md", output / f"{plan.page}.csv"
     write_text(page, page_text(results, figure_files, command))
-    write_text(table, csv_table(results))
+    write_text(table, reading.csv_table(results))
     readme = output.resolve().parent / README
     return [page, table, *(path for path, _ in figure_files), *_replace_block(results, readme)]
 
@@ -78,6 +76,7 @@ def write_block(plan: Plan, output: Path) -> list[Path]:
     if not written:
         raise InputError(f"{page}: no such page, or the page has no summary. --page writes it from the runs")
     drawn = {"accuracy": figures.accuracy, "differences": figures.differences}
+    drawn |= {"lengths": lengths.accuracy} if results.lengths else {}
     files = [output / f"{plan.page}_{name}.png" for name in drawn]
     for file, draw in zip(files, drawn.values(), strict=True):
         figures.save(draw(results), file)
@@ -98,6 +97,7 @@ def page_text(results: Results, figure_files: list[tuple[Path, str]], command: s
     plan = results.plan
     parts = [f"# {plan.title}", introduction(results, command), block(results)]
     parts += [f"![{caption}]({path.name})" for path, caption in figure_files]
+    parts += [details(f"Summary at {plan.length:,} epochs", tables.summary(results))] if results.lengths else []
     parts += [details("Paired differences", tables.differences(results))]
     parts += [details("Features", FEATURES + "\n\n" + tables.feature_table(results))]
     parts += [details(f"All classifiers, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
@@ -109,6 +109,10 @@ def page_text(results: Results, figure_files: list[tuple[Path, str]], command: s
     return "\n\n".join(parts) + "\n"
 
 
+LENGTHS = (
+    "Every method is trained at several lengths, given as epochs of contrastive training. Cross-entropy trains for "
+    "twice as many. A table or figure that does not show the length is from the longest, {} epochs."
+)
 PROVENANCE = "How this page was made"
 FEATURES = (
     "Measures of the validation features in the last epoch of stage 1: alignment A (lower is tighter), uniformity U "
@@ -128,7 +132,8 @@ def block(results: Results) -> str:
     name = results.plan.page
     conclusion = " ".join([*tables.sentences(results), BLOCK_DIFFERENCES])
     conclusion = textwrap.fill(conclusion, 120, break_long_words=False, break_on_hyphens=False)
-    parts = [BEGIN.format(name), tables.summary(results), conclusion, tables.difference_summary(results)]
+    source = lengths if results.lengths else tables
+    parts = [BEGIN.format(name), source.summary(results), conclusion, source.difference_summary(results)]
     return "\n\n".join([*parts, END.format(name)])
 
 
@@ -139,6 +144,7 @@ def introduction(results: Results, command: str) -> str:
     sizes = [[f"{rho:g}", f"{sum(sizes):,}", ", ".join(map(str, sizes))] for rho, sizes in counts.items()]
     tuned = f"one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
     tuned += ", averaged over each rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
+    tuned += " at each length" if results.lengths else ""
     rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [
@@ -147,6 +153,7 @@ def introduction(results: Results, command: str) -> str:
             f"`{command}`. The training of all runs took {training_hours(results):.1f} hours in total "
             f"([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
             plan.same,
+            *([LENGTHS.format(f"{plan.length:,}")] if results.lengths else []),
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
             f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are those with the best "
             f"validation accuracy. All methods choose from the same grid.{rates} Intervals are those of paired "
@@ -159,7 +166,7 @@ def introduction(results: Results, command: str) -> str:
 
 def training_runs(results: Results) -> list[Stage]:
     """Return all runs that train a network, each once."""
-    runs = [run for runs in results.groups.values() for run in runs]
+    runs = [run for groups in (results.groups, *results.lengths.values()) for runs in groups.values() for run in runs]
     runs += [run for cells in results.sweeps.values() for runs in cells.values() for run in runs]
     return list({run.stage.folder: run.stage for run in runs if run.stage}.values())
 
@@ -210,27 +217,6 @@ def describe_seeds(results: Results) -> str:
 def details(title: str, table: str) -> str:
     """Return a section that is folded until the reader opens it."""
     return f"<details>\n<summary>{title}</summary>\n\n{table}\n\n</details>"
-
-
-def csv_table(results: Results) -> str:
-    """Return the CSV table with one row per trial."""
-    rows = [["imbalance", "method", "sweep", "seed", "head", *SHOTS, "all", "val", *tables.MEASURES, "seconds"]]
-    cells = [((rho, key, ""), runs) for (rho, key), runs in results.groups.items()]
-    for sweep in results.plan.sweeps:
-        for (key, value), runs in results.sweeps[sweep.key].items():
-            cells.append(((sweep.imbalance, key, f"{sweep.flag.lstrip('-')} {value}"), runs))
-    for cell, runs in cells:
-        for run in runs:
-            selected = run.heads["selected"]
-            head = best_head(run.heads["heads"])
-            numbers = [
-                *reading.accuracy([run])[0],
-                selected["val_balanced"],
-                *(run.measure(m) for m in tables.MEASURES),
-            ]
-            formatted = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
-            rows.append([*cell, run.seed, head, *formatted, f"{run.seconds:.0f}"])
-    return format_csv(rows)
 
 
 def _replace_block(results: Results, file: Path) -> list[Path]:

@@ -1,11 +1,13 @@
 """The plan of a study: data, methods, seeds, sweeps and their flags."""
 
+import argparse
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.cli.parser import Parser
+from utils.errors import InputError
 
 PLANS_DIR = Path(__file__).parent
 SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
@@ -60,9 +62,12 @@ class Plan(NamedTuple):
         same: Description of what all methods have in common, printed on the page.
         epochs: Imbalance -> epochs of contrastive training, or empty if the flags set them. Cross-entropy trains for
             twice as many epochs, because it uses one view of each image per epoch instead of two.
+        lengths: Epochs of contrastive training, ascending -> number of seeds. Every method is trained once per length.
+            Empty if all runs of an imbalance have the same length.
         data: Flags of all commands.
         flags: Value of stage1, or "heads" -> flags of its script.
-        rates: Learning rates to select from. Each has one run, with tune_seed at tune_imbalance.
+        seeds: Number of seeds. With lengths, that of the longest.
+        rates: Learning rates to select from. Each has one run per length, with tune_seed at tune_imbalance.
         pairs: Keys of two methods to compare, the first minus the second.
         more_seeds: Number of seeds of the first pair if its difference is unresolved.
         resolved: A difference is unresolved if its interval contains 0 and is wider than ± this many points.
@@ -74,6 +79,7 @@ class Plan(NamedTuple):
     same: str
     imbalances: tuple[float, ...]
     epochs: dict[float, int]
+    lengths: dict[int, int]
     seeds: int
     more_seeds: int
     resolved: float
@@ -86,6 +92,16 @@ class Plan(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
     sweeps: tuple[Sweep, ...]
 
+    @property
+    def length(self) -> int | None:
+        """The longest length, or None without lengths."""
+        return max(self.lengths, default=None)
+
+    def with_lengths(self, lengths: dict[int, int]) -> "Plan":
+        """Return the plan with other lengths and numbers of seeds."""
+        seeds = lengths[max(lengths)]
+        return self._replace(lengths=lengths, seeds=seeds, more_seeds=max(seeds, self.more_seeds))
+
 
 def stage1_parser(stage1: str) -> Parser:
     """Return the parser of the script for a value of stage1."""
@@ -96,3 +112,17 @@ def stage1_parser(stage1: str) -> Parser:
 def script_parser(script: str) -> Parser:
     """Return the parser of a script or module, such as "main_lincls_imba.py"."""
     return import_module(script.removesuffix(".py")).get_args_parser()
+
+
+def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -> argparse.Namespace:
+    """Parse flags as a script does. Raise InputError if its parser rejects them."""
+    parser = script_parser(script.removeprefix("-m "))
+
+    def raise_error(message: str):
+        raise InputError(f"plan {path}, [{section}]: {message}")
+
+    parser.error = raise_error
+    try:
+        return parser.parse_args(list(words))
+    finally:
+        del parser.error  # restore the method of the class

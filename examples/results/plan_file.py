@@ -6,10 +6,9 @@ import itertools
 import shlex
 from pathlib import Path
 
-from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, Plan, StudyMethod, Sweep, script_parser, stage1_parser
+from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, VIEWS, Plan, StudyMethod, Sweep, parse_flags
 from imagenet_inat.datasets import default_imbalances, get_spec
 from imagenet_inat.paths import resolve_imbalance, resolve_largest
-from utils.cli.parser import Parser
 from utils.errors import InputError, first_line
 
 MAX_SEEDS, MAX_NUMBER = 1000, 1_000_000  # larger numbers are mistakes
@@ -102,9 +101,10 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
             sweeps.append(_build_sweep(key, entries))
         elif name != "study":
             raise InputError(f"plan {path}: unknown section [{name}], expected [study], [method KEY] or [sweep KEY]")
-    seeds, imbalances = study.number("seeds", int), study.numbers("imbalances", float)
-    if not imbalances:
-        raise study.input_error("imbalances: found none, expected one number or more")
+    imbalances, lengths = study.numbers("imbalances", float), _lengths(study)
+    if len({*imbalances}) < max(len(imbalances), 1):
+        raise study.input_error("imbalances: expected one number or more, all different")
+    seeds = max(lengths.items())[1] if lengths else study.number("seeds", int)
     pairs = [pair for line in study.text("pairs", "").splitlines() if (pair := line.strip())]
     plan = Plan(
         name=path.stem,
@@ -113,6 +113,7 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         same=" ".join(study.text("same", "").split()),
         imbalances=imbalances,
         epochs=dict(zip(imbalances, _epochs(study, imbalances), strict=False)),
+        lengths=lengths,
         seeds=seeds,
         more_seeds=study.number("more_seeds", int, str(seeds)),
         resolved=study.number("resolved", float, "0.5"),
@@ -125,12 +126,12 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         pairs=tuple(tuple(pair.split(" - ")) for pair in pairs),
         sweeps=tuple(sweeps),
     )
-    if seeds < 2:
-        raise study.input_error(f"seeds {seeds}: expected 2 or more (one seed has no standard deviation)")
+    if (fewest := min(seeds, *lengths.values())) < 2:
+        raise study.input_error(f"seeds {fewest}: expected 2 or more (one seed has no standard deviation)")
+    if lengths and (plan.epochs or sweeps):
+        raise study.input_error("lengths: not supported with epochs or sweeps. Write two plans")
     if plan.more_seeds < seeds:
         raise study.input_error(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
-    if len({*imbalances}) < len(imbalances):
-        raise study.input_error("imbalances: found a value twice, expected different values")
     study.as_numbers("rates", plan.rates, float)
     return plan
 
@@ -142,6 +143,19 @@ def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:
             f"epochs: found {len(epochs)} numbers, expected one for each of {len(imbalances)} imbalances"
         )
     return epochs
+
+
+def _lengths(study: Entries) -> dict[int, int]:
+    """Return length -> number of seeds, shortest first. `seeds` has one number for all lengths or one for each."""
+    lengths = study.numbers("lengths", int, "")
+    if len({*lengths}) < len(lengths):
+        raise study.input_error("lengths: found a value twice, expected different values")
+    if not lengths:
+        return {}
+    seeds = study.numbers("seeds", int)
+    if len(seeds) not in (1, len(lengths)):
+        raise study.input_error(f"seeds: found {len(seeds)} numbers, expected one for each of {len(lengths)} lengths")
+    return dict(sorted(zip(lengths, seeds * len(lengths) if len(seeds) == 1 else seeds, strict=True)))
 
 
 def _build_sweep(key: str, entries: Entries) -> Sweep:
@@ -170,11 +184,15 @@ def _check_plan(path: Path, plan: Plan) -> None:
             raise InputError(
                 f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
             )
-        flags = (*plan.flags[method.stage1], *method.flags, *plan.data)
-        args = parse_flags(path, f"method {method.key}", stage1_parser(method.stage1), flags)
-        for epochs in plan.epochs.values():
+        trained = plan.lengths and method.stage1 in VIEWS
+        epochs_flag = ("--epochs", str(plan.length)) if trained else ()
+        flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *plan.data)
+        args = parse_flags(path, f"method {method.key}", SCRIPTS[method.stage1], flags)
+        for epochs in (*plan.epochs.values(), *plan.lengths):
             _check_monitor_freq(path, "study", epochs, args)
-    parse_flags(path, "study", script_parser(HEADS), (*plan.flags["heads"], *plan.data))
+        if trained and args.epochs != plan.length:
+            raise InputError(f"plan {path}, [method {method.key}]: flags set --epochs, expected only lengths to set it")
+    parse_flags(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
     _check_data(path, plan)
     method_uses = [("study", key) for pair in plan.pairs for key in pair]
     method_uses += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
@@ -189,7 +207,7 @@ def _check_plan(path: Path, plan: Plan) -> None:
         for key, value in itertools.product(sweep.methods, sweep.values):
             method = plan.methods[key]
             flags = (*plan.flags[method.stage1], *method.flags, *_split_flag(path, sweep, value), *plan.data)
-            args = parse_flags(path, f"sweep {sweep.key}", stage1_parser(method.stage1), flags)
+            args = parse_flags(path, f"sweep {sweep.key}", SCRIPTS[method.stage1], flags)
             if "--epochs" in flags:
                 _check_monitor_freq(path, f"sweep {sweep.key}", args.epochs, args)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
@@ -198,7 +216,7 @@ def _check_plan(path: Path, plan: Plan) -> None:
 
 def _check_data(path: Path, plan: Plan) -> None:
     """Raise InputError unless long-tailed lists of the data set can be created at the plan's imbalances."""
-    data_args = parse_flags(path, "study", stage1_parser("contrast"), plan.data)
+    data_args = parse_flags(path, "study", SCRIPTS["contrast"], plan.data)
     spec = get_spec(data_args.dataset)
     if not spec.imbalance_ratio:
         known = ", ".join(default_imbalances())
@@ -230,16 +248,3 @@ def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> Non
     if plan.epochs and imbalance not in plan.epochs:
         known = ", ".join(f"{other:g}" for other in plan.epochs)
         raise InputError(f"plan {path}, [{section}]: no epochs for imbalance {imbalance:g}, expected one of {known}")
-
-
-def parse_flags(path: Path, section: str, parser: Parser, words: tuple[str, ...]) -> argparse.Namespace:
-    """Parse flags with the parser of a script. Raise InputError if the parser rejects them."""
-
-    def raise_error(message: str):
-        raise InputError(f"plan {path}, [{section}]: {message}")
-
-    parser.error = raise_error
-    try:
-        return parser.parse_args(list(words))
-    finally:
-        del parser.error  # restore the method of the class

@@ -1,4 +1,4 @@
-"""Read the results of a study from its run folders or its CSV table. Nothing is run."""
+"""Read the results of a study from its run folders or its CSV table, and write the table. Nothing is run."""
 
 import csv
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from examples.results.plan import Plan
+from examples.results.plan import VIEWS, Plan
 from examples.results.trials import Trial
 from utils.errors import InputError
+from utils.files import format_csv
 from utils.measure.feature_file import RunFeatures, read_features
 from utils.measure.feature_measures import class_centres
 from utils.measure.metrics import ClassAccuracy
 from utils.measure.monitor import GEOMETRY_MEASURES
-from utils.measure.results import SHOTS, accuracies
+from utils.measure.results import SHOTS, accuracies, best_head
 from utils.report.runs import Stage, read_results, read_stage
 
 
@@ -54,17 +55,44 @@ class TargetMatch(NamedTuple):
     nearest: np.ndarray
 
 
+Groups = dict[tuple[float, str], list[TrialResult]]  # (imbalance, method key) -> one result per seed
+
+
 class Results(NamedTuple):
     """The results of all finished trials.
 
     Attributes:
-        groups: (imbalance, method key) -> one result per seed.
+        groups: The results of all methods; with lengths, at the longest one.
         sweeps: Sweep key -> (method key, value) -> one result per seed.
+        lengths: Length -> the results of all methods at this length, if the plan has lengths.
     """
 
     plan: Plan
-    groups: dict[tuple[float, str], list[TrialResult]]
+    groups: Groups
     sweeps: dict[str, dict[tuple[str, str], list[TrialResult]]]
+    lengths: dict[int, Groups]
+
+    def at_length(self, length: int) -> "Results":
+        """Return the results at one length."""
+        return self._replace(groups=self.lengths[length])
+
+
+def select_results(plan: Plan, groups: Groups, lengths: dict[int, Groups], sweeps: dict | None = None) -> Results:
+    """Return results at the longest length, without lengths at which a method has too few seeds.
+
+    Args:
+        groups: The results of all methods, used if no length has enough seeds.
+    """
+    lengths = {length: at_length for length, at_length in lengths.items() if enough_seeds(plan, at_length)}
+    if lengths:
+        plan = plan.with_lengths({length: plan.lengths[length] for length in lengths})
+        groups = lengths[plan.length]
+    return Results(plan, groups, sweeps or {}, lengths)
+
+
+def enough_seeds(plan: Plan, groups: Groups) -> bool:
+    """Return whether each method has two finished seeds. Pixels need a single run."""
+    return all(len(runs) > (plan.methods[key].stage1 in VIEWS) for (_, key), runs in groups.items())
 
 
 def read_trial(trial: Trial, seed: int) -> TrialResult:
@@ -96,17 +124,18 @@ def read_table(plan: Plan, table: Path) -> Results:
     Raises:
         InputError: The table does not exist, or does not belong to the plan.
     """
-    groups: dict[tuple[float, str], list[TrialResult]] = {
-        (rho, key): [] for rho in plan.imbalances for key in plan.methods
-    }
+    groups: Groups = {(rho, key): [] for rho in plan.imbalances for key in plan.methods}
+    lengths: dict[int, Groups] = {length: {cell: [] for cell in groups} for length in plan.lengths}
     try:
         with table.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                if not row["sweep"]:
-                    groups[float(row["imbalance"]), row["method"]].append(_from_row(row))
+                if not row["sweep"]:  # pixels belong to all lengths
+                    length = row.get("length")
+                    for at_length in [lengths[int(length)]] if length else [groups, *lengths.values()]:
+                        at_length[float(row["imbalance"]), row["method"]].append(_from_row(row))
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{table}: not the table of {plan.title} ({type(error).__name__}: {error})") from None
-    return Results(plan, groups, {})
+    return select_results(plan, groups, lengths)
 
 
 def _from_row(row: dict[str, str]) -> TrialResult:
@@ -117,6 +146,31 @@ def _from_row(row: dict[str, str]) -> TrialResult:
         Stage(Path(), {"args": {}}, [{"seconds": numbers["seconds"], "val": measures}]) if numbers["seconds"] else None
     )
     return TrialResult(int(numbers["seed"]), {"selected": entry}, stage, None)
+
+
+def csv_table(results: Results) -> str:
+    """Return the CSV table with one row per trial."""
+    numbers = [*SHOTS, "all", "val", *GEOMETRY_MEASURES, "seconds"]
+    rows = [["imbalance", "method", "sweep", "seed", "head", *numbers, "length"]]
+    cells = {}
+    for length, groups in (results.lengths or {"": results.groups}).items():
+        trained = {key: results.plan.methods[key].stage1 in VIEWS for _, key in groups}
+        cells |= {(rho, key, "", length if trained[key] else ""): runs for (rho, key), runs in groups.items()}
+    for sweep in results.plan.sweeps:
+        for (key, value), runs in results.sweeps[sweep.key].items():
+            cells[sweep.imbalance, key, f"{sweep.flag.lstrip('-')} {value}", ""] = runs
+    for (*cell, length), runs in cells.items():
+        for run in runs:
+            selected = run.heads["selected"]
+            head = best_head(run.heads["heads"])
+            numbers = [
+                *accuracy([run])[0],
+                selected["val_balanced"],
+                *(run.measure(m) for m in GEOMETRY_MEASURES),
+            ]
+            formatted = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
+            rows.append([*cell, run.seed, head, *formatted, f"{run.seconds:.0f}", length])
+    return format_csv(rows)
 
 
 def accuracy(runs: list[TrialResult], head: str | None = None) -> np.ndarray:

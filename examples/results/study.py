@@ -7,7 +7,7 @@ import torch
 
 from examples.results import reading, trials
 from examples.results.plan import VIEWS, Plan, stage1_parser
-from examples.results.reading import Results, TrialResult
+from examples.results.reading import Groups, Results, TrialResult
 from examples.results.trials import Cell, StudySettings, Trial
 from imagenet_inat.datasets import get_spec
 from imagenet_inat.lists.profiles import class_sizes
@@ -22,7 +22,7 @@ TUNING = "learning rates"
 
 
 class Study:
-    """A study. Its stages are learning rates, methods, sweeps and more seeds, in this order.
+    """A study. Its stages are learning rates and methods (at each length), sweeps and more seeds, in this order.
 
     Args:
         plan: The plan.
@@ -37,7 +37,7 @@ class Study:
         data_args = stage1_parser("contrast").parse_args([*plan.data])
         self.spec, self.data_root = get_spec(data_args.dataset), Path(data_args.data_root)
         self.largest = data_args.largest or (self.spec.largest_class if self.spec.largest_class_max else None)
-        self._selected_rates: dict[str, str] = {}
+        self._selected_rates: dict[int | None, dict[str, str]] = {}
 
     def prepare(self) -> None:
         """Write the lists and targets before the runs start, so that simultaneous runs do not write them."""
@@ -86,19 +86,19 @@ class Study:
         """Return the learning rate of a cell: the selected one, or the plan's only one. None if flags set it."""
         if cell.method.stage1 not in VIEWS or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
             return None
-        return self.rates()[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
+        return self.rates(cell.length)[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 
-    def rates(self) -> dict[str, str]:
-        """Return method key -> learning rate, selected by balanced validation accuracy: see `best_rate`.
+    def rates(self, length: int | None = None) -> dict[str, str]:
+        """Return method key -> learning rate at a length, selected by balanced validation accuracy: see `best_rate`.
 
         Each run is evaluated with the classifier that is selected on validation, like all runs of the study.
 
         Raises:
             InputError: A run has not finished.
         """
-        if not self._selected_rates:
+        if length not in self._selected_rates:
             accuracies: dict[str, dict[str, float]] = {}
-            for cell, rate in trials.tuning_cells(self.plan).items():
+            for cell, rate in trials.tuning_cells(self.plan, length).items():
                 trial = self.trial(cell, self.plan.tune_seed)
                 if trials.unfinished_part(trial).commands:
                     raise InputError(
@@ -106,25 +106,45 @@ class Study:
                     )
                 run = reading.read_trial(trial, self.plan.tune_seed)
                 accuracies.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
-            self._selected_rates = {key: best_rate(by_rate) for key, by_rate in accuracies.items()}
-        return self._selected_rates
+            self._selected_rates[length] = {key: best_rate(by_rate) for key, by_rate in accuracies.items()}
+        return self._selected_rates[length]
+
+    def describe_rates(self, stage: str) -> str:
+        """Return the learning rates that a stage selected."""
+        length = next(length for length in (None, *self.plan.lengths) if stage_name(TUNING, length) == stage)
+        return f"{stage}, selected on validation: " + ", ".join(map(" ".join, self.rates(length).items()))
 
     def assume_rates(self) -> None:
         """Use the plan's first rate for all methods, to count the runs before the rates are selected."""
-        self._selected_rates = {key: self.plan.rates[0] for key in self.plan.methods}
+        assumed = dict.fromkeys(self.plan.methods, self.plan.rates[0])
+        self._selected_rates = dict.fromkeys(self.plan.lengths or [None], assumed)
 
     def stages(self) -> Iterator[tuple[str, list[Trial]]]:
         """Yield the name and trials of each stage in order. Some stages need the results of earlier ones."""
         plan = self.plan
-        if tuning := trials.tuning_cells(plan):
-            yield TUNING, [self.trial(cell, plan.tune_seed) for cell in tuning]
-        main = trials.main_cells(plan)
-        yield "methods", self.trials(main, range(plan.seeds))
+        for length, seeds in (plan.lengths or {None: plan.seeds}).items():
+            if tuning := trials.tuning_cells(plan, length):
+                yield stage_name(TUNING, length), [self.trial(cell, plan.tune_seed) for cell in tuning]
+            yield stage_name("methods", length), self.trials(trials.main_cells(plan, length), range(seeds))
         for sweep in plan.sweeps:
             cells = list(dict.fromkeys(trials.sweep_cells(plan, sweep).values()))
             yield f"sweep {sweep.key}", self.trials(cells, range(sweep.seeds))
         if more_cells := [cell for imbalance in self.unresolved() for cell in self.first_pair(imbalance)]:
             yield "more seeds", self.trials(more_cells, range(plan.seeds, plan.more_seeds))
+
+    def most_runs(self) -> dict[Cell, int]:
+        """Return cell -> number of runs, including those of seeds that may be added."""
+        plan, counts = self.plan, {}
+        for length, seeds in (plan.lengths or {None: plan.seeds}).items():
+            counts |= dict.fromkeys(trials.tuning_cells(plan, length), 1)
+            counts |= {cell: seeds if cell.method.stage1 in VIEWS else 1 for cell in trials.main_cells(plan, length)}
+        for sweep in plan.sweeps:
+            cells = trials.sweep_cells(plan, sweep).values()
+            counts |= {cell: max(counts.get(cell, 0), sweep.seeds) for cell in cells}
+        if plan.pairs and plan.more_seeds > plan.seeds:
+            pairs = (cell for imbalance in plan.imbalances for cell in self.first_pair(imbalance))
+            counts |= {cell: plan.more_seeds for cell in pairs if cell.method.stage1 in VIEWS}
+        return counts
 
     def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:
         """Return the trials of all cells, seed by seed, so that an interrupted study has complete seeds.
@@ -147,8 +167,9 @@ class Study:
         return sum(trial.weight for trial in remaining) * seconds / weight / 3600 if weight else 0.0
 
     def first_pair(self, imbalance: float) -> list[Cell]:
-        """Return the cells of the plan's first pair of methods."""
-        return [Cell(imbalance, self.plan.methods[key]) for key in self.plan.pairs[0]]
+        """Return the cells of the plan's first pair of methods, at the longest length."""
+        cells = trials.main_cells(self.plan._replace(imbalances=(imbalance,)), self.plan.length)
+        return [cell for key in self.plan.pairs[0] for cell in cells if cell.method.key == key]
 
     def unresolved(self) -> list[float]:
         """Return the imbalances at which the interval of the first pair's difference contains 0 and is too wide."""
@@ -175,14 +196,31 @@ class Study:
         return runs
 
     def results(self) -> Results:
-        """Return the results of all finished trials."""
-        plan, seeds = self.plan, range(self.plan.more_seeds)
-        groups = {(cell.imbalance, cell.method.key): self.finished(cell, seeds) for cell in trials.main_cells(plan)}
-        sweeps = {}
+        """Return the results of all finished trials. Lengths at which a method has fewer than two seeds are omitted."""
+        plan, sweeps = self.plan, {}
+        lengths = {length: self.groups(length) for length in plan.lengths if self.is_tuned(length)}
+        shortest = min(plan.lengths, default=None)
+        groups = lengths[shortest] if shortest in lengths else self.groups(shortest)
         for sweep in plan.sweeps:
             cells = trials.sweep_cells(plan, sweep)
             sweeps[sweep.key] = {key: self.finished(cell, range(sweep.seeds)) for key, cell in cells.items()}
-        return Results(plan, groups, sweeps)
+        return reading.select_results(plan, groups, lengths, sweeps)
+
+    def groups(self, length: int | None) -> Groups:
+        """Return the results of all methods at a length."""
+        seeds = range(max(self.plan.more_seeds, self.plan.lengths.get(length, 0)))
+        cells = trials.main_cells(self.plan, length)
+        return {(cell.imbalance, cell.method.key): self.finished(cell, seeds) for cell in cells}
+
+    def is_tuned(self, length: int) -> bool:
+        """Return whether the runs that select the learning rates at a length have finished."""
+        tuning = [self.trial(cell, self.plan.tune_seed) for cell in trials.tuning_cells(self.plan, length)]
+        return not any(trials.unfinished_part(trial).commands for trial in tuning)
+
+
+def stage_name(name: str, length: int | None) -> str:
+    """Return, as in `methods, 30 epochs`, the name of a stage."""
+    return f"{name}, {length:,} epochs" if length else name
 
 
 def best_rate(accuracies: dict[str, float]) -> str:

@@ -35,23 +35,27 @@ class Cell(NamedTuple):
 
     Attributes:
         extra: Flags of a sweep, or of the selection of the learning rate.
+        length: Epochs of contrastive training, if the plan has lengths.
     """
 
     imbalance: float
     method: StudyMethod
     extra: tuple[str, ...] = ()
+    length: int | None = None
 
     @property
     def name(self) -> str:
         """Name of the run folder, without the seed."""
-        return "_".join([self.method.key, *(word.lstrip("-").replace("-", "_") for word in self.extra)])
+        length = [f"{self.length}_epochs"] if self.length else []
+        return "_".join([self.method.key, *length, *(word.lstrip("-").replace("-", "_") for word in self.extra)])
 
     def train_flags(self, plan: Plan) -> list[str]:
         """Return the training flags that the plan sets."""
         stage1 = self.method.stage1
         flags = [*plan.flags[stage1]]
-        if plan.epochs and stage1 in VIEWS:
-            flags += ["--epochs", str(2 * plan.epochs[self.imbalance] // VIEWS[stage1])]
+        epochs = self.length or plan.epochs.get(self.imbalance)
+        if epochs and stage1 in VIEWS:
+            flags += ["--epochs", str(2 * epochs // VIEWS[stage1])]
         return [*flags, *self.method.flags, *self.extra]
 
 
@@ -91,19 +95,24 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
     return Trial(run_dir, (train_command, [*heads, "--run-dir", str(run_dir / "heads")]))
 
 
-def tuning_cells(plan: Plan) -> dict[Cell, str]:
-    """Return cell -> learning rate, for the selection of learning rates."""
+def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
+    """Return cell -> learning rate, for the selection of learning rates at a length."""
     if len(plan.rates) < 2:
         return {}
     tuned = (method for method in plan.methods.values() if method.stage1 in VIEWS)
     return {
-        Cell(plan.tune_imbalance, method, ("--lr", rate)): rate for method, rate in itertools.product(tuned, plan.rates)
+        Cell(plan.tune_imbalance, method, ("--lr", rate), length): rate
+        for method, rate in itertools.product(tuned, plan.rates)
     }
 
 
-def main_cells(plan: Plan) -> list[Cell]:
-    """Return one cell per imbalance and method."""
-    return [Cell(imbalance, method) for imbalance in plan.imbalances for method in plan.methods.values()]
+def main_cells(plan: Plan, length: int | None = None) -> list[Cell]:
+    """Return one cell per imbalance and method at a length. Pixels have no length, because they are not trained."""
+    return [
+        Cell(imbalance, method, length=length if method.stage1 in VIEWS else None)
+        for imbalance in plan.imbalances
+        for method in plan.methods.values()
+    ]
 
 
 def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:

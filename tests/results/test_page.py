@@ -135,7 +135,7 @@ def test_page_is_complete(study_results, tmp_path):
     text = (tmp_path / "docs" / "results_small.md").read_text()
     line_with(text, "`make results`", 0.3, page.describe_seeds(study_results))
     line_with(text, 14, 0.3, "box, cpu, PyTorch 2", "c0ffee")
-    assert (tmp_path / "docs" / "results_small.csv").read_bytes().decode() == page.csv_table(study_results)
+    assert (tmp_path / "docs" / "results_small.csv").read_bytes().decode() == reading.csv_table(study_results)
     assert text.count("<details>") == text.count("</details>") == 6 and text.count("![") == 5
     first_folded = text.index("<details>")
     assert all(text.index(picture) < first_folded for picture in ("_accuracy.png", "_sweeps_1.png"))
@@ -146,7 +146,7 @@ def test_page_is_complete(study_results, tmp_path):
 
 
 def test_csv_has_a_row_per_trial(study_results):
-    rows = list(csv.DictReader(page.csv_table(study_results).splitlines()))
+    rows = list(csv.DictReader(reading.csv_table(study_results).splitlines()))
     assert len(rows) == 2 * (3 * 2 + 1) + 2 * 2
     tsc = next(row for row in rows if row["method"] == "tsc" and row["imbalance"] == "100.0" and row["seed"] == "1")
     assert (tsc["all"], tsc["few"], tsc["medium"], tsc["val"], tsc["head"]) == ("84", "74", "", "85", "logistic, post")
@@ -199,7 +199,7 @@ def test_csv_names_the_head_selected_on_validation(study_results):
     heads = study_results.groups[10, "kcl"][0].heads["heads"]
     heads |= {"logistic, post": {**heads["logistic, post"], "val_balanced": 1}}
     heads |= {"tau": {**heads["logistic, post"], "val_balanced": 99}}
-    row = next(row for row in csv.reader(page.csv_table(study_results).splitlines()) if row[:2] == ["10.0", "kcl"])
+    row = next(row for row in csv.reader(reading.csv_table(study_results).splitlines()) if row[:2] == ["10.0", "kcl"])
     assert row[4] == "tau"
 
 

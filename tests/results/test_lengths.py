@@ -1,0 +1,198 @@
+"""A plan with several lengths of training: its runs, its results, and what fits a number of hours."""
+
+import pytest
+
+from examples.results import __main__ as results
+from examples.results import budget, lengths, page, reading, tables
+from examples.results.budget import Speed, estimate_hours, fit_to_hours, smaller_plans
+from examples.results.plan_file import read_plan
+from examples.results.study import Study
+from examples.results.trials import Cell, main_cells, tuning_cells
+from tests.refusals import assert_names, line_with, refusal
+from tests.results.conftest import PLAN
+from tests.results.written import write_run
+
+SWEEP = PLAN[PLAN.index("[sweep tw]") :]
+LENGTHS = (("imbalances = 10 100\nseeds = 2", "imbalances = 100\nlengths = 4 12\nseeds = 3 2"), (SWEEP, ""))
+
+
+@pytest.fixture
+def length_study(write_plan, tmp_path) -> Study:
+    """Return a study of two lengths: three seeds at 4 epochs, two at 12."""
+    plan = read_plan(str(write_plan(*LENGTHS)))
+    plan = plan._replace(data=(*plan.data, "--data-root", str(tmp_path / "data")))
+    study = Study(plan, tmp_path / "runs", "cpu")
+    study.folder.mkdir()
+    return study
+
+
+def write_length(study: Study, length: int, accuracies: dict[str, tuple[float, ...]]) -> None:
+    """Write the runs of all methods at a length, one per accuracy. Pixels have one run."""
+    for cell in main_cells(study.plan, length):
+        for seed, acc1 in enumerate(accuracies.get(cell.method.key, (60.0,))):
+            write_run(study, cell, seed, acc1, acc1)
+
+
+@pytest.fixture
+def finished_lengths(length_study) -> Study:
+    """TSC − KCL is −1 and −3 (and −2) at 4 epochs, 2 and 2 at 12 epochs."""
+    write_length(length_study, 4, {"kcl": (71, 73, 72), "tsc": (70, 70, 70), "ce": (75, 75, 75)})
+    write_length(length_study, 12, {"kcl": (80, 82), "tsc": (82, 84), "ce": (78, 78)})
+    return length_study
+
+
+def test_lengths_and_their_seeds_are_read(write_plan):
+    plan = read_plan(str(write_plan(*LENGTHS)))
+    assert (plan.lengths, plan.seeds, plan.length) == ({4: 3, 12: 2}, 2, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        (("seeds = 3 2", "seeds = 3 2 2"), ("[study]", "seeds", 3, 2)),
+        (("seeds = 3 2", "seeds = 3 1"), ("[study]", "seeds", 1, 2)),
+        (("lengths = 4 12", "lengths = 4 4"), ("[study]", "lengths")),
+        (("lengths = 4 12", "lengths = 4 11"), ("[study]", 11, "--monitor-freq", 2)),
+        (("rates = 0.1", "epochs = 4"), ("[study]", "lengths", "epochs")),
+        (("--tw 0.2\n", "--tw 0.2 --epochs 8\n"), ("[method tsc]", "--epochs")),
+    ],
+)
+def test_invalid_lengths_are_refused(change, facts, write_plan):
+    path = write_plan(*LENGTHS, change)
+    refusal(lambda: read_plan(str(path)), "plan", path, *facts)
+
+
+def test_sweeps_of_a_plan_with_lengths_are_refused(write_plan):
+    refusal(lambda: read_plan(str(write_plan(LENGTHS[0]))), "lengths", "sweeps")
+
+
+def test_every_method_sees_the_same_number_of_views(length_study):
+    """Cross-entropy sees one view per image and epoch, contrast two. The folder's name has the length."""
+    trained = [cell for cell in main_cells(length_study.plan, 12) if cell.length]
+    words = {cell.method.key: length_study.trial(cell, 1).commands[0] for cell in trained}
+    last = {key: line[len(line) - line[::-1].index("--epochs")] for key, line in words.items()}
+    assert last == {"kcl": "12", "tsc": "12", "ce": "24"}
+    assert length_study.trial(trained[0], 1).run_dir.name == "kcl_12_epochs_s1"
+    assert len({length_study.weight(cell) for cell in trained}) == 1
+
+
+def test_rate_is_selected_at_each_length(length_study):
+    """The shorter training needs the larger rate."""
+    length_study.plan = length_study.plan._replace(rates=("0.1", "0.4"))
+    validation = {(4, "0.1"): 70, (4, "0.4"): 71, (12, "0.1"): 81, (12, "0.4"): 80}
+    stages = length_study.stages()
+    for length, best in ((4, "0.4"), (12, "0.1")):
+        name, tuning = next(stages)
+        assert len(tuning) == 2 * 3 and str(length) in name
+        for cell, rate in tuning_cells(length_study.plan, length).items():
+            write_run(length_study, cell, length_study.plan.tune_seed, 50, validation[length, rate])
+        assert_names(length_study.describe_rates(name), f"kcl {best}", f"ce {best}")
+        name, methods = next(stages)
+        assert {trial.commands[0][trial.commands[0].index("--lr") + 1] for trial in methods[1:]} == {best}
+
+
+def test_tables_have_a_column_per_length(finished_lengths):
+    """With 4 epochs CE is ahead, with 12 TSC. Seeds of the page are those that all methods have."""
+    found = finished_lengths.results()
+    rows = lengths.summary(found).splitlines()
+    assert_names(rows[0], "4 epochs (3 seeds)", "12 epochs (2 seeds)")
+    assert "| 100 | KCL | 72.00 ± 1.00 (62.0) | 81.00 ± 1.41 (71.0) |" in rows
+    assert "| 100 | pixels | 60.00 (50.0) | 60.00 (50.0) |" in rows
+    difference = lengths.difference_summary(found).splitlines()[2]
+    assert_names(difference, "TSC − KCL", "−2.0 (−4.5 to +0.5; 3 seeds)", "**+2.0** (+2.0 to +2.0; 2 seeds)")
+    assert "81.00 ± 1.41" in tables.summary(found)  # other tables are those of the longest length
+
+
+def test_figure_has_a_point_per_length(finished_lengths):
+    panel = lengths.accuracy(finished_lengths.results()).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+    assert lines["TSC"] == [[4, 70], [12, 83]] and lines["pixels"] == [[4, 60], [12, 60]]
+    band = panel.collections[1].get_paths()[0].vertices  # of KCL at 12 epochs: 81 ± 1
+    assert {80, 82} <= {round(y, 6) for x, y in band if x == 12}
+
+
+def test_unfinished_length_is_omitted(length_study):
+    write_length(length_study, 4, {"kcl": (71, 73), "tsc": (70, 70), "ce": (75, 75)})
+    write_length(length_study, 12, {"kcl": (80, 82), "tsc": (82,), "ce": (78, 78)})
+    found = length_study.results()
+    assert [*found.lengths] == [4] and found.groups == found.lengths[4] and found.plan.length == 4
+
+
+def test_page_and_its_csv_have_all_lengths(finished_lengths, tmp_path):
+    found = finished_lengths.results()
+    page.write(found, tmp_path / "docs", "make results")
+    text = (tmp_path / "docs" / "results_small.md").read_text()
+    line_with(text, "results_small_lengths.png")
+    assert lengths.summary(found) in text and lengths.difference_summary(found) in text
+    read = reading.read_table(finished_lengths.plan, tmp_path / "docs" / "results_small.csv")
+    assert lengths.summary(read) == lengths.summary(found) and page.block(read) == page.block(found)
+
+
+def test_smaller_plans_lose_sweeps_then_seeds_then_lengths(plan, write_plan):
+    sizes = [(len(smaller.sweeps), smaller.seeds, smaller.more_seeds) for smaller in smaller_plans(plan)]
+    assert list(dict.fromkeys(sizes)) == [(1, 2, 2), (0, 2, 2)]
+    several = read_plan(str(write_plan(*LENGTHS)))._replace(more_seeds=6).with_lengths({4: 5, 12: 4})
+    sizes = [(smaller.lengths, smaller.more_seeds) for smaller in smaller_plans(several)]
+    assert sizes[0] == ({4: 5, 12: 4}, 6) and sizes[1] == ({4: 5, 12: 4}, 4)
+    assert [size for size, _ in sizes[3:]] == [{4: 4, 12: 4}, {4: 3, 12: 3}, {4: 5}, {4: 4}, {4: 3}, {4: 2}]
+
+
+def test_hours_count_training_and_the_constant_part_of_each_run(length_study):
+    """At a view a second: 9 runs of 4 epochs and 6 of 12; each, and the pixels, also takes 100 s."""
+    plan, speed = length_study.plan, Speed(jobs=2, view=1.0, run=100.0)
+    kcl, pixels = (length_study.weight(Cell(100, plan.methods[key], length=4)) for key in ("kcl", "pixels"))
+    seconds = 9 * kcl + 6 * 3 * kcl + pixels + 16 * 100
+    assert estimate_hours(length_study, speed) == pytest.approx(seconds / 2 / 3600)
+
+
+def test_added_seeds_and_shared_sweep_runs_count_once(study):
+    """TSC and KCL may have 4 seeds; the sweep's first value is TSC's own run."""
+    study.plan = study.plan._replace(more_seeds=4)
+    counts = {f"{cell.imbalance:g} {cell.name}": count for cell, count in study.most_runs().items()}
+    assert counts == {
+        **{
+            f"{rho} {key}": count
+            for rho in (10, 100)
+            for key, count in (("tsc", 4), ("kcl", 4), ("ce", 2), ("pixels", 1))
+        },
+        "100 tsc_tw_1": 2,
+    }
+
+
+def test_chosen_seeds_and_lengths_fit(length_study, monkeypatch, capsys):
+    """Without training time, 16 runs take an hour each. 10 hours are enough for 4 epochs only."""
+    monkeypatch.setattr(budget, "measure_speed", lambda study, jobs: Speed(jobs, 0.0, 3600.0))
+    assert fit_to_hours(length_study, 16, jobs=1).plan == length_study.plan
+    assert fit_to_hours(length_study, 10, jobs=1).plan.lengths == {4: 3}
+    line_with(
+        capsys.readouterr().out, "--hours 10", "3 of 3 seeds at 4 epochs, 0 of 2 seeds at 12 epochs", "10.0 hours"
+    )
+    assert fit_to_hours(length_study, 8, jobs=1).plan.lengths == {4: 2}
+    assert fit_to_hours(length_study, 4, jobs=2).plan.lengths == {4: 2}
+    refusal(lambda: fit_to_hours(length_study, 6, jobs=1), "--hours 6", 7.0, "2 of 3 seeds at 4 epochs")
+
+
+def test_speed_is_measured_once(length_study, digits_root, monkeypatch):
+    """The first call trains; the second one reads the file, unless the number of simultaneous runs changes."""
+    data = ("--dataset", "digits", "--image-size", "8", "--data-root", str(digits_root))
+    length_study.plan = length_study.plan._replace(data=data)
+    speed = budget.measure_speed(length_study, 1)
+    assert speed.jobs == 1 and 0 < speed.view < speed.run
+
+    def refuse(trials, jobs):
+        raise AssertionError(f"{len(trials)} runs")
+
+    monkeypatch.setattr(budget, "run_all", refuse)
+    assert budget.measure_speed(length_study, 1) == speed
+    with pytest.raises(AssertionError, match="2 runs"):
+        budget.measure_speed(length_study, 2)
+
+
+def test_hours_of_a_plan_without_training_are_refused(length_study):
+    length_study.plan = length_study.plan._replace(methods={"pixels": length_study.plan.methods["pixels"]})
+    refusal(lambda: fit_to_hours(length_study, 1, jobs=1), "--hours", "Small")
+
+
+@pytest.mark.parametrize("flag", ["--plan", "--page", "--block"])
+def test_hours_of_a_command_that_runs_nothing_are_refused(flag, write_plan):
+    refusal(lambda: results.main([str(write_plan()), flag, "--hours", "1"]), "--hours", flag)
