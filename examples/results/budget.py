@@ -66,6 +66,7 @@ def measure_speed(study: Study, jobs: int) -> Speed:
     if not trained:
         raise InputError(f"--hours: {study.plan.title} trains no network. Run the plan without --hours")
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     measured = Study(study.plan, folder, study.device)
     measured.prepare()
     method = min(trained, key=lambda method: method.stage1 != "contrast")

@@ -126,7 +126,7 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         pairs=tuple(tuple(pair.split(" - ")) for pair in pairs),
         sweeps=tuple(sweeps),
     )
-    if (fewest := min(seeds, *lengths.values())) < 2:
+    if (fewest := min([seeds, *lengths.values()])) < 2:
         raise study.input_error(f"seeds {fewest}: expected 2 or more (one seed has no standard deviation)")
     if lengths and (plan.epochs or sweeps):
         raise study.input_error("lengths: not supported with epochs or sweeps. Write two plans")
