@@ -155,6 +155,8 @@ def is_finished(command: list[str]) -> bool:
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
+    chosen = stage.args.get("device_aug", False)  # of auto, a run stores what it chose for its images
+    args.device_aug = chosen if args.device_aug == "auto" else args.device_aug == "on"
     arguments = describe_arguments(script_parser(script), args)
     arguments = arguments._replace(free=arguments.free - {"seed"})  # the runs of a study differ in the seed
     if changes := arguments.changes_since(stage.args):
