@@ -46,7 +46,7 @@ def add_encoder_arguments(model: Group, loss: Group) -> None:
 
 
 def add_mlp_argument(model: Group, loss: Group) -> None:
-    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as the TSC authors do.")
+    model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as the authors.")
 
 
 def add_contrast_arguments(model: Group, loss: Group) -> None:

@@ -214,5 +214,5 @@ def test_note_reports_imbalance_that_named_lists_ignore(capsys):
 
 def test_refused_imbalance_is_not_called_ignored(capsys):
     args = stage1.get_args_parser().parse_args(["--dataset", "custom", "--splits", "LISTS", "--imbalance", "20"])
-    refusal(lambda: options.resolve_defaults(args), "--imbalance 20", "custom")
+    refusal(lambda: options.DataFlags.from_args(args).resolved(), "--imbalance 20", "custom")
     assert not capsys.readouterr().out

@@ -64,5 +64,5 @@ def test_run_names_differ_by_head_and_finetune(words, tsc_run):
     names = set()
     for more in ([], ["--finetune"], ["--head", "ldam"], ["--head", "ldam", "--finetune"]):
         args = stage2.get_args_parser().parse_args([*words, *more])
-        names.add(stage2.head_flags.HeadFlags.from_args(args).resolved(1).run_name("digits", "", 0, 0.1, 0.0, 64))
+        names.add(stage2.head_flags.HeadFlags.from_args(args).resolved(1).run_name("digits", 0, 0.1, 0.0, 64))
     assert len(names) == 4

@@ -189,7 +189,7 @@ TESTED_ELSEWHERE |= {
     "accum_steps",
 }
 TESTED_ELSEWHERE |= {"queue_init", "positives", "unused_positives", "joint", "ce_weight", "contrast_weight"}
-TESTED_ELSEWHERE |= {"classifier_view"}
+TESTED_ELSEWHERE |= {"classifier_view", "alpha", "beta", "gamma", "no_momentum_keys"}
 
 
 def test_every_flag_is_tested_or_may_differ_on_resume():

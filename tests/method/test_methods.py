@@ -12,7 +12,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
 from moco.methods import METHODS, Method
-from moco.methods.method_flags import add_contrast_arguments, add_encoder_arguments
+from moco.methods.method_flags import add_contrast_arguments, add_encoder_arguments, add_mlp_argument
 from tests.refusals import refusal
 from tests.stopping import run_until_stopped
 from utils.errors import InputError
@@ -42,6 +42,7 @@ class InBatch(Method):
 
     argument_adders = (
         add_encoder_arguments,
+        add_mlp_argument,
         add_contrast_arguments,
         lambda model, loss: loss.add_argument("--heat", type=float, default=0.1),
     )

@@ -32,8 +32,9 @@ def test_run_opens_the_images_of_such_a_list(tmp_path):
     (tmp_path / "list.txt").write_text("/n01440764/a.JPEG 3\n")
     lists = [word for split in ("train", "val", "test") for word in (f"--{split}-txt", str(tmp_path / "list.txt"))]
     args = stage1.get_args_parser().parse_args(["--dataset", "imagenet_lt4", "--data-root", str(tmp_path), *lists])
-    options.resolve_defaults(args)
-    (item,) = options.build_data_config(args).open("train", lambda image: image.size)
+    (item,) = options.build_data_config(options.DataFlags.from_args(args).resolved()).open(
+        "train", lambda image: image.size
+    )
     assert item == ((9, 7), 3)
 
 

@@ -43,6 +43,7 @@ def add_optim_arguments(
         affects_result=False,
         same_everywhere=True,
         trains=True,
+        rare=True,
     )
     group.add_argument(
         "-b", "--batch-size", type=positive_int, default=256, metavar="N", help="Total batch size of all processes."
