@@ -16,6 +16,7 @@ SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
     "pixels": "-m examples.pixels",
 }
 HEADS = "main_lincls_imba.py"
+SET_BY_STUDY = ("imbalance", "seed", "run_dir", "resume", "pretrained", "dry_run")  # arguments of each run
 VIEWS = {"contrast": 2, "cross-entropy": 1}  # views per image and epoch, for the values of stage1 that train a network
 
 
@@ -115,7 +116,7 @@ def script_parser(script: str) -> Parser:
 
 
 def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -> argparse.Namespace:
-    """Parse flags as a script does. Raise InputError if its parser rejects them."""
+    """Parse flags as a script does. Raise InputError if its parser rejects them, or if the study itself sets one."""
     parser = script_parser(script.removeprefix("-m "))
 
     def raise_error(message: str):
@@ -123,6 +124,10 @@ def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -
 
     parser.error = raise_error
     try:
-        return parser.parse_args(list(words))
+        args = parser.parse_args(list(words))
     finally:
         del parser.error  # restore the method of the class
+    for name in SET_BY_STUDY:
+        if getattr(args, name, None) != parser.get_default(name):
+            raise_error(f"--{name.replace('_', '-')}: is set by the study for each run; omit it")
+    return args

@@ -54,6 +54,8 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
             ("stage1 = pixels", "stage1 = paint"),
             ("[method pixels]", "stage1", "paint", "contrast, cross-entropy, pixels"),
         ),
+        (("--tw 0.2\n", "--tw 0.2 --imbalance 10\n"), (TSC, "--imbalance")),
+        (("rates = 0.1", "heads = --resume auto"), (STUDY, "--resume")),
         (("--tw 0.2\n", "--weight 0.2\n"), (TSC, "--weight 0.2")),
         (("[method ce]", "[methods ce]"), ("[methods ce]", STUDY, "[method KEY]", "[sweep KEY]")),
         (("kcl - ce", "kcl - moco"), (STUDY, "moco", "pixels, kcl, tsc, ce")),
