@@ -129,9 +129,8 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
         local_batch_size = max(1, run.batch_size // distributed.world_size())
         splits = loaders.build_eval_loaders(data, plan.measures.splits, local_batch_size, process)
         vote, groups = plan.measures.vote, data.spec.superclasses
-        monitor = Monitor(
-            plan.measures.monitor_freq, counts, splits, run.run_dir, vote, groups, probe, method.classifier
-        )
+        freq, classifier = plan.measures.monitor_freq, method.classifier
+        monitor = Monitor(freq, run.epochs, counts, splits, run.run_dir, vote, groups, probe, classifier)
         train(plan, compute, loader, checkpointer, monitor)
     files = ["args.json", "log.jsonl", "epochs.csv", "train/ (TensorBoard)", checkpoint.LAST, *plan.measures.files]
     distributed.log(f"wrote {run.run_dir}: {', '.join(files)}")

@@ -110,8 +110,9 @@ def page_text(results: Results, figure_files: list[tuple[Path, str]], command: s
 
 
 LENGTHS = (
-    "Every method is trained at several lengths, given as epochs of contrastive training. Cross-entropy trains for "
-    "twice as many. A table or figure that does not show the length is from the longest, {} epochs."
+    "Every method is trained at several lengths, given as epochs of a method that uses two views of each image per "
+    "epoch. All methods see the same number of views. A method that uses one view therefore trains for twice as many "
+    "epochs. A table or figure that does not show the length is from the longest, {} epochs."
 )
 PROVENANCE = "How this page was made"
 FEATURES = (

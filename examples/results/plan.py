@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from moco.methods import METHODS
 from utils.cli.parser import Parser
 from utils.errors import InputError
 
@@ -17,7 +18,7 @@ SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
 }
 HEADS = "main_lincls_imba.py"
 SET_BY_STUDY = ("imbalance", "seed", "run_dir", "resume", "pretrained", "dry_run")  # arguments of each run
-VIEWS = {"contrast": 2, "cross-entropy": 1}  # views per image and epoch, for the values of stage1 that train a network
+TRAINED = ("contrast", "cross-entropy")  # values of stage1 that train a network
 
 
 class StudyMethod(NamedTuple):
@@ -61,10 +62,10 @@ class Plan(NamedTuple):
     Attributes:
         page: Name of the page, without .md.
         same: Description of what all methods have in common, printed on the page.
-        epochs: Imbalance -> epochs of contrastive training, or empty if the flags set them. Cross-entropy trains for
-            twice as many epochs, because it uses one view of each image per epoch instead of two.
-        lengths: Epochs of contrastive training, ascending -> number of seeds. Every method is trained once per length.
-            Empty if all runs of an imbalance have the same length.
+        epochs: Imbalance -> epochs of a method with two views of each image per epoch, or empty if the flags set them.
+            Methods with more or fewer views train for fewer or more epochs, so that all see the same number of views.
+        lengths: The same epochs, ascending -> number of seeds. Every method is trained once per length. Empty if all
+            runs of an imbalance have the same length.
         data: Flags of all commands.
         flags: Value of stage1, or "heads" -> flags of its script.
         seeds: Number of seeds. With lengths, that of the longest.
@@ -107,6 +108,11 @@ class Plan(NamedTuple):
 def stage1_parser(stage1: str) -> Parser:
     """Return the parser of the script for a value of stage1."""
     return script_parser(SCRIPTS[stage1].removeprefix("-m "))
+
+
+def views_per_epoch(args: dict) -> int:
+    """Return the number of views of each image that an epoch uses, from the arguments of a training."""
+    return METHODS[args["contrast"]].num_views if "contrast" in args else 1
 
 
 @cache

@@ -1,12 +1,11 @@
 """Read plan files and check them before any run starts. fashion.ini is a commented example."""
 
-import argparse
 import configparser
 import itertools
 import shlex
 from pathlib import Path
 
-from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, VIEWS, Plan, StudyMethod, Sweep, parse_flags
+from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, TRAINED, Plan, StudyMethod, Sweep, parse_flags
 from imagenet_inat.datasets import default_imbalances, get_spec
 from imagenet_inat.paths import resolve_imbalance, resolve_largest
 from utils.errors import InputError, first_line
@@ -184,12 +183,10 @@ def _check_plan(path: Path, plan: Plan) -> None:
             raise InputError(
                 f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
             )
-        trained = plan.lengths and method.stage1 in VIEWS
+        trained = plan.lengths and method.stage1 in TRAINED
         epochs_flag = ("--epochs", str(plan.length)) if trained else ()
         flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *plan.data)
         args = parse_flags(path, f"method {method.key}", SCRIPTS[method.stage1], flags)
-        for epochs in (*plan.epochs.values(), *plan.lengths):
-            _check_monitor_freq(path, "study", epochs, args)
         if trained and args.epochs != plan.length:
             raise InputError(f"plan {path}, [method {method.key}]: flags set --epochs, expected only lengths to set it")
     parse_flags(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
@@ -207,9 +204,7 @@ def _check_plan(path: Path, plan: Plan) -> None:
         for key, value in itertools.product(sweep.methods, sweep.values):
             method = plan.methods[key]
             flags = (*plan.flags[method.stage1], *method.flags, *_split_flag(path, sweep, value), *plan.data)
-            args = parse_flags(path, f"sweep {sweep.key}", SCRIPTS[method.stage1], flags)
-            if "--epochs" in flags:
-                _check_monitor_freq(path, f"sweep {sweep.key}", args.epochs, args)
+            parse_flags(path, f"sweep {sweep.key}", SCRIPTS[method.stage1], flags)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
     _check_epochs(path, "study", plan.tune_imbalance, plan)
 
@@ -234,14 +229,6 @@ def _split_flag(path: Path, sweep: Sweep, value: str) -> list[str]:
         return shlex.split(f"{sweep.flag} {value}")
     except ValueError as error:
         raise InputError(f"plan {path}, [sweep {sweep.key}]: flag {sweep.flag}: {error}") from None
-
-
-def _check_monitor_freq(path: Path, section: str, epochs: int, args: argparse.Namespace) -> None:
-    """Raise InputError unless the features are measured in the last epoch."""
-    if (monitor_freq := getattr(args, "monitor_freq", 0)) and epochs % monitor_freq:
-        raise InputError(
-            f"plan {path}, [{section}]: epochs {epochs}: expected a multiple of --monitor-freq {monitor_freq}"
-        )
 
 
 def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from examples.results import reading, trials
-from examples.results.plan import VIEWS, Plan, stage1_parser
+from examples.results.plan import TRAINED, Plan, stage1_parser, views_per_epoch
 from examples.results.reading import Groups, Results, TrialResult
 from examples.results.trials import Cell, StudySettings, Trial
 from imagenet_inat.datasets import get_spec
@@ -74,17 +74,17 @@ class Study:
         """Return the cost of a cell, as the number of views to train on."""
         if cell.method.stage1 == "pixels":
             return PIXELS_COST
-        epochs = stage1_parser(cell.method.stage1).parse_args(cell.train_flags(self.plan)).epochs
-        return self.num_views(cell.method.stage1, cell.imbalance, epochs)
+        args = stage1_parser(cell.method.stage1).parse_args(cell.train_flags(self.plan))
+        return self.num_views(vars(args), cell.imbalance, args.epochs)
 
-    def num_views(self, stage1: str, imbalance: float, epochs: int) -> float:
-        """Return the number of views that a training uses."""
+    def num_views(self, args: dict, imbalance: float, epochs: int) -> float:
+        """Return the number of views that a training with these arguments uses."""
         sizes = class_sizes("exp", self.spec.num_classes, imbalance, self.largest or self.spec.largest_class)
-        return epochs * VIEWS[stage1] * self.spec.repeat * sum(sizes)
+        return epochs * views_per_epoch(args) * self.spec.repeat * sum(sizes)
 
     def rate(self, cell: Cell) -> str | None:
         """Return the learning rate of a cell: the selected one, or the plan's only one. None if flags set it."""
-        if cell.method.stage1 not in VIEWS or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
+        if cell.method.stage1 not in TRAINED or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
             return None
         return self.rates(cell.length)[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 
@@ -137,13 +137,13 @@ class Study:
         plan, counts = self.plan, {}
         for length, seeds in (plan.lengths or {None: plan.seeds}).items():
             counts |= dict.fromkeys(trials.tuning_cells(plan, length), 1)
-            counts |= {cell: seeds if cell.method.stage1 in VIEWS else 1 for cell in trials.main_cells(plan, length)}
+            counts |= {cell: seeds if cell.method.stage1 in TRAINED else 1 for cell in trials.main_cells(plan, length)}
         for sweep in plan.sweeps:
             cells = trials.sweep_cells(plan, sweep).values()
             counts |= {cell: max(counts.get(cell, 0), sweep.seeds) for cell in cells}
         if plan.pairs and plan.more_seeds > plan.seeds:
             pairs = (cell for imbalance in plan.imbalances for cell in self.first_pair(imbalance))
-            counts |= {cell: plan.more_seeds for cell in pairs if cell.method.stage1 in VIEWS}
+            counts |= {cell: plan.more_seeds for cell in pairs if cell.method.stage1 in TRAINED}
         return counts
 
     def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:
@@ -161,8 +161,7 @@ class Study:
         for file in self.folder.glob("rho*/*/args.json"):
             stage = read_stage(file.parent)
             if stage.epochs:
-                stage1 = "contrast" if "contrast" in stage.args else "cross-entropy"
-                weight += self.num_views(stage1, stage.args["imbalance"], len(stage.epochs))
+                weight += self.num_views(stage.args, stage.args["imbalance"], len(stage.epochs))
                 seconds += sum(record["seconds"] for record in stage.epochs)
         return sum(trial.weight for trial in remaining) * seconds / weight / 3600 if weight else 0.0
 

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from examples import pixels
-from examples.results.plan import HEADS, SCRIPTS, VIEWS, Plan, StudyMethod, Sweep, script_parser, stage1_parser
+from examples.results.plan import (
+    HEADS,
+    SCRIPTS,
+    TRAINED,
+    Plan,
+    StudyMethod,
+    Sweep,
+    script_parser,
+    stage1_parser,
+    views_per_epoch,
+)
 from imagenet_inat import options
 from moco import methods
 from moco.heads import head_flags as heads
@@ -51,12 +61,12 @@ class Cell(NamedTuple):
 
     def train_flags(self, plan: Plan) -> list[str]:
         """Return the training flags that the plan sets."""
-        stage1 = self.method.stage1
-        flags = [*plan.flags[stage1]]
-        epochs = self.length or plan.epochs.get(self.imbalance)
-        if epochs and stage1 in VIEWS:
-            flags += ["--epochs", str(2 * epochs // VIEWS[stage1])]
-        return [*flags, *self.method.flags, *self.extra]
+        stage1, epochs = self.method.stage1, self.length or plan.epochs.get(self.imbalance)
+        flags, own_flags = [*plan.flags[stage1]], [*self.method.flags, *self.extra]
+        if epochs and stage1 in TRAINED:
+            views = views_per_epoch(vars(stage1_parser(stage1).parse_args([*flags, *own_flags])))
+            flags += ["--epochs", str(round(2 * epochs / views))]
+        return [*flags, *own_flags]
 
 
 class StudySettings(NamedTuple):
@@ -79,7 +89,7 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
     """
     run_dir, stage1 = settings.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.stage1
     data_flags = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *settings.flags]
-    data_flags += ["--seed", str(seed), "--deterministic"] if stage1 in VIEWS else []  # pixels use no random numbers
+    data_flags += ["--seed", str(seed), "--deterministic"] if stage1 in TRAINED else []  # pixels use no random numbers
     train_command = [
         *shlex.split(SCRIPTS[stage1]),
         *cell.train_flags(plan),
@@ -99,7 +109,7 @@ def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
     """Return cell -> learning rate, for the selection of learning rates at a length."""
     if len(plan.rates) < 2:
         return {}
-    tuned = (method for method in plan.methods.values() if method.stage1 in VIEWS)
+    tuned = (method for method in plan.methods.values() if method.stage1 in TRAINED)
     return {
         Cell(plan.tune_imbalance, method, ("--lr", rate), length): rate
         for method, rate in itertools.product(tuned, plan.rates)
@@ -109,7 +119,7 @@ def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
 def main_cells(plan: Plan, length: int | None = None) -> list[Cell]:
     """Return one cell per imbalance and method at a length. Pixels have no length, because they are not trained."""
     return [
-        Cell(imbalance, method, length=length if method.stage1 in VIEWS else None)
+        Cell(imbalance, method, length=length if method.stage1 in TRAINED else None)
         for imbalance in plan.imbalances
         for method in plan.methods.values()
     ]

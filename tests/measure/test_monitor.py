@@ -151,7 +151,7 @@ def test_target_metrics_are_absent_without_targets():
 
 def test_targets_are_requested_only_when_features_are_stored(tmp_path):
     for every in (0, 2):
-        monitor = Monitor(every, np.full(7, 30), {}, tmp_path)
+        monitor = Monitor(every, 100, np.full(7, 30), {}, tmp_path)
         assert not any(monitor.measure(None, 1, after_batch=pytest.fail, class_targets=pytest.fail).values())
 
 
@@ -219,7 +219,7 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         torch.save(features_and_knn(), f"{folder}/{rank}.pt")
         batches, run = batches_of(seven_images(), 2), Path(folder) / str(rank)
         run.mkdir()
-        Monitor(1, np.full(7, 30), {"val": batches}, run).finish(same_encoder(), 1)
+        Monitor(1, 1, np.full(7, 30), {"val": batches}, run).finish(same_encoder(), 1)
 
 
 def features_and_knn():

@@ -52,7 +52,6 @@ def test_lengths_and_their_seeds_are_read(write_plan):
         (("seeds = 3 2", "seeds = 3 2 2"), ("[study]", "seeds", 3, 2)),
         (("seeds = 3 2", "seeds = 3 1"), ("[study]", "seeds", 1, 2)),
         (("lengths = 4 12", "lengths = 4 4"), ("[study]", "lengths")),
-        (("lengths = 4 12", "lengths = 4 11"), ("[study]", 11, "--monitor-freq", 2)),
         (("rates = 0.1", "epochs = 4"), ("[study]", "lengths", "epochs")),
         (("--tw 0.2\n", "--tw 0.2 --epochs 8\n"), ("[method tsc]", "--epochs")),
     ],

@@ -37,7 +37,6 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("imbalances = 10 100", "imbalances ="), (STUDY, "imbalances")),
         (("imbalances = 10 100", "imbalances = 10 -1"), (STUDY, "imbalances", 0)),
         (("rates = 0.1", "epochs = 3"), (STUDY, "epochs", 1, 2)),
-        (("rates = 0.1", "epochs = 4 3"), (STUDY, "epochs", 3, "--monitor-freq", 2)),
         (("rates = 0.1", "speed = 0.1"), (STUDY, "speed")),
         (("rates = 0.1", "rates = fast"), (STUDY, "rates")),
         (("rates = 0.1", "heads = --typo"), (STUDY, "--typo")),

@@ -7,6 +7,7 @@ import torch
 
 from examples.results import trials
 from examples.results.__main__ import describe_plan
+from examples.results.plan import StudyMethod
 from examples.results.study import best_rate
 from examples.results.trials import Cell, main_cells, sweep_cells
 from tests.refusals import refusal
@@ -195,11 +196,12 @@ def test_trial_without_heads_is_unfinished(finished_study):
 
 
 def test_epochs_by_imbalance_count_views(study):
-    """Cross-entropy has twice the epochs, because contrast uses two views per image. Pixels are not trained."""
+    """Cross-entropy uses one view per image and epoch, KCL two, and BCL three. Pixels are not trained."""
     study.plan = study.plan._replace(epochs={10: 3, 100: 5})
-    for key, epochs in (("kcl", {10: "3", 100: "5"}), ("ce", {10: "6", 100: "10"})):
+    methods = study.plan.methods | {"bcl": StudyMethod("bcl", "BCL", "contrast", ("--contrast", "bcl"))}
+    for key, epochs in (("kcl", {10: "3", 100: "5"}), ("ce", {10: "6", 100: "10"}), ("bcl", {10: "2", 100: "3"})):
         for imbalance, number in epochs.items():
-            words = Cell(imbalance, study.plan.methods[key]).train_flags(study.plan)
+            words = Cell(imbalance, methods[key]).train_flags(study.plan)
             assert [words[at + 1] for at, word in enumerate(words) if word == "--epochs"][-1] == number
     assert "--epochs" not in Cell(10, study.plan.methods["pixels"]).train_flags(study.plan)
 

@@ -53,7 +53,8 @@ class Monitor:
     """Measures an encoder on the validation split, and writes the features of the last measured epoch (features.npz).
 
     Args:
-        freq: --monitor-freq, the epochs between measurements; 0: never.
+        freq: --monitor-freq, the epochs between measurements; 0: never. The last epoch is always measured.
+        epochs: epochs of the run.
         class_counts: (C,) training images per class.
         loaders: evaluation loaders of train and val with this rank's images; empty if nothing is ever measured.
         run_dir: the run folder.
@@ -66,6 +67,7 @@ class Monitor:
     def __init__(
         self,
         freq: int,
+        epochs: int,
         class_counts: np.ndarray,
         loaders: dict[str, Iterable],
         run_dir: Path,
@@ -74,7 +76,8 @@ class Monitor:
         online_probe: OnlineProbe | None = None,
         classifier: nn.Module | None = None,
     ):
-        self.freq, self.class_counts, self.loaders, self.run_dir = freq, class_counts, loaders, run_dir
+        self.freq, self.epochs, self.class_counts = freq, epochs, class_counts
+        self.loaders, self.run_dir = loaders, run_dir
         self.vote, self.superclasses, self.online_probe = vote, superclasses, online_probe
         self.names = (*FEATURE_MEASURES, *(TARGET_MEASURES if superclasses else ())) if freq else ()
         probes = (online_probe, PROBE_MEASURES), (classifier, CLASSIFIER_MEASURES)
@@ -88,7 +91,7 @@ class Monitor:
 
     def due(self, epochs_done: int) -> bool:
         """Whether `measure` measures after that many epochs."""
-        return bool(self.names) and epochs_done % (self.freq or 1) == 0
+        return bool(self.names) and (epochs_done % (self.freq or 1) == 0 or epochs_done == self.epochs)
 
     def measure(
         self,

@@ -25,8 +25,8 @@ def add_monitor_arguments(group: Group) -> None:
         type=nonnegative_int,
         default=0,
         metavar="E",
-        help="Measure kNN accuracy, alignment, uniformity and neural collapse every E epochs (default: never). It "
-        "takes one pass over the training and validation images.",
+        help="Measure kNN accuracy, alignment, uniformity and neural collapse every E epochs and in the "
+        "last one (default: never). It takes one pass over the training and validation images.",
         affects_result=False,
         same_everywhere=True,
     )
