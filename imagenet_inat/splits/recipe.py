@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from imagenet_inat.decoding import UNREADABLE
+from imagenet_inat.decoding import UNREADABLE, open_rgb
 from utils.distributed import log
 from utils.files import write_text
 from utils.run.loop import ENOUGH_STEPS
 
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
+MIRRORED_SIZE, MIRRORED_SIDE = 1000, 16  # images that are compared with mirrored ones, and the side of their thumbnails
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
@@ -29,16 +30,24 @@ class ImageFacts(NamedTuple):
         counts: training images of each class, (C,).
         sizes: (width, height) of some images.
         is_grey: whether all of them are grey.
+        mirror_test: of grey images, the accuracies that `mirror_accuracies` returns.
     """
 
     counts: np.ndarray
     sizes: list[tuple[int, int]]
     is_grey: bool
+    mirror_test: tuple[float, float] = (0.0, 0.0)
 
     @property
     def side(self) -> int:
         """The median of the shorter side, in pixels."""
         return int(np.median([min(size) for size in self.sizes]))
+
+    @property
+    def mirroring_changes_class(self) -> bool:
+        """Whether mirrored images lose over half of the accuracy above chance, and 15 points or more."""
+        chance, (original, mirrored) = 100 / len(self.counts), self.mirror_test
+        return original - mirrored >= max(15, (original - chance) / 2)
 
     @property
     def description(self) -> str:
@@ -91,8 +100,44 @@ def look_at_images(root: Path, train: list[str], counts: np.ndarray) -> ImageFac
     headers = _read_headers(root, [train[number] for number in chosen])
     if not headers:
         return None
-    sizes, modes = [size for size, _ in headers], {mode for _, mode in headers}
-    return ImageFacts(counts, sizes, modes <= GREY_MODES)
+    sizes, is_grey = [size for size, _ in headers], {mode for _, mode in headers} <= GREY_MODES
+    return ImageFacts(counts, sizes, is_grey, mirror_accuracies(root, train, counts) if is_grey else (0.0, 0.0))
+
+
+def mirror_accuracies(root: Path, train: list[str], counts: np.ndarray) -> tuple[float, float]:
+    """Classify images, and the same images mirrored, by the nearest other image of a sample of the training images.
+
+    Characters become others when mirrored, or none. Most objects stay what they are.
+
+    Args:
+        train: paths of the training images, class by class. counts: training images of each class, (C,).
+
+    Returns:
+        The accuracy of the original and of the mirrored images in percent, as means over classes.
+    """
+    chosen = np.unique(np.linspace(0, len(train) - 1, MIRRORED_SIZE).round().astype(int))
+    images, labels = [], []
+    all_labels = np.repeat(np.arange(len(counts)), counts)
+    for number in tqdm(chosen, desc="mirrored images", unit="image", leave=False, disable=None):
+        try:
+            image = open_rgb(root, train[number]).convert("L").resize((MIRRORED_SIDE, MIRRORED_SIDE))
+        except UNREADABLE:  # reported by verify
+            continue
+        images.append(np.asarray(image, dtype=np.float32))
+        labels.append(all_labels[number])
+    if len(images) < 2:
+        return 0.0, 0.0
+    pixels, classes = np.stack(images), np.array(labels)
+    return _nearest_accuracy(pixels, pixels, classes), _nearest_accuracy(pixels[:, :, ::-1], pixels, classes)
+
+
+def _nearest_accuracy(queries: np.ndarray, images: np.ndarray, labels: np.ndarray) -> float:
+    """Return the accuracy in percent of labels from the nearest image, which is never the query's own original."""
+    queries, images = queries.reshape(len(queries), -1), images.reshape(len(images), -1)
+    distances = np.square(images).sum(1) - 2 * queries @ images.T  # without |query|², which is constant in a row
+    np.fill_diagonal(distances, np.inf)
+    hits = labels[distances.argmin(1)] == labels
+    return 100 * float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
 def data_flags(facts: ImageFacts) -> list[tuple[str, str]]:
@@ -156,8 +201,12 @@ def _contrast(in_batch: bool, num_classes: int, batch: int, count: int) -> tuple
 
 
 def _views(facts: ImageFacts) -> tuple[str, str]:
+    if facts.is_grey and facts.mirroring_changes_class:
+        original, mirrored = facts.mirror_test
+        reason = f"grey images whose class mirroring changes (nearest neighbour: {original:.0f} % → {mirrored:.0f} %)"
+        return ("--views digit", f"no flip: {reason}")
     if facts.is_grey:
-        return ("--views grey", "the images are grey: crop and flip; for characters use digit, which does not flip")
+        return ("--views grey", "the images are grey: crop and flip; digit does not flip")
     if facts.side <= 96:
         return ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
     return ("--views simclr", "crops keep 20 % of the image or more; those of the default view, photo, 8 % or more")

@@ -54,6 +54,19 @@ def test_grey_images_get_views_without_colours(tmp_path):
     assert arguments(make_pictures(tmp_path, [9, 9], (28, 28), "L")).views == "grey"
 
 
+@pytest.mark.parametrize(("bright", "views"), [("above or below", "grey"), ("left or right", "digit")])
+def test_images_are_not_flipped_if_mirroring_changes_their_class(bright, views, tmp_path):
+    gradient = np.linspace(0, 200, 16)
+    gradient = np.tile(gradient, (16, 1)) if bright == "left or right" else np.tile(gradient[:, None], (1, 16))
+    for label, pixels in enumerate((gradient, 200 - gradient)):
+        (tmp_path / "images" / f"c{label}").mkdir(parents=True)
+        for number in range(9):
+            noisy = pixels + np.random.default_rng(number).integers(0, 50, (16, 16))
+            Image.fromarray(noisy.astype(np.uint8)).save(tmp_path / "images" / f"c{label}" / f"{number}.png")
+    splits.main(["make", str(tmp_path / "images"), "--output", str(tmp_path / "lists")])
+    assert arguments([f"@{tmp_path}/lists/recipe.txt"]).views == views
+
+
 @pytest.mark.parametrize("num_classes", [2, 20, 200])
 @pytest.mark.parametrize("count", [400, 3_000, 40_000])
 def test_epochs_give_enough_steps_and_queue_is_at_most_two_epochs_long(count, num_classes):
