@@ -7,7 +7,7 @@
 #
 # With a CUDA device:
 # make test-gpu      run the tests that need it
-# make gpu           write benchmarks/RESULTS-gpu.md; takes at most 40 minutes
+# make gpu           write benchmarks/RESULTS-gpu.md; takes at most 40 minutes (MINUTES=8: the parts that fit)
 # make results-gpu   write docs/results_fashion_gpu.md (ResNet-32, 1,000 epochs)
 #
 # Slow, run from time to time: make test-slow, test-versions, test-browser (Chromium), test-cluster (Slurm), test-tools
@@ -65,7 +65,7 @@ bench: venv
 	$(PY) -m benchmarks
 
 gpu: venv
-	@$(PY) -m benchmarks.gpu
+	@$(PY) -m benchmarks.gpu $(if $(MINUTES),--minutes $(MINUTES))
 
 test-browser: venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

@@ -1,9 +1,8 @@
-"""Store finished parts on disk, so that an interrupted benchmark can continue."""
+"""Store finished parts in a file, so that a benchmark can continue after an interruption or on another machine."""
 
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -37,35 +36,39 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def machine_key() -> str:
-    """Return a folder name from the versions of code and PyTorch and the name of the GPU."""
-    key = f"{code_version()} {torch.cuda.get_device_name()} torch {torch.__version__}"
-    return re.sub(r"[^\w.+-]+", "_", key)
+    """Return a key from a hash of the code, the name of the GPU and the version of PyTorch.
+
+    The commit is not part of the key, so that the results can be committed between two runs.
+    """
+    code = code_version().rpartition("-")[2]
+    return re.sub(r"[^\w.+-]+", "_", f"{code} {torch.cuda.get_device_name()} torch {torch.__version__}")
 
 
 class PartStore:
-    """Finished parts, one JSON file each with lines, metrics and seconds. `save` creates the folder."""
+    """Finished parts in one JSON file, which maps a machine key to the lines, metrics and seconds of each part.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Raises:
+        InputError: The file is damaged.
+    """
+
+    def __init__(self, file: Path, key: str):
+        self.file, self.key, self._content = file, key, {}
+        try:
+            self._content = json.loads(file.read_text()) if file.exists() else {}
+            records = self._content.setdefault(key, {})
+            self.records = {
+                name: {"lines": record["lines"], "metrics": record["metrics"], "seconds": record["seconds"]}
+                for name, record in records.items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise errors.InputError(f"{file}: damaged ({error}). Delete it") from None
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def load(self, name: str) -> dict | None:
-        """Return the stored record of a part, or None.
-
-        Raises:
-            InputError: The file is damaged.
-        """
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            return None
-        try:
-            record = json.loads(file.read_text())
-            return {"lines": record["lines"], "metrics": record["metrics"], "seconds": record["seconds"]}
-        except (ValueError, TypeError, KeyError) as error:
-            raise errors.InputError(f"{file}: damaged ({error}). Delete it, or add --fresh") from None
+        """Forget the parts of this key."""
+        self.records = {}
 
     def save(self, name: str, record: dict) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
+        """Add the record of a part and write the file."""
+        self.records[name] = record
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, json.dumps(self._content | {self.key: self.records}, indent=2) + "\n")

@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -135,39 +134,58 @@ def test_other_machine_key_or_fresh_runs_all_parts_again(make_gpu):
     assert make_gpu.ran == [*"abcabcabc"]
 
 
-def test_failed_part_does_not_stop_others_but_page_is_not_written(make_gpu, capsys):
+def test_failed_part_does_not_stop_others_and_is_missing_on_page(make_gpu, capsys):
     make_gpu.failures["a"] = RuntimeError("CUDA error: out of luck\nand more")
     with pytest.raises(SystemExit) as end:
         make_gpu()
-    assert end.value.code == 1 and make_gpu.ran == [*"abc"] and not make_gpu.page.exists()
+    assert end.value.code == 1 and make_gpu.ran == [*"abc"]
+    assert "## Part a\n\nNot measured yet.\n\n## Part b\n\nb was run" in make_gpu.page.read_text()
     out = capsys.readouterr().out
     line_with(out, "error: ", "Part a", "RuntimeError: CUDA error: out of luck")
     assert "and more" not in out
     make_gpu()
-    assert make_gpu.ran == [*"abca"] and make_gpu.page.exists()
+    assert make_gpu.ran == [*"abca"] and "Not measured" not in make_gpu.page.read_text()
+
+
+def test_parts_that_do_not_fit_the_minutes_are_measured_later(make_gpu, monkeypatch, capsys):
+    """Part a takes a minute, b 8 and c 2, and c uses the metrics of b."""
+    a, b, c = gpu.PARTS
+    minutes = {"a": 1, "b": 8, "c": 2}
+    monkeypatch.setattr(gpu, "PARTS", (a, b._replace(minutes=8), c._replace(minutes=2, needs=("b",))))
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: 60.0 * sum(minutes[name] for name in make_gpu.ran))
+    make_gpu("--minutes", "5")
+    assert make_gpu.ran == ["a"] and "## Part b\n\nNot measured yet." in make_gpu.page.read_text()
+    line_with(capsys.readouterr().out, "missing", "b", "c")
+    make_gpu("--minutes", "10")
+    assert make_gpu.ran == [*"abc"] and "Not measured" not in make_gpu.page.read_text()
+
+
+def test_benchmark_continues_from_the_file_of_another_machine(make_gpu, tmp_path):
+    make_gpu("--store", str(tmp_path / "first.json"))
+    (tmp_path / "first.json").rename(tmp_path / "copied.json")
+    make_gpu("--store", str(tmp_path / "copied.json"))
+    assert make_gpu.ran == [*"abc"]
 
 
 def test_page_says_which_goals_were_met(make_gpu):
     make_gpu()
-    files = sorted(Path("runs/gpu", make_gpu.key).glob("*.json"))
-    table = gpu.goals_table({file.stem: json.loads(file.read_text()) for file in files})
+    table = gpu.goals_table(json.loads(gpu.STORE.read_text())[make_gpu.key])
     cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
     assert cells == [["1.04", "≤ 1.05", "yes"], ["2.9", "≥ 3", "no"], ["0", "0", "yes"]]
 
 
-def test_damaged_file_of_part_is_named(make_gpu):
+def test_damaged_store_is_named(make_gpu):
     make_gpu()
-    file = Path("runs/gpu") / make_gpu.key / "b.json"
-    for text in ("", "{", "[]", '{"lines": []}'):
-        file.write_text(text)
-        refusal(make_gpu, file, "--fresh")
+    for text in ("", "{", "[]", f'{{"{make_gpu.key}": {{"b": {{"lines": []}}}}}}'):
+        gpu.STORE.write_text(text)
+        refusal(make_gpu, gpu.STORE, "damaged")
 
 
 def test_machine_key_depends_on_code_gpu_and_version(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB/HBM3")
     monkeypatch.setattr(part_store, "code_version", lambda: "abc-1")
     first = part_store.machine_key()
-    assert first == f"abc-1_NVIDIA_H100_80GB_HBM3_torch_{torch.__version__}"
+    assert first == f"1_NVIDIA_H100_80GB_HBM3_torch_{torch.__version__}"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     assert part_store.machine_key() != first
 
