@@ -12,7 +12,7 @@ from imagenet_inat.predict.image_files import ImageList
 from imagenet_inat.predict.output import TOP, Guess, Prediction
 from moco.heads.selection import UNCALIBRATED
 from moco.loader import Normalise
-from utils.errors import print_stderr
+from utils.errors import InputError, print_stderr
 from utils.measure.metrics import rank_of_label
 
 
@@ -27,12 +27,16 @@ class Predictor:
         self.unclassified = self.hits = 0
 
     def __iter__(self) -> Iterator[list[Prediction]]:
+        """Yield the predictions of each batch. Raise InputError at the end if no image could be classified."""
         first, total = 0, len(self.images.paths)
         with tqdm(total=total, unit="img", desc="images", disable=None, dynamic_ncols=True, leave=False) as bar:
             for pixels, problems in self.loader:
-                yield self._predict(pixels, problems, slice(first, first + len(pixels)))
+                yield (predictions := self._predict(pixels, problems, slice(first, first + len(pixels))))
                 first += len(pixels)
                 bar.update(len(pixels))
+        if self.unclassified == total:
+            last = predictions[-1]
+            raise InputError(f"0 of {total} images classified; {last.path}: {last.error}")
 
     @torch.no_grad()
     def _predict(self, pixels: torch.Tensor, problems: list[str], where: slice) -> list[Prediction]:

@@ -63,6 +63,13 @@ def test_missing_file_of_a_list_has_a_row(folder, classifiers, tmp_path, capsys)
     line_with(err, "1 of 2")
 
 
+def test_images_that_are_all_unreadable_are_refused(folder, classifiers, tmp_path):
+    output = tmp_path / "predictions.csv"
+    words = [str(classifiers["linear"]), str(folder / "inner" / "broken.png"), "--output", str(output)]
+    refusal(lambda: predict.main(words), "0 of 1", "broken.png")
+    assert not output.exists()
+
+
 def test_path_that_ends_in_a_number_is_not_a_label(folder, classifiers, tmp_path, capsys):
     (folder / "b.png").rename(folder / "scan 3")
     (tmp_path / "list.txt").write_text("scan 3\n")
