@@ -79,6 +79,17 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path}: exists but is not a regular file; choose another path")
 
 
+def check_writable_folder(path: Path, what: str, fix: str) -> None:
+    """Raise InputError if a command cannot write to a folder, or cannot create it, before anything is computed.
+
+    Args:
+        what: name of the folder in the message. fix: what to do, for the message.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{what} {path}: {existing} is not a writable folder; {fix}")
+
+
 def check_output(flag: str, path: Path, overwrite: bool, endings: Sequence[str] = ()) -> None:
     """Raise InputError if a command cannot write its output file, before anything is computed.
 

@@ -7,7 +7,7 @@ from utils.errors import InputError, printable
 from utils.report import sections, trials
 from utils.report.confusions import confusions
 from utils.report.features import features
-from utils.report.page import format_markdown_section, write_report
+from utils.report.page import check_report_folder, format_markdown_section, write_report
 from utils.report.runs import Run, read_run, short_names
 
 
@@ -18,6 +18,7 @@ def print_trials(patterns: list[str]) -> None:
 
 def write(paths: list[str], patterns: list[str], folder: Path) -> None:
     """Write the report of these run folders, with a comparison of groups if `patterns` is not empty, to a folder."""
+    check_report_folder(folder)
     trial_sections = [trials.section(trials.read_groups(patterns))] if patterns else []
     runs = with_short_names([read_run(path) for path in paths])
     drawn = runs[: sections.MAX_DRAWN]

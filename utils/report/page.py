@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import printable
-from utils.files import write_text
+from utils.files import check_regular, check_writable_folder, write_text
 from utils.measure.results import format_markdown_table
 from utils.report.style import Picture
 
@@ -64,14 +64,27 @@ class Section(NamedTuple):
     folded: tuple[Table, ...] = ()
 
 
+def report_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of the pages report.html and report.md, and of the folder of the pictures."""
+    return folder / "report.html", folder / "report.md", folder / "report_figures"
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise InputError if a report cannot be written to this folder, before anything is computed."""
+    page, text, figures = report_files(folder)
+    for path in (folder, figures):
+        check_writable_folder(path, "report folder", "choose another --output")
+    for path in (page, text):
+        check_regular(path)
+
+
 def write_report(folder: Path, title: str, sections: list[Section]) -> tuple[Path, Path]:
     """Write report.html, and report.md with its pictures in report_figures/; return the paths of both pages."""
-    figures = folder / "report_figures"
+    page, text, figures = report_files(folder)
     figures.mkdir(parents=True, exist_ok=True)
     for section in sections:
         for picture in section.pictures:
             write_text(figures / f"{picture.name}.svg", picture.light)
-    page, text = folder / "report.html", folder / "report.md"
     write_text(page, printable(format_html_page(title, sections)))
     write_text(text, printable(format_markdown_page(title, sections, figures.name)))
     return page, text

@@ -13,7 +13,7 @@ from utils import distributed
 from utils.cli.flags import Arguments
 from utils.distributed import log
 from utils.errors import InputError
-from utils.files import file_problem, write_atomically
+from utils.files import check_writable_folder, file_problem, write_atomically
 from utils.run.checkpoint import DRAFTS, LAST, PREVIOUS, read_file
 from utils.safe_load import read_json
 
@@ -50,9 +50,7 @@ def check_run_dir(arguments: Arguments, fitted: bool = False) -> None:
         InputError: the checkpoint does not exist, the folder is not writable, or it holds another run.
     """
     run_dir, resume = Path(arguments.values["run_dir"]), arguments.values["resume"]
-    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"run folder {run_dir}: {existing} is not a writable folder; choose another --run-dir")
+    check_writable_folder(run_dir, "run folder", "choose another --run-dir")
     if fitted and resume not in (None, "auto"):
         raise InputError(f"--resume {resume}: a fitted head has no checkpoint to resume from; omit --resume")
     if resume not in (None, "auto") and (problem := file_problem(resume)):
