@@ -34,6 +34,7 @@ from utils.openmp import SpinGuard
 
 # Keeps exp(1/τ) finite.
 temperature = number_type("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")
+WITH_CHECK = When("with --check, which creates no targets", lambda args: args.check)
 
 
 def get_args_parser() -> Parser:
@@ -66,7 +67,7 @@ def get_args_parser() -> Parser:
         "--output",
         metavar="FILE",
         help="File to write (default: optimal_<C>_<D>.npy in the current folder).",
-        refused=(When("with --check, which creates no targets", lambda args: args.check),),
+        refused=(WITH_CHECK,),
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace existing files of --output and --plot.")
     group = parser.add_argument_group(
@@ -77,12 +78,14 @@ def get_args_parser() -> Parser:
         type=seed_number,
         default=0,
         help="Random seed of the starting points, or of the random rotation of the known optimum.",
+        refused=(WITH_CHECK,),
     )
     group.add_argument(
         "--optimizer",
         choices=["lbfgs", "adam"],
         default="lbfgs",
         help="Optimiser of the search. adam is the authors' recipe, for comparison.",
+        refused=(WITH_CHECK,),
     )
     group.add_argument(
         "--iters",
@@ -90,6 +93,7 @@ def get_args_parser() -> Parser:
         metavar="N",
         help="Maximum number of energy evaluations per starting point. More than the default helps little "
         f"(default: {EVALUATIONS}, or {optimize.RELEASE_STEPS} with adam).",
+        refused=(WITH_CHECK,),
     )
     group.add_argument(
         "--restarts",
@@ -98,10 +102,16 @@ def get_args_parser() -> Parser:
         metavar="N",
         help="Number of starting points, of which the best result is kept. The time grows in proportion.",
         refused=(
+            WITH_CHECK,
             When("with --optimizer adam (one start)", lambda args: args.optimizer == "adam" and args.restarts > 1),
         ),
     )
-    group.add_argument("--device", default="auto", help="Device, such as cpu or cuda:1; auto uses a GPU if available.")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="Device, such as cpu or cuda:1; auto uses a GPU if available.",
+        refused=(WITH_CHECK,),
+    )
     group = parser.add_argument_group("Report")
     group.add_argument("--check", metavar="FILE", help="Report the quality of this file, and create no targets.")
     group.add_argument("--json", action="store_true", help="Print the report as one JSON object.")

@@ -183,6 +183,9 @@ def test_bad_arguments_are_refused(command, facts, tmp_path):
         ("--dataset digits --num-classes 5", ["--dataset", "--num-classes"]),
         ("--num-classes 5 --optimizer adam --restarts 2", ["--optimizer adam", "--restarts"]),
         ("--check t.npy --output o.npy", ["--check", "--output"]),
+        ("--check t.npy --seed 3", ["--check", "--seed"]),
+        ("--check t.npy --iters 5 --restarts 2", ["--check", "--iters", "--restarts"]),
+        ("--check t.npy --optimizer adam --device cpu", ["--check", "--optimizer", "--device"]),
     ],
 )
 def test_contradictory_flags_are_refused(command, facts, capsys):
