@@ -1,11 +1,15 @@
-"""The plan of a study: data, methods, seeds, sweeps and their flags."""
+"""The plan of a study: data, methods, seeds, sweeps and their flags; and whether its runs can be started."""
 
 import argparse
+import itertools
+import shlex
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from imagenet_inat.datasets import default_imbalances, get_spec
+from imagenet_inat.paths import resolve_imbalance, resolve_largest
 from moco.methods import METHODS
 from utils.cli.parser import Parser
 from utils.errors import InputError
@@ -137,3 +141,68 @@ def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -
         if getattr(args, name, None) != parser.get_default(name):
             raise_error(f"--{name.replace('_', '-')}: is set by the study for each run; omit it")
     return args
+
+
+def check_plan(path: Path, plan: Plan) -> None:
+    """Raise InputError if a method or a value of stage1 is unknown, or if a script does not accept its flags."""
+    if not plan.methods:
+        raise InputError(f"plan {path}: no section [method KEY]")
+    for method in plan.methods.values():
+        if method.stage1 not in SCRIPTS:
+            raise InputError(
+                f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
+            )
+        trained = plan.lengths and method.stage1 in TRAINED
+        epochs_flag = ("--epochs", str(plan.length)) if trained else ()
+        flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *plan.data)
+        args = parse_flags(path, f"method {method.key}", SCRIPTS[method.stage1], flags)
+        if trained and args.epochs != plan.length:
+            raise InputError(f"plan {path}, [method {method.key}]: flags set --epochs, expected only lengths to set it")
+    parse_flags(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
+    _check_data(path, plan)
+    method_uses = [("study", key) for pair in plan.pairs for key in pair]
+    method_uses += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
+    for section, key in method_uses:
+        if key not in plan.methods:
+            known = ", ".join(plan.methods)
+            raise InputError(f"plan {path}, [{section}]: unknown method {key}, expected one of {known}")
+    for pair in plan.pairs:
+        if len(pair) != 2:
+            raise InputError(f"plan {path}, [study]: pair {pair[0]}, expected METHOD - METHOD")
+        if pair[0] == pair[1]:
+            raise InputError(f"plan {path}, [study]: pair {' - '.join(pair)}, expected two different methods")
+    for sweep in plan.sweeps:
+        for key, value in itertools.product(sweep.methods, sweep.values):
+            method = plan.methods[key]
+            flags = (*plan.flags[method.stage1], *method.flags, *_split_flag(path, sweep, value), *plan.data)
+            parse_flags(path, f"sweep {sweep.key}", SCRIPTS[method.stage1], flags)
+        _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
+    _check_epochs(path, "study", plan.tune_imbalance, plan)
+
+
+def _check_data(path: Path, plan: Plan) -> None:
+    """Raise InputError unless long-tailed lists of the data set can be created at the plan's imbalances."""
+    data_args = parse_flags(path, "study", SCRIPTS["contrast"], plan.data)
+    spec = get_spec(data_args.dataset)
+    if not spec.imbalance_ratio:
+        known = ", ".join(default_imbalances())
+        raise InputError(f"plan {path}, [study]: data has --dataset {data_args.dataset}, expected one of {known}")
+    try:
+        largest = resolve_largest(spec, data_args.largest)
+        for imbalance in plan.imbalances:
+            resolve_imbalance(spec, imbalance, largest)
+    except InputError as error:
+        raise InputError(f"plan {path}, [study]: {error}") from None
+
+
+def _split_flag(path: Path, sweep: Sweep, value: str) -> list[str]:
+    try:
+        return shlex.split(f"{sweep.flag} {value}")
+    except ValueError as error:
+        raise InputError(f"plan {path}, [sweep {sweep.key}]: flag {sweep.flag}: {error}") from None
+
+
+def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> None:
+    if plan.epochs and imbalance not in plan.epochs:
+        known = ", ".join(f"{other:g}" for other in plan.epochs)
+        raise InputError(f"plan {path}, [{section}]: no epochs for imbalance {imbalance:g}, expected one of {known}")

@@ -1,16 +1,15 @@
 """Read plan files and check them before any run starts. fashion.ini is a commented example."""
 
 import configparser
-import itertools
+import re
 import shlex
 from pathlib import Path
 
-from examples.results.plan import HEADS, PLANS_DIR, SCRIPTS, TRAINED, Plan, StudyMethod, Sweep, parse_flags
-from imagenet_inat.datasets import default_imbalances, get_spec
-from imagenet_inat.paths import resolve_imbalance, resolve_largest
+from examples.results.plan import PLANS_DIR, SCRIPTS, Plan, StudyMethod, Sweep, check_plan
 from utils.errors import InputError, first_line
 
 MAX_SEEDS, MAX_NUMBER = 1000, 1_000_000  # larger numbers are mistakes
+KEY = re.compile(r"\w[\w.-]*")  # of a method or a sweep, which is part of names of folders
 
 
 def read_plan(name_or_path: str) -> Plan:
@@ -26,7 +25,7 @@ def read_plan(name_or_path: str) -> Plan:
     )
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",), strict=True)
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             parser.read_file(file)
     except OSError as error:
         known = ", ".join(sorted(file.stem for file in PLANS_DIR.glob("*.ini")))
@@ -39,7 +38,7 @@ def read_plan(name_or_path: str) -> Plan:
     plan = _build_plan(path, sections)
     for entries in sections.values():
         entries.refuse_unknown()
-    _check_plan(path, plan)
+    check_plan(path, plan)
     return plan
 
 
@@ -94,6 +93,8 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
     study, methods, sweeps = sections["study"], {}, []
     for name, entries in sections.items():
         kind, _, key = name.partition(" ")
+        if kind in ("method", "sweep") and key and not KEY.fullmatch(key):
+            raise entries.input_error(f"key {key!r}: expected letters, digits, '_', '-' and '.', such as [{kind} kcl]")
         if kind == "method" and key:
             methods[key] = StudyMethod(key, entries.text("title"), entries.text("stage1"), entries.words("flags", ""))
         elif kind == "sweep" and key:
@@ -172,66 +173,3 @@ def _build_sweep(key: str, entries: Entries) -> Sweep:
         labels or values,
         " ".join(entries.text("caption").split()),
     )
-
-
-def _check_plan(path: Path, plan: Plan) -> None:
-    """Raise InputError if a method or a value of stage1 is unknown, or if a script does not accept its flags."""
-    if not plan.methods:
-        raise InputError(f"plan {path}: no section [method KEY]")
-    for method in plan.methods.values():
-        if method.stage1 not in SCRIPTS:
-            raise InputError(
-                f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
-            )
-        trained = plan.lengths and method.stage1 in TRAINED
-        epochs_flag = ("--epochs", str(plan.length)) if trained else ()
-        flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *plan.data)
-        args = parse_flags(path, f"method {method.key}", SCRIPTS[method.stage1], flags)
-        if trained and args.epochs != plan.length:
-            raise InputError(f"plan {path}, [method {method.key}]: flags set --epochs, expected only lengths to set it")
-    parse_flags(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
-    _check_data(path, plan)
-    method_uses = [("study", key) for pair in plan.pairs for key in pair]
-    method_uses += [(f"sweep {sweep.key}", key) for sweep in plan.sweeps for key in sweep.methods]
-    for section, key in method_uses:
-        if key not in plan.methods:
-            known = ", ".join(plan.methods)
-            raise InputError(f"plan {path}, [{section}]: unknown method {key}, expected one of {known}")
-    for pair in plan.pairs:
-        if len(pair) != 2:
-            raise InputError(f"plan {path}, [study]: pair {pair[0]}, expected METHOD - METHOD")
-    for sweep in plan.sweeps:
-        for key, value in itertools.product(sweep.methods, sweep.values):
-            method = plan.methods[key]
-            flags = (*plan.flags[method.stage1], *method.flags, *_split_flag(path, sweep, value), *plan.data)
-            parse_flags(path, f"sweep {sweep.key}", SCRIPTS[method.stage1], flags)
-        _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
-    _check_epochs(path, "study", plan.tune_imbalance, plan)
-
-
-def _check_data(path: Path, plan: Plan) -> None:
-    """Raise InputError unless long-tailed lists of the data set can be created at the plan's imbalances."""
-    data_args = parse_flags(path, "study", SCRIPTS["contrast"], plan.data)
-    spec = get_spec(data_args.dataset)
-    if not spec.imbalance_ratio:
-        known = ", ".join(default_imbalances())
-        raise InputError(f"plan {path}, [study]: data has --dataset {data_args.dataset}, expected one of {known}")
-    try:
-        largest = resolve_largest(spec, data_args.largest)
-        for imbalance in plan.imbalances:
-            resolve_imbalance(spec, imbalance, largest)
-    except InputError as error:
-        raise InputError(f"plan {path}, [study]: {error}") from None
-
-
-def _split_flag(path: Path, sweep: Sweep, value: str) -> list[str]:
-    try:
-        return shlex.split(f"{sweep.flag} {value}")
-    except ValueError as error:
-        raise InputError(f"plan {path}, [sweep {sweep.key}]: flag {sweep.flag}: {error}") from None
-
-
-def _check_epochs(path: Path, section: str, imbalance: float, plan: Plan) -> None:
-    if plan.epochs and imbalance not in plan.epochs:
-        known = ", ".join(f"{other:g}" for other in plan.epochs)
-        raise InputError(f"plan {path}, [{section}]: no epochs for imbalance {imbalance:g}, expected one of {known}")

@@ -23,6 +23,12 @@ def test_bundled_plan_is_valid(file):
     assert read_plan(file.stem).methods
 
 
+def test_byte_order_mark_is_ignored(write_plan):
+    path = write_plan()
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_plan(str(path)).title == "Small"
+
+
 STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
 
 
@@ -59,6 +65,10 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("[method ce]", "[methods ce]"), ("[methods ce]", STUDY, "[method KEY]", "[sweep KEY]")),
         (("kcl - ce", "kcl - moco"), (STUDY, "moco", "pixels, kcl, tsc, ce")),
         (("kcl - ce", "kcl"), (STUDY, "pair", "kcl")),
+        (("kcl - ce", "kcl - kcl"), (STUDY, "kcl - kcl", "two")),
+        (("[method kcl]", "[method a/b]"), ("[method a/b]", "a/b")),
+        (("[method kcl]", "[method ..]"), ("[method ..]", "..")),
+        (("[sweep tw]", "[sweep t w]"), ("[sweep t w]", "t w")),
         (("methods = tsc", "methods = moco"), (TW, "moco")),
         (("labels = little much", "labels = little"), (TW, "labels", 1, 2)),
         (("values = 0.2 1", "values = 0.2 x"), (TW, "--tw", "x")),
