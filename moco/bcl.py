@@ -52,7 +52,8 @@ class BCL(nn.Module):
             im_c: (N, 3, H, W), the classifier's view. im_1, im_2: the views that are contrasted. labels: (N,) int64.
         """
         z = l2_normalise(self.encoder_q(torch.cat([im_c, im_1, im_2]))).chunk(3)[1:]  # z = g(f(x)) / |…|: 2 × (N, D)
-        loss_ce = self.classifier.loss(labels, first_view_only=True)  # CE(scale · cos(f(x), w) + log π, y)
+        class_logits = self.classifier.logits(len(labels))  # scale · cos(f(x), w), of im_c: (N, C)
+        loss_ce = self.classifier.loss(class_logits, labels)  # CE(logits + log π, y)
         prototypes = l2_normalise(self.prototype_head(self.classifier.weight))  # g_c(w_c) / |…|: (C, D)
         views = GatherWithGradient.apply(torch.stack(z, dim=1))  # (B, 2, D)
         loss_contrast = bcl_loss(views, gather(labels), prototypes, self.T)

@@ -50,19 +50,17 @@ class EncoderClassifier(nn.Module):
                 return self.scale * linear(normalize(z, dim=1), normalize(self.weight, dim=1))
             return linear(z, self.weight, self.bias)
 
-    def logits(self) -> Tensor:
-        """Return the logits, (N, C), of the encoder's latest images."""
-        return self(self.features)
+    def logits(self, count: int | None = None) -> Tensor:
+        """Return the logits of the encoder's latest images, or of the first `count` of them, once: (N, C)."""
+        features, self.features = self.features[:count], None  # releases the graph after the backward pass
+        return self(features)
 
-    def loss(self, labels: Tensor, first_view_only: bool = False) -> Tensor:
-        """Return the balanced-softmax cross-entropy of the encoder's latest images with labels (N,), a scalar.
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the balanced-softmax cross-entropy of logits (V·N, C) with labels (N,), a scalar.
 
-        If the batch contained several views of each image (all first views, then all second views), all are used,
-        unless `first_view_only`.
+        The logits are those of V views of each image: all first views, then all second views.
         """
-        features = self.features[: len(labels)] if first_view_only else self.features
-        labels, logits = labels.repeat(len(features) // len(labels)), self(features)
-        self.features = None  # releases the graph after the backward pass
+        labels = labels.repeat(len(logits) // len(labels))
         loss = cross_entropy(logits + self.log_prior, labels)
         self.metrics = {
             "loss_classifier": loss.detach(),
@@ -86,4 +84,5 @@ def add_classifier(model: nn.Module, counts: Tensor, weight: float) -> EncoderCl
 
 
 def _add_classifier_loss(weight: float, model: nn.Module, inputs: tuple[Tensor, ...], output):
-    return output._replace(loss=output.loss + weight * model.classifier.loss(inputs[-1]))
+    classifier, labels = model.classifier, inputs[-1]
+    return output._replace(loss=output.loss + weight * classifier.loss(classifier.logits(), labels))

@@ -57,7 +57,8 @@ class PaCo(KCL):
         images = im_q if self.momentum_keys else torch.cat([im_q, im_k])  # the V views that are anchors: (V·N, 3, H, W)
         z = l2_normalise(self.encoder_q(images))  # z = f_q(x) / |f_q(x)|: (V·N, D)
         anchors = self._gather_views(z, len(labels))  # (V·B, D)
-        class_logits = self._gather_views(self.classifier.logits(), len(labels))  # (V·B, C)
+        own_logits = self.classifier.logits()  # of this rank: (V·N, C)
+        class_logits = self._gather_views(own_logits, len(labels))  # (V·B, C)
         y = gather(labels)  # (B,)
         if self.momentum_keys:
             with torch.no_grad():
@@ -71,7 +72,7 @@ class PaCo(KCL):
         batch = anchors, y.repeat(len(anchors) // len(y)), class_logits, self.classifier.log_prior
         loss = paco_loss(*batch, columns, column_labels, temperature=self.T, **self.weights)
         with torch.no_grad():
-            self.classifier.loss(labels)  # for its metrics
+            self.classifier.loss(own_logits, labels)  # for its metrics
         self._enqueue(keys, y)  # replaces the oldest B keys: (D, Q)
         self.step += 1
         return PaCoOutput(loss, z[: len(labels)])

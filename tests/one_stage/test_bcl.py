@@ -1,17 +1,15 @@
 """--contrast bcl: one step by hand, two processes, resuming, and the evaluation of its classifier in stage 2."""
 
-import json
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.bcl import BCL
 from moco.export.programs import trained_network
 from moco.pretrained import read_state
 from tests.one_stage import loops
+from tests.one_stage.evaluated import assert_stage_2_reproduces_classifier
 from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message
 from tests.stopping import assert_resumes_bit_identical, log_of
@@ -77,11 +75,7 @@ def test_classifier_is_evaluated_and_encoder_exported(words, data_flags, tmp_pat
     record = log_of(tmp_path)[-1]
     assert record["loss_contrast"] > 0 and record["val"]["classifier_top1"] > 20  # chance is 10
     checkpoint = tmp_path / "last.pth.tar"
-    options = "--image-size 12 --seed 1 -j 0 --device cpu"
-    common = [*data_flags, *options.split(), "--pretrained", str(checkpoint)]
-    stage2.main([*common, "--head", "own", "--logit-adjustment", "off", "--run-dir", str(tmp_path / "own")])
-    results = json.loads((tmp_path / "own" / "results.json").read_text())
-    assert results["selected"]["val_acc1"] == pytest.approx(record["val"]["classifier_top1"])
+    assert_stage_2_reproduces_classifier(tmp_path, data_flags)
     _, embedding = trained_network(checkpoint, read_state(checkpoint), "lenet", 12)(torch.rand(2, 3, 12, 12))
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
 

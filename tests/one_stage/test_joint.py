@@ -1,17 +1,16 @@
 """--joint: a classifier trained together with the encoder, its loss, its checkpoint, and its evaluation in stage 2."""
 
 import copy
-import json
 import pickle
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.classifier import add_classifier
 from moco.in_batch import InBatchKCL
+from tests.one_stage.evaluated import assert_stage_2_reproduces_classifier
 from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message
 from tests.stopping import assert_resumes_bit_identical, log_of
@@ -62,7 +61,7 @@ def test_gradient_reaches_the_encoder():
     with torch.no_grad():
         classifier.weight.normal_()
     model.encoder_q(tiny_batch()[0])
-    classifier.loss(torch.tensor([0, 1, 2, 0])).backward()
+    classifier.loss(classifier.logits(), torch.tensor([0, 1, 2, 0])).backward()
     assert model.encoder_q.body.weight.grad.abs().max() > 0 and model.encoder_q.fc.weight.grad is None
 
 
@@ -89,28 +88,8 @@ def test_resumed_run_is_bit_identical(contrast, flags, batch_flags, tmp_path, mo
 def test_stage_2_evaluates_the_classifier_that_the_run_reports(flags, data_flags, tmp_path):
     words = [*flags, *["-a", "lenet", "--image-size", "12", "--lr", "0.02", "--epochs", "4", "--joint", "1"]]
     stage1.main([*words, "--run-dir", str(tmp_path)])
-    val = log_of(tmp_path)[-1]["val"]
-    assert val["classifier_top1"] > 20  # chance is 10
-    checkpoint = str(tmp_path / "last.pth.tar")
-    common = [
-        *data_flags,
-        "--image-size",
-        "12",
-        "--pretrained",
-        checkpoint,
-        "--seed",
-        "1",
-        "-j",
-        "0",
-        "--device",
-        "cpu",
-    ]
-    stage2.main([*common, "--head", "own", "--logit-adjustment", "off", "--run-dir", str(tmp_path / "own")])
-    results = json.loads((tmp_path / "own" / "results.json").read_text())
-    assert results["selected"]["val_acc1"] == pytest.approx(val["classifier_top1"])
-    stage2.main([*common, "--compare-heads", "--run-dir", str(tmp_path / "heads")])
-    heads = json.loads((tmp_path / "heads" / "results.json").read_text())["heads"]
-    assert any(entry["head"] == "own" for entry in heads.values())
+    assert log_of(tmp_path)[-1]["val"]["classifier_top1"] > 20  # chance is 10
+    assert_stage_2_reproduces_classifier(tmp_path, data_flags)
 
 
 def test_accumulated_steps_are_refused(flags, capsys):

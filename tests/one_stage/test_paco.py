@@ -1,15 +1,13 @@
 """--contrast paco: one step by hand, two processes, resuming, and the evaluation of its classifier in stage 2."""
 
-import json
-
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.paco import PaCo
 from tests.one_stage import loops
+from tests.one_stage.evaluated import assert_stage_2_reproduces_classifier
 from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message, refusal
 from tests.stopping import assert_resumes_bit_identical, log_of
@@ -57,6 +55,14 @@ def test_step_matches_the_equations(momentum_keys):
     assert model.queue_labels[0].tolist() == [*y.tolist(), *queue_labels[4:].tolist()]
 
 
+@EACH_METHOD
+def test_class_logits_are_computed_once(momentum_keys):
+    model, calls = build(momentum_keys), []
+    model.classifier.register_forward_hook(lambda *_: calls.append(1))
+    model(*tiny_batch())
+    assert len(calls) == 1
+
+
 def paco_two_steps() -> dict:
     return train_two_steps(build(momentum_keys=True), tiny_batch, lr=0.1)
 
@@ -86,16 +92,8 @@ def test_resumed_run_is_bit_identical(options, words, tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [[], ["--no-momentum-keys"]], ids=["PaCo", "GPaCo"])
 def test_stage_2_evaluates_the_classifier_that_the_run_reports(options, words, data_flags, tmp_path):
     stage1.main([*words, *options, "--run-dir", str(tmp_path)])
-    val = log_of(tmp_path)[-1]["val"]
-    assert val["classifier_top1"] > 10  # chance; 15 steps train few classes
-    text = f"--image-size 12 --seed 1 -j 0 --device cpu --pretrained {tmp_path / 'last.pth.tar'}"
-    common = [*data_flags, *text.split()]
-    stage2.main([*common, "--head", "own", "--logit-adjustment", "off", "--run-dir", str(tmp_path / "own")])
-    results = json.loads((tmp_path / "own" / "results.json").read_text())
-    assert results["selected"]["val_acc1"] == pytest.approx(val["classifier_top1"])
-    stage2.main([*common, "--compare-heads", "--run-dir", str(tmp_path / "heads")])
-    heads = json.loads((tmp_path / "heads" / "results.json").read_text())["heads"]
-    assert any(entry["head"] == "own" for entry in heads.values())
+    assert log_of(tmp_path)[-1]["val"]["classifier_top1"] > 10  # chance; 15 steps train few classes
+    assert_stage_2_reproduces_classifier(tmp_path, data_flags)
 
 
 @pytest.mark.parametrize("flag", [["--targeted"], ["--joint", "1"]], ids=str)
