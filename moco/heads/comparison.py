@@ -35,15 +35,19 @@ def run(run_dir: Path, args: dict, data: HeadData) -> None:
         raise InputError(f"{args['pretrained'] or run_dir}: no classifier could be fitted; see the messages above")
     RunLog(run_dir, args, (), 0)
     table = write(run_dir, args, heads, data)  # first, so that nothing in another run's folder can lose these results
-    if args["pretrained"]:
-        probes = nearby_probes(Path(args["pretrained"]), {name: args[name] for name in LIST_DIGEST_KEYS})
-        table = write(run_dir, args, heads | probes, data) if probes else table
+    try:
+        if args["pretrained"]:
+            probes = nearby_probes(Path(args["pretrained"]), {name: args[name] for name in LIST_DIGEST_KEYS})
+            heads |= probes
+            table = write(run_dir, args, heads, data) if probes else table
+    finally:
+        heads_picture(heads, run_dir / PICTURE)
     log("\n" + table + "\n")
     log(f"wrote {run_dir}: args.json, results.json, {TABLE}, {PICTURE}")
 
 
 def write(run_dir: Path, args: dict, heads: dict[str, dict], data: HeadData) -> str:
-    """Write results.json, the table and the figure of these heads (title -> entry). Return the table."""
+    """Write results.json and the table of these heads (title -> entry). Return the table."""
     best = {name: value for name, value in heads[best_head(heads)].items() if name not in COMPARISON_KEYS}
     heads = {title: {k: v for k, v in entry.items() if k != "confusion"} for title, entry in heads.items()}
     chosen = {"on": data.selection_split, "from": {"head": [*heads]}}
@@ -52,7 +56,6 @@ def write(run_dir: Path, args: dict, heads: dict[str, dict], data: HeadData) -> 
     header, rows = heads_rows(heads, data.selection_split)
     table = format_markdown_table(header, rows, text_columns=2)
     write_text(run_dir / TABLE, f"{HEADS_NOTE}\n\n{SHOT_NOTE}.\n\n{table}\n")
-    heads_picture(heads, run_dir / PICTURE)
     return table
 
 

@@ -157,7 +157,7 @@ def test_trials_of_fitted_head_have_one_table(words, tmp_path, capsys):
     assert "### selected" in out and "### last" not in out and "| s1 | 1 | euclidean" in out
 
 
-def test_comparison_lists_trained_probe(words, probe_flags, tmp_path, capsys):
+def test_comparison_lists_trained_probe(words, probe_flags, tmp_path, capsys, monkeypatch):
     """A folder beside it that cannot be read is reported, and does not end the comparison."""
     shutil.copy(words[-1], tmp_path / "last.pth.tar")
     pretrained = ["--pretrained", str(tmp_path / "last.pth.tar")]
@@ -165,12 +165,15 @@ def test_comparison_lists_trained_probe(words, probe_flags, tmp_path, capsys):
     for name, text in (("damaged", "{"), ("foreign", "[]")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "args.json").write_text(text)
+    drawn = []
+    monkeypatch.setattr("moco.heads.comparison.heads_picture", lambda heads, path: drawn.append([*heads]))
     capsys.readouterr()
     stage2.main([*words[:-2], *pretrained, "--compare-heads"])
     out, heads = capsys.readouterr().out, results_of(tmp_path / "heads")["heads"]
     line_with(out, "note", tmp_path / "damaged" / "args.json")
     line_with(out, "note", tmp_path / "foreign" / "args.json")
     assert list(heads) == [*HEADS, "probe (trained)"]
+    assert drawn == [[*HEADS, "probe (trained)"]]  # once
     assert heads["probe (trained)"]["acc1"] == results_of(tmp_path / "probe")["selected"]["acc1"]
     run = read_run(tmp_path / "probe")
     assert run.results and run.heads is None
