@@ -158,13 +158,12 @@ class DataConfig:
         supported = all(BatchViews.supports(row.geometry, row.colour) for row in rows.values())
         one_size = estimate.size if cached and supported else None
         resumed = flags.resumed_arguments() if trains else None
+        on_device = kept_device_aug(flags.device_aug, resumed or {})
         if flags.device_aug != "auto":
-            on_device = flags.device_aug == "on"
             batch_views = on_device and one_size is not None
             if on_device and not batch_views:
                 _check_device_jitter(rows)
         elif resumed is not None:  # a resumed run keeps its choice
-            on_device = bool(resumed.get("device_aug"))
             batch_views = one_size is not None and bool(resumed.get("batch_views"))
         else:
             small = trains and one_size is not None and max(*one_size, size) <= SMALL_SIDE
@@ -173,6 +172,15 @@ class DataConfig:
         on_cpu = flags.gpu is None and resolve_device(flags.device).type == "cpu"
         workers = 0 if flags.workers is None and cached and on_cpu else flags.workers
         return replace(self, device_aug=on_device, batch_views=batch_views), workers
+
+
+def kept_device_aug(flag: str, stored: dict[str, object]) -> bool:
+    """Return the argument device_aug of a run that continues a run with stored arguments.
+
+    Args:
+        flag: --device-aug. With auto, a run decides from its images, and stores its decision.
+    """
+    return bool(stored.get("device_aug")) if flag == "auto" else flag == "on"
 
 
 def build_data_config(

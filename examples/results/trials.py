@@ -160,13 +160,12 @@ def is_finished(command: list[str]) -> bool:
         InputError: The folder contains a run with other arguments.
     """
     script, *flags = command[1:] if command[0] == "-m" else command
-    args = resolve_args(script, script_parser(script).parse_args(flags))
+    args = script_parser(script).parse_args(flags)
     folder = Path(args.run_dir)
     if not (folder / "args.json").exists():
         return False
     stage = read_stage(folder)
-    chosen = stage.args.get("device_aug", False)  # of auto, a run stores what it chose for its images
-    args.device_aug = chosen if args.device_aug == "auto" else args.device_aug == "on"
+    args = resolve_args(script, args, stage.args)
     arguments = describe_arguments(script_parser(script), args)
     arguments = arguments._replace(free=arguments.free - {"seed"})  # the runs of a study differ in the seed
     if changes := arguments.changes_since(stage.args):
@@ -184,8 +183,13 @@ def _epochs_done(path: Path) -> int:
     return checkpoint.read_checkpoint(path, needs=("epoch", "state_dict"))["epoch"] if path.exists() else 0
 
 
-def resolve_args(script: str, args: Namespace) -> Namespace:
-    """Resolve all defaults, so that the arguments are those that a run stores. Return the arguments."""
+def resolve_args(script: str, args: Namespace, stored: dict[str, object]) -> Namespace:
+    """Resolve all defaults, so that the arguments are those that a run stores. Return the arguments.
+
+    Args:
+        stored: Arguments of the run in the folder, which keeps what it decided from its images; {} for a new run.
+    """
+    args.device_aug = options.kept_device_aug(args.device_aug, stored)
     vars(args).update(vars(options.DataFlags.from_args(args).resolved()))
     if script == SCRIPTS["contrast"]:
         method = methods.build_method(vars(args))

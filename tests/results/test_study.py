@@ -1,6 +1,7 @@
 """A study turns its plan into trials and commands, and detects finished runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +157,16 @@ def test_run_older_than_a_flag_is_finished(finished_study):
         record["args"].pop(name)
     file.write_text(json.dumps(record))
     assert trials.is_finished(trial.commands[0])
+
+
+def test_run_that_has_chosen_to_augment_on_the_device_is_finished(finished_study):
+    command = finished_study.trial(Cell(10, finished_study.plan.methods["kcl"]), 0).commands[0]
+    file = Path(command[command.index("--run-dir") + 1]) / "args.json"
+    record = json.loads(file.read_text())
+    record["args"]["device_aug"] = True
+    file.write_text(json.dumps(record))
+    assert trials.is_finished(command)
+    assert_refused_as_other_run([*command, "--device-aug", "off"], "device_aug", "True", "False")
 
 
 @pytest.mark.parametrize(

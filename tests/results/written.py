@@ -29,7 +29,7 @@ def write_run(study: Study, cell: Cell, seed: int, acc1: float, val: float, unif
     record = {"git": "c0ffee", "machine": "box-1", "versions": {"torch": "2"}}
     for number, command in enumerate(trial.commands):
         script, *flags = command[1:] if command[0] == "-m" else command
-        args = vars(resolve_args(script, script_parser(script).parse_args(flags)))
+        args = vars(resolve_args(script, script_parser(script).parse_args(flags), {}))
         folder = Path(args["run_dir"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "args.json").write_text(json.dumps(record | {"args": args}))
