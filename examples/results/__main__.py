@@ -11,16 +11,18 @@ again to continue. --hours chooses the seeds and lengths of training that fit. -
 writes the page from the runs that have finished.
 """
 
+import math
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 
 from examples.results import page
 from examples.results.budget import fit_to_hours
 from examples.results.plan import Plan
 from examples.results.plan_file import read_plan
-from examples.results.running import run_all, wait_for_earlier_runs
+from examples.results.running import OutOfTimeError, run_all, unpack_archive, wait_for_earlier_runs, write_archive
 from examples.results.study import TUNING, Study
 from examples.results.trials import unfinished_part
 from utils import errors
@@ -33,7 +35,7 @@ from utils.measure.results import format_markdown_table
 from utils.run.folder import lock_run_dir
 
 DEFAULT = "fashion"
-GPU_JOBS = 4  # simultaneous runs; one small network leaves most of a GPU idle
+GPU_JOBS = 8  # simultaneous runs; one small network leaves most of a GPU idle
 
 
 def get_args_parser() -> Parser:
@@ -57,10 +59,23 @@ def get_args_parser() -> Parser:
         "is measured first.",
     )
     parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        metavar="M",
+        help="Stop after M minutes. Unfinished runs save a checkpoint, and the page shows what has finished.",
+    )
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        metavar="FILE",
+        help="Zip file with all results and the checkpoints of unfinished runs. The study continues from it if it "
+        "exists, also on another machine, and writes it at the end.",
+    )
+    parser.add_argument(
         "--jobs",
         type=positive_int,
         metavar="N",
-        help=f"Number of simultaneous runs (default: the number of cores, or {GPU_JOBS} on a GPU).",
+        help=f"Number of simultaneous runs (default: the number of cores; on a GPU at most {GPU_JOBS}).",
     )
     parser.add_argument("--device", default="auto", help="Device of all runs, such as cpu or cuda.")
     parser.add_argument("--folder", metavar="DIR", help="Folder for the runs (default: runs/results_NAME).")
@@ -73,8 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     plan = read_plan(args.plan)
     if args.seeds == 1:
         raise errors.InputError("--seeds 1: expected 2 or more (one seed has no standard deviation)")
-    if args.hours and (args.show or args.page or args.block):
-        raise errors.InputError("--hours: not supported with --plan, --page and --block, which run nothing")
+    for name in ("hours", "minutes", "archive"):
+        if getattr(args, name) and (args.show or args.page or args.block):
+            raise errors.InputError(f"--{name}: not supported with --plan, --page and --block, which run nothing")
     if args.seeds:
         lengths = dict.fromkeys(plan.lengths, args.seeds)
         plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds, lengths=lengths)
@@ -92,7 +108,17 @@ def main(argv: list[str] | None = None) -> None:
             raise errors.InputError(
                 f"{Path.cwd()}: not this project's folder; start the study in {Path(__file__).parents[2]}"
             )
-        run(study, args.jobs or (usable_cores() if study.device.type == "cpu" else GPU_JOBS), args.hours)
+        cores = usable_cores()
+        run(
+            study,
+            args.jobs or (cores if study.device.type == "cpu" else min(cores, GPU_JOBS)),
+            args.hours,
+            args.minutes,
+            args.archive,
+        )
+    if args.minutes and not study.has_page():
+        log(f"no page yet, because a method has fewer than two finished seeds; the runs are in {folder}")
+        return
     # The page shows only the flags that affect its numbers, not --output or --jobs.
     shown_flags = [args.plan] if args.plan != DEFAULT else []
     shown_flags += ["--seeds", str(args.seeds)] if args.seeds else []
@@ -102,21 +128,38 @@ def main(argv: list[str] | None = None) -> None:
     log(f"wrote {', '.join(map(str, written))}; the runs are in {folder}")
 
 
-def run(study: Study, jobs: int, hours: float | None = None) -> None:
-    """Run all stages of the study in order, or what fits `hours`. Stages can depend on the results of earlier ones."""
+def run(
+    study: Study, jobs: int, hours: float | None = None, minutes: float | None = None, archive_file: Path | None = None
+) -> None:
+    """Run all stages of the study in order, or what fits the hours or minutes, and keep the results in the archive."""
+    deadline = time.monotonic() + 60 * (minutes or math.inf)
     for number in errors.EXIT_CODES.keys() - {signal.SIGINT}:  # like Ctrl-C, so that run_all stops its runs
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     with lock_run_dir(study.folder):
+        if archive_file and archive_file.exists():
+            unpack_archive(archive_file, study.folder)
         study.prepare()
         study = fit_to_hours(study, hours, jobs) if hours else study
-        for stage, trials in study.stages():
-            unfinished = [remaining for trial in trials if (remaining := unfinished_part(trial)).commands]
-            if unfinished:
-                wait_for_earlier_runs(unfinished)
-                log(f"{stage}: {len(unfinished)} of {len(trials)} trials to run, {jobs} at a time")
-                run_all(unfinished, jobs)
-            if stage.startswith(TUNING):
-                log(study.describe_rates(stage))
+        try:
+            run_stages(study, jobs, deadline)
+        except OutOfTimeError:
+            log(f"--minutes {minutes:g}: stopped; run the same command again to continue")
+        finally:
+            if archive_file:
+                write_archive(study.folder, archive_file)
+                log(f"wrote {archive_file}: copy this file to continue on another machine")
+
+
+def run_stages(study: Study, jobs: int, deadline: float) -> None:
+    """Run all stages until the deadline. Stages can depend on the results of earlier ones."""
+    for stage, trials in study.stages():
+        unfinished = [remaining for trial in trials if (remaining := unfinished_part(trial)).commands]
+        if unfinished:
+            wait_for_earlier_runs(unfinished)
+            log(f"{stage}: {len(unfinished)} of {len(trials)} trials to run, {jobs} at a time")
+            run_all(unfinished, jobs, deadline)
+        if stage.startswith(TUNING):
+            log(study.describe_rates(stage))
 
 
 def describe_plan(plan: Plan, study: Study) -> str:

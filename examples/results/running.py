@@ -1,31 +1,45 @@
-"""Run the trials of a study in parallel, one core each."""
+"""Run the trials of a study in parallel, one core each, and keep their results in an archive."""
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from examples.results.trials import Trial, is_finished
+from examples.results.trials import Trial, is_complete, is_finished
 from utils import errors
 from utils.distributed import log
+from utils.run import checkpoint
 from utils.run.folder import lock_owner
 
 PR_SET_PDEATHSIG = 1
+# What remains of a finished trial. Its checkpoint and features are needed only by runs that have not finished.
+RESULT_FILES = ("args.json", "log.jsonl", "results.json", "features.npz")
+SHARED_FILES = ("*.npy", "speed.json")  # targets, and the measured speed
 
 
-def run_all(trials: list[Trial], jobs: int) -> None:
+class OutOfTimeError(Exception):
+    """The minutes of a study are over."""
+
+
+def run_all(trials: list[Trial], jobs: int, deadline: float = math.inf) -> None:
     """Run the trials, `jobs` at a time.
 
-    If a trial fails or this process stops, stop all trials. They save a checkpoint.
+    If a trial fails, this process stops or the deadline passes, stop all trials. They save a checkpoint.
+
+    Args:
+        deadline: Value of time.monotonic().
 
     Raises:
         InputError: A trial failed, or stopped before its last epoch.
+        OutOfTimeError: The deadline has passed.
     """
     waiting, running, estimate = deque(trials), {}, TimeEstimate(trials)
     try:
@@ -34,6 +48,8 @@ def run_all(trials: list[Trial], jobs: int) -> None:
                 trial = waiting.popleft()
                 running[start_trial(trial)] = trial
             time.sleep(0.2)
+            if time.monotonic() > deadline:
+                raise OutOfTimeError
             for process in [process for process in running if process.poll() is not None]:
                 trial = running.pop(process)
                 if process.returncode:
@@ -114,3 +130,44 @@ def failure_reason(process: subprocess.Popen, trial: Trial) -> str:
     if process.returncode < 0:
         return f"killed by {signal.Signals(-process.returncode).name}"
     return (output_file(trial).read_text().splitlines() or ["ended without output"])[-1].removeprefix("error: ")
+
+
+def write_archive(folder: Path, archive: Path) -> None:
+    """Write the results of finished trials, and the checkpoints of others, into a zip file. It is replaced at once.
+
+    Args:
+        folder: Folder of the study.
+    """
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    new = archive.with_name(f"{archive.name}.new")
+    with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for file in _archived_files(folder):
+            zipped.write(file, file.relative_to(folder))
+    new.replace(archive)
+
+
+def _archived_files(folder: Path) -> list[Path]:
+    files = [file for pattern in SHARED_FILES for file in folder.glob(pattern)]
+    for run_dir in sorted({file.parent for file in folder.glob("rho*/*/args.json")}):
+        parts = [run_dir, run_dir / "heads"]
+        files += [part / name for part in parts for name in RESULT_FILES if (part / name).exists()]
+        if not is_complete(run_dir) and (run_dir / checkpoint.LAST).exists():
+            files.append(run_dir / checkpoint.LAST)
+    return files
+
+
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Write the files of an archive into the folder of the study. Existing files are kept.
+
+    Raises:
+        InputError: The file is not an archive of a study.
+    """
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            for name in zipped.namelist():
+                if not (folder / name).exists():
+                    zipped.extract(name, folder)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise errors.InputError(
+            f"{archive}: not an archive of a study ({error}). Delete it, or choose another file"
+        ) from None

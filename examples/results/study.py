@@ -205,13 +205,19 @@ class Study:
             sweeps[sweep.key] = {key: self.finished(cell, range(sweep.seeds)) for key, cell in cells.items()}
         return reading.select_results(plan, groups, lengths, sweeps)
 
+    def has_page(self) -> bool:
+        """Return whether the finished trials are enough for a page."""
+        return self.is_tuned(min(self.plan.lengths, default=None)) and reading.enough_seeds(
+            self.plan, self.results().groups
+        )
+
     def groups(self, length: int | None) -> Groups:
         """Return the results of all methods at a length."""
         seeds = range(max(self.plan.more_seeds, self.plan.lengths.get(length, 0)))
         cells = trials.main_cells(self.plan, length)
         return {(cell.imbalance, cell.method.key): self.finished(cell, seeds) for cell in cells}
 
-    def is_tuned(self, length: int) -> bool:
+    def is_tuned(self, length: int | None) -> bool:
         """Return whether the runs that select the learning rates at a length have finished."""
         tuning = [self.trial(cell, self.plan.tune_seed) for cell in trials.tuning_cells(self.plan, length)]
         return not any(trials.unfinished_part(trial).commands for trial in tuning)

@@ -145,12 +145,22 @@ def _has_value(plan: Plan, cell: Cell, extra: tuple[str, ...]) -> bool:
 def unfinished_part(trial: Trial) -> Trial:
     """Return the trial with only the first unfinished command and all commands after it, which depend on it.
 
+    A trial with all its results has no unfinished part, also if its checkpoint was deleted or is not in an archive.
+
     Raises:
         InputError: See `is_finished`.
     """
+    if is_complete(trial.run_dir) and not (trial.run_dir / checkpoint.LAST).exists():
+        is_finished(trial.commands[0])  # checks the arguments
+        return trial._replace(commands=())
     finished = [is_finished(command) for command in trial.commands]
     first_unfinished = finished.index(False) if False in finished else len(finished)
     return trial._replace(commands=trial.commands[first_unfinished:])
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Return whether the classifiers of a trial have been compared, which is its last step."""
+    return (run_dir / "heads" / "results.json").exists()
 
 
 def is_finished(command: list[str]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from examples.results import __main__ as study_command
 from examples.results import running
-from examples.results.running import TimeEstimate, run_all, wait_for_earlier_runs
+from examples.results.running import OutOfTimeError, TimeEstimate, run_all, wait_for_earlier_runs
 from examples.results.trials import Trial
 from tests.processes import Program
 from tests.refusals import assert_names, refusal
@@ -73,6 +73,12 @@ def test_killed_run_is_reported_with_its_signal(tmp_path):
     kill_itself = ["-c", "import os, signal; print('fine so far', flush=True); os.kill(os.getpid(), signal.SIGKILL)"]
     trial = Trial(tmp_path / "a", (kill_itself,))
     refusal(lambda: run_all([trial], jobs=1), trial.run_dir, "SIGKILL", trial.run_dir / "output.txt")
+
+
+def test_runs_stop_when_the_time_is_over(tmp_path):
+    endless = Trial(tmp_path / "a", (["-c", "import time; time.sleep(1000)"],))
+    with pytest.raises(OutOfTimeError):
+        run_all([endless], jobs=1, deadline=time.monotonic())
 
 
 def wait_until(condition, study: Program) -> None:
