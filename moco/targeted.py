@@ -56,6 +56,10 @@ class TargetModel(nn.Module):
         """The targets without copies, (C, D), or None."""
         return None if self.optimal_target is None else remove_copies(self.optimal_target, self.tr)
 
+    def class_targets(self) -> Tensor | None:
+        """Return the target of each class in the last TSC step, (C, D); None in KCL, and before that step."""
+        return self.unique_targets[self.assignment] if self.targeted and self.assignment is not None else None
+
     @torch.no_grad()
     def _update_centroids_and_start_assignment(self, features: Tensor, labels: Tensor) -> None:
         """Update the centroids and, every `assignment_interval` steps, start a new target assignment.

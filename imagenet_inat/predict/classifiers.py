@@ -69,7 +69,8 @@ def _checkpoint_in(folder: Path) -> Path:
 def _load_checkpoint(source: Path, device: torch.device) -> Classifier:
     state = evaluation.read_stage2_checkpoint(source)
     if is_stage1(state.weights):
-        head = "own" if any(key.startswith(CLASSIFIER_PREFIX) for key in state.weights) else "logistic"
+        stored = any(key.startswith(CLASSIFIER_PREFIX) for key in state.weights)
+        head = "own" if stored or state.args.get("joint") else "logistic"  # targets are not stored as a classifier
         raise InputError(
             f"checkpoint {source}: is of stage 1, expected a classifier of stage 2. Save one: "
             f"python main_lincls_imba.py --pretrained {source} --head {head}"

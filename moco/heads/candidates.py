@@ -60,5 +60,5 @@ def target(data: HeadData, sampling: str, adjustment: str) -> Iterator[Iterable[
 
 def own(data: HeadData, sampling: str, adjustment: str) -> Iterator[Iterable[Fit]]:
     """Yield the classifier that the network was trained with. Nothing is fitted."""
-    weight, bias, scale = data.parts["classifier"]
-    yield [Fit(weight, bias, scale=scale)]
+    weight, bias, scale, projection = data.parts["classifier"]
+    yield [Fit(weight, bias, scale=scale, projection=projection)]

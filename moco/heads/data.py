@@ -28,8 +28,8 @@ class HeadData:
         compute: Device and precision of val and test.
         selection_split: See `DataConfig.selection_split`.
         parts: Parts of the checkpoint besides its encoder. "targets" (TSC): the projection head, (N, d) -> (N, D),
-            and the targets (C, D); row y is the target of class y. "classifier": weight (C, d), bias (C,) and
-            scale (None unless it is a cosine classifier) of the classifier that the network was trained with.
+            and the targets (C, D); row y is the target of class y. "classifier": weight, bias, scale and
+            projection (see `Fit`) of the classifier that the network was trained with.
         lacks: Maps each missing part to the reason.
         described: Entries of checkpoints that describe the training images, such as class_names.
     """

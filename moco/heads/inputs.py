@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from moco.heads import HEADS
 from moco.heads.data import HeadData
 from moco.methods import load_projection_and_targets
-from moco.pretrained import read_classifier
+from moco.pretrained import read_classifier, read_state
 from utils.errors import InputError
 from utils.measure.feature_cache import Features, weights_digest
 from utils.run.compute import ComputeConfig
@@ -23,6 +24,15 @@ def _read_targets(checkpoint: Path, num_classes: int) -> tuple[nn.Module, Tensor
     return projection, targets
 
 
+def _read_own_classifier(checkpoint: Path, num_classes: int) -> tuple[Tensor, Tensor, float | None, nn.Module | None]:
+    """Return the classifier of a run: weight, bias and scale of `Fit`, and the projection before it, if any."""
+    args = read_state(checkpoint).get("args")
+    if isinstance(args, dict) and args.get("joint") and args.get("joint_classifier") == "targets":
+        projection, targets = _read_targets(checkpoint, num_classes)
+        return targets, torch.zeros(num_classes), 1 / args["moco_t"], projection
+    return *read_classifier(checkpoint, num_classes), None
+
+
 def read_checkpoint_parts(checkpoint: Path, num_classes: int, head: str) -> tuple[dict[str, tuple], dict[str, str]]:
     """Read the parts of a checkpoint besides its encoder. Return `parts` and `lacks` of `HeadData`.
 
@@ -35,7 +45,7 @@ def read_checkpoint_parts(checkpoint: Path, num_classes: int, head: str) -> tupl
         InputError: The checkpoint lacks a part that the head needs.
     """
     parts, lacks = {}, {}
-    for part, read in (("targets", _read_targets), ("classifier", read_classifier)):
+    for part, read in (("targets", _read_targets), ("classifier", _read_own_classifier)):
         try:
             parts[part] = read(checkpoint, num_classes)
         except InputError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moco.classifier import EncoderClassifier
+from moco.classifier import JointClassifier
 from moco.encoders import get_encoder
 from utils.cli.flags import Group
 from utils.run.loop import Phase
@@ -41,7 +41,7 @@ class Method:
     argument_adders: tuple[Callable[[Group, Group], None], ...] = ()
     stored_sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module
-    classifier: EncoderClassifier | None = None
+    classifier: JointClassifier | None = None
     trains_classifier = False
     num_views = 2
     classifier_view: str | None = None

@@ -106,16 +106,6 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         rare=True,
     )
     loss.add_argument(
-        "--joint",
-        type=nonnegative_float,
-        default=0.0,
-        metavar="W",
-        help="Train a linear classifier together with the encoder: add W times its balanced-softmax cross-entropy to "
-        "the loss. 1 is a good start. Evaluate it with --head own in stage 2.",
-        refused=(When("with --accum-steps", lambda args: args.accum_steps > 1),),
-        legacy=0.0,
-    )
-    loss.add_argument(
         "--assignment-interval",
         type=nonnegative_int,
         default=1,

@@ -27,7 +27,7 @@ def test_post_adjustment_subtracts_t_times_log_prior_from_the_bias():
 
 @pytest.mark.parametrize("name", ["logistic", "cosine", "own"])
 def test_post_adjustment_tries_every_t_of_every_fit(name):
-    own = torch.randn(C, D), torch.randn(C), None
+    own = torch.randn(C, D), torch.randn(C), None, None
     tried = select_head(name, "instance", "post", head_data(parts={"classifier": own})).tried
     assert tried["t"] == list(PRIOR_STRENGTHS)
 

@@ -41,7 +41,7 @@ def head_data(counts=tuple(COUNTS), **options) -> HeadData:
 def complete_data() -> HeadData:
     """Return data with everything that a head can need."""
     targets = nn.Linear(D, 3), normalize(torch.randn(C, 3), dim=1)
-    return head_data(parts={"targets": targets, "classifier": (torch.randn(C, D), torch.randn(C), None)})
+    return head_data(parts={"targets": targets, "classifier": (torch.randn(C, D), torch.randn(C), None, None)})
 
 
 FITTED = [(name, *balancing) for name, head in HEADS.items() if head.is_fitted for balancing in compared_settings(head)]

@@ -188,7 +188,15 @@ TESTED_ELSEWHERE |= {
     "freeze",
     "accum_steps",
 }
-TESTED_ELSEWHERE |= {"queue_init", "positives", "unused_positives", "joint", "ce_weight", "contrast_weight"}
+TESTED_ELSEWHERE |= {
+    "queue_init",
+    "positives",
+    "unused_positives",
+    "joint",
+    "joint_classifier",
+    "ce_weight",
+    "contrast_weight",
+}
 TESTED_ELSEWHERE |= {"classifier_view", "alpha", "beta", "gamma", "no_momentum_keys"}
 
 

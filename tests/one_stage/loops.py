@@ -1,4 +1,4 @@
-"""The losses of BCL and PaCo as loops over anchors and columns, independent of the project's code."""
+"""The losses of BCL, PaCo and --joint-classifier targets as loops, independent of the project's code."""
 
 import torch
 from torch import Tensor
@@ -45,3 +45,11 @@ def paco(
                 total, weight = total + alpha * torch.log(torch.exp(v) / denominator), weight + alpha
         anchor_losses.append(-total / weight)
     return sum(anchor_losses) / len(anchor_losses)
+
+
+def targets(q: Tensor, labels: Tensor, class_targets: Tensor, log_prior: Tensor, temperature: float) -> Tensor:
+    losses = []
+    for i, label in enumerate(labels.tolist()):
+        logits = [q[i] @ t / temperature + prior for t, prior in zip(class_targets, log_prior, strict=True)]
+        losses.append(torch.log(sum(torch.exp(u) for u in logits)) - logits[label])
+    return sum(losses) / len(losses)

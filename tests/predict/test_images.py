@@ -108,9 +108,14 @@ def test_unusable_command_line_is_refused(words, facts, folder, classifiers, tsc
     assert (folder / "taken.csv").read_text() == "kept"
 
 
-def test_classifier_of_stage_1_is_saved_by_head_own(folder, tsc_run, tmp_path):
+@pytest.mark.parametrize("kind", ["linear", "targets"])
+def test_classifier_of_stage_1_is_saved_by_head_own(kind, folder, tsc_run, tmp_path):
+    """A linear one has tensors of its own, and --joint-classifier targets has none."""
     state = checkpoint.read_file(tsc_run / "last.pth.tar")
-    state["state_dict"] |= {"module.classifier.weight": torch.zeros(10, 84), "module.classifier.bias": torch.zeros(10)}
+    state["args"] |= {"joint": 1.0, "joint_classifier": kind}
+    if kind == "linear":
+        zeros = {"weight": torch.zeros(10, 84), "bias": torch.zeros(10)}
+        state["state_dict"] |= {f"module.classifier.{name}": tensor for name, tensor in zeros.items()}
     torch.save(state, tmp_path / "joint.pth.tar")
     refusal(lambda: predict.main([str(tmp_path / "joint.pth.tar"), str(folder)]), "joint.pth.tar", "--head own")
 

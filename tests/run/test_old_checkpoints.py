@@ -36,7 +36,7 @@ ADDED = {
         **COUNTS,
         **{f"args.{name}": bool for name in ("deterministic", "only_t", "unbiased", "sync_bn", "keep_last")},
         "args.no_momentum_keys": bool,
-        **dict.fromkeys(("args.queue_init", "args.positives", "args.unused_positives"), str),
+        **dict.fromkeys(("args.queue_init", "args.positives", "args.unused_positives", "args.joint_classifier"), str),
         **dict.fromkeys(("args.joint", "args.ce_weight", "args.contrast_weight"), float),
         **dict.fromkeys(("args.alpha", "args.beta", "args.gamma"), float),
         **{"args.contrast": str, "args.classifier_view": type(None)},

@@ -119,6 +119,8 @@ class Monitor:
             targets, superclasses = class_targets(), torch.tensor(self.superclasses, device=val[0].device)
             values["reasonability"] = reasonability(targets[0], superclasses) if targets else None
         for classifier, names in self.classifiers:
+            if not classifier.is_ready:
+                continue
             where = f"epoch {epochs_done}, val"
             network = ClassifierNetwork(encoder, classifier)
             logits = extract_features(

@@ -21,6 +21,8 @@ class OnlineProbe(nn.Module):
             so that all classes count equally.
     """
 
+    is_ready = True  # see `ClassifierNetwork`
+
     def __init__(self, encoder: nn.Module, counts: Tensor, adjusted: bool):
         super().__init__()
         width = next(layer.in_features for layer in encoder.fc.modules() if isinstance(layer, nn.Linear))
@@ -86,7 +88,7 @@ class OnlineProbe(nn.Module):
 class ClassifierNetwork(nn.Module):
     """An encoder and a classifier that stores its features: images (N, 3, H, W) -> logits (N, C).
 
-    classifier: has `logits()`, the logits of the encoder's latest images.
+    classifier: has `logits()`, the logits of the encoder's latest images, and `is_ready`, whether they exist.
     """
 
     def __init__(self, encoder: nn.Module, classifier: nn.Module):
