@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from moco.bcl import BCL
 from moco.encoders import get_encoder
-from moco.loader import VIEWS
 from moco.methods.encoder_method import EncoderMethod
+from moco.methods.method_flags import add_classifier_view_argument
 from utils.cli.flags import Group
 from utils.cli.numbers import nonnegative_float
 from utils.run.state import RunState
@@ -33,22 +33,13 @@ def add_bcl_arguments(model: Group, loss: Group) -> None:
         rare=True,
         legacy=0.35,
     )
-    loss.add_argument(
-        "--classifier-view",
-        choices=list(VIEWS),
-        metavar="NAME",
-        help="Augmentation of the view that the classifier sees (--contrast bcl), one of those of --views (default: "
-        "that of --views). --crop-scale does not apply to it.",
-        rare=True,
-        legacy=None,
-    )
 
 
 class BclMethod(EncoderMethod):
     """Balanced contrastive learning (CVPR 2022), with three views per image and a cosine classifier."""
 
     help = "the batch and class prototypes, and train a classifier too (BCL, one stage)"
-    argument_adders = (*EncoderMethod.argument_adders, add_bcl_arguments)
+    argument_adders = (*EncoderMethod.argument_adders, add_classifier_view_argument, add_bcl_arguments)
     stored_sizes = {"num_classes": ("classifier.weight", 0), "moco_dim": ("encoder_q.fc.3.weight", 0)}  # noqa: RUF012
     trains_classifier, num_views, views_at_once = True, 3, 3
     model: BCL

@@ -1,11 +1,12 @@
 """PaCo and GPaCo: a classifier and contrast with a queue in one softmax, in one stage."""
 
+from argparse import Namespace
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from moco.methods.encoder_method import EncoderMethod
-from moco.methods.method_flags import add_mlp_argument, add_queue_arguments
+from moco.methods.method_flags import add_classifier_view_argument, add_mlp_argument, add_queue_arguments
 from moco.methods.queue_method import QueueMethod
 from moco.paco import PaCo
 from utils.cli.flags import Group
@@ -44,9 +45,19 @@ class PacoMethod(QueueMethod):
     """Parametric contrastive learning (ICCV 2021) with the queue of KCL, without its positives and targets."""
 
     help = "keys of past steps and class logits (PaCo, one stage)"
-    argument_adders = (*EncoderMethod.argument_adders, add_mlp_argument, add_queue_arguments, add_paco_arguments)
+    argument_adders = (
+        *EncoderMethod.argument_adders,
+        add_mlp_argument,
+        add_queue_arguments,
+        add_classifier_view_argument,
+        add_paco_arguments,
+    )
     trains_classifier = True
     model: PaCo
+
+    def __init__(self, settings: Namespace):
+        super().__init__(settings)
+        self.classifier_view = settings.classifier_view  # of the queries
 
     @property
     def views_at_once(self) -> int:

@@ -16,8 +16,11 @@ from tests.stopping import log_of
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.txt"))
 FASHION = ("fashion_kcl", "fashion_tsc")  # these recipes make their own lists
 TRAIN = [name for name in RECIPES if name.endswith(("kcl", "tsc", "100", "50", "10", "release", "authors"))]
-TRAIN = [name for name in TRAIN if name not in FASHION and "bcl" not in name]
-BCL = ("imagenet_bcl", *(f"cifar{classes}_bcl_{ratio}" for classes in (10, 100) for ratio in (100, 50, 10)))
+TRAIN = [name for name in TRAIN if name not in FASHION and not ("bcl" in name or "paco" in name)]
+BCL, PACO = (
+    [f"imagenet_{method}", *(f"cifar{classes}_{method}_{ratio}" for classes in (10, 100) for ratio in (100, 50, 10))]
+    for method in ("bcl", "paco")
+)
 PROBES = {"imagenet_probe": "imagenet_kcl", "inat_probe": "inat_kcl", "cifar_probe": "cifar10_kcl_100"}
 PROBES |= {"cifar_ldam_drw": "cifar10_tsc_100", "imagenet_kcl_authors_probe": "imagenet_kcl_authors"}
 # Added after the recipe's own flags: a small network, small images and two batches of eight per epoch.
@@ -79,6 +82,15 @@ def test_bcl_recipe_starts(recipe, root, tmp_path):
     assert all(np.isfinite(line["loss"]) and line["loss_contrast"] > 0 for line in log)
 
 
+@pytest.mark.parametrize("recipe", PACO)
+def test_paco_recipe_starts(recipe, root, tmp_path):
+    size = ["--image-size", "12", "--moco-k", "16", *WITHOUT_WARM_UP.split()]
+    stage1.main([*words(recipe, root, recipe.split("_")[0], str(tmp_path / "run")), *size])
+    log = log_of(tmp_path / "run")
+    assert [line["phase"] for line in log] == ["paco"] * 2
+    assert all(np.isfinite(line["loss"]) and "classifier_top1" in line["val"] for line in log)
+
+
 @pytest.mark.parametrize("recipe", PROBES)
 def test_stage_2_recipe_starts(recipe, root, tmp_path):
     pretrain(PROBES[recipe], root, str(tmp_path / "run"))
@@ -108,9 +120,11 @@ def test_every_recipe_is_tested():
         *PROBES,
         *FASHION,
         *BCL,
+        *PACO,
         "fashion",
         "imagenet",
         "cifar",
         "cifar_bcl",
+        "cifar_paco",
         "cifar_targeted",
     }  # the last ones are included by other recipes

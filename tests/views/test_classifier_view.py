@@ -1,4 +1,4 @@
-"""--classifier-view of BCL: the classifier's view differs from the two views that are contrasted."""
+"""--classifier-view of BCL and PaCo: the classifier's view differs from the other views."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from tests.refusals import exit_message, refusal
 from tests.stopping import log_of
 from tests.views.test_loader import photograph
 
-BCL = "--contrast bcl --image-size 12 -a lenet -b 32 --epochs 1 --moco-dim 8 --lr 0.02 --seed 1 -j 0 -p 0 --device cpu"
+SMALL = "--image-size 12 -a lenet -b 32 --epochs 1 --moco-dim 8 --lr 0.02 --seed 1 -j 0 -p 0 --device cpu"
+BCL, PACO = f"--contrast bcl {SMALL}", f"--contrast paco --moco-k 64 {SMALL}"
 
 
 def test_first_view_has_its_own_augmentation():
@@ -37,11 +38,12 @@ def test_device_augments_first_view_differently():
     assert len(others) == 2 and all(isinstance(view.colour, Colours) for view in others)
 
 
+@pytest.mark.parametrize("method", [BCL, PACO], ids=["bcl", "paco"])
 @pytest.mark.parametrize("device", [[], ["--device-aug"]], ids=["host", "device"])
-def test_classifier_view_changes_training(device, data_flags, tmp_path):
+def test_classifier_view_changes_training(device, method, data_flags, tmp_path):
     losses = {}
     for view in ("", "digit", "grey"):
-        words = [*data_flags, *BCL.split(), *device, *(["--classifier-view", view] if view else [])]
+        words = [*data_flags, *method.split(), *device, *(["--classifier-view", view] if view else [])]
         stage1.main([*words, "--run-dir", str(tmp_path / f"run_{view}")])
         losses[view] = log_of(tmp_path / f"run_{view}")[0]["loss"]
     assert losses["digit"] == losses[""] != losses["grey"]  # digit is the --views of these data
