@@ -10,7 +10,7 @@ from tests.one_stage import loops
 from tests.one_stage.evaluated import assert_stage_2_reproduces_classifier
 from tests.one_stage.ranks import assert_two_processes_match_one, train_two_steps
 from tests.refusals import exit_message, refusal
-from tests.stopping import assert_resumes_bit_identical, log_of
+from tests.stopping import assert_resumes_bit_identical
 from tests.tiny import TinyEncoder, tiny_batch
 
 T, COUNTS = 0.2, torch.tensor([6, 2, 1])
@@ -91,9 +91,9 @@ def test_resumed_run_is_bit_identical(options, words, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [[], ["--no-momentum-keys"]], ids=["PaCo", "GPaCo"])
 def test_stage_2_evaluates_the_classifier_that_the_run_reports(options, words, data_flags, tmp_path):
-    stage1.main([*words, *options, "--run-dir", str(tmp_path)])
-    assert log_of(tmp_path)[-1]["val"]["classifier_top1"] > 10  # chance; 15 steps train few classes
-    assert_stage_2_reproduces_classifier(tmp_path, data_flags)
+    stage1.main([*words, *options, "--lr", "0.05", "--epochs", "8", "--run-dir", str(tmp_path)])
+    own = assert_stage_2_reproduces_classifier(tmp_path, data_flags)
+    assert sum(accuracy > 0 for accuracy in own["per_class"]) >= 3  # a constant prediction has one
 
 
 @pytest.mark.parametrize("flag", [["--targeted"], ["--joint", "1"]], ids=str)
