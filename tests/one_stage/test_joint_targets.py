@@ -71,6 +71,14 @@ def test_kcl_phase_has_no_classifier_loss():
     assert torch.equal(out.loss, plain.loss) and not model.classifier.metrics
 
 
+def test_model_that_leaves_the_tsc_phase_has_no_classifier_loss():
+    """The assignment of its last TSC step still exists."""
+    model, batch, _ = step(queue_model, joint=True)
+    model.targeted, model.classifier.metrics = False, {}
+    model(*batch)
+    assert not model.classifier.metrics
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copy_of_a_model_uses_its_own_targets(duplicate):
     model, _, _ = step(queue_model, joint=True)
