@@ -27,7 +27,7 @@ from moco import methods
 from utils import distributed, errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
-from utils.distributed import launch
+from utils.distributed import collectives, launch
 from utils.measure import monitor_flags
 from utils.measure.metrics import Means
 from utils.measure.monitor import Monitor
@@ -141,7 +141,7 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
 def train(plan: Plan, compute, loader, checkpointer, monitor: Monitor) -> None:
     """Train all phases, starting or resuming at the checkpointer's state."""
     method, model, state, run_dir = plan.method, checkpointer.model, checkpointer.state, checkpointer.run_dir
-    ddp, optimizer = distributed.wrap_ddp(model, compute.device), plan.run.optimizer.build(method.parameters())
+    ddp, optimizer = collectives.wrap_ddp(model, compute.device), plan.run.optimizer.build(method.parameters())
     epochs = [*loop.epochs(method.phases(), state, len(loader))]
     if state.source and epochs and not epochs[0].fresh:  # before the log is written: the checkpoint may be rejected
         state.load_optimizer(optimizer)

@@ -11,26 +11,19 @@ Report how evenly the targets of a file are spread, and plot their cosines:
     python target_generation.py --check optimal_1000_128.npy --plot targets.png
 """
 
-import utils.startup  # noqa: F401, imported before the modules that take seconds to load
+from utils import startup  # before imports that take seconds
 
 # isort: split
 
 from pathlib import Path
 
-from torch import Tensor
-
 from imagenet_inat.datasets import REGISTRY
-from moco.targets import optimize
-from moco.targets.bounds import format_quality, target_quality
-from moco.targets.files import check_targets, read_targets, target_file_name
-from moco.targets.generation import DIM, EVALUATIONS, TEMPERATURE, generate_file
+from moco.targets.defaults import DIM, EVALUATIONS, RELEASE_STEPS, TEMPERATURE
 from utils import errors
 from utils.cli.flags import When
 from utils.cli.numbers import number_type, positive_int, seed_number
 from utils.cli.parser import Parser, parse
-from utils.devices import check_memory, pick_device
-from utils.files import check_output, format_json
-from utils.openmp import SpinGuard
+from utils.files import check_output
 
 # Keeps exp(1/τ) finite.
 temperature = number_type("temperature", float, lambda value: 0.005 <= value < float("inf"), "0.005 or more")
@@ -92,7 +85,7 @@ def get_args_parser() -> Parser:
         type=positive_int,
         metavar="N",
         help="Maximum number of energy evaluations per starting point. More than the default helps little "
-        f"(default: {EVALUATIONS}, or {optimize.RELEASE_STEPS} with adam).",
+        f"(default: {EVALUATIONS}, or {RELEASE_STEPS} with adam).",
         refused=(WITH_CHECK,),
     )
     group.add_argument(
@@ -126,45 +119,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.num_classes == 1 and not args.check:
         raise errors.InputError("--num-classes 1: expected 2 or more")
     num_classes = REGISTRY[args.dataset].num_classes if args.dataset else args.num_classes
-    dim = args.dim
     if args.plot:
         check_output("--plot", Path(args.plot), args.overwrite, (".png", ".PNG"))
+    with startup.slow_imports():
+        from moco.targets import command
+
     if args.check:
-        targets, file = read_checked_targets(args.check, num_classes, dim), Path(args.check)
+        targets, file = command.read_checked(args.check, num_classes, args.dim), Path(args.check)
     else:
-        num_classes, dim = num_classes or 1000, dim or DIM
-        history_bytes = 2 * optimize.HISTORY * 4 * num_classes * dim  # of L-BFGS, in float32
-        check_memory(f"--num-classes {num_classes} --dim {dim}", "the search", history_bytes, "use smaller values")
-        file = Path(args.output or target_file_name(num_classes, dim))
-        check_output("--output", file, args.overwrite)
         search = {name: getattr(args, name) for name in ("temperature", "seed", "iters", "restarts", "optimizer")}
-        device = pick_device(args.device)
-        with SpinGuard():
-            targets = generate_file(file, num_classes, dim, keep_interrupted=True, device=device, **search)
-    report(targets, file, args.temperature, args.plot, args.json)
-
-
-def read_checked_targets(file: str, num_classes: int | None, dim: int | None) -> Tensor:
-    """Read the targets of a file and check their values. Also check C and D, if the command line sets them."""
-    targets = read_targets(file)
-    # An array that is not 2-D has no C and D. The error message then names the default size as the expected one.
-    rows, columns = tuple(targets.shape) if targets.ndim == 2 else (1000, DIM)
-    check_targets(targets, num_classes or rows, dim or columns, source=f"targets {file}")
-    return targets
-
-
-def report(targets: Tensor, file: Path, temperature: float, plot: str | None, as_json: bool) -> None:
-    """Print the quality report, and with --plot draw it."""
-    if len(targets) < 2:
-        raise errors.InputError(f"{file}: holds one target, expected 2 or more to report cosines")
-    facts = {"file": str(file)} | target_quality(targets.numpy(), temperature)
-    print(format_json(facts, indent=2) if as_json else errors.printable(format_quality(facts)), flush=True)
-    if plot:
-        from moco.targets.picture import plot_targets  # matplotlib takes a second to import
-
-        plot_targets(targets.numpy(), facts, Path(plot))
-        errors.print_stderr(f"wrote {plot}")
-    errors.print_stderr(f"next: train TSC with --targeted --moco-dim {targets.shape[1]} --targets {file}")
+        num_classes, dim = num_classes or 1000, args.dim or DIM
+        targets, file = command.create(args.output, num_classes, dim, args.device, args.overwrite, **search)
+    command.report(targets, file, args.temperature, args.plot, args.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import torch
 
 from moco.targets import optimize
 from moco.targets.bounds import energy_bound, target_measures
-from moco.targets.generation import TEMPERATURE, starting_points
+from moco.targets.defaults import RELEASE_STEPS, TEMPERATURE
+from moco.targets.generation import starting_points
 from moco.targets.point_sets import random_points
 from utils.cli.numbers import positive_int
 from utils.cli.parser import Parser
@@ -55,9 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         step_seconds.append(time_adam(args.steps, args.device))
         random.append(time_lbfgs(partial(random_points, NUM_CLASSES, DIM), seed, args.device))
         symmetric.append(time_lbfgs(default_start, seed, args.device))
-    authors_seconds = median(step_seconds) * optimize.RELEASE_STEPS
+    authors_seconds = median(step_seconds) * RELEASE_STEPS
     print(f"| targets {NUM_CLASSES} × {DIM} | energy ratio | seconds | authors' ÷ ours |\n|---|--:|--:|--:|")
-    adam = f"authors' code, {optimize.RELEASE_STEPS} Adam steps, extrapolated"
+    adam = f"authors' code, {RELEASE_STEPS} Adam steps, extrapolated"
     print(f"| {adam} | 1.563 (known) | {authors_seconds:.1f} | 1 |")
     for name, runs in (("random start", random), ("symmetric start", symmetric)):
         for level in LEVELS:

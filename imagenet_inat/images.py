@@ -16,7 +16,7 @@ from imagenet_inat.decoding import UNREADABLE, open_rgb
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.sets import idx
 from utils import distributed
-from utils.distributed import log
+from utils.distributed import collectives, log
 from utils.errors import InputError, one_line
 from utils.files import write_text
 from utils.randomness import Stream, derive_seed
@@ -205,7 +205,7 @@ def report_bad_images(dataset: LongTailDataset, run_dir: Path, device: torch.dev
     """
     if dataset.skipped is None:
         return
-    skipped = distributed.sum_over_ranks(dataset.skipped.int().to(device)).nonzero()[:, 0].tolist()
+    skipped = collectives.sum_over_ranks(dataset.skipped.int().to(device)).nonzero()[:, 0].tolist()
     if not skipped or not distributed.is_main():
         return
     file = run_dir / BAD_IMAGES_FILE

@@ -1,4 +1,4 @@
-"""Find the lists and images of a run from its flags."""
+"""The flags that select the lists of a data set, and how the lists and images of a run are found from them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +7,9 @@ from typing import NamedTuple
 from imagenet_inat import datasets
 from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.lists.format import generated_folders
+from utils.cli.flags import ENCODER, Group
+from utils.cli.numbers import positive_float, positive_int
+from utils.cli.parser import Parser
 from utils.configs import FromArgs
 from utils.errors import InputError
 from utils.files import file_problem
@@ -31,6 +34,48 @@ class Lists(NamedTuple):
         """Raise InputError if the list of a split is missing."""
         if problem := file_problem(self.files[split]):
             raise InputError(f"{self.files[split]}: {problem}, expected a list; {self.hints[split]}")
+
+
+def add_list_arguments(group: Parser | Group) -> None:
+    """Add the flags that select the lists of a data set."""
+    group.add_argument(
+        "--splits",
+        metavar="DIR",
+        help="Folder of the lists, such as ImageNet_LT_train.txt (default: in imagenet_inat/data or --data-root).",
+        affects_result=False,
+        by_content=True,
+        stored=ENCODER,
+    )
+    for split in SPLITS:
+        group.add_argument(
+            f"--{split}-txt",
+            metavar="FILE",
+            help=f"List to use as {split}, instead of the one in --splits.",
+            affects_result=False,
+            by_content=True,
+            stored=ENCODER,
+        )
+    ratios = datasets.default_imbalances()
+    names_by_ratio = {ratio: ", ".join(name for name in ratios if ratios[name] == ratio) for ratio in ratios.values()}
+    group.add_argument(
+        "--imbalance",
+        type=positive_float,
+        metavar="RATIO",
+        help="Largest / smallest class of the data sets that are generated (default: "
+        f"{'; '.join(f'{ratio:g} for {names}' for ratio, names in names_by_ratio.items())}).",
+        stored=ENCODER,
+    )
+    largest = datasets.default_largest_classes()
+    group.add_argument(
+        "--largest",
+        type=positive_int,
+        metavar="N",
+        help=f"Training images of the largest class of {', '.join(largest)} "
+        f"(default: {', '.join(str(count) for count in largest.values())}; at most "
+        f"{', '.join(str(datasets.get_spec(name).largest_class_max) for name in largest)}).",
+        legacy=None,
+        stored=ENCODER,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moco.builder import l2_normalise
 from moco.classifier import EncoderClassifier
 from moco.losses import bcl_loss
-from utils.distributed import GatherWithGradient, gather
+from utils.distributed.collectives import GatherWithGradient, gather
 
 
 class BCLOutput(NamedTuple):

@@ -18,6 +18,7 @@ from moco.losses.positives import RANDOM_INT_BOUND, PositiveSum, all_positives, 
 from moco.targeted import TargetModel
 from moco.targets.centroids import queue_centroids
 from utils import distributed
+from utils.distributed import collectives
 from utils.randomness import Stream, to_device, torch_rng
 
 
@@ -127,11 +128,11 @@ class KCL(TargetModel):
         labels = check_batch(im_q, im_k, labels, len(self.class_centroid) if self.uses_labels else None)
         check_queue_length(self.K, len(labels))
         q = l2_normalise(encode_in_microbatches(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
-        all_labels = distributed.gather(labels)  # y of the global batch: (B,)
+        all_labels = collectives.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
             if self.targeted:
                 # centroids c_y: (C, D); the assignment σ is solved while the keys are encoded
-                self._update_centroids_and_start_assignment(distributed.gather(q.detach()), all_labels)
+                self._update_centroids_and_start_assignment(collectives.gather(q.detach()), all_labels)
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
             all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)
@@ -155,7 +156,7 @@ class KCL(TargetModel):
     def fill_queue(self, im_k: Tensor, labels: Tensor) -> None:
         """Replace the oldest B entries of the queue with keys of this rank's N images and those of the other ranks."""
         check_queue_length(self.K, len(labels))
-        self._enqueue(self._encode_keys(im_k), distributed.gather(labels))
+        self._enqueue(self._encode_keys(im_k), collectives.gather(labels))
 
     def _update_key_encoder(self) -> None:
         keys, queries = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
@@ -170,12 +171,12 @@ class KCL(TargetModel):
         """
         world, rank = distributed.world_size(), distributed.rank()
         if world == 1 or not self.uses_shuffle_bn:
-            return distributed.gather(l2_normalise(encode_in_microbatches(self.encoder_k, im_k, self.parts)))
-        images = distributed.gather(im_k)  # (B, 3, H, W)
+            return collectives.gather(l2_normalise(encode_in_microbatches(self.encoder_k, im_k, self.parts)))
+        images = collectives.gather(im_k)  # (B, 3, H, W)
         rng = torch_rng(self.seed, Stream.SHUFFLE, self.step)  # same on all ranks
         order = to_device(torch.randperm(len(images), generator=rng), images.device)  # (B,)
         own_images = images[order.chunk(world)[rank]]  # (N, 3, H, W)
-        shuffled = distributed.gather(
+        shuffled = collectives.gather(
             l2_normalise(encode_in_microbatches(self.encoder_k, own_images, self.parts))
         )  # (B, D)
         return shuffled[order.argsort()]

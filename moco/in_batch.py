@@ -10,7 +10,7 @@ from moco.checks import check_arguments, check_batch
 from moco.encoders.memory import encode_in_microbatches
 from moco.losses import InBatchLossOutput, in_batch_loss, in_batch_target_loss
 from moco.targeted import TargetModel
-from utils.distributed import GatherWithGradient, gather
+from utils.distributed.collectives import GatherWithGradient, gather
 from utils.randomness import Stream, torch_rng
 
 

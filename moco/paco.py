@@ -10,7 +10,7 @@ from moco.builder import KCL, l2_normalise
 from moco.checks import check_batch, check_queue_length
 from moco.classifier import EncoderClassifier
 from moco.losses import paco_loss
-from utils.distributed import GatherWithGradient, gather
+from utils.distributed.collectives import GatherWithGradient, gather
 
 
 class PaCoOutput(NamedTuple):

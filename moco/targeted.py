@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import update_centroids
 from moco.targets.files import add_copies, check_targets, remove_copies
-from utils import distributed
+from utils.distributed import collectives
 
 # Buffers in the state dict of the authors' code (the code released by the TSC authors). They can be derived from
 # other entries and are not stored here.
@@ -73,7 +73,7 @@ class TargetModel(nn.Module):
             )
         with torch.autocast(features.device.type, enabled=False):
             self.class_centroid.copy_(update_centroids(self.class_centroid, features, labels))
-        distributed.broadcast_tensor(self.class_centroid)  # different GPU types may round, and then assign, differently
+        collectives.broadcast_tensor(self.class_centroid)  # different GPU types may round, and then assign, differently
         if not self.assignment_interval:
             self.assignment = torch.arange(len(self.class_centroid), device=labels.device)
         elif self.assignment is None or self.step % self.assignment_interval == 0:

@@ -5,6 +5,7 @@ import torch
 from tests.processes import join_group
 from tests.tiny import tiny_batch, tiny_model
 from utils import distributed
+from utils.distributed import collectives
 
 STEPS = 3
 
@@ -19,7 +20,7 @@ def train_steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[tor
     switch, shuffles = options.pop("switch", None), options.pop("shuffles", True)
     model = tiny_model(num_positive=0, **options).to(where)
     model.uses_shuffle_bn = shuffles
-    ddp = distributed.wrap_ddp(model, torch.device(where))
+    ddp = collectives.wrap_ddp(model, torch.device(where))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     record, encoded = [], []
     model.encoder_k.register_forward_pre_hook(lambda module, images: encoded.append(images[0]))
@@ -30,10 +31,10 @@ def train_steps(options: dict, where: str = "cpu") -> tuple[list[dict], list[tor
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
-        loss = distributed.sum_over_ranks(out.loss.detach()) / distributed.world_size()
+        loss = collectives.sum_over_ranks(out.loss.detach()) / distributed.world_size()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        record.append({"loss": loss, "rank": distributed.gather(out.key_rank), "grad": gradients, "state": state})
+        record.append({"loss": loss, "rank": collectives.gather(out.key_rank), "grad": gradients, "state": state})
     return record, encoded
 
 

@@ -9,20 +9,89 @@ import sys
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from examples.results.trials import Trial, is_complete, is_finished
+from examples.results.study import TUNING, Study
+from examples.results.trials import Trial, is_complete, is_finished, unfinished_part
 from utils import errors
 from utils.distributed import log
+from utils.files import check_output
+from utils.measure.results import format_markdown_table
 from utils.run import checkpoint
-from utils.run.folder import lock_owner
+from utils.run.folder import lock_owner, lock_run_dir
 
 PR_SET_PDEATHSIG = 1
 # What remains of a finished trial. Its checkpoint and features are needed only by runs that have not finished.
 RESULT_FILES = ("args.json", "log.jsonl", "results.json", "features.npz")
 SHARED_FILES = ("*.npy", "speed.json")  # targets, and the measured speed
+
+
+@contextmanager
+def prepare(study: Study, archive: Path | None = None) -> Iterator[None]:
+    """Lock the study's folder for the block, and write what the runs share. SIGTERM stops the runs like Ctrl-C.
+
+    Args:
+        archive: File from which the study continues if it exists. It is written when the block ends, also by an error.
+    """
+    if archive:
+        check_output("--archive", archive, overwrite=True)
+    for number in errors.EXIT_CODES.keys() - {signal.SIGINT}:
+        signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
+    with lock_run_dir(study.folder):
+        if archive and archive.exists():
+            unpack_archive(archive, study.folder)
+        study.prepare()
+        try:
+            yield
+        finally:
+            if archive:
+                write_archive(study.folder, archive)
+                log(f"wrote {archive}: copy this file to continue on another machine")
+
+
+def run_stages(study: Study, jobs: int, minutes: float | None = None) -> None:
+    """Run all stages of the study, `jobs` trials at a time. Stages can depend on the results of earlier ones.
+
+    Args:
+        minutes: Stop after this many minutes. Unfinished trials save a checkpoint.
+    """
+    deadline = time.monotonic() + 60 * (minutes or math.inf)
+    try:
+        for stage, trials in study.stages():
+            unfinished = [remaining for trial in trials if (remaining := unfinished_part(trial)).commands]
+            if unfinished:
+                wait_for_earlier_runs(unfinished)
+                log(f"{stage}: {len(unfinished)} of {len(trials)} trials to run, {jobs} at a time")
+                run_all(unfinished, jobs, deadline)
+            if stage.startswith(TUNING):
+                log(study.describe_rates(stage))
+    except OutOfTimeError:
+        log(f"--minutes {minutes:g}: stopped; run the same command again to continue")
+
+
+def describe_plan(study: Study) -> str:
+    """Return a table of the stages of a study with the trials that remain. Seeds that may be added are not counted."""
+    rows, seen, hours, assumed = [], set(), 0.0, False
+    for stage, trials in study.stages():
+        new_trials = [trial for trial in trials if trial.run_dir not in seen]  # a sweep shares runs with the methods
+        seen |= {trial.run_dir for trial in new_trials}
+        remaining = new_trials if assumed else [trial for trial in new_trials if unfinished_part(trial).commands]
+        hours += study.hours(remaining)
+        rows.append([stage, str(len(new_trials)), str(len(remaining)), f"{study.hours(remaining):.1f}"])
+        if remaining and stage.startswith(TUNING):
+            study.assume_rates()
+            assumed = True
+    rows.append(["all", str(len(seen)), str(sum(int(row[2]) for row in rows)), f"{hours:.1f}"])
+    lines = [f"{study.plan.title}: {study.folder}, on {study.device}", ""]
+    lines.append(format_markdown_table(["stage", "trials", "to run", "hours of training on one core"], rows))
+    lines += ["", "methods: " + "; ".join(method.title for method in study.plan.methods.values())]
+    lines.append(
+        "hours: estimated from the runs in the folder (0.0 if there are none), without the fits of the classifiers"
+    )
+    return "\n".join(lines)
 
 
 class OutOfTimeError(Exception):
@@ -138,7 +207,6 @@ def write_archive(folder: Path, archive: Path) -> None:
     Args:
         folder: Folder of the study.
     """
-    archive.parent.mkdir(parents=True, exist_ok=True)
     new = archive.with_name(f"{archive.name}.new")
     with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as zipped:
         for file in _archived_files(folder):

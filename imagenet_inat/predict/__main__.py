@@ -12,33 +12,18 @@ program of moco.export (.pt2, .onnx). Images are resized and normalised as in it
 Without --output, CSV is printed.
 """
 
-import utils.startup  # noqa: F401, imported before the modules that take seconds to load
+from utils import startup  # before imports that take seconds
 
 # isort: split
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 
-from torch.utils.data import DataLoader
-
-from imagenet_inat import datasets
-from imagenet_inat.predict.classifiers import load_classifier
-from imagenet_inat.predict.image_files import ImageFiles, find_images, read_list
-from imagenet_inat.predict.output import CsvFormat, JsonLinesFormat
-from imagenet_inat.predict.predictor import Predictor
-from moco.loader import eval_transform
 from utils import errors
 from utils.cli.numbers import number_type, positive_int
 from utils.cli.parser import Parser
-from utils.devices import pick_device, usable_cores
-from utils.errors import InputError
-from utils.files import check_output, write_atomically
-from utils.run.signals import ignore_in_worker
+from utils.files import check_output
 
 MAX_WORKERS = 16  # of the default of --workers
-FEW_IMAGES = 64  # up to this many images, starting loader processes takes longer than reading the images
 
 
 def get_args_parser() -> Parser:
@@ -76,45 +61,21 @@ def main(argv: list[str] | None = None) -> None:
     if output:
         check_output("--output", output, args.overwrite, (".csv", ".jsonl"))
     if bool(args.images) == bool(args.list):
-        raise InputError("expected IMAGES or --list FILE, one of the two")
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr):  # notes; stdout may receive the predictions
-        classifier = load_classifier(Path(args.classifier), pick_device(args.device))
-        facts = classifier.metadata
-        transform = eval_transform(facts.views, facts.image_size)
-        if args.list:
-            flat_folder = datasets.get_spec(facts.dataset).flat_folder if facts.dataset in datasets.names() else ""
-            images = read_list(Path(args.list), Path(args.data_root), facts.num_classes, flat_folder)
-        else:
-            images = find_images(args.images)
-    workers = min(usable_cores(), MAX_WORKERS) if len(images.paths) > FEW_IMAGES else 0
-    files = ImageFiles(images, transform, facts.image_size, bool(facts.as_shown))
-    loader = DataLoader(
-        files,
-        args.batch_size,
-        num_workers=workers if args.workers is None else args.workers,
-        pin_memory=classifier.device.type == "cuda",
-        worker_init_fn=ignore_in_worker,
-    )
-    predictor = Predictor(classifier, images, loader)
-    style = (
-        JsonLinesFormat()
-        if output and output.suffix == ".jsonl"
-        else CsvFormat(facts.num_classes, images.labels is not None)
-    )
-    with redirect_stdout(sys.stderr), classifier.precision():
-        texts = (style.rows(batch) for batch in predictor)
-        if output:
-            write_atomically(output, lambda file: write(texts, style.header(), lambda text: file.write(text.encode())))
-        else:
-            write(texts, style.header(), stdout.write)
-    predictor.report(output)
+        raise errors.InputError("expected IMAGES or --list FILE, one of the two")
+    with startup.slow_imports():
+        from imagenet_inat.predict import run
 
-
-def write(texts: Iterator[str], header: str, write_text: Callable[[str], object]) -> None:
-    write_text(header)
-    for text in texts:
-        write_text(text)
+    run.predict(
+        Path(args.classifier),
+        args.images,
+        Path(args.list) if args.list else None,
+        Path(args.data_root),
+        output,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        max_workers=MAX_WORKERS,
+        device=args.device,
+    )
 
 
 if __name__ == "__main__":

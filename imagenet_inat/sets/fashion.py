@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import FashionMNIST
 
 from imagenet_inat.lists.format import format_split, generated_folders
 from imagenet_inat.lists.known import MADE, write_lists
@@ -53,6 +52,8 @@ def find_image_folder(data_root: Path) -> Path:
                 f"{folder / missing}: no such file, with or without .gz, although {existing[0]} exists; add the "
                 "missing files (four in all), or remove those that exist"
             )
+    from torchvision.datasets import FashionMNIST  # here, because PyTorch takes seconds to import
+
     try:
         FashionMNIST(str(data_root), download=True)
     except (OSError, RuntimeError) as error:

@@ -7,7 +7,7 @@ python -m imagenet_inat.splits make cifar10 --imbalance 100
 python -m imagenet_inat.splits make inat --json train2018.json val2018.json
 """
 
-import utils.startup  # noqa: F401, imported before the modules that take seconds to load
+from utils import startup  # before imports that take seconds
 
 # isort: split
 
@@ -16,17 +16,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from imagenet_inat.data_flags import add_list_arguments
 from imagenet_inat.datasets import LISTS_ROOT, REGISTRY, get_spec, names
 from imagenet_inat.lists.format import read_split
 from imagenet_inat.lists.plan import NATURAL, SplitPlan
 from imagenet_inat.lists.profiles import PROFILES
-from imagenet_inat.paths import ListFlags, find_lists
+from imagenet_inat.paths import ListFlags, add_list_arguments, find_lists
 from imagenet_inat.splits import torchvision_sets
 from imagenet_inat.splits.download import download
 from imagenet_inat.splits.make import make_inat, make_split
-from imagenet_inat.splits.recipe import write_recipe
-from imagenet_inat.splits.verify import verify
 from utils import errors
 from utils.cli.numbers import number_type, positive_float, positive_int
 from utils.cli.parser import Parser
@@ -158,6 +155,9 @@ def run_verify(name: str, decode: bool, **list_flags) -> None:
     if decode and not flags.data_root:
         raise InputError("--decode: expected --data-root, the folder of the images")
     lists = find_lists(spec, flags.with_class_sizes(spec))
+    with startup.slow_imports():
+        from imagenet_inat.splits.verify import verify
+
     num_problems = verify(spec, lists.files, lists.hints, lists.root if flags.data_root else None, decode)
     log(
         f"{num_problems} {'problem' if num_problems == 1 else 'problems'} found"
@@ -219,6 +219,9 @@ def make_images(
         log_next_commands("custom", ["--splits", output, "--data-root", "DIR"])
         return
     paths = [path.decode() for path in read_split(Path(output) / "custom_train.txt", None)[0].tolist()]
+    with startup.slow_imports():
+        from imagenet_inat.splits.recipe import write_recipe
+
     recipe = write_recipe(Path(output), Path(source), paths, train)
     flags = [f"@{recipe}", "--run-dir", "RUN"] if recipe else None
     log_next_commands("custom", ["--splits", output, "--data-root", source], flags)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100
 from tqdm import tqdm
 
 from imagenet_inat.lists.format import format_split, generated_folders
@@ -16,7 +15,7 @@ from imagenet_inat.lists.profiles import class_sizes, sample_splits
 from utils.errors import InputError
 from utils.files import write_folder
 
-SETS = {"cifar10": ("CIFAR10_LT", CIFAR10), "cifar100": ("CIFAR100_LT", CIFAR100)}
+SETS = {"cifar10": "CIFAR10_LT", "cifar100": "CIFAR100_LT"}  # --dataset -> prefix of the lists
 
 
 def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Path]:
@@ -29,7 +28,9 @@ def make(name: str, output: Path, imbalance: float, seed: int) -> tuple[Path, Pa
     Raises:
         InputError: CIFAR does not exist and cannot be downloaded, or as `format_splits`.
     """
-    set_name, source = SETS[name]
+    from torchvision.datasets import CIFAR10, CIFAR100  # here, because PyTorch takes seconds to import
+
+    set_name, source = SETS[name], CIFAR10 if name == "cifar10" else CIFAR100
     root, lists = generated_folders(set_name, output, imbalance)
     if seed:
         lists = lists.with_name(f"{lists.name}_seed_{seed}")

@@ -12,14 +12,12 @@ from tqdm import tqdm
 
 from moco.targets import optimize
 from moco.targets.bounds import format_energy, format_gap, target_quality
+from moco.targets.defaults import EVALUATIONS, RELEASE_STEPS, TEMPERATURE
 from moco.targets.files import check_size, check_targets
 from moco.targets.point_sets import fitting_quadric, quadric_start, random_points, regular_simplex
 from utils.errors import EXIT_CODES, interrupting_signal, print_stderr
 from utils.files import unused_name, write_atomically
 
-TEMPERATURE = 0.07
-DIM = 128
-EVALUATIONS = 600  # of L-BFGS; 1000 points in R^128 have almost converged by then
 LINE_SECONDS = 30  # between progress lines
 
 
@@ -92,7 +90,7 @@ def generate(
     if num_classes == 1 or (num_classes <= dim + 1 and optimizer == "lbfgs"):
         return regular_simplex(num_classes, dim, rng).float()
     search = getattr(optimize, optimizer)
-    iters = iters or (EVALUATIONS if optimizer == "lbfgs" else optimize.RELEASE_STEPS)
+    iters = iters or (EVALUATIONS if optimizer == "lbfgs" else RELEASE_STEPS)
     best = best or optimize.BestPoints()
     title, steps = f"targets {num_classes}×{dim}", optimize.ADAM_REPORT_STEPS if optimizer == "adam" else 1
     progress = SearchProgress(title, iters * restarts)

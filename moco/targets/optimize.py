@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 BLOCK = 2**24  # similarities stored at a time: 64 MB of float32
 HISTORY = 20  # steps stored by L-BFGS; 10 and 50 take the same time to reach the same energy
-RELEASE_STEPS, RELEASE_LR = 10_000, 1e-3  # Adam of the authors' code
+RELEASE_LR = 1e-3  # Adam of the authors' code
 ADAM_REPORT_STEPS = 50  # steps of Adam between calls of on_evaluation
 
 OnEvaluation = Callable[[float], None]  # receives the logarithm of the energy ratio

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moco.targets.defaults import TEMPERATURE
 from moco.targets.files import check_targets, load_targets, remove_copies, target_file_name
-from moco.targets.generation import TEMPERATURE, format_targets, generate_file
+from moco.targets.generation import format_targets, generate_file
 from utils import distributed
 from utils.distributed import log
 from utils.errors import InputError

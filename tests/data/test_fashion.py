@@ -38,7 +38,7 @@ def fail_to_download(*_, **__):
 def no_other_source(monkeypatch, tmp_path):
     """Hide Debian's files and make the download fail."""
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(fashion, "FashionMNIST", fail_to_download)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail_to_download)
     idx._read_images.cache_clear()
 
 
@@ -82,7 +82,8 @@ def test_files_are_found_in_each_supported_folder(subfolder, suffix, tmp_path):
 
 def test_download_is_last_resort(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        fashion, "FashionMNIST", lambda root, download: write_fashion_mnist(Path(root) / "FashionMNIST/raw", 140, 1)
+        "torchvision.datasets.FashionMNIST",
+        lambda root, download: write_fashion_mnist(Path(root) / "FashionMNIST/raw", 140, 1),
     )
     assert lists_of(tmp_path).root == tmp_path / "FashionMNIST" / "raw"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10
 
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
@@ -74,10 +75,10 @@ def cifar_files(tmp_path, monkeypatch) -> Path:
     def batch(count: int) -> dict:
         return {"data": rng.integers(0, 255, (count, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(count)]}
 
-    monkeypatch.setattr(torchvision_sets.CIFAR10, "train_list", [write(f"data_batch_{i}", batch(20)) for i in (1, 2)])
-    monkeypatch.setattr(torchvision_sets.CIFAR10, "test_list", [write("test_batch", batch(10))])
+    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}", batch(20)) for i in (1, 2)])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(10))])
     name, digest = write("batches.meta", {"label_names": [f"class {c}" for c in range(10)]})
-    monkeypatch.setattr(torchvision_sets.CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
     return tmp_path / "data"
 
 
@@ -88,14 +89,12 @@ def test_cifar_images_are_written_and_found_by_dataset_name(cifar_files, capsys)
     train = LongTailDataset(root, files["train"], 10, np.asarray)
     test = LongTailDataset(root, files["val"], 10, np.asarray)
     assert train.class_counts.tolist() == class_sizes("exp", 10, 4, 4) and test.class_counts.tolist() == [1] * 10
-    original = torchvision_sets.CIFAR10(str(cifar_files), train=True)
+    original = CIFAR10(str(cifar_files), train=True)
     for i in range(len(train)):
         pixels, label = train[i]
         number = int(train.paths[i].decode().split("/")[-1].removesuffix(".png"))
         assert np.array_equal(pixels, original.data[number]) and label == original.targets[number]
-    assert np.array_equal(
-        np.stack([test[i][0] for i in range(10)]), torchvision_sets.CIFAR10(str(cifar_files), train=False).data
-    )
+    assert np.array_equal(np.stack([test[i][0] for i in range(10)]), CIFAR10(str(cifar_files), train=False).data)
 
 
 def test_other_imbalance_or_seed_reuses_written_images(cifar_files, capsys):
@@ -119,7 +118,7 @@ def test_other_imbalance_or_seed_reuses_written_images(cifar_files, capsys):
 
 
 def test_failed_cifar_download_is_reported_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision_sets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     words = ["make", "cifar10", "--output", str(tmp_path)]
     refusal(lambda: splits.main(words), "cifar10", "cifar-10-python.tar.gz")
     labels, classes = np.arange(40) % 10, np.arange(10)

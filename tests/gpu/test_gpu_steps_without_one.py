@@ -13,7 +13,8 @@ from moco.targets.assignment import Assignment
 from moco.targets.centroids import update_centroids
 from tests.tiny import IMAGE, TinyEncoder, unit_vectors
 from utils import distributed
-from utils.distributed import GatherWithGradient
+from utils.distributed import collectives
+from utils.distributed.collectives import GatherWithGradient
 
 GPU = torch.device("cuda", 0)
 
@@ -74,7 +75,7 @@ class IdentityAssignment:
 def fake_step(monkeypatch, processes: int = 1, **options) -> OperationRecorder:
     """Record the forward pass of a step on a GPU: C = 3, D = 4, Q = 12, N = 3 in each process."""
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    monkeypatch.setattr(distributed, "gather", lambda tensor: torch.cat([tensor] * processes))
+    monkeypatch.setattr(collectives, "gather", lambda tensor: torch.cat([tensor] * processes))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
             model = KCL(TinyEncoder, 4, 12, num_positive=2, num_classes=3, **options)

@@ -11,6 +11,7 @@ from tests.processes import free_port, join_group, spawn
 from tests.stopping import assert_resumes_bit_identical
 from tests.tiny import unit_vectors
 from utils import distributed
+from utils.distributed import collectives
 
 CLASSES, DIM = 3, 8
 FORMS = {
@@ -33,7 +34,7 @@ def steps(options: dict, batch: int, device: str = "cpu", train: bool = False) -
     model = model.double().to(device).train(train)
     if train and distributed.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ddp = distributed.wrap_ddp(model, torch.device(device))
+    ddp = collectives.wrap_ddp(model, torch.device(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     record = {}
     for step in range(2):

@@ -11,6 +11,7 @@ from tests.processes import free_port, join_group, spawn
 from tests.ranks import METHODS, train_as_rank, train_steps
 from tests.tiny import tiny_batch, tiny_model, unit_vectors
 from utils import distributed
+from utils.distributed import collectives
 
 
 @pytest.mark.parametrize(("method", "shuffles"), [*((method, True) for method in METHODS), ("TSC", False)])
@@ -45,7 +46,7 @@ def save_buffers(rank: int, port: int, folder: str) -> None:
             num_classes=3,
             targets=unit_vectors(3, 4).float(),
         )
-        ddp = distributed.wrap_ddp(model, torch.device("cpu"))
+        ddp = collectives.wrap_ddp(model, torch.device("cpu"))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(3):
             torch.manual_seed(10 * step + rank)
@@ -91,7 +92,7 @@ def train_with_restart(rank: int, port: int, folder: str) -> None:
             model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 7))
             for step in range(4):
                 if step in starts:
-                    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
+                    ddp = collectives.wrap_ddp(model, torch.device("cpu"))
                 torch.manual_seed(10 * step + rank)
                 ddp(torch.randn(5, 20)).square().sum().backward()
                 for parameter in model.parameters():
@@ -109,8 +110,8 @@ def test_restart_on_four_ranks_is_bit_identical(tmp_path):
 
 def test_collectives_of_one_process_return_the_input():
     tensor = torch.randn(3)
-    assert distributed.gather(tensor) is tensor
-    assert distributed.sum_over_ranks(tensor) is tensor
+    assert collectives.gather(tensor) is tensor
+    assert collectives.sum_over_ranks(tensor) is tensor
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     model = nn.Linear(2, 2)
-    assert distributed.wrap_ddp(model, torch.device("cpu")) is model
+    assert collectives.wrap_ddp(model, torch.device("cpu")) is model

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.refusals import refusal
-from utils import distributed
+from utils.distributed import collectives
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label, shots
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_all_ranks_refuse_non_finite_logits_of_one(monkeypatch):
     """All ranks raise together. A rank that continued alone would wait for the others forever."""
     other = torch.zeros(4, 3)
     other[2:, 0] = 1  # one image, without finite logits
-    monkeypatch.setattr(distributed, "sum_over_ranks", lambda mine: mine + other)
+    monkeypatch.setattr(collectives, "sum_over_ranks", lambda mine: mine + other)
     accuracy = ClassAccuracy(3, CPU)
     accuracy.add(torch.eye(3), torch.arange(3))
     refusal(lambda: accuracy.summary(np.array([200, 5, 5])), "1 of 4")

@@ -9,11 +9,12 @@ from torch.multiprocessing import spawn
 
 from tests.processes import free_port, join_group
 from utils import distributed
+from utils.distributed import collectives
 
 
 def train_two_steps(model: nn.Module, batch: Callable[[int], tuple[Tensor, ...]], lr: float) -> dict[str, Tensor]:
     """Train on two global batches of 8 images, of which each process takes its part; return the state dict."""
-    ddp = distributed.wrap_ddp(model, torch.device("cpu"))
+    ddp = collectives.wrap_ddp(model, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr)
     for _ in range(2):
         out = ddp(*(part.chunk(distributed.world_size())[distributed.rank()] for part in batch(8)))

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from examples.results import __main__ as results
+from examples.results import running
 from examples.results.trials import Trial
 from utils import errors
 
@@ -35,8 +35,9 @@ def trials(folder: Path) -> list[Trial]:
 def main() -> None:
     folder = Path(sys.argv[1])
     study = SimpleNamespace(folder=folder, prepare=lambda: None, stages=lambda: [("methods", trials(folder))])
-    results.unfinished_part = lambda trial: trial  # the scripts never finish
-    results.run(study, jobs=2)
+    running.unfinished_part = lambda trial: trial  # the scripts never finish
+    with running.prepare(study):
+        running.run_stages(study, jobs=2)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from examples.results import trials
-from examples.results.__main__ import describe_plan
 from examples.results.plan import StudyMethod
+from examples.results.running import describe_plan
 from examples.results.study import best_rate
 from examples.results.trials import Cell, main_cells, sweep_cells
 from tests.refusals import refusal
@@ -219,7 +219,7 @@ def test_epochs_by_imbalance_count_views(study):
 
 def test_described_plan_counts_shared_runs_once(study, capsys):
     """Runs shared by a sweep and the methods are counted once. Nothing is written."""
-    text = describe_plan(study.plan, study)
+    text = describe_plan(study)
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert rows == [["methods", "14", "14", "0.0"], ["sweep tw", "2", "2", "0.0"], ["all", "16", "16", "0.0"]]
     assert not study.folder.exists()
@@ -236,7 +236,7 @@ def test_hours_are_estimated_from_finished_runs(study):
 def test_results_need_the_learning_rates(study):
     study.plan = study.plan._replace(rates=("0.1", "0.3"))
     refusal(study.results, study.folder / "rho10" / "kcl_lr_0.1_s100")
-    assert "| methods | 14 | 14 |" in describe_plan(study.plan, study)
+    assert "| methods | 14 | 14 |" in describe_plan(study)
 
 
 def test_prepare_writes_lists_and_targets(study):

@@ -12,8 +12,8 @@ from moco.methods.checkpoint_entries import batch_size_divisor, check_queue
 from tests import processes
 from tests.refusals import assert_names, exit_message, refusal
 from tests.tiny import tiny_model
-from utils import distributed
 from utils.cli.numbers import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
+from utils.distributed import collectives
 from utils.errors import run
 from utils.run import checkpoint
 from utils.run.state import RunState
@@ -58,7 +58,7 @@ def test_resume_lists_arguments_that_differ_from_checkpoint(tsc_run, flags, tmp_
 
 def test_processes_with_different_checkpoints_are_refused(tsc_run, flags, monkeypatch):
     """The folder of the other rank is empty, as on machines without a shared disk."""
-    monkeypatch.setattr(distributed, "gather", lambda mine: torch.cat([mine, torch.zeros_like(mine)]))
+    monkeypatch.setattr(collectives, "gather", lambda mine: torch.cat([mine, torch.zeros_like(mine)]))
     resume = ["--run-dir", str(tsc_run), "--resume", "auto", "--override"]
     refusal(lambda: stage1.main([*flags, *resume]), "[2, 0]", "[0, 0]")
 

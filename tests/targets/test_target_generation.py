@@ -10,8 +10,9 @@ import torch
 import target_generation
 from moco.targets import generation, optimize
 from moco.targets.bounds import target_quality
+from moco.targets.defaults import TEMPERATURE
 from moco.targets.files import load_targets
-from moco.targets.generation import TEMPERATURE, generate, generate_file
+from moco.targets.generation import generate, generate_file
 from moco.targets.point_sets import random_points
 from tests.refusals import exit_message, line_with, refusal
 

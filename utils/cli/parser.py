@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from utils.cli import recipes
 from utils.cli.flags import Declarations, Group, When, describe_arguments, effect_of
+from utils.distributed import log
 
 RECIPES = """@FILE reads flags from a file (see recipes/). If a flag is given more than once,
 its last value is used. Write a value that begins with @ as --name=@value."""
@@ -211,8 +212,6 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
 
     The conditions are those that the flags declare; see `Effect`. Only flags that were typed are considered.
     """
-    from utils.distributed import log  # imports PyTorch, which takes seconds; --help and a typing error need not wait
-
     args = parser.parse_args(argv)
     names = typed_names(parser, argv)
     typed = [action for action in parser._actions if action.option_strings and action.dest in names]

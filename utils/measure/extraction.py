@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from utils import distributed
+from utils.distributed import collectives
 from utils.errors import InputError
 
 
@@ -39,7 +40,7 @@ def extract_features(
         InputError: a feature is not finite; raised on all ranks.
     """
     was_training = encoder.training
-    distributed.broadcast_buffers(encoder)
+    collectives.broadcast_buffers(encoder)
     encoder.eval()
     total, done, features, labels = len(loader.dataset), 0, None, []
     for number, (images, batch_labels) in enumerate(tqdm(loader, progress, disable=progress is None, leave=False)):
@@ -68,5 +69,5 @@ def _gather_split(local: Tensor, total: int) -> Tensor:
         return local
     longest = -(-total // distributed.world_size())
     padded = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
-    ranks = distributed.gather(padded).view(distributed.world_size(), longest, *local.shape[1:])
+    ranks = collectives.gather(padded).view(distributed.world_size(), longest, *local.shape[1:])
     return ranks.transpose(0, 1).flatten(0, 1)[:total]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils import distributed
+from utils.distributed import collectives
 from utils.errors import InputError
 
 NO_HIT = 2**62  # rank of a label whose own logit is nan
@@ -50,11 +51,11 @@ class Means:
     def state(self, over_ranks: bool = True) -> dict:
         """Return steps, image count and sums so far as plain numbers; for errors see `read`."""
         bad = int(self.first_bad)
-        if step := distributed.max_over_ranks(bad) if over_ranks else bad:
+        if step := collectives.max_over_ranks(bad) if over_ranks else bad:
             raise self.divergence_error("the loss is not finite", step)
         totals = torch.stack([self.count, *self.sums.values()])
         if over_ranks:
-            totals = distributed.sum_over_ranks(totals)
+            totals = collectives.sum_over_ranks(totals)
         count, *sums = totals.tolist()
         return {"steps": self.steps, "count": count, "sums": dict(zip(self.sums, sums, strict=True))}
 
@@ -110,7 +111,7 @@ class ClassAccuracy:
         Raises:
             InputError: a logit is not finite; raised on all ranks.
         """
-        top1, top5, images, bad = distributed.sum_over_ranks(self.hits).cpu().double().numpy()
+        top1, top5, images, bad = collectives.sum_over_ranks(self.hits).cpu().double().numpy()
         if bad.any():
             raise InputError(
                 f"{self.where}: {bad.sum():.0f} of {images.sum():.0f} images have logits that are not finite; the "
@@ -163,7 +164,7 @@ class Calibration:
 
     def error(self) -> float:
         """Return the mean over images of |accuracy − confidence| of their bin, in percent."""
-        images, confidence, hits = distributed.sum_over_ranks(self.bins)
+        images, confidence, hits = collectives.sum_over_ranks(self.bins)
         return float(100 * (hits - confidence).abs().sum() / images.sum())
 
 

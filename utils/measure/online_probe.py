@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from utils import distributed
+from utils.distributed import collectives
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k, rank_of_label
 
@@ -57,7 +58,7 @@ class OnlineProbe(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         (losses * self.class_weight[labels]).mean().backward()
         for parameter in self.parameters():
-            parameter.grad = distributed.sum_over_ranks(parameter.grad) / distributed.world_size()
+            parameter.grad = collectives.sum_over_ranks(parameter.grad) / distributed.world_size()
         self.optimizer.step()
         return in_top_k(rank_of_label(logits.detach(), labels), 1)
 

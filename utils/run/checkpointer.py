@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils import distributed
+from utils.distributed import collectives
 from utils.measure.metrics import Means
 from utils.run import checkpoint
 from utils.run.dry_run import DryRun
@@ -88,7 +89,7 @@ class Checkpointer:
         means = self.means.state()  # raises if a loss was not finite, before anything is overwritten
         weights = self.model.state_dict().values()
         finite = all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point())
-        if distributed.max_over_ranks(not finite):
+        if collectives.max_over_ranks(not finite):
             raise self.means.divergence_error("a weight is not finite", self.state.step)
         if not distributed.is_main():
             return

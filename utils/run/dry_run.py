@@ -15,6 +15,7 @@ from torch import nn
 
 from utils import distributed
 from utils.devices import machine_memory
+from utils.distributed import collectives
 from utils.errors import InputError, Stopped
 from utils.measure.metrics import shots
 from utils.memory import estimate_step, peak_process_memory
@@ -138,7 +139,7 @@ def check_memory_of_steps(network: nn.Module, images: int, size: int, compute, o
     text = f"memory: about {needed / 2**30:.1f} GiB needed (" + (f"{processes} processes, each " * (processes > 1))
     text += ", ".join(f"{size / 2**30:.1f} {part}" for part, size in parts.items()) + ")"
     text += f"; {place} has {available / 2**30:.1f}" if available else "; the memory of this machine is unknown"
-    if distributed.max_over_ranks(available is not None and needed > available):
+    if collectives.max_over_ranks(available is not None and needed > available):
         advice = "use a smaller -b or --image-size, or another flag of docs/speed.md that saves memory"
         raise InputError(f"{text}; {advice}" if distributed.is_main() else "")  # one process prints for all
     distributed.log(text)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from utils import distributed
 from utils.cli.flags import Group
 from utils.cli.numbers import positive_int
-from utils.distributed import log
+from utils.distributed import collectives, log
 from utils.files import format_json, write_text
 from utils.measure.confusion import Confusion
 from utils.measure.metrics import Calibration, ClassAccuracy, Means, in_top_k, rank_of_label
@@ -82,7 +82,7 @@ def train_classifier(
     state.results = results = state.results or {}
     if state.source:
         state.load_optimizer(optimizer)
-    ddp = distributed.wrap_ddp(model, compute.device)
+    ddp = collectives.wrap_ddp(model, compute.device)
     run_log, progress = open_log(checkpointer.run_dir, state, loader, ("train", "val", "test"))
     for epoch in epochs([Phase(None, 0, plan.epochs)], state, len(loader)):
         means = Means(epoch.title, compute.device, state.means if epoch.first_step else None)
@@ -96,7 +96,7 @@ def train_classifier(
             progress.step(means, len(labels))
             checkpointer.after_step()
         after_epoch()
-        distributed.broadcast_buffers(model)
+        collectives.broadcast_buffers(model)
         due = (done := epoch.number + 1) % eval_freq == 0 or done == plan.epochs
         checkpointer.save_before_first_measurement(due)
         measured = measure(splits, model, compute, counts, checkpointer.stop_if_asked, f"epoch {done}") if due else {}
@@ -159,7 +159,7 @@ def validate(
         loss += cross_entropy(logits, labels, reduction="sum")
         if number < loader.num_common_batches:
             after_batch()
-    mean = float(distributed.sum_over_ranks(loss)) / len(loader.dataset)
+    mean = float(collectives.sum_over_ranks(loss)) / len(loader.dataset)
     accuracies = accuracy.summary(class_counts)  # raises if a logit is not finite
     return {"loss": mean, **accuracies, "ece": calibration.error(), "confusion": confusion.summary()}
 

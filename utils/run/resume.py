@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from utils import distributed
-from utils.distributed import log
+from utils.distributed import collectives, log
 from utils.distributed.launch import ProcessInfo
 from utils.errors import InputError
 from utils.run.checkpoint import read_checkpoint
@@ -100,7 +100,7 @@ def resolve_seed(given: int | None, state: RunState) -> int:
 def _check_same_position(state: RunState, device: torch.device) -> None:
     """Raise InputError if the ranks have found checkpoints of different positions in the run."""
     position = torch.tensor([[state.epoch, state.step]], device=device)
-    positions = distributed.gather(position).tolist()
+    positions = collectives.gather(position).tolist()
     if any(position != positions[0] for position in positions):
         raise InputError(
             f"the processes found checkpoints of (epoch, step) {positions}; use one --run-dir that all of them share"

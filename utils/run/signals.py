@@ -7,6 +7,7 @@ import time
 from multiprocessing.util import Finalize
 
 from utils import distributed
+from utils.distributed import collectives
 from utils.errors import EXIT_CODES, Stopped
 
 # Seconds. One Ctrl-C can arrive twice, from the terminal and from the parent process, which forwards it. A SIGINT
@@ -57,7 +58,7 @@ class StopSignals:
         This is a collective operation with the same result on all ranks. All ranks call it after the same steps, and
         therefore stop after the same step.
         """
-        return distributed.max_over_ranks(self.number)
+        return collectives.max_over_ranks(self.number)
 
 
 def ignore_in_worker(_worker: int) -> None:

@@ -1,0 +1,30 @@
+"""Commands answer --help and a mistyped flag without the libraries that take seconds to import."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import ROOT
+
+COMMANDS = (
+    "target_generation.py",
+    "-m imagenet_inat.splits make SOURCE",
+    "-m imagenet_inat.predict CLASSIFIER",
+    "-m moco.export RUN OUT",
+    "-m utils.report",
+    "-m examples.results",
+)
+SLOW = {"torch", "torchvision", "scipy", "sklearn", "matplotlib"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("flag", "exit_code", "answer"), [("--help", 0, "usage: "), ("--hepl", 2, "did you mean --help")]
+)
+def test_help_and_mistyped_flag_need_no_slow_library(command, flag, exit_code, answer):
+    words = [sys.executable, "-X", "importtime", *command.split(), flag]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == exit_code and answer in done.stdout + done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported and not imported & SLOW
