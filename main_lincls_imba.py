@@ -12,24 +12,12 @@ Measure a trained classifier again, or on another list of images:
     python main_lincls_imba.py --evaluate --resume RUN/model_best.pth.tar --test-txt FILE
 """
 
-import utils.startup  # noqa: F401, imported before the modules that take seconds to load
-
-# isort: split
-
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-
-from imagenet_inat import data_flags, loaders, options, stored_flags
-from imagenet_inat.split_features import compute_split_features
-from moco import heads
-from moco.heads import head_flags, inputs, selection
-from utils import distributed, errors
+import utils.startup  # first, because it handles signals during the other imports
+from imagenet_inat import data_flags
+from moco.heads import head_flags
+from utils import errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser
-from utils.distributed import launch
-from utils.run import dry_run, evaluation, folder, loop, resume, session
 
 MOST_USED = ("dataset", "data_root", "pretrained", "head", "compare_heads", "run_dir", "resume", "evaluate", "seed")
 
@@ -40,11 +28,25 @@ def get_args_parser() -> Parser:
     model = shared_flags.add_model_group(parser)
     head_flags.add_head_arguments(parser.add_argument_group("Head (classifier)"), model)
     shared_flags.add_optim_arguments(parser, epochs=100, lr=10.0, schedule=[60, 80], weight_decay=0.0)
-    running = shared_flags.add_running_arguments(parser)
-    head_flags.add_evaluation_arguments(running)
+    head_flags.add_evaluation_arguments(shared_flags.add_running_arguments(parser))
     shared_flags.add_machine_arguments(parser)
     head_flags.restrict_training_flags(parser)
     return parser
+
+
+utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imagenet_inat import loaders, options, stored_flags
+from imagenet_inat.split_features import compute_split_features
+from moco.heads import inputs, networks, selection
+from utils import distributed
+from utils.distributed import launch
+from utils.run import dry_run, evaluation, folder, loop, resume, session
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,9 @@ class Plan(session.StagePlan):
             processes: Number of processes that share a batch. head: Kind of classifier, instead of --head.
             counts: (C,) training images per class, or None if nothing will be trained.
         """
-        size, head = self.data.image_size, head or self.head.head
+        size, num_classes, head = self.data.image_size, self.data.spec.num_classes, head or self.head.head
         batch = 2 if self.evaluated or self.head.is_fitted else self.run.batch_size // processes  # 2: nothing trains
-        num_classes = self.data.spec.num_classes
-        return heads.build_classifier(self.run.arch, size, num_classes, batch, self.pretrained, head, counts, quiet)
+        return networks.build_classifier(self.run.arch, size, num_classes, batch, self.pretrained, head, counts, quiet)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,11 +117,11 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
     loader = loaders.build_stage2_loader(data, plan.head.sampling, run.batch_size, state.seed, process)
     model = plan.network(distributed.world_size(), loader.dataset.class_counts)
     if plan.head.finetune:
-        heads.unfreeze(model)
+        networks.unfreeze(model)
     # A checkpoint to resume must contain the encoder of --pretrained, except for batch-norm statistics, which change.
-    pretrained_weights = {} if plan.head.finetune or not state.source else heads.frozen_weights(model, "train")
+    pretrained_weights = {} if plan.head.finetune or not state.source else networks.frozen_weights(model, "train")
     session.restore(state, model, compute)
-    heads.check_unchanged(model, pretrained_weights, f"checkpoint {state.source}: differs from {plan.pretrained} in")
+    networks.check_unchanged(model, pretrained_weights, f"checkpoint {state.source}: differs from {plan.pretrained} in")
     resume.check_epochs_left(state, run.epochs, ended=evaluation.is_evaluated(state))
     state.set_data(loader)
     splits = loaders.build_val_and_test_loaders(data, run.batch_size, plan.eval_batch_size, process)
@@ -132,11 +133,11 @@ def train_probe(plan: Plan, process: launch.ProcessInfo) -> None:
 
 def train(plan: Plan, checkpointer, loader, splits: dict, compute) -> dict:
     """Train the classifier, starting or resuming at the checkpointer's state, and return the results."""
-    model, head, finetune = checkpointer.model, heads.HEADS[plan.head.head], plan.head.finetune
+    model, head, finetune = checkpointer.model, head_flags.HEADS[plan.head.head], plan.head.finetune
     criterion = head.criterion(loader.dataset.class_counts, plan.run.epochs, plan.head.logit_adjustment, compute.device)
     # Only the trained parameters, so that weight decay and momentum cannot change a frozen encoder.
     optimizer = plan.run.optimizer.build(p for p in model.parameters() if p.requires_grad)
-    frozen = {} if finetune else heads.frozen_weights(model, plan.bn_mode)
+    frozen = {} if finetune else networks.frozen_weights(model, plan.bn_mode)
 
     def step(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with compute.autocast():
@@ -151,7 +152,7 @@ def train(plan: Plan, checkpointer, loader, splits: dict, compute) -> dict:
         return logits, loss
 
     def check_frozen() -> None:
-        assert not (names := heads.changed_weights(model, frozen)), f"the frozen weights {names[:3]} have changed"
+        assert not (names := networks.changed_weights(model, frozen)), f"the frozen weights {names[:3]} have changed"
 
     training = finetune or plan.bn_mode == "train"
     return evaluation.train_classifier(
@@ -162,7 +163,7 @@ def train(plan: Plan, checkpointer, loader, splits: dict, compute) -> dict:
 def fit_heads(plan: Plan, process: launch.ProcessInfo) -> None:
     """Fit a classifier to the encoder's features, or with --compare-heads all that the checkpoint supports."""
     data, compute = plan.data, plan.run.compute.on(process.device)
-    network = heads.without_classifier(plan.network(1)).to(process.device)
+    network = networks.without_classifier(plan.network(1)).to(process.device)
     run = plan.run.with_arguments(encoder=inputs.encoder_digest(network))
     folder.check_run_dir(run.arguments, fitted=True)
     state, images = resume.load_run(run, process), data.open("train")
@@ -186,8 +187,8 @@ def evaluate(plan: Plan, process: launch.ProcessInfo) -> None:
     """Print the accuracies of the --resume checkpoint. Write no files."""
     source, compute = Path(plan.run.resume), plan.run.compute.on(process.device)
     state = evaluation.read_stage2_checkpoint(source)
-    head = next(name for name in (state.args.get("head"), plan.head.head) if name in list(heads.HEADS))
-    model = heads.load_trained(plan.network(distributed.world_size(), head=head), head, state.weights, source)
+    head = next(name for name in (state.args.get("head"), plan.head.head) if name in list(head_flags.HEADS))
+    model = networks.load_trained(plan.network(distributed.world_size(), head=head), head, state.weights, source)
     compute.apply_to(model.to(process.device))
     splits = loaders.build_eval_loaders(plan.data, plan.evaluated, plan.eval_batch_size or loaders.EVAL_BATCH, process)
     with compute.precision_context():

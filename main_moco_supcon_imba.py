@@ -15,25 +15,17 @@ Use a recipe, which is a file of flags (here the paper's TSC on CIFAR-10-LT):
     python main_moco_supcon_imba.py @recipes/cifar10_tsc_100.txt
 """
 
-import utils.startup  # noqa: F401, imported before the modules that take seconds to load
-
-# isort: split
-
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from imagenet_inat import data_flags, loaders, options
+import utils.startup  # first, because it handles signals during the other imports
+from imagenet_inat import data_flags
 from moco import methods
-from utils import distributed, errors
+from utils import errors
 from utils.cli import shared_flags
 from utils.cli.parser import Parser, parse
-from utils.distributed import collectives, launch
 from utils.measure import monitor_flags
-from utils.measure.metrics import Means
-from utils.measure.monitor import Monitor
-from utils.run import checkpoint, dry_run, folder, logger, loop, resume, session
 
 MOST_USED = ("dataset", "data_root", "arch", "epochs", "batch_size", "lr", "targeted", "run_dir", "resume", "seed")
+PHASES = """TSC has two phases: KCL, then KCL with targets. The schedule restarts in each
+phase, and the epochs of --schedule are counted from its start."""
 
 
 def get_args_parser() -> Parser:
@@ -41,10 +33,7 @@ def get_args_parser() -> Parser:
     data_flags.add_data_arguments(parser)
     methods.add_method_arguments(parser, shared_flags.add_model_group(parser))
     optimisation = shared_flags.add_optim_arguments(parser, epochs=200, lr=0.03, schedule=[120, 160], weight_decay=1e-4)
-    optimisation.description = (
-        "TSC has two phases: KCL, then KCL with targets. The schedule restarts in each\n"
-        "phase, and the epochs of --schedule are counted from its start."
-    )
+    optimisation.description = PHASES
     running = shared_flags.add_running_arguments(parser)
     shared_flags.add_checkpoint_arguments(running)
     monitor_flags.add_monitor_arguments(running)
@@ -52,12 +41,25 @@ def get_args_parser() -> Parser:
     return parser
 
 
-@dataclass(frozen=True)
+utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+
+import dataclasses
+from pathlib import Path
+
+from imagenet_inat import loaders, options
+from utils import distributed
+from utils.distributed import collectives, launch
+from utils.measure.metrics import Means
+from utils.measure.monitor import Monitor
+from utils.run import checkpoint, dry_run, folder, logger, loop, resume, session
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan(session.StagePlan):
     """The plan of stage 1: settings of the run, data, method, and what is measured during training."""
 
     data: options.DataConfig
-    method: methods.Method
+    method: "methods.Method"
     measures: monitor_flags.MonitorFlags
     sampling: str
     keep_last: bool
@@ -65,7 +67,7 @@ class Plan(session.StagePlan):
     next_command: str
 
     def with_outputs(self, folder: Path) -> "Plan":
-        return replace(super().with_outputs(folder), method=self.method.with_outputs(folder))
+        return dataclasses.replace(super().with_outputs(folder), method=self.method.with_outputs(folder))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,10 +111,8 @@ def main_worker(plan: Plan, process: launch.ProcessInfo) -> None:
     num_classes = data.spec.num_classes
     state = resume.load_run(run, process, lambda state: method.check_extra_state(state, num_classes))
     resume.check_epochs_left(state, run.epochs, ended=bool(folder.resumable_checkpoints(run.run_dir)))
-    batch_size = method.global_batch_size
-    loader = loaders.build_stage1_loader(
-        data, plan.sampling, batch_size, state.seed, process, plan.keep_last, views=method.num_views
-    )
+    batch_size, views = method.global_batch_size, method.num_views
+    loader = loaders.build_stage1_loader(data, plan.sampling, batch_size, state.seed, process, plan.keep_last, views)
     state.set_data(loader)
     model = method.build(num_classes, state, process.device).to(process.device)
     session.restore(state, model, compute)

@@ -19,7 +19,7 @@ from benchmarks import common
 from benchmarks.bench_step import NO_FLAGS, RECIPE, SMALL
 from imagenet_inat.loaders import EVAL_BATCH
 from moco.encoders import get_encoder
-from moco.heads import freeze_and_replace_classifier
+from moco.heads.networks import freeze_and_replace_classifier
 from utils.measure.metrics import Means, in_top_k, rank_of_label
 from utils.optimizers import sgd
 from utils.run.compute import ComputeConfig

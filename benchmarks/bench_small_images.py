@@ -20,7 +20,7 @@ from PIL import Image
 import main_moco_supcon_imba as stage1
 from benchmarks import common
 from imagenet_inat.loaders import build_stage1_loader
-from moco.methods import Method
+from moco.methods.base import Method
 from utils.distributed.launch import ProcessInfo
 from utils.optimizers import sgd
 from utils.run.compute import ComputeConfig

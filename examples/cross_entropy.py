@@ -9,28 +9,11 @@ can compare it with KCL and TSC. To fit all classifiers to its encoder, run:
         --pretrained RUN/last.pth.tar
 """
 
-import utils.startup  # noqa: F401, imported before the modules that take seconds to load
-
-# isort: split
-
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
-from imagenet_inat import data_flags, options
-from imagenet_inat.loaders import build_stage2_loader, build_val_and_test_loaders, check_lists_and_hash
-from moco.encoders import get_encoder
-from moco.heads import with_float32_logits
-from moco.losses import log_prior
+import utils.startup  # first, because it handles signals during the other imports
+from imagenet_inat import data_flags
 from utils import errors
-from utils.cli import shared_flags
+from utils.cli import evaluation_flags, shared_flags
 from utils.cli.parser import Parser, parse
-from utils.distributed import launch
-from utils.run import dry_run, evaluation, loop, resume, session
-from utils.run.folder import check_run_dir, default_run_dir
 
 BALANCE = {  # value of --balance: (help, sampler, whether the log prior is added to the logits)
     "sampling": ("class-balanced batches, as for the probe", "class-balanced", False),
@@ -61,10 +44,29 @@ def get_args_parser() -> Parser:
         legacy="sampling",
     )
     shared_flags.add_optim_arguments(parser, epochs=200, lr=0.1, schedule=[120, 160], weight_decay=1e-4)
-    evaluation.add_evaluation_arguments(shared_flags.add_running_arguments(parser))
+    evaluation_flags.add_evaluation_arguments(shared_flags.add_running_arguments(parser))
     shared_flags.add_machine_arguments(parser)
     parser.set_defaults(pretrained=None)  # args.json and results.json need the entry; there is no pre-training
     return parser
+
+
+utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from imagenet_inat import options
+from imagenet_inat.loaders import build_stage2_loader, build_val_and_test_loaders, check_lists_and_hash
+from moco.encoders import get_encoder
+from moco.heads.networks import with_float32_logits
+from moco.losses import log_prior
+from utils.distributed import launch
+from utils.run import dry_run, evaluation, loop, resume, session
+from utils.run.folder import check_run_dir, default_run_dir
 
 
 @dataclass(frozen=True)

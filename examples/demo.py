@@ -17,8 +17,6 @@ from pathlib import Path
 from utils import errors
 from utils.cli.numbers import positive_int, seed_number
 from utils.cli.parser import Parser
-from utils.measure.results import SHOT_NOTE, format_results_table
-from utils.report.figures import per_class_accuracy
 
 STAGE_1 = (
     "main_moco_supcon_imba.py --dataset digits --mlp --cos --epochs {epochs} -b 64 --lr 0.03 "
@@ -73,6 +71,9 @@ def run(command: str, **values) -> None:
 
 def print_results(results: dict[str, dict], folder: Path) -> None:
     """Print and write the table, and draw the figure."""
+    from utils.measure.results import SHOT_NOTE, format_results_table  # here, because they take seconds to import
+    from utils.report.figures import per_class_accuracy
+
     counts = next(iter(results.values()))["train_counts"]
     text = (
         f"Top-1 test accuracy in percent, digits, {counts[0]} to {counts[-1]} training images per class.\n"

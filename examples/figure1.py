@@ -8,6 +8,23 @@ docs/figure1.png, and the angles between the class centres to docs/figure1.md. I
 interrupted, run the same command again to continue.
 """
 
+import utils.startup  # first, because it handles signals during the other imports
+from utils import errors
+from utils.cli.numbers import positive_int, seed_number
+from utils.cli.parser import Parser
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--epochs", type=positive_int, default=60, metavar="E", help="Epochs of each of the four runs.")
+    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
+    parser.add_argument("--folder", default="runs/figure1", metavar="DIR", help="Folder for the runs.")
+    parser.add_argument("--output", default="docs", metavar="DIR", help="Folder for figure1.png and figure1.md.")
+    return parser
+
+
+utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+
 import dataclasses
 import itertools
 import time
@@ -26,12 +43,9 @@ from imagenet_inat import options
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.loaders import build_eval_loaders
 from imagenet_inat.sets import digits
-from moco.methods import load_method
+from moco.methods.loading import load_method
 from moco.targets.files import target_file_name
 from moco.targets.generation import generate_file
-from utils import errors
-from utils.cli.numbers import positive_int, seed_number
-from utils.cli.parser import Parser
 from utils.distributed import log
 from utils.distributed.launch import ProcessInfo
 from utils.files import write_text
@@ -67,15 +81,6 @@ class Panel(NamedTuple):
     @property
     def centres(self) -> Tensor:
         return class_centres(self.features, self.labels, len(CLASSES))
-
-
-def get_args_parser() -> Parser:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--epochs", type=positive_int, default=60, metavar="E", help="Epochs of each of the four runs.")
-    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
-    parser.add_argument("--folder", default="runs/figure1", metavar="DIR", help="Folder for the runs.")
-    parser.add_argument("--output", default="docs", metavar="DIR", help="Folder for figure1.png and figure1.md.")
-    return parser
 
 
 def main(argv: list[str] | None = None) -> None:

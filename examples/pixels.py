@@ -6,24 +6,10 @@ It takes seconds and writes the same table as `main_lincls_imba.py --compare-hea
 pre-trained encoder should be clearly better.
 """
 
-from pathlib import Path
-
-import torch
-
-from imagenet_inat import data_flags, options
-from imagenet_inat.loaders import check_lists_and_hash
-from imagenet_inat.options import DataConfig
-from moco.heads import comparison
-from moco.heads.data import HeadData
+import utils.startup  # first, because it handles signals during the other imports
+from imagenet_inat import data_flags
 from utils import errors
 from utils.cli.parser import Parser, parse
-from utils.devices import check_device, resolve_device
-from utils.measure.feature_cache import Features
-from utils.run.compute import ComputeConfig
-from utils.run.folder import check_run_dir, lock_run_dir
-
-ARCH = "pixels"  # used as the name of the architecture
-MISSING_PARTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
 
 
 def get_args_parser() -> Parser:
@@ -50,6 +36,26 @@ def get_args_parser() -> Parser:
     )
     parser.set_defaults(pretrained=None, arch=None, seed=0)  # entries of results.json
     return parser
+
+
+utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+
+from pathlib import Path
+
+import torch
+
+from imagenet_inat import options
+from imagenet_inat.loaders import check_lists_and_hash
+from imagenet_inat.options import DataConfig
+from moco.heads import comparison
+from moco.heads.data import HeadData
+from utils.devices import check_device, resolve_device
+from utils.measure.feature_cache import Features
+from utils.run.compute import ComputeConfig
+from utils.run.folder import check_run_dir, lock_run_dir
+
+ARCH = "pixels"  # used as the name of the architecture
+MISSING_PARTS = {"targets": "pixels have no targets", "classifier": "pixels have no network"}
 
 
 def main(argv: list[str] | None = None) -> None:

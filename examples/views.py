@@ -5,6 +5,22 @@
 The images are from scikit-learn: photographs, reduced to 32 px for small images, and a digit.
 """
 
+import utils.startup  # first, because it handles signals during the other imports
+from utils import errors
+from utils.cli.numbers import positive_int, seed_number
+from utils.cli.parser import Parser
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output", default="views.png", metavar="FILE", help="Figure to write.")
+    parser.add_argument("--draws", type=positive_int, default=8, metavar="N", help="Random views per row.")
+    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
+    return parser
+
+
+utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+
 import argparse
 from pathlib import Path
 
@@ -15,10 +31,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from imagenet_inat.sets.digits import load_digits
-from moco.loader import VIEWS, train_transform
-from utils import errors
-from utils.cli.numbers import positive_int, seed_number
-from utils.cli.parser import Parser
+from moco.loader import train_transform
+from moco.views.rows import VIEWS
 from utils.distributed import log
 from utils.report.style import save_figure  # its module selects a backend that needs no display
 
@@ -30,14 +44,6 @@ SIZES = {
     "randaugment": PHOTOGRAPH,
     "digit": DIGIT,
 }  # pixels; other augmentations: SMALL
-
-
-def get_args_parser() -> Parser:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--output", default="views.png", metavar="FILE", help="Figure to write.")
-    parser.add_argument("--draws", type=positive_int, default=8, metavar="N", help="Random views per row.")
-    parser.add_argument("--seed", type=seed_number, default=0, help="Random seed.")
-    return parser
 
 
 def source_image(size: int) -> Image.Image:

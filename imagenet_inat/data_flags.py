@@ -7,12 +7,11 @@ from pathlib import Path
 from imagenet_inat import datasets
 from imagenet_inat.datasets import CUSTOM, get_spec
 from imagenet_inat.paths import ListFlags, add_list_arguments
-from moco.loader import VIEWS, view_named
+from moco.views.rows import VIEWS
 from utils.cli.flags import ENCODER
 from utils.cli.numbers import number_type, positive_int
 from utils.configs import FromArgs
 from utils.distributed import log
-from utils.run import folder
 
 CIFAR = ("cifar10", "cifar100")
 
@@ -139,6 +138,8 @@ class DataFlags(ListFlags):
         Raises:
             InputError: the view is unknown, or the imbalance or largest class is not possible.
         """
+        from moco.loader import view_named  # here, because PyTorch takes seconds to import
+
         spec = get_spec(self.dataset)
         views, arch, image_size = self.views or spec.view, self.arch or spec.arch, self.image_size or spec.image_size
         view_named(views, self.crop_scale)
@@ -169,4 +170,6 @@ class LoadingFlags(FromArgs):
 
     def resumed_arguments(self) -> dict | None:
         """Return the arguments of the run that is continued, or None if the run is new."""
+        from utils.run import folder
+
         return folder.resumed_arguments(self.resume, Path(self.run_dir))

@@ -36,7 +36,7 @@ class DatasetSpec:
         eval_set: set_name of the data set whose validation and test lists are used, and in whose folder all lists are;
             "": its own.
         wnid_folder: see `lists.format.read_split`.
-        view: a key of VIEWS in moco/loader.py.
+        view: a key of VIEWS in moco/views/rows.py.
         jitter: whether the colour jitter of the view is used; AutoAugment and RandAugment always are.
         val_split, test_split: file suffix of the list that serves as validation and as test list; equal if one list
             serves as both.

@@ -123,9 +123,6 @@ class TargetClassifier(JointClassifier):
             return linear(q, self.class_targets().to(q.dtype)) / self.temperature
 
 
-CLASSIFIERS = ("linear", "targets")
-
-
 def add_classifier(model: TargetModel, counts: Tensor, weight: float, kind: str = "linear") -> JointClassifier:
     """Add a classifier to a model. The model's loss then includes `weight` times the classifier's loss.
 

@@ -1,96 +1,38 @@
-"""Image views, one per row of VIEWS: uint8 in the loader processes, normalised float32 on the device."""
+"""Image views by name (--views): uint8 in the loader processes, normalised float32 on the device."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
 
-from moco.views import jitter
-from moco.views.colour import CifarAutoAugment, Colours, RandAugment, cut_out
-from moco.views.geometry import Affine, PaddedCrop, ResizedCrop, to_pixels
+from moco.views import jitter, parts
+from moco.views.colour import Colours, cut_out
+from moco.views.geometry import ResizedCrop, to_pixels
 from moco.views.jitter import PendingJitter
+from moco.views.parts import View
+from moco.views.rows import VIEWS
 from utils.errors import InputError
 
 
-@dataclass(frozen=True)
-class View:
-    """Transforms from an RGB image of any size to the network's input.
-
-    Attributes:
-        geometry: training geometry, one of these classes or an object with the same methods: `prepare` runs once per
-            image, and `draw` then runs for each of the two views.
-        colour: colour transform of training, called with (pixels, device_aug); returns pixels or a PendingJitter.
-            None: no colour transform.
-        eval_transform: called with the size; returns the evaluation transform: resize and centre crop, or only resize.
-        cutout: side of the square cut out in training, as a share of the view's side; 0: no cutout.
-        help: text for --help.
-    """
-
-    geometry: ResizedCrop | PaddedCrop | Affine
-    colour: Callable[[Tensor, bool], Tensor | PendingJitter] | None
-    eval_transform: Callable[[int], Callable[[Image.Image], Image.Image]]
-    cutout: float = 0.0
-    help: str = ""
-
-
-def _centre(size: int) -> T.Compose:
-    """Return Resize(256) and CenterCrop(224), scaled to this size."""
-    return T.Compose([T.Resize(round(size * 256 / 224)), T.CenterCrop(size)])
-
-
-def _whole(size: int) -> T.Resize:
-    """Resize the whole image to a square, without keeping its aspect ratio, so that all images have one shape."""
-    return T.Resize((size, size))
-
-
-PHOTO = Colours((0.4, 0.4, 0.4, 0.0))
-SIMCLR = Colours((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2)
-VIEWS = {
-    "photo": View(ResizedCrop(), PHOTO, _centre, help="crop (8 to 100 %), flip, colour jitter"),
-    "plain": View(ResizedCrop(), None, _centre, help="as photo, without colour jitter"),
-    "thumbnail": View(ResizedCrop(), PHOTO, _whole, help="as photo, for small images"),
-    "simclr": View(
-        ResizedCrop((0.2, 1.0)),
-        dataclasses.replace(SIMCLR, blur_p=0.5),
-        _centre,
-        help="crop (20 to 100 %), flip, jitter, grey, blur",
-    ),
-    "simaugment": View(ResizedCrop(), SIMCLR, _centre, help="crop (8 to 100 %), flip, jitter, grey"),
-    "randaugment": View(ResizedCrop(), RandAugment(PHOTO), _centre, help="as photo, and RandAugment"),
-    "cifar": View(ResizedCrop((0.2, 1.0)), SIMCLR, _whole, help="as simclr without blur, for small images"),
-    "padded": View(PaddedCrop(), None, _whole, help="padded crop, flip, for small images"),
-    "autoaugment": View(
-        PaddedCrop(),
-        CifarAutoAugment(),
-        _whole,
-        cutout=0.5,
-        help="padded crop, flip, AutoAugment, Cutout",
-    ),
-    "grey": View(ResizedCrop((0.4, 1.0)), None, _whole, help="crop (40 to 100 %), flip, for small grey images"),
-    "digit": View(Affine(), Colours((0.0, 0.4, 0.0, 0.0)), _whole, help="rotation, shift, scaling, contrast, no flip"),
-}
-
-
 def view_named(name: str, crop_scale: Sequence[float] | None = None) -> View:
-    """Return a row of VIEWS, with the range of crop areas replaced if crop_scale is given.
+    """Return a view of VIEWS, with the range of crop areas replaced if crop_scale is given.
 
     Raises:
         InputError: If the view is unknown, the range is invalid, or the view does not use random crops of this kind.
     """
     if name not in VIEWS:
-        raise InputError(f'view "{name}": expected one of {", ".join(VIEWS)} (defined in moco/loader.py)')
-    view = VIEWS[name]
+        raise InputError(f'view "{name}": expected one of {", ".join(VIEWS)} (defined in moco/views/rows.py)')
+    view = VIEWS[name].build(parts)
     if crop_scale is None:
         return view
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise InputError(f"--crop-scale {low:g} {high:g}: expected 0 < LO <= HI <= 1 (shares of the image area)")
     if not isinstance(view.geometry, ResizedCrop):
-        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.geometry, ResizedCrop))
+        named = ", ".join(other for other, row in VIEWS.items() if isinstance(row.build(parts).geometry, ResizedCrop))
         raise InputError(f"--crop-scale: not supported with --views {name}; use one of {named}")
     return dataclasses.replace(view, geometry=dataclasses.replace(view.geometry, scale=(low, high)))
 

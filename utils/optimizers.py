@@ -1,62 +1,53 @@
-"""The optimisers of --optimizer, and --clip-grad."""
+"""The optimisers of --optimizer, and --clip-grad.
+
+The functions import PyTorch, which takes seconds, and the file does not, because --help lists the optimisers.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from utils.configs import FromArgs
 
+if TYPE_CHECKING:
+    import torch
+
 LR_FACTOR_KEY = "factor"  # entry of a parameter group: its learning rate is the schedule's times this
-TRUST_COEFFICIENT = 0.001  # of LARS: norm of a step relative to the weight's norm, at a learning rate of 1
 
 
-class Lars(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017) as in MoCo v3, which excludes biases and batch norm.
-
-    The gradient of a matrix, including weight decay, is scaled to the norm TRUST_COEFFICIENT · |w| before momentum.
-    Vectors are updated by SGD without weight decay.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                step = weight.grad
-                if weight.ndim > 1:
-                    step = step.add(weight, alpha=group["weight_decay"])
-                    weight_norm, step_norm = weight.norm(), step.norm()
-                    nonzero = (weight_norm > 0) & (step_norm > 0)  # stays on the device, so that the host does not wait
-                    step = step * torch.where(nonzero, TRUST_COEFFICIENT * weight_norm / step_norm, 1.0)
-                state = self.state[weight]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                momentum_buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(step)
-                weight.sub_(momentum_buffer * group["lr"])
-
-
-def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+def sgd(
+    parameters: Iterable["torch.nn.Parameter"], lr: float, momentum: float, weight_decay: float
+) -> "torch.optim.SGD":
     """Return torch's SGD, not fused.
 
     The fused version has a corrupt momentum if the first step of --amp fp16 overflows, and rounds differently on CPUs.
     """
-    return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
+    from torch.optim import SGD
+
+    return SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
 
 
-def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    parameters: Iterable["torch.nn.Parameter"], lr: float, momentum: float, weight_decay: float
+) -> "torch.optim.AdamW":
     """Return torch's AdamW with its default betas; `momentum` is ignored."""
-    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    from torch.optim import AdamW
+
+    return AdamW(parameters, lr, weight_decay=weight_decay)
+
+
+def lars(
+    parameters: Iterable["torch.nn.Parameter"], lr: float, momentum: float, weight_decay: float
+) -> "torch.optim.Optimizer":
+    """Return LARS, see `utils.lars.Lars`."""
+    from utils.lars import Lars
+
+    return Lars(parameters, lr, momentum, weight_decay)
 
 
 # Entries of an optimiser's state that are a single number for any shape of weight.
 SCALAR_STATE = {"step"}
-OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": Lars}
+OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lars": lars}
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class OptimizerConfig(FromArgs):
     weight_decay: float
     clip_grad: float | None
 
-    def build(self, parameters: Iterable) -> torch.optim.Optimizer:
+    def build(self, parameters: Iterable) -> "torch.optim.Optimizer":
         """Build the optimiser of the flags. With --clip-grad, it clips the gradients before each step.
 
         Args:
@@ -82,9 +73,11 @@ class OptimizerConfig(FromArgs):
             optimizer.register_step_pre_hook(lambda *_: _clip(weights, self.clip_grad))
         return optimizer
 
-    def state_bytes(self, weights: Iterable[nn.Parameter]) -> int:
+    def state_bytes(self, weights: Iterable["torch.nn.Parameter"]) -> int:
         """Return the bytes that the optimiser keeps beside the weights, such as momentum, after its first step."""
-        example = nn.Parameter(torch.zeros(2))
+        import torch
+
+        example = torch.nn.Parameter(torch.zeros(2))
         example.grad = torch.zeros(2)
         optimizer = self.build([example])
         optimizer.step()
@@ -93,5 +86,7 @@ class OptimizerConfig(FromArgs):
         return copies * sum(weight.numel() * weight.element_size() for weight in weights)
 
 
-def _clip(weights: list[nn.Parameter], max_norm: float) -> None:
-    nn.utils.clip_grad_norm_(weights, max_norm)
+def _clip(weights: list["torch.nn.Parameter"], max_norm: float) -> None:
+    from torch.nn.utils import clip_grad_norm_
+
+    clip_grad_norm_(weights, max_norm)

@@ -6,7 +6,7 @@ After the imports, `utils.errors.run` handles the signals, with the same exit co
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGUSR1 = getattr(signal, "SIGUSR1", None)  # Windows has no such signal
@@ -37,6 +37,19 @@ def slow_imports() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def answer_help(module: str, get_parser: Callable) -> None:
+    """Exit if the command line of this program asks for help or has a mistyped flag, before the program's slow imports.
+
+    Args:
+        module: __name__ of the script. Nothing happens if another program imports the script.
+        get_parser: returns the parser. It must not import PyTorch.
+    """
+    if module == "__main__":
+        from utils import errors
+
+        errors.run(lambda: get_parser().parse_args())
 
 
 def _imported_by_program() -> bool:

@@ -116,7 +116,7 @@ def stage1_parser(stage1: str) -> Parser:
 
 def views_per_epoch(args: dict) -> int:
     """Return the number of views of each image that an epoch uses, from the arguments of a training."""
-    return METHODS[args["contrast"]].num_views if "contrast" in args else 1
+    return METHODS[args["contrast"]].load().num_views if "contrast" in args else 1
 
 
 @cache

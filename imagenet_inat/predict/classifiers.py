@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from imagenet_inat import data_flags, datasets, stored_flags
-from moco import heads
 from moco.export import metadata
 from moco.export.metadata import Metadata
 from moco.export.programs import IMAGES, LOGITS
+from moco.heads import HEADS, networks
 from moco.pretrained import CLASSIFIER_PREFIX, is_stage1
 from utils.cli import shared_flags
 from utils.cli.machine_flags import add_speed_arguments
@@ -78,7 +78,7 @@ def _load_checkpoint(source: Path, device: torch.device) -> Classifier:
     args = stored_flags.parse_stored(_stored_parser(), source)
     spec = datasets.get_spec(args.statistics or args.dataset)
     views = args.views or datasets.get_spec(args.dataset).view
-    head = next(name for name in (state.args.get("head"), "linear") if name in list(heads.HEADS))
+    head = next(name for name in (state.args.get("head"), "linear") if name in list(HEADS))
     num_classes = _num_classes(state.weights, source)
     stored = {"head": head, "views": views, "images_as_shown": state.args.get("images_as_shown")}
     entries = {"args": vars(args) | stored, "class_names": state.class_names}
@@ -86,8 +86,8 @@ def _load_checkpoint(source: Path, device: torch.device) -> Classifier:
     facts = Metadata.of_run(
         entries, arch=args.arch, image_size=args.image_size, outputs=[LOGITS], num_classes=num_classes
     )
-    model = heads.build_classifier(args.arch, args.image_size, num_classes, head=head)
-    model = heads.load_trained(model, head, state.weights, source).to(device).eval()
+    model = networks.build_classifier(args.arch, args.image_size, num_classes, head=head)
+    model = networks.load_trained(model, head, state.weights, source).to(device).eval()
     compute = ComputeConfig(device, args.amp, args.channels_last, tf32=args.tf32)
     compute.apply_to(model)
 

@@ -4,14 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moco.heads import ADJUSTMENTS, HEADS, Head
-from moco.pretrained import checkpoint_file
+from utils.cli import evaluation_flags
 from utils.cli.flags import Group, When, effect_of
 from utils.cli.numbers import nonnegative_int
 from utils.cli.parser import Parser
 from utils.configs import FromArgs
 from utils.errors import InputError
 from utils.files import file_problem
-from utils.run import evaluation
 
 EVALUATING = When("with --evaluate", lambda args: args.evaluate)
 COMPARING = When("with --compare-heads", lambda args: args.compare_heads)
@@ -49,7 +48,7 @@ def add_evaluation_arguments(running: Group) -> None:
         same_everywhere=True,
         refused=(COMPARING,),
     )
-    evaluation.add_evaluation_arguments(running)
+    evaluation_flags.add_evaluation_arguments(running)
 
 
 def add_head_arguments(group: Group, model: Group) -> None:
@@ -208,6 +207,8 @@ def find_checkpoint(evaluate: bool, resume: str | None, pretrained: str | None) 
         if not Path(resume or "").is_file():
             raise InputError(f'--evaluate: --resume "{resume or ""}" is not a file, expected a checkpoint')
         return Path(resume)
+    from moco.pretrained import checkpoint_file  # here, because PyTorch takes seconds to import
+
     file = pretrained and checkpoint_file(pretrained)
     if problem := file_problem(file) if file else "no such file":
         raise InputError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moco.heads import HEADS
 from moco.heads.data import HeadData
-from moco.methods import load_projection_and_targets
+from moco.methods.loading import load_projection_and_targets
 from moco.pretrained import read_classifier, read_state
 from utils.errors import InputError
 from utils.measure.feature_cache import Features, weights_digest

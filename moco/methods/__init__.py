@@ -1,27 +1,91 @@
-"""Training methods of stage 1, by --contrast name. To add one, write a module here and add a row to METHODS."""
+"""Training methods of stage 1, by --contrast name. To add one, write a module here and add a row to METHODS.
+
+This file and the two files of flags do not import PyTorch, which takes seconds, because --help lists the methods.
+"""
 
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from moco.methods.base import Method
-from moco.methods.batch_method import BatchMethod
-from moco.methods.bcl_method import BclMethod
-from moco.methods.paco_method import PacoMethod
-from moco.methods.queue_method import QueueMethod
-from utils.cli.flags import Group, When, describe_arguments
+from moco.methods import method_flags, other_flags
+from utils.cli.flags import Group, When
 from utils.cli.parser import Parser
-from utils.errors import InputError, first_line, short_repr
-from utils.run import checkpoint
-from utils.run.state import RunState
 
-METHODS: dict[str, type[Method]] = {
-    "queue": QueueMethod,
-    "batch": BatchMethod,
-    "bcl": BclMethod,
-    "paco": PacoMethod,
+if TYPE_CHECKING:
+    from moco.methods.base import Method
+
+
+class MethodRow(NamedTuple):
+    """A row of METHODS.
+
+    Attributes:
+        help: text for --help.
+        load: imports the class of the method, and returns it.
+        argument_adders: functions that add the flags of the method, add(model, loss); `model` is the group of flags
+            that describe the network. Flags of other methods are rejected.
+    """
+
+    help: str
+    load: Callable[[], "type[Method]"]
+    argument_adders: tuple[Callable[[Group, Group], None], ...]
+
+
+def _load_queue() -> "type[Method]":
+    from moco.methods.queue_method import QueueMethod
+
+    return QueueMethod
+
+
+def _load_batch() -> "type[Method]":
+    from moco.methods.batch_method import BatchMethod
+
+    return BatchMethod
+
+
+def _load_bcl() -> "type[Method]":
+    from moco.methods.bcl_method import BclMethod
+
+    return BclMethod
+
+
+def _load_paco() -> "type[Method]":
+    from moco.methods.paco_method import PacoMethod
+
+    return PacoMethod
+
+
+ENCODER = (method_flags.add_encoder_arguments,)
+PROJECTED = (*ENCODER, method_flags.add_mlp_argument)
+CONTRAST = (*PROJECTED, method_flags.add_contrast_arguments, other_flags.add_joint_arguments)
+METHODS = {
+    "queue": MethodRow(
+        "keys of past steps (the paper on ImageNet-LT)",
+        _load_queue,
+        (
+            *CONTRAST,
+            method_flags.add_queue_arguments,
+            method_flags.add_queue_target_arguments,
+            other_flags.add_authors_kcl_arguments,
+        ),
+    ),
+    "batch": MethodRow(
+        "other images of the batch (the paper on CIFAR)", _load_batch, (*CONTRAST, method_flags.add_batch_arguments)
+    ),
+    "bcl": MethodRow(
+        "the batch and class prototypes, and train a classifier too (BCL, one stage)",
+        _load_bcl,
+        (*ENCODER, other_flags.add_classifier_view_argument, other_flags.add_bcl_arguments),
+    ),
+    "paco": MethodRow(
+        "keys of past steps and class logits (PaCo, one stage)",
+        _load_paco,
+        (
+            *PROJECTED,
+            method_flags.add_queue_arguments,
+            other_flags.add_classifier_view_argument,
+            other_flags.add_paco_arguments,
+        ),
+    ),
 }
 
 
@@ -46,56 +110,7 @@ def add_method_arguments(parser: Parser, model: Group) -> None:
             parser.restrict(flag.dest, refused=(others,))
 
 
-def build_method(arguments: dict[str, object]) -> Method:
+def build_method(arguments: dict[str, object]) -> "Method":
     """Build the method of a run's arguments. Its settings are the arguments, with the method's own --loss-form."""
-    method = METHODS[arguments["contrast"]]
+    method = METHODS[arguments["contrast"]].load()
     return method(Namespace(**arguments | {"loss_form": arguments["loss_form"] or method.loss_form}))
-
-
-def load_projection_and_targets(path: Path) -> tuple[nn.Module, Tensor]:
-    """Load the projection head and the class targets of a TSC checkpoint.
-
-    Returns:
-        The head, mapping (N, d) to (N, D), and the target of each class, (C, D), both on the CPU.
-
-    Raises:
-        InputError: As `load_method`, or if the checkpoint is not from the TSC phase.
-    """
-    method = load_method(path, torch.device("cpu"))
-    if (targets_and_cosines := method.class_targets_and_cosines()) is None:
-        raise InputError(f"checkpoint {path}: uses no targets, expected a checkpoint from the TSC phase")
-    return method.model.encoder_q.fc, targets_and_cosines[0]
-
-
-def load_method(path: Path, device: torch.device) -> Method:
-    """Load a stage-1 checkpoint of this project. Return its method, whose `model` has the weights, on the device.
-
-    Raises:
-        InputError: If the file does not exist or is not a valid stage-1 checkpoint.
-    """
-    state = RunState.from_dict(checkpoint.read_checkpoint(path, needs=("state_dict", "epoch", "args")), path)
-    parser = Parser(add_help=False)
-    add_method_arguments(parser, parser)
-    legacy = describe_arguments(parser, Namespace()).legacy
-    args = legacy | state.args | {"targets": None}  # the checkpoint contains its targets
-    if "loss" not in args or args["contrast"] not in list(METHODS):
-        found = f"--contrast {args['contrast']}" if "loss" in args else "no --loss"
-        raise InputError(
-            f"checkpoint {path}: {found}, expected a stage-1 checkpoint of --contrast {' or '.join(METHODS)}"
-        )
-    sizes = METHODS[args["contrast"]].stored_sizes
-    for name, (tensor, axis) in sizes.items():  # before memory is allocated for these sizes
-        length = state.weights[tensor].shape[axis : axis + 1] if tensor in state.weights else ()
-        if length != (args.get(name),):
-            found = f"{name} in args is {short_repr(args.get(name))}, but {tensor} has size {[*length]}"
-            raise InputError(f"checkpoint {path}: {found}, expected a stage-1 checkpoint")
-    try:
-        method = METHODS[args["contrast"]](Namespace(**args))
-        method.check_extra_state(state, args["num_classes"])
-        state.load_weights(method.build(args["num_classes"], state, device).to(device))
-        method.load_extra_state(state)
-        if state.phase:  # the KCL phase of a TSC run uses no targets yet
-            method.begin_phase(state.phase, fresh=False)
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:  # wrong types in args
-        raise InputError(f"checkpoint {path}: args is not what stage 1 writes ({first_line(error)})") from None
-    return method

@@ -1,7 +1,7 @@
 """The interface between a training method and the training loop of stage 1."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from moco.classifier import JointClassifier
 from moco.encoders import get_encoder
-from utils.cli.flags import Group
 from utils.run.loop import Phase
 from utils.run.state import RunState
 
@@ -17,15 +16,12 @@ from utils.run.state import RunState
 class Method:
     """A training method of stage 1. Every function except `build` has a default.
 
-    A run creates one instance of a class in METHODS. `build` returns `model`. The call model(*views, labels), with
-    `num_views` views of N images and their labels, returns an object with a scalar `loss`. Stage 2 uses
-    `model.encoder_q`.
+    A run creates one instance of the class that a row of METHODS loads. `build` returns `model`. The call
+    model(*views, labels), with `num_views` views of N images and their labels, returns an object with a scalar `loss`.
+    Stage 2 uses `model.encoder_q`.
 
     Attributes:
-        help: text for --help.
         loss_form: default of --loss-form.
-        argument_adders: functions that add the flags of the method, add(model, loss); `model` is the group of flags
-            that describe the network. Flags of other methods are rejected.
         trains_classifier: whether `build` creates a classifier, `classifier`. The run measures it on the validation
             split, and stage 2 evaluates it with --head own.
         num_views: views per image; the model is called with all of them, and with the labels.
@@ -35,10 +31,8 @@ class Method:
         views_at_once: views of each image that pass through the encoder at once, which decides the memory of a step.
     """
 
-    help = ""
     loss_form = "release"
     views_at_once = 1
-    argument_adders: tuple[Callable[[Group, Group], None], ...] = ()
     stored_sizes: dict[str, tuple[str, int]] = {}  # noqa: RUF012, never modified
     model: nn.Module
     classifier: JointClassifier | None = None

@@ -7,7 +7,6 @@ from torch import nn
 
 from moco.in_batch import InBatchKCL
 from moco.methods.contrast_method import ContrastMethod
-from moco.methods.method_flags import add_batch_arguments
 from utils import distributed
 from utils.errors import InputError
 from utils.run.state import RunState
@@ -16,8 +15,6 @@ from utils.run.state import RunState
 class BatchMethod(ContrastMethod):
     """In-batch contrast, used for CIFAR by the paper and by the code released by the TSC authors."""
 
-    help = "other images of the batch (the paper on CIFAR)"
-    argument_adders = (*ContrastMethod.argument_adders, add_batch_arguments)
     loss_form = "paper"
     views_at_once = 2
 

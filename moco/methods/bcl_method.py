@@ -8,38 +8,12 @@ from torch import Tensor, nn
 from moco.bcl import BCL
 from moco.encoders import get_encoder
 from moco.methods.encoder_method import EncoderMethod
-from moco.methods.method_flags import add_classifier_view_argument
-from utils.cli.flags import Group
-from utils.cli.numbers import nonnegative_float
 from utils.run.state import RunState
-
-
-def add_bcl_arguments(model: Group, loss: Group) -> None:
-    loss.add_argument(
-        "--ce-weight",
-        type=nonnegative_float,
-        default=1.0,
-        metavar="W",
-        help="Weight of the cross-entropy (--contrast bcl); 2 in the paper on CIFAR.",
-        rare=True,
-        legacy=1.0,
-    )
-    loss.add_argument(
-        "--contrast-weight",
-        type=nonnegative_float,
-        default=0.35,
-        metavar="W",
-        help="Weight of the contrastive loss (--contrast bcl); 0.6 in the paper on CIFAR.",
-        rare=True,
-        legacy=0.35,
-    )
 
 
 class BclMethod(EncoderMethod):
     """Balanced contrastive learning (CVPR 2022), with three views per image and a cosine classifier."""
 
-    help = "the batch and class prototypes, and train a classifier too (BCL, one stage)"
-    argument_adders = (*EncoderMethod.argument_adders, add_classifier_view_argument, add_bcl_arguments)
     stored_sizes = {"num_classes": ("classifier.weight", 0), "moco_dim": ("encoder_q.fc.3.weight", 0)}  # noqa: RUF012
     trains_classifier, num_views, views_at_once = True, 3, 3
     model: BCL

@@ -7,51 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moco.classifier import CLASSIFIERS, add_classifier
+from moco.classifier import add_classifier
 from moco.encoders import get_encoder
 from moco.methods.base import Method
 from moco.methods.checkpoint_entries import check_assignments
 from moco.methods.encoder_method import EncoderMethod
-from moco.methods.method_flags import add_contrast_arguments, add_mlp_argument
 from moco.targeted import TargetModel
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import format_target_metrics, target_cosines, target_metrics
 from moco.targets.files import load_targets
 from moco.targets.source import select_targets, target_file
-from utils.cli.flags import Group, When
-from utils.cli.numbers import nonnegative_float
 from utils.errors import InputError
 from utils.run.loop import Phase
 from utils.run.state import RunState
-
-
-def add_joint_arguments(model: Group, loss: Group) -> None:
-    loss.add_argument(
-        "--joint",
-        type=nonnegative_float,
-        default=0.0,
-        metavar="W",
-        help="Train a linear classifier together with the encoder: add W times its balanced-softmax cross-entropy to "
-        "the loss. 1 is a good start. Evaluate it with --head own in stage 2.",
-        refused=(When("with --accum-steps", lambda args: args.accum_steps > 1),),
-        legacy=0.0,
-    )
-    loss.add_argument(
-        "--joint-classifier",
-        choices=CLASSIFIERS,
-        default="linear",
-        help="Classifier of --joint. linear: a linear one on the encoder's features. targets: cosines of the projected "
-        "features to the class targets (TSC). This loss starts when the TSC phase assigns the targets.",
-        rare=True,
-        refused=(
-            When("without --joint", lambda args: not args.joint),
-            When(
-                "without --targeted, whose targets it uses",
-                lambda args: args.joint_classifier == "targets" and not args.targeted,
-            ),
-        ),
-        legacy="linear",
-    )
 
 
 class ContrastMethod(EncoderMethod):
@@ -60,7 +28,6 @@ class ContrastMethod(EncoderMethod):
     SupCon and MoCo are settings of KCL, and their phase is also called "KCL".
     """
 
-    argument_adders = (*EncoderMethod.argument_adders, add_mlp_argument, add_contrast_arguments, add_joint_arguments)
     stored_sizes = {"num_classes": ("class_centroid", 0), "moco_dim": ("class_centroid", 1)}  # noqa: RUF012
     model: TargetModel
 

@@ -8,7 +8,6 @@ from moco.encoders.frozen import freeze_modules
 from moco.encoders.memory import recompute_blocks
 from moco.methods.base import Method
 from moco.methods.collapse import CollapseDetector
-from moco.methods.method_flags import add_encoder_arguments
 from moco.pretrained import check_init_from, init_encoders
 from utils.distributed import log
 from utils.errors import InputError
@@ -17,8 +16,6 @@ from utils.optimizers import LR_FACTOR_KEY
 
 class EncoderMethod(Method):
     """A method whose `model` has `encoder_q` and whose output has `q`, unit features (N, D)."""
-
-    argument_adders = (add_encoder_arguments,)
 
     def __init__(self, settings: Namespace):
         super().__init__(settings)

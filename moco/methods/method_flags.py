@@ -1,7 +1,5 @@
 """Flags that several methods share, and the flags of KCL, TSC and MoCo, with a queue and in the batch."""
 
-from moco.loader import VIEWS
-from moco.losses import LOSS_FORMS
 from utils.cli.flags import Group, When
 from utils.cli.numbers import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
 
@@ -48,18 +46,6 @@ def add_encoder_arguments(model: Group, loss: Group) -> None:
 
 def add_mlp_argument(model: Group, loss: Group) -> None:
     model.add_argument("--mlp", action="store_true", help="Use a two-layer projection head, as the authors.")
-
-
-def add_classifier_view_argument(model: Group, loss: Group) -> None:
-    loss.add_argument(
-        "--classifier-view",
-        choices=list(VIEWS),
-        metavar="NAME",
-        help="Augmentation of the first view, which the classifier sees (--contrast bcl or paco), one of those of "
-        "--views (default: that of --views). --crop-scale does not apply to it.",
-        rare=True,
-        legacy=None,
-    )
 
 
 def add_contrast_arguments(model: Group, loss: Group) -> None:
@@ -111,7 +97,7 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
     )
     loss.add_argument(
         "--loss-form",
-        choices=LOSS_FORMS,
+        choices=["release", "paper"],
         metavar="FORM",
         help="TSC loss of the authors' code (release) or of the paper's equation (paper). By default release with a "
         "queue, paper in the batch.",

@@ -6,52 +6,15 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from moco.methods.encoder_method import EncoderMethod
-from moco.methods.method_flags import add_classifier_view_argument, add_mlp_argument, add_queue_arguments
 from moco.methods.queue_method import QueueMethod
 from moco.paco import PaCo
-from utils.cli.flags import Group
-from utils.cli.numbers import nonnegative_float, positive_float
 from utils.run.loop import Phase
 from utils.run.state import RunState
-
-
-def add_paco_arguments(model: Group, loss: Group) -> None:
-    for name, kind, default, text in (
-        (
-            "--alpha",
-            nonnegative_float,
-            0.05,
-            "Weight of each positive image (--contrast paco); 0.02 to 0.05 in the paper.",
-        ),
-        ("--beta", positive_float, 1.0, "Weight of the anchor's class logit (--contrast paco)."),
-        (
-            "--gamma",
-            nonnegative_float,
-            1.0,
-            "Weight of the images in the denominator (--contrast paco); that of the class logits is 1.",
-        ),
-    ):
-        loss.add_argument(name, type=kind, default=default, metavar="W", help=text, rare=True, legacy=default)
-    model.add_argument(
-        "--no-momentum-keys",
-        action="store_true",
-        help="Train GPaCo: one encoder without momentum processes both views, and both are anchors (--contrast paco).",
-        rare=True,
-        legacy=False,
-    )
 
 
 class PacoMethod(QueueMethod):
     """Parametric contrastive learning (ICCV 2021) with the queue of KCL, without its positives and targets."""
 
-    help = "keys of past steps and class logits (PaCo, one stage)"
-    argument_adders = (
-        *EncoderMethod.argument_adders,
-        add_mlp_argument,
-        add_queue_arguments,
-        add_classifier_view_argument,
-        add_paco_arguments,
-    )
     trains_classifier = True
     model: PaCo
 

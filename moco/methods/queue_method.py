@@ -9,56 +9,15 @@ from moco.authors_kcl import AuthorsKCL
 from moco.builder import KCL
 from moco.methods.checkpoint_entries import batch_size_divisor, check_queue
 from moco.methods.contrast_method import ContrastMethod
-from moco.methods.method_flags import WITH_MOCO, add_queue_arguments, add_queue_target_arguments
-from utils.cli.flags import Group, When
 from utils.distributed import log, world_size
 from utils.errors import InputError
 from utils.measure.metrics import in_top_k
 from utils.run.state import RunState
 
-ONLY_KCL = {
-    "refused": (When("with --targeted", lambda args: args.targeted),),
-    "ignored": (WITH_MOCO, When("with --K 0", lambda args: args.K == 0)),
-}
-
-
-def add_authors_kcl_arguments(model: Group, loss: Group) -> None:
-    """Add the flags with which the KCL authors' own code differs from that of the TSC authors."""
-    for name, values, text, conditions in (
-        (
-            "--queue-init",
-            ["random", "keys"],
-            "Queue before the first step: random vectors, or keys of training images.",
-            {},
-        ),
-        (
-            "--positives",
-            ["random", "first"],
-            "Positives if the queue has more than K of the class: random ones, or the newest (first).",
-            ONLY_KCL,
-        ),
-        (
-            "--unused-positives",
-            ["keep", "drop", "zero"],
-            "Queue entries of the class that are not positives: keep in the denominator, drop, or zero their logit.",
-            ONLY_KCL,
-        ),
-    ):
-        loss.add_argument(
-            name, choices=values, metavar="HOW", default=values[0], help=text, rare=True, legacy=values[0], **conditions
-        )
-
 
 class QueueMethod(ContrastMethod):
     """Contrast with a queue, used for ImageNet-LT and iNaturalist by the code released by the TSC authors."""
 
-    help = "keys of past steps (the paper on ImageNet-LT)"
-    argument_adders = (
-        *ContrastMethod.argument_adders,
-        add_queue_arguments,
-        add_queue_target_arguments,
-        add_authors_kcl_arguments,
-    )
     loss_form = "release"
     stored_sizes = ContrastMethod.stored_sizes | {"moco_k": ("queue_labels", 1)}
 

@@ -13,7 +13,7 @@ from imagenet_inat import cache
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.loaders import DeviceViews
 from imagenet_inat.samplers import ShuffledBatches
-from moco.loader import VIEWS, Normalise
+from moco.loader import Normalise, view_named
 from moco.views.batch_views import BatchViews
 from tests.refusals import at_line, line_with, refusal
 from tests.stopping import assert_resumes_bit_identical, assert_same_checkpoint
@@ -108,7 +108,7 @@ def test_images_of_several_sizes_are_refused_for_batch_views(tmp_path):
 def batches_of(images, rank: int, world: int, monkeypatch, epoch: int, first_step: int = 0) -> list:
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
-    view = VIEWS["cifar"]
+    view = view_named("cifar")
     batch_views = BatchViews(view.geometry, view.colour, 0.0, 8, (0.5,) * 3, CPU)
     sampler = ShuffledBatches(len(images), 1, 4, seed=3)
     loader = DeviceViews(images, Normalise((0.5,) * 3, (0.5,) * 3, CPU), sampler, [batch_views] * 2)

@@ -9,7 +9,7 @@ from torch import nn
 from moco.builder import KCL
 from moco.encoders import get_encoder, has_batch_norm
 from moco.encoders.library import Backbone, to_encoder_names
-from moco.heads import freeze_and_replace_classifier
+from moco.heads.networks import freeze_and_replace_classifier
 from tests.refusals import refusal
 from tests.tiny import unit_vectors
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moco.heads import HEADS
-from moco.loader import VIEWS
 from moco.methods import METHODS
+from moco.views.rows import VIEWS
 
 DOCS = Path(__file__).parents[2] / "docs"
 

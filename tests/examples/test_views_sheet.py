@@ -3,7 +3,7 @@
 from PIL import Image
 
 from examples import views
-from moco.loader import VIEWS
+from moco.views.rows import VIEWS
 from tests.refusals import line_with, refusal
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 import main_lincls_imba as stage2
 from moco.encoders import get_encoder
-from moco.heads import HEADS, Head, build_classifier, changed_weights, frozen_weights, load_trained
+from moco.heads import HEADS, Head
+from moco.heads.networks import build_classifier, changed_weights, frozen_weights, load_trained
 from tests.refusals import refusal
 from tests.stopping import STEPS
 from utils.run import checkpoint

@@ -14,7 +14,7 @@ import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
-from moco.methods import load_projection_and_targets
+from moco.methods.loading import load_projection_and_targets
 from moco.pretrained import read_classifier, read_state
 from tests.hostile.table import parametrize
 from tests.stopping import BATCH, FOUR_EPOCHS, QUEUE, STEPS

@@ -12,7 +12,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.builder import KCL
 from moco.encoders import get_encoder
-from moco.heads import freeze_and_replace_classifier
+from moco.heads.networks import freeze_and_replace_classifier
 from tests import ROOT
 from tests.refusals import line_with, refusal
 from tests.stopping import assert_resumes_bit_identical, log_of, send_signal_at_step

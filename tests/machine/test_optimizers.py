@@ -6,7 +6,8 @@ from torch import nn
 
 import main_moco_supcon_imba as stage1
 from tests.stopping import assert_resumes_bit_identical
-from utils.optimizers import OPTIMIZERS, TRUST_COEFFICIENT, Lars, OptimizerConfig
+from utils.lars import TRUST_COEFFICIENT, Lars
+from utils.optimizers import OPTIMIZERS, OptimizerConfig
 from utils.run import checkpoint
 from utils.run.compute import ComputeConfig
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 import main_moco_supcon_imba as stage1
 from imagenet_inat import options
 from imagenet_inat.loaders import build_eval_loaders
-from moco.methods import load_method
+from moco.methods.loading import load_method
 from tests.refusals import refusal
 from tests.stopping import assert_same_features
 from utils.distributed.launch import ProcessInfo

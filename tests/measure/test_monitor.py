@@ -14,7 +14,8 @@ import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.loaders import DeviceBatches, build_eval_loader
 from moco.loader import Normalise
-from moco.methods import METHODS, Method
+from moco.methods import METHODS
+from moco.methods.base import Method
 from tests.processes import free_port, join_group, spawn
 from tests.refusals import refusal
 from tests.stopping import assert_same_features
@@ -119,7 +120,7 @@ def test_measures_of_two_collapsed_classes():
 
 def make_method(model, previous_assignment: list[int] | None = None) -> Method:
     """Return the queue method of a model. previous_assignment: its assignment one epoch ago."""
-    method = METHODS["queue"](settings=None)
+    method = METHODS["queue"].load()(settings=None)
     method.model, method.previous_assignment = model, previous_assignment
     return method
 

@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy, normalize
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from moco.encoders import get_encoder
-from moco.methods import METHODS, Method
+from moco.losses import LOSS_FORMS
+from moco.methods import METHODS, MethodRow
+from moco.methods.base import Method
 from moco.methods.method_flags import add_contrast_arguments, add_encoder_arguments, add_mlp_argument
 from tests.refusals import refusal
 from tests.stopping import run_until_stopped
@@ -38,15 +40,6 @@ class InBatchModel(nn.Module):
 
 
 class InBatch(Method):
-    help = "the other view among those of the batch"
-
-    argument_adders = (
-        add_encoder_arguments,
-        add_mlp_argument,
-        add_contrast_arguments,
-        lambda model, loss: loss.add_argument("--heat", type=float, default=0.1),
-    )
-
     def check(self):
         if self.settings.heat <= 0:
             raise InputError(f"--heat {self.settings.heat}: expected more than 0")
@@ -58,9 +51,18 @@ class InBatch(Method):
         return self.model
 
 
+HELP = "the other view among those of the batch"
+FLAGS = (
+    add_encoder_arguments,
+    add_mlp_argument,
+    add_contrast_arguments,
+    lambda model, loss: loss.add_argument("--heat", type=float, default=0.1),
+)
+
+
 @pytest.fixture
 def in_batch_row(monkeypatch):
-    monkeypatch.setitem(METHODS, "InBatch", InBatch)
+    monkeypatch.setitem(METHODS, "InBatch", MethodRow(HELP, lambda: InBatch, FLAGS))
 
 
 def test_new_method_trains_and_is_probed(in_batch_row, batch_flags, probe_flags, tmp_path):
@@ -84,9 +86,14 @@ def test_new_method_resumes_bit_identically(in_batch_row, batch_flags, tmp_path,
 
 
 def test_new_method_adds_flags_checks_and_help(in_batch_row, batch_flags, tmp_path):
-    assert f"InBatch: {InBatch.help}" in " ".join(stage1.get_args_parser().format_help().split())
+    assert f"InBatch: {HELP}" in " ".join(stage1.get_args_parser().format_help().split())
     words = [*batch_flags, *ONE_EPOCH, "--heat", "0", "--run-dir", str(tmp_path / "run")]
     refusal(lambda: stage1.main(words), "--heat 0.0")
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
         stage1.main([*batch_flags, "--contrast", "InBatches", "--run-dir", str(tmp_path / "run")])
+
+
+def test_loss_form_accepts_the_forms_of_the_loss():
+    (flag,) = (action for action in stage1.get_args_parser()._actions if action.dest == "loss_form")
+    assert tuple(flag.choices) == LOSS_FORMS

@@ -14,7 +14,8 @@ from torchvision.transforms import functional as F
 
 from imagenet_inat.predict import __main__ as predict
 from moco.export import __main__ as export
-from moco.loader import VIEWS, describe_eval_view
+from moco.loader import describe_eval_view, view_named
+from moco.views.rows import VIEWS
 from tests import ROOT
 from tests.predict.conftest import NAMES
 from tests.refusals import line_with, refusal
@@ -94,7 +95,7 @@ def test_description_of_evaluation_view_gives_its_pixels(view):
     said = describe_eval_view(view, 28)
     resized = F.resize(image, said["resize"], F.InterpolationMode(said["interpolation"]))
     ours = F.center_crop(resized, said["crop"]) if said["crop"] else resized
-    assert np.array_equal(np.array(ours), np.array(VIEWS[view].eval_transform(28)(image)))
+    assert np.array_equal(np.array(ours), np.array(view_named(view).eval_transform(28)(image)))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

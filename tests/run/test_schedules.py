@@ -14,7 +14,7 @@ from utils.run.state import RunState
 
 
 def make_phases(epochs: int, targeted: bool) -> list:
-    return METHODS["queue"](Namespace(epochs=epochs, targeted=targeted, kcl_epochs=None)).phases()
+    return METHODS["queue"].load()(Namespace(epochs=epochs, targeted=targeted, kcl_epochs=None)).phases()
 
 
 def test_cosine_schedule_by_hand():

@@ -10,11 +10,12 @@ from torch.nn.functional import interpolate
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
-from moco.loader import VIEWS, to_pixels
+from moco.loader import to_pixels, view_named
 from moco.views import on_device
 from moco.views.batch_views import COL_FLIP, NUM_RANDOM, BatchViews
 from moco.views.geometry import BILINEAR, Affine, ResizedCrop
 from moco.views.on_device import ORDERS, TRIES
+from moco.views.rows import VIEWS
 from tests.views.test_loader import photograph
 
 CPU = torch.device("cpu")
@@ -139,11 +140,11 @@ def test_cutout_matches_the_host(images):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, view in VIEWS.items() if BatchViews.supports(view.geometry, view.colour)]
+    "name", [name for name in VIEWS if BatchViews.supports(view_named(name).geometry, view_named(name).colour)]
 )
 def test_device_views_have_the_distribution_of_host_views(name):
     """Two-sample tests compare mean, standard deviation, colourfulness and edges of many views of one image."""
-    view, size, count = VIEWS[name], 16, 600
+    view, size, count = view_named(name), 16, 600
     image = photograph(16, 16)
     batch = BatchViews(view.geometry, view.colour, view.cutout, size, (0.5, 0.5, 0.5), CPU)
     pixels = to_pixels(image)[None].expand(count, -1, -1, -1)
@@ -164,7 +165,7 @@ def test_device_views_have_the_distribution_of_host_views(name):
 
 @pytest.mark.parametrize(("name", "mirrored"), [("cifar", True), ("photo", True), ("digit", False)])
 def test_half_of_views_are_mirrored_except_digits(name, mirrored, images):
-    view, rows = VIEWS[name], torch.rand(6, NUM_RANDOM)
+    view, rows = view_named(name), torch.rand(6, NUM_RANDOM)
     batch = BatchViews(view.geometry, view.colour, 0.0, 12, (0.4, 0.5, 0.6), CPU)
     pixels = (images * 255).to(torch.uint8)[:, :, :20, :20]
     views = []
@@ -176,7 +177,7 @@ def test_half_of_views_are_mirrored_except_digits(name, mirrored, images):
 
 
 def test_view_depends_only_on_its_row_of_draws(images):
-    view = VIEWS["cifar"]
+    view = view_named("cifar")
     batch = BatchViews(view.geometry, view.colour, 0.5, 12, (0.4, 0.5, 0.6), CPU)
     pixels, rows = (images * 255).to(torch.uint8), torch.rand(6, NUM_RANDOM)
     whole = batch(pixels, rows)

@@ -11,8 +11,9 @@ from torchvision import transforms as T
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import REGISTRY
-from moco.loader import VIEWS, Normalise, eval_transform, to_pixels, train_transform, view_named
+from moco.loader import Normalise, eval_transform, to_pixels, train_transform, view_named
 from moco.views.colour import cut_out
+from moco.views.rows import VIEWS
 from tests.refusals import refusal
 from tests.views.test_loader import SIMCLR, photograph
 

@@ -13,7 +13,8 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.datasets import CUSTOM, REGISTRY, DatasetSpec
 from imagenet_inat.options import DataConfig
-from moco.loader import VIEWS, View, to_pixels
+from moco.loader import View, to_pixels
+from moco.views.rows import VIEWS, ViewRow
 from tests.refusals import refusal
 from tests.stopping import log_of
 
@@ -51,7 +52,7 @@ def test_new_view_is_a_row_of_views(digits_root, tmp_path, capsys, monkeypatch):
         colour_calls.append((tuple(pixels.shape), device_aug))
         return 255 - pixels
 
-    monkeypatch.setitem(VIEWS, "turned", View(UprightOrRotated(), negative, frame))
+    monkeypatch.setitem(VIEWS, "turned", ViewRow("", lambda parts: View(UprightOrRotated(), negative, frame)))
     row = dataclasses.replace(REGISTRY["digits"], name="turned", view="turned", repeat=1)
     monkeypatch.setitem(REGISTRY, row.name, row)
     record = run_both_stages(["--dataset", "turned", "--data-root", str(digits_root)], tmp_path, capsys)

@@ -1,18 +1,20 @@
-"""Flags that decide what is measured during stage 1."""
+"""Flags that decide what is measured during stage 1. The methods import PyTorch, and the file does not, for --help."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from utils.cli.flags import Group, When
 from utils.cli.numbers import nonnegative_int, positive_int
 from utils.configs import FromArgs
 from utils.errors import InputError
-from utils.measure import feature_file
-from utils.measure.monitor import Vote
-from utils.measure.online_probe import OnlineProbe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.measure.monitor import Vote
+    from utils.measure.online_probe import OnlineProbe
 
 # The probe is trained on the features of a whole step, which exist in parts only.
 ACCUMULATING = When("with --accum-steps", lambda args: args.accum_steps > 1 and args.online_probe != "off")
@@ -86,10 +88,14 @@ class MonitorFlags(FromArgs):
     @property
     def files(self) -> list[str]:
         """Names of the files in the run folder."""
+        from utils.measure import feature_file
+
         return [feature_file.NAME] if self.monitor_freq else []
 
     @property
-    def vote(self) -> Vote:
+    def vote(self) -> "Vote":
+        from utils.measure.monitor import Vote
+
         return Vote(self.knn_k, self.knn_vote == "class-balanced")
 
     def check(self, images: int, processes: int) -> None:
@@ -100,7 +106,7 @@ class MonitorFlags(FromArgs):
                 "process; start fewer processes, or omit --monitor-freq, --online-probe, --joint, bcl and paco"
             )
 
-    def build_probe(self, encoder: nn.Module, counts: np.ndarray, balanced: bool, state) -> OnlineProbe | None:
+    def build_probe(self, encoder: "nn.Module", counts: np.ndarray, balanced: bool, state) -> "OnlineProbe | None":
         """Build the classifier of --online-probe on the encoder's device, and restore it from the run's state.
 
         Args:
@@ -108,6 +114,10 @@ class MonitorFlags(FromArgs):
         """
         if self.online_probe == "off":
             return None
+        import torch
+
+        from utils.measure.online_probe import OnlineProbe
+
         # The probe adjusts for the class balance of its batches, so balanced batches need uniform counts.
         batch_counts = torch.ones(len(counts)) if balanced else torch.from_numpy(counts)
         probe = OnlineProbe(encoder, batch_counts, self.online_probe == "adjusted")

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from utils import distributed
-from utils.cli.flags import Group
-from utils.cli.numbers import positive_int
 from utils.distributed import collectives, log
 from utils.files import format_json, write_text
 from utils.measure.confusion import Confusion
@@ -26,27 +24,6 @@ from utils.run.session import RunPlan
 from utils.run.state import RunState
 
 BEST = "model_best.pth.tar"
-
-
-def add_evaluation_arguments(group: Group) -> None:
-    group.add_argument(
-        "--eval-freq",
-        type=positive_int,
-        default=1,
-        metavar="E",
-        help="Validate and test every E epochs and after the last one; the best epoch is selected among these. "
-        "Increase it if evaluation takes as long as training.",
-        trains=True,
-    )
-    group.add_argument(
-        "--eval-batch-size",
-        type=positive_int,
-        metavar="N",
-        help="Evaluation batch size per process; results do not depend on it (default: 256, or the process's share of "
-        "--batch-size if larger).",
-        affects_result=False,
-        same_everywhere=True,
-    )
 
 
 def is_evaluated(state: RunState) -> bool:
