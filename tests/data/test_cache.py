@@ -18,6 +18,7 @@ from moco.views.batch_views import BatchViews
 from tests.refusals import at_line, line_with, refusal
 from tests.stopping import assert_resumes_bit_identical, assert_same_checkpoint
 from utils import distributed
+from utils.errors import InputError
 
 CPU = torch.device("cpu")
 SIZES = {"one size": [(9, 8)] * 12, "several": [(9, 8), (8, 8), (30, 7)] * 4}
@@ -85,6 +86,47 @@ def test_each_process_decodes_up_to_its_share_of_limit(tmp_path, monkeypatch, ca
         monkeypatch.setattr(cache, "LIMIT", total)
         assert (cache.decode(12, read, "list.txt") is not None) == fits
     line_with(capsys.readouterr().out, "list.txt", 7, 12)
+
+
+WIDE, HIGH = (4, 2), (2, 4)
+
+
+def reader(*sizes: tuple[int, int] | None):
+    """Return a function that reads black images of these sizes by their number; None is an unreadable image."""
+
+    def read(number: int) -> Image.Image:
+        if sizes[number] is None:
+            raise InputError("unreadable")
+        return Image.new("RGB", sizes[number])
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([None, WIDE, WIDE], (3 * 24, WIDE)),
+        ([WIDE], (24, WIDE)),
+        ([HIGH, *[WIDE] * 99], (100 * 24, None)),
+        ([*[WIDE] * 99, HIGH], (100 * 24, None)),
+        ([None, None], (float("inf"), None)),
+    ],
+)
+def test_memory_is_estimated_from_readable_images(sizes, expected):
+    """The sample includes both ends of the list, because lists are often sorted by source."""
+    assert cache.estimate_size(len(sizes), reader(*sizes)) == expected
+
+
+def test_all_have_size_ignores_unreadable_images():
+    assert cache.all_have_size(WIDE, 3, reader(WIDE, None, WIDE), "list.txt")
+    assert not cache.all_have_size(WIDE, 3, reader(WIDE, None, HIGH), "list.txt")
+
+
+def test_copied_images_are_freed():
+    """Otherwise decoding needs twice the memory."""
+    images = [np.zeros((2, 4, 3), np.uint8), None]
+    cache.DecodedImages(images)
+    assert images == [None, None]
 
 
 def test_unreadable_image_is_reported_when_accessed(tmp_path):
@@ -188,18 +230,8 @@ def test_batch_views_are_reported_and_not_mixed_with_single_views(batch_flags, t
 
 def test_checkpoint_without_view_flags_gets_legacy_defaults(digits_flags, tmp_path):
     batch_flags = [word for word in digits_flags if word not in ("--moco-k", "1024")]
-    words = [
-        *batch_flags,
-        "-a",
-        "lenet",
-        "--image-size",
-        "16",
-        "--contrast",
-        "batch",
-        "--device-aug",
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
+    options = f"-a lenet --image-size 16 --contrast batch --device-aug --run-dir {tmp_path / 'run'}"
+    words = [*batch_flags, *options.split()]
     words += ["--epochs", "1", "--resume", "auto"]
     stage1.main([*words, "--cache", "off"])
     state = torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)
@@ -211,22 +243,3 @@ def test_checkpoint_without_view_flags_gets_legacy_defaults(digits_flags, tmp_pa
     facts = ("statistics", "None", "cifar10", "views", "digit", "thumbnail")
     refusal(lambda: stage1.main([*words, "--views", "thumbnail", "--statistics", "cifar10"]), *facts)
     stage1.main(words)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "view"), [("--views autoaugment", "autoaugment"), ("--views cifar --cache off", "cifar")]
-)
-def test_device_aug_refuses_unsupported_views(chosen, view, batch_flags, tmp_path):
-    words = ["--contrast", "batch", "--device-aug", "--run-dir", str(tmp_path / "run"), *chosen.split()]
-    refusal(lambda: stage1.main([*batch_flags, *words]), "--device-aug", "--views", view)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("choice", "workers"), [([], 0), (["--cache", "off"], None), (["-j", "1"], 1)])
-def test_cached_images_need_no_loader_processes(choice, workers, batch_flags, tmp_path, monkeypatch):
-    at = batch_flags.index("-j")
-    words = [*batch_flags[:at], *batch_flags[at + 2 :], *choice]
-    seen = []
-    monkeypatch.setattr(stage1.launch, "launch", lambda worker, plan, config, shared: seen.append(config.workers))
-    stage1.main([*words, "--contrast", "batch", "--run-dir", str(tmp_path / "run")])
-    assert seen == [workers]

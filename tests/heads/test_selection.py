@@ -1,6 +1,7 @@
 """Which candidate of a head is selected, and how fits that did not converge are reported."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from moco.heads import HEADS, Head, fits
+from moco.heads import HEADS, Head, fits, selection
 from moco.heads.classifiers import ABSENT_CLASS_LOGIT, Fit, fitted_classifier
 from moco.heads.data import HeadData
 from moco.heads.head_flags import compared_settings
@@ -58,7 +59,8 @@ def test_entry_of_head_matches_its_classifier(name, sampling, adjustment, comple
     assert chosen.entry["balanced"] == pytest.approx(np.mean(hits)) == chosen.entry["acc1"]
     assert chosen.entry["worst"] == pytest.approx(min(hits))
     assert all(value in chosen.tried[what] for what, value in chosen.entry["values"].items())
-    assert (chosen.entry["ece"] is None) == (name in ("ncm", "target"))
+    assert (chosen.entry["ece"] is None) == (chosen.entry["loss"] is None) == (name in ("ncm", "target"))
+    assert ("t" in chosen.tried) == (adjustment == "post")
     weights = {f"fc.{key}": value for key, value in chosen.classifier.state_dict().items()}
     again = fitted_classifier(weights, "x")
     again.load_state_dict(chosen.classifier.state_dict())
@@ -91,17 +93,39 @@ def test_ties_are_broken_by_loss_and_then_by_order(monkeypatch):
     assert select_toy_head(monkeypatch, WORSE, BETTER, CONFIDENT).entry["values"] == {"l2": 1}
 
 
+def test_loss_does_not_break_ties_of_uncalibrated_heads(monkeypatch):
+    monkeypatch.setitem(HEADS, "ncm", toy_head(CONFIDENT, BETTER))
+    assert select_head("ncm", "instance", "off", head_data()).entry["values"] == {"l2": 0}
+
+
 def test_two_penalties_without_gain_end_the_path(monkeypatch):
     assert select_toy_head(monkeypatch, BETTER, WORSE, WORSE, WORSE).tried == {"l2": [0, 1, 2]}
     assert select_toy_head(monkeypatch, WORSE, WORSE, BETTER, WORSE, WORSE).tried == {"l2": [0, 1, 2, 3, 4]}
 
 
-def test_unconverged_fit_is_reported_and_not_selected(monkeypatch, capsys):
+@pytest.mark.parametrize(("large", "tried"), [(80, [0, 1, 2]), (79, [0, 1])])
+def test_large_validation_split_ends_the_path_after_one_penalty(large, tried, monkeypatch):
+    """The split has 80 images."""
+    monkeypatch.setattr(selection, "LARGE_VAL_SPLIT", large)
+    assert select_toy_head(monkeypatch, BETTER, WORSE, WORSE, WORSE).tried == {"l2": tried}
+
+
+def test_search_continues_until_a_fit_converges(monkeypatch):
+    """The first three penalties fail, and so does the first fit of the fourth."""
+    failed = Fit(torch.zeros(C, D), torch.tensor(BETTER), {"l2": 1.0}, converged=False)
+    good = Fit(torch.zeros(C, D), torch.tensor(WORSE), {"l2": 0.1})
+    path = [[failed], [failed], [failed], [failed, good]]
+    monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter(path)))
+    assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1}
+
+
+@pytest.mark.parametrize("name", ["t", "tau"])
+def test_unconverged_fit_is_reported_and_not_selected(name, monkeypatch, capsys):
     better = Fit(torch.zeros(C, D), torch.tensor(BETTER))
-    unconverged = [better._replace(hyperparameters={"l2": 1.0, "t": t}, converged=False) for t in (0.0, 1.0)]
-    worse = Fit(torch.zeros(C, D), torch.tensor(WORSE), {"l2": 0.1, "t": 0.0})
+    unconverged = [better._replace(hyperparameters={"l2": 1.0, name: x}, converged=False) for x in (0.0, 1.0)]
+    worse = Fit(torch.zeros(C, D), torch.tensor(WORSE), {"l2": 0.1, name: 0.0})
     monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter([unconverged, [worse]])))
-    assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1, "t": 0.0}
+    assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1, name: 0.0}
     line_with(capsys.readouterr().out, "toy", "l2 1")
     refusal(lambda: select_toy_head(monkeypatch, BETTER, converged=False), "toy")
 
@@ -118,6 +142,7 @@ def test_selection_is_by_class_balanced_accuracy(monkeypatch):
     data = HeadData(split, split, split, np.array([90, 10]), ComputeConfig(CPU), "val")
     chosen = select_head("toy", "instance", "off", data)
     assert chosen.entry["values"] == {"x": 1} and chosen.entry["val_balanced"] == pytest.approx((200 / 3 + 100) / 2)
+    assert chosen.entry["val_acc1"] == pytest.approx(70)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +153,12 @@ def test_classes_with_no_and_with_one_training_image_are_fitted(name, sampling, 
     chosen = select_head(name, sampling, adjustment, head_data((40, 10, 1, 0)))
     assert chosen.classifier.bias[3] == ABSENT_CLASS_LOGIT and chosen.entry["per_class"][3] == 0
     assert chosen.entry["harmonic"] == 0 == chosen.entry["worst"]
+
+
+def test_prior_is_subtracted_t_times():
+    fit, log_prior = Fit(torch.zeros(C, D), torch.arange(C).double()), torch.tensor([0.5, 0.3, 0.1, 0.1]).double().log()
+    for adjusted in selection.subtract_prior([fit], log_prior):
+        torch.testing.assert_close(adjusted.bias, fit.bias - adjusted.hyperparameters["t"] * log_prior)
 
 
 def test_post_adjustment_subtracts_t_times_log_prior():
@@ -160,6 +191,12 @@ def test_heads_that_share_a_regression_fit_it_once(monkeypatch):
     assert fitted[-1] == pytest.approx(max(best / 100, 1e-5))  # the path ends two penalties after the best
     select_head("lws", "instance", "off", data)
     assert len(set(fitted)) == len(fitted)  # each penalty is fitted at most once
+
+
+def test_slow_search_reports_its_minutes(capsys):
+    for seconds in (1, 120):
+        selection.log_if_slow(f"fit of {seconds} s", time.monotonic() - seconds)
+    assert line_with(capsys.readouterr().out, "fit of", "2.0 min")
 
 
 def test_head_titles():

@@ -27,10 +27,13 @@ def test_two_ranks_match_one_process(method, shuffles, tmp_path):
 
     # With shuffle-BN the ranks together encode the whole batch, but in another order than without.
     shares = [torch.load(tmp_path / f"encoded_{rank}.pt", weights_only=True) for rank in range(2)]
+    orders = []
     for batch, *parts in zip(batches, *shares, strict=True):
         gathered = torch.cat(parts).flatten(1)
+        orders.append([batch.flatten(1).tolist().index(image) for image in gathered.tolist()])
         assert torch.equal(gathered, batch.flatten(1)) != shuffles
         assert torch.equal(gathered.sort(dim=0).values, batch.flatten(1).sort(dim=0).values)
+    assert (orders[0] != orders[1]) == shuffles  # each step has its own order
 
 
 def save_buffers(rank: int, port: int, folder: str) -> None:

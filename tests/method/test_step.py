@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from moco.builder import KCL, RANDOM_INT_BOUND
@@ -85,6 +85,49 @@ def test_four_steps_match_oracle(options):
         actual = {name: tensor for name, tensor in model.state_dict().items() if name in state}
         torch.testing.assert_close(actual, state, rtol=1e-12, atol=1e-12)
         optimizer.step()
+
+
+def test_new_model_has_equal_encoders_and_an_empty_queue_of_unit_columns():
+    model = KCL(TinyEncoder, 4, 12, mlp=True, num_classes=3)
+    torch.testing.assert_close(model.encoder_k.state_dict(), model.encoder_q.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(12))
+    assert model.queue_labels.tolist() == [[-1] * 12] and model.queue_ptr.item() == 0
+
+
+def test_projection_head_has_a_relu():
+    head = KCL(TinyEncoder, 4, 12, mlp=True, num_classes=3).encoder_q.fc
+    assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_more_positives_than_queue_entries_are_the_whole_queue():
+    batch = tiny_batch()
+    losses = []
+    for num_positive in (12, 1000):
+        torch.manual_seed(0)
+        losses.append(tiny_model(num_positive=num_positive)(*batch).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_filled_queue_holds_the_keys_and_must_be_a_multiple_of_the_batch():
+    model, (_, im_k, labels) = tiny_model(), tiny_batch()
+    model.fill_queue(im_k, labels)
+    torch.testing.assert_close(model.queue[:, :4].T, normalize(model.encoder_k(im_k), dim=1))
+    assert model.queue_labels[0, :4].tolist() == labels.tolist() and model.queue_ptr.item() == 4
+    with pytest.raises(ValueError, match=r"12\b.*\b5\b"):
+        model.fill_queue(*tiny_batch(5)[1:])
+
+
+def test_keys_that_are_not_finite_are_not_stored():
+    """A damaged image has a key of NaN. An output that overflows gives a key with one NaN and zeros."""
+    model, (im_q, im_k, labels) = tiny_model(), tiny_batch()
+    queue, queue_labels = model.queue.clone(), model.queue_labels.clone()
+    im_k[1] = torch.nan
+    model(im_q, im_k, labels)
+    assert torch.equal(model.queue[:, 1], queue[:, 1]) and model.queue_labels[0, 1] == queue_labels[0, 1]
+    assert not (model.queue[:, [0, 2, 3]] == queue[:, [0, 2, 3]]).any()
+    model.encoder_k.fc.bias.data[0] = torch.inf
+    model.fill_queue(im_k, labels)
+    assert torch.equal(model.queue[:, 4:], queue[:, 4:]) and torch.equal(model.queue_labels[:, 4:], queue_labels[:, 4:])
 
 
 def test_queue_is_updated_after_the_loss():

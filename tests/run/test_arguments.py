@@ -1,4 +1,4 @@
-"""The plan of a run is read-only, in its own process and in the processes it starts."""
+"""The plan of a run is read-only, in its own process and in the processes it starts; and its seed."""
 
 import pickle
 from dataclasses import FrozenInstanceError
@@ -9,6 +9,10 @@ import pytest
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from examples import cross_entropy
+from tests.refusals import refusal
+from utils import distributed
+from utils.run.resume import resolve_seed
+from utils.run.state import RunState
 
 
 @pytest.mark.parametrize("script", [stage1, stage2, cross_entropy])
@@ -25,3 +29,15 @@ def test_launched_plan_is_read_only_and_can_be_pickled(script, flags, probe_flag
             plan.run = None
         with pytest.raises(FrozenInstanceError):
             plan.run.epochs = 1
+
+
+def test_seed_is_that_of_the_checkpoint():
+    assert resolve_seed(None, RunState(seed=3)) == resolve_seed(3, RunState(seed=3)) == 3
+    refusal(lambda: resolve_seed(4, RunState(seed=3)), "--seed 4", 3)
+
+
+def test_new_run_without_seed_has_a_random_one_that_all_ranks_share(monkeypatch):
+    assert resolve_seed(5, RunState()) == 5
+    assert resolve_seed(None, RunState()) != resolve_seed(None, RunState())
+    monkeypatch.setattr(distributed, "broadcast_object", lambda seed: 7)  # the main process has drawn 7
+    assert resolve_seed(None, RunState()) == 7

@@ -24,6 +24,7 @@ from tests.stopping import (
     log_of,
     run_until_stopped,
 )
+from utils import distributed
 from utils.errors import Stopped
 from utils.run import checkpoint
 from utils.run.checkpointer import Checkpointer
@@ -176,7 +177,7 @@ def test_resume_with_other_batch_size_wraps_the_queue(flags, save_changed_checkp
     assert (weights["module.queue_labels"] >= 0).all()
 
 
-@pytest.mark.parametrize("change", [f"-b {2 * BATCH}", "--train-txt {lists}/digits_LT_val.txt"])
+@pytest.mark.parametrize("change", [f"-b {2 * BATCH}", "--accum-steps 2", "--train-txt {lists}/digits_LT_val.txt"])
 def test_changed_batches_within_epoch_are_refused(change, flags, save_changed_checkpoint, digits_root, tmp_path):
     """Within an epoch, batch size and list must stay the same, because the remaining batches follow from them."""
     lists = digits.prepare(digits_root, 50.0)[1]
@@ -188,7 +189,7 @@ def test_changed_batches_within_epoch_are_refused(change, flags, save_changed_ch
         "--epochs",
         "2",
     ]
-    refusal(lambda: stage1.main(words), 2, "-b", BATCH)
+    refusal(lambda: stage1.main(words), 2, f"-b {BATCH}", "--accum-steps 1")
     assert not (tmp_path / "run").exists()
 
 
@@ -203,6 +204,12 @@ def test_resume_with_other_image_list_is_refused(flags, save_changed_checkpoint,
 def test_changed_number_of_processes_is_reported(flags, save_changed_checkpoint, capsys):
     stage1.main([*flags, *TSC, *save_changed_checkpoint(processes=4)])
     line_with(capsys.readouterr().out, "note", 4, 1, "changed.pth.tar")
+
+
+def test_processes_at_different_steps_are_refused(flags, save_changed_checkpoint, monkeypatch):
+    words = [*flags, *TSC, *save_changed_checkpoint(step=2)]
+    monkeypatch.setattr(distributed, "gather", lambda mine: torch.cat([mine, mine - torch.tensor([0, 1])]))
+    refusal(lambda: stage1.main(words), "[1, 2]", "[1, 1]")
 
 
 def test_unknown_checkpoint_entries_are_dropped(tsc_run, probe_run, probe_flags, tmp_path):

@@ -1,4 +1,7 @@
-"""--device-aug auto: new runs on small images augment whole batches on the device, resumed runs keep their choice."""
+"""--device-aug auto: new runs on small images augment whole batches on the device, resumed runs keep their choice.
+
+Images that --cache keeps are loaded without loader processes.
+"""
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat import stored_flags
 from imagenet_inat.options import SMALL_SIDE
+from tests.refusals import refusal
 from utils.cli.parser import parse
 
 FAST, SINGLE = (True, True), (False, False)
@@ -87,3 +91,22 @@ def test_stage_2_augments_batches_unless_it_fits_features(head, expected, tsc_ru
     words += ["--run-dir", str(tmp_path / "probe")]
     plan = stage2.prepare(parser, *stored_flags.parse(parser, words))
     assert choice(plan.run.arguments.values) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "view"), [("--views autoaugment", "autoaugment"), ("--views cifar --cache off", "cifar")]
+)
+def test_device_aug_refuses_unsupported_views(chosen, view, batch_flags, tmp_path):
+    words = ["--contrast", "batch", "--device-aug", "--run-dir", str(tmp_path / "run"), *chosen.split()]
+    refusal(lambda: stage1.main([*batch_flags, *words]), "--device-aug", "--views", view)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("options", "workers"), [([], 0), (["--cache", "off"], None), (["-j", "1"], 1)])
+def test_cached_images_need_no_loader_processes(options, workers, batch_flags, tmp_path, monkeypatch):
+    at = batch_flags.index("-j")
+    words = [*batch_flags[:at], *batch_flags[at + 2 :], *options]
+    seen = []
+    monkeypatch.setattr(stage1.launch, "launch", lambda worker, plan, config, shared: seen.append(config.workers))
+    stage1.main([*words, "--contrast", "batch", "--run-dir", str(tmp_path / "run")])
+    assert seen == [workers]
