@@ -9,6 +9,7 @@ from moco.builder import KCL, RANDOM_INT_BOUND
 from tests import oracle
 from tests.refusals import refusal
 from tests.tiny import TinyEncoder, tiny_batch, tiny_model, unit_vectors
+from utils import distributed
 from utils.randomness import Stream, torch_rng
 
 METHODS = [
@@ -21,6 +22,7 @@ METHODS = [
     {"targeted": True, "sep_t": False, "num_positive": 0, "tr": 3},
     {"targeted": True, "sep_t": True, "tw": 0.2, "loss_form": "paper"},
     {"supervised": False},
+    {"supervised": False, "num_positive": 0},
 ]
 
 
@@ -87,25 +89,35 @@ def test_four_steps_match_oracle(options):
         optimizer.step()
 
 
-def test_new_model_has_equal_encoders_and_an_empty_queue_of_unit_columns():
+def test_new_model_has_equal_encoders_with_a_relu_and_an_empty_queue_of_unit_columns():
     model = KCL(TinyEncoder, 4, 12, mlp=True, num_classes=3)
     torch.testing.assert_close(model.encoder_k.state_dict(), model.encoder_q.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(12))
     assert model.queue_labels.tolist() == [[-1] * 12] and model.queue_ptr.item() == 0
+    assert not any(weight.requires_grad for weight in model.encoder_k.parameters())
+    assert [type(layer) for layer in model.encoder_q.fc] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
-def test_projection_head_has_a_relu():
-    head = KCL(TinyEncoder, 4, 12, mlp=True, num_classes=3).encoder_q.fc
-    assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Linear]
+def test_more_positives_than_exist_are_all_of_them():
+    """The class has 12 keys in the queue and 2 copies of its target."""
 
-
-def test_more_positives_than_queue_entries_are_the_whole_queue():
-    batch = tiny_batch()
-    losses = []
-    for num_positive in (12, 1000):
+    def loss(num_positive: int) -> float:
         torch.manual_seed(0)
-        losses.append(tiny_model(num_positive=num_positive)(*batch).loss)
-    torch.testing.assert_close(losses[0], losses[1])
+        model = tiny_model(num_positive=num_positive, targeted=True, tr=2)
+        model.queue_labels.zero_()
+        im_q, im_k, labels = tiny_batch()
+        return model(im_q, im_k, torch.zeros_like(labels)).loss.item()
+
+    assert loss(1000) == loss(14) != loss(13)
+
+
+def test_ranks_sample_different_positives(monkeypatch):
+    model, labels = tiny_model(K=120, num_positive=2), torch.tensor([0, 1, 2, 0])
+    sums = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        sums.append(model._choose_positives(labels)[0].vector)
+    assert not torch.equal(*sums)
 
 
 def test_filled_queue_holds_the_keys_and_must_be_a_multiple_of_the_batch():
