@@ -1,17 +1,20 @@
-"""The plan of a run is read-only, in its own process and in the processes it starts; and its seed."""
+"""The plan of a run is read-only, in its own process and in those it starts; and the state that the run starts from."""
 
 import pickle
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from examples import cross_entropy
 from tests.refusals import refusal
 from utils import distributed
-from utils.run.resume import resolve_seed
+from utils.cli.parser import parse
+from utils.distributed.launch import ProcessInfo
+from utils.run.resume import load_run, resolve_seed
 from utils.run.state import RunState
 
 
@@ -41,3 +44,28 @@ def test_new_run_without_seed_has_a_random_one_that_all_ranks_share(monkeypatch)
     assert resolve_seed(None, RunState()) != resolve_seed(None, RunState())
     monkeypatch.setattr(distributed, "broadcast_object", lambda seed: 7)  # the main process has drawn 7
     assert resolve_seed(None, RunState()) == 7
+
+
+def start(*words: str) -> RunState:
+    """Return the state that a run of stage 1 on the CPU with 3 workers starts from. Nothing is trained."""
+    parser = stage1.get_args_parser()
+    plan = stage1.prepare(parser, parse(parser, list(words))).run
+    return load_run(plan, ProcessInfo(torch.device("cpu"), 3))
+
+
+def test_state_stores_what_the_process_has_decided(flags, tmp_path):
+    state = start(*flags, "--device", "auto", "--run-dir", str(tmp_path / "run"), "--start-epoch", "1")
+    assert (state.epoch, state.seed, state.arch) == (1, 1, "resnet20")
+    assert [state.args[name] for name in ("device", "workers", "seed")] == ["cpu", 3, 1]
+
+
+def test_new_run_with_resume_auto_has_no_note_about_processes(flags, tmp_path, capsys):
+    state = start(*flags, "--run-dir", str(tmp_path / "run"), "--resume", "auto")
+    assert (state.epoch, state.source) == (0, None) and "bit-identical" not in capsys.readouterr().out
+
+
+def test_run_can_continue_from_an_earlier_checkpoint_of_its_folder(flags, tsc_run):
+    """The folder also has a checkpoint of epoch 2."""
+    words = [*flags, "--epochs", "2", "--targeted", "--sep_t", "--tw", "0.2", "--run-dir", str(tsc_run)]
+    assert start(*words, "--resume", str(tsc_run / "checkpoint_0001.pth.tar")).epoch == 1
+    assert start(*words, "--resume", "auto").epoch == 2
