@@ -11,7 +11,7 @@ from typing import NamedTuple
 from imagenet_inat.datasets import default_imbalances, get_spec
 from imagenet_inat.paths import resolve_imbalance, resolve_largest
 from moco.methods import METHODS
-from utils.cli.parser import Parser
+from utils.cli.parser import Parser, refuse_unsupported, typed_names
 from utils.errors import InputError
 
 PLANS_DIR = Path(__file__).parent
@@ -21,7 +21,7 @@ SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
     "pixels": "-m examples.pixels",
 }
 HEADS = "main_lincls_imba.py"
-SET_BY_STUDY = ("imbalance", "seed", "run_dir", "resume", "pretrained", "dry_run")  # arguments of each run
+SET_BY_STUDY = {"imbalance", "seed", "run_dir", "resume", "pretrained", "dry_run"}  # arguments of each run
 TRAINED = ("contrast", "cross-entropy")  # values of stage1 that train a network
 
 
@@ -126,7 +126,7 @@ def script_parser(script: str) -> Parser:
 
 
 def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -> argparse.Namespace:
-    """Parse flags as a script does. Raise InputError if its parser rejects them, or if the study itself sets one."""
+    """Parse flags as a script does. Raise InputError if the script refuses them, or if the study itself sets one."""
     parser = script_parser(script.removeprefix("-m "))
 
     def raise_error(message: str):
@@ -135,11 +135,11 @@ def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -
     parser.error = raise_error
     try:
         args = parser.parse_args(list(words))
+        refuse_unsupported(parser, list(words), args)
     finally:
         del parser.error  # restore the method of the class
-    for name in SET_BY_STUDY:
-        if getattr(args, name, None) != parser.get_default(name):
-            raise_error(f"--{name.replace('_', '-')}: is set by the study for each run; omit it")
+    for name in typed_names(parser, list(words)) & SET_BY_STUDY:
+        raise_error(f"--{name.replace('_', '-')}: is set by the study for each run; omit it")
     return args
 
 

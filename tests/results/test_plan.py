@@ -62,6 +62,7 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("--tw 0.2\n", "--tw 0.2 --imbalance 10\n"), (TSC, "--imbalance")),
         (("rates = 0.1", "heads = --resume auto"), (STUDY, "--resume")),
         (("--tw 0.2\n", "--weight 0.2\n"), (TSC, "--weight 0.2")),
+        (("--tw 0.2\n", "--tw 0.2 --contrast bcl\n"), (TSC, "--mlp", "--contrast bcl")),
         (("[method ce]", "[methods ce]"), ("[methods ce]", STUDY, "[method KEY]", "[sweep KEY]")),
         (("kcl - ce", "kcl - moco"), (STUDY, "moco", "pixels, kcl, tsc, ce")),
         (("kcl - ce", "kcl"), (STUDY, "pair", "kcl")),

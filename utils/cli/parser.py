@@ -213,19 +213,23 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     The conditions are those that the flags declare; see `Effect`. Only flags that were typed are considered.
     """
     args = parser.parse_args(argv)
-    names = typed_names(parser, argv)
-    typed = [action for action in parser._actions if action.option_strings and action.dest in names]
-    for condition, flags in _matching_conditions(typed, "refused", args).items():
-        parser.error(f"{', '.join(flags)}: not supported {condition}; omit it")
-    for condition, flags in _matching_conditions(typed, "ignored", args).items():
+    refuse_unsupported(parser, argv, args)
+    for condition, flags in _matching_conditions("ignored", parser, argv, args).items():
         log(f"note: {', '.join(flags)} ignored {condition}")
     return args
 
 
-def _matching_conditions(flags: list[argparse.Action], kind: str, args: argparse.Namespace) -> dict[str, list[str]]:
-    """Return condition -> the flags for which it is the first one that holds. kind: "ignored" or "refused"."""
+def refuse_unsupported(parser: Parser, argv: list[str] | None, args: argparse.Namespace) -> None:
+    """Exit with an error for unsupported combinations of flags."""
+    for condition, flags in _matching_conditions("refused", parser, argv, args).items():
+        parser.error(f"{', '.join(flags)}: not supported {condition}; omit it")
+
+
+def _matching_conditions(kind: str, parser: Parser, argv: list[str] | None, args: argparse.Namespace) -> dict:
+    """Return condition -> typed flags for which it is the first one that holds. kind: "ignored" or "refused"."""
     matching: dict[str, list[str]] = {}
-    for flag in flags:
+    names = typed_names(parser, argv)
+    for flag in [action for action in parser._actions if action.option_strings and action.dest in names]:
         conditions = [when for when in getattr(effect_of(flag), kind) if when.holds(args)]
         for when in conditions[:1]:
             matching.setdefault(when.text.format_map(vars(args)), []).append(long_spelling(flag))
@@ -240,5 +244,6 @@ def long_spelling(flag: argparse.Action) -> str:
 def typed_names(parser: Parser, argv: list[str] | None) -> set[str]:
     """Return the names of the arguments that were typed, even if the value is the default."""
     unset = object()
-    namespace = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
-    return {name for name, value in vars(namespace).items() if value is not unset}
+    flags = {action.dest: unset for action in parser._actions}  # set_defaults can add names that no flag has
+    namespace = vars(parser.parse_args(argv, argparse.Namespace(**flags)))
+    return {name for name in flags if namespace.get(name) is not unset}
