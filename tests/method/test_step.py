@@ -122,9 +122,10 @@ def test_ranks_sample_different_positives(monkeypatch):
 
 def test_filled_queue_holds_the_keys_and_must_be_a_multiple_of_the_batch():
     model, (_, im_k, labels) = tiny_model(), tiny_batch()
+    model.queue_ptr.fill_(10)
     model.fill_queue(im_k, labels)
-    torch.testing.assert_close(model.queue[:, :4].T, normalize(model.encoder_k(im_k), dim=1))
-    assert model.queue_labels[0, :4].tolist() == labels.tolist() and model.queue_ptr.item() == 4
+    torch.testing.assert_close(model.queue[:, [10, 11, 0, 1]].T, normalize(model.encoder_k(im_k), dim=1))
+    assert model.queue_labels[0, [10, 11, 0, 1]].tolist() == labels.tolist() and model.queue_ptr.item() == 2
     with pytest.raises(ValueError, match=r"12\b.*\b5\b"):
         model.fill_queue(*tiny_batch(5)[1:])
 
