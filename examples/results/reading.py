@@ -38,6 +38,11 @@ class TrialResult(NamedTuple):
         """Return the duration of the training epochs."""
         return sum(record["seconds"] for record in self.stage.epochs) if self.stage else 0.0
 
+    @property
+    def device(self) -> str:
+        """Return the kind of device that trained the features, such as "cpu" or "cuda". "": unknown, or pixels."""
+        return str(self.stage.args.get("device", "")).split(":")[0] if self.stage else ""
+
     def measure(self, name: str) -> float | None:
         """Return a measure of the validation features in the last epoch of stage 1: see utils/measure/monitor.py."""
         return (self.stage.epochs[-1].get("val") or {}).get(name) if self.stage else None
@@ -139,19 +144,19 @@ def read_table(plan: Plan, table: Path) -> Results:
 
 
 def _from_row(row: dict[str, str]) -> TrialResult:
-    numbers = {name: float(text) if text else None for name, text in row.items() if name not in ("method", "head")}
+    texts = {"method", "head", "device"}
+    numbers = {name: float(text) if text else None for name, text in row.items() if name not in texts}
     entry = {name: numbers[name] for name in SHOTS} | {"acc1": numbers["all"], "val_balanced": numbers["val"]}
     measures = {name: numbers[name] for name in GEOMETRY_MEASURES}
-    stage = (
-        Stage(Path(), {"args": {}}, [{"seconds": numbers["seconds"], "val": measures}]) if numbers["seconds"] else None
-    )
+    about, seconds = {"args": {"device": row.get("device") or ""}}, numbers["seconds"]
+    stage = Stage(Path(), about, [{"seconds": seconds, "val": measures}]) if seconds else None
     return TrialResult(int(numbers["seed"]), {"selected": entry}, stage, None)
 
 
 def csv_table(results: Results) -> str:
     """Return the CSV table with one row per trial."""
     numbers = [*SHOTS, "all", "val", *GEOMETRY_MEASURES, "seconds"]
-    rows = [["imbalance", "method", "sweep", "seed", "head", *numbers, "length"]]
+    rows = [["imbalance", "method", "sweep", "seed", "head", *numbers, "length", "device"]]
     cells = {}
     for length, groups in (results.lengths or {"": results.groups}).items():
         trained = {key: results.plan.methods[key].stage1 in TRAINED for _, key in groups}
@@ -169,7 +174,7 @@ def csv_table(results: Results) -> str:
                 *(run.measure(m) for m in GEOMETRY_MEASURES),
             ]
             formatted = ["" if n is None or np.isnan(n) else f"{n:.4g}" for n in numbers]
-            rows.append([*cell, run.seed, head, *formatted, f"{run.seconds:.0f}", length])
+            rows.append([*cell, run.seed, head, *formatted, f"{run.seconds:.0f}", length, run.device])
     return format_csv(rows)
 
 

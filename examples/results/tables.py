@@ -1,5 +1,6 @@
 """Tables and sentences of a study's page. All numbers come from its runs."""
 
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -24,18 +25,21 @@ def summary(results: Results) -> str:
     """Return the summary table, one row per method.
 
     The columns are accuracy over all (few-shot) classes at each imbalance, U at the largest imbalance, and the median
-    minutes of training per run.
+    minutes of training per run. If runs have several kinds of devices, only those of the most frequent kind count.
     """
     plan, rows, largest = results.plan, [], max(results.plan.imbalances)
+    devices = Counter(run.device for runs in results.groups.values() for run in runs if run.stage)
+    device = max(devices, key=devices.get, default="")
     for method in plan.methods.values():
         groups = {rho: common_runs(results, rho, method) for rho in plan.imbalances}
         cells = map(all_and_few, groups.values())
         uniformity = measured_values(groups[largest], "uniformity")
-        minutes = np.median([run.seconds for runs in groups.values() for run in runs]) / 60
+        seconds = [run.seconds for runs in groups.values() for run in runs if run.stage and run.device == device]
         rows.append([method.title, *cells, "–" if np.isnan(uniformity).any() else f"{uniformity.mean():.2f}"])
-        rows[-1].append(f"{minutes:.1f}" if minutes else "–")
+        rows[-1].append(f"{np.median(seconds) / 60:.1f}" if seconds else "–")
     columns = [f"ρ = {rho:g} ({num_common_seeds(results, rho)} seeds)" for rho in plan.imbalances]
-    header = ["method", *columns, f"U at ρ = {largest:g}", "minutes per run"]
+    minutes = f"minutes per run ({device} only)" if len(devices) > 1 else "minutes per run"
+    header = ["method", *columns, f"U at ρ = {largest:g}", minutes]
     return format_markdown_table(header, rows)
 
 

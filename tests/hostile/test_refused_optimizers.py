@@ -59,6 +59,8 @@ ROWS = [
         )
         for bad in (torch.full((2, 3), float("nan")), torch.zeros(2, 3).to(torch.complex64))
     ),
+    # A tensor would print a warning about its index.
+    ("sgd: group", state_of("sgd"), lambda s: s.update(param_groups=[torch.ones(2)]), "a dict"),
     # The next step would divide by 1 - beta ** 0.
     *(("adamw: step", state_of("adamw"), lambda s, bad=b: s["state"][0].update(step=bad), "step") for b in (-1, -1.0)),
 ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples.results import trials
+from examples.results import tables, trials
 from examples.results.reading import csv_table
 from examples.results.running import unpack_archive, write_archive
 from examples.results.study import Study
@@ -43,3 +43,11 @@ def test_runs_with_other_arguments_are_refused(unpacked_study):
 def test_other_file_is_refused(tmp_path):
     (tmp_path / "study.zip").write_text("no zip file")
     refusal(lambda: unpack_archive(tmp_path / "study.zip", tmp_path / "runs"), tmp_path / "study.zip")
+
+
+def test_minutes_are_those_of_the_most_frequent_device(study_results):
+    """One run of TSC, on a GPU, took no time. The others took a minute on the CPU."""
+    gpu_run = study_results.groups[10, "tsc"][0].stage
+    gpu_run.args["device"], gpu_run.epochs[:] = "cuda:0", [{"seconds": 0, "val": {}}]
+    header, _, _, _, tsc, _ = tables.summary(study_results).splitlines()
+    assert "minutes per run (cpu only)" in header and tsc.endswith("| 1.0 |")

@@ -144,6 +144,8 @@ def _check_optimizer_numbers(state: dict) -> None:
     if len({frozenset((name, v is None) for name, v in entries.items()) for entries in state["state"].values()}) > 1:
         raise ValueError("its entries are not the same for all weights")
     for group in state["param_groups"]:
+        if not isinstance(group, dict):  # a tensor would warn about its index
+            raise ValueError(f"a parameter group is {short_repr(group)}, expected a dict")
         if not is_number(group["lr"]):
             raise ValueError(f"lr is {short_repr(group['lr'])}, expected a number")
 
