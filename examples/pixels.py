@@ -38,7 +38,7 @@ def get_args_parser() -> Parser:
     return parser
 
 
-utils.startup.answer_help(__name__, get_args_parser)  # or report a mistyped flag: the imports below take seconds
+utils.startup.answer_help(__name__, get_args_parser)  # before the imports below, which take seconds
 
 from pathlib import Path
 

@@ -175,10 +175,10 @@ class DataConfig:
 
 
 def kept_device_aug(flag: str, stored: dict[str, object]) -> bool:
-    """Return the argument device_aug of a run that continues a run with stored arguments.
+    """Return whether a run that resumes from stored arguments augments on the device.
 
     Args:
-        flag: --device-aug. With auto, a run decides from its images, and stores its decision.
+        flag: --device-aug. With auto, a new run decides from its images and stores the decision.
     """
     return bool(stored.get("device_aug")) if flag == "auto" else flag == "on"
 

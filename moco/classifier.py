@@ -16,9 +16,9 @@ COSINE_SCALE = 30.0  # of BCL's classifier on ImageNet-LT
 
 
 class JointClassifier(nn.Module):
-    """Base class of classifiers whose loss, with balanced softmax, is part of a model's loss.
+    """Base class of classifiers whose balanced-softmax loss is part of a model's loss.
 
-    Unlike that of `OnlineProbe`, the gradient reaches the encoder. A subclass defines `forward`, which maps features to
+    The gradient reaches the encoder, unlike with `OnlineProbe`. A subclass defines `forward`, which maps features to
     logits, and stores the features of the encoder's latest images in `features`, with a hook.
 
     Args:
@@ -37,7 +37,7 @@ class JointClassifier(nn.Module):
         self.features, self.metrics = None, {}
 
     def logits(self, count: int | None = None) -> Tensor:
-        """Return the logits of the encoder's latest images, or of the first `count` of them, once: (N, C)."""
+        """Return logits (N, C) of the encoder's latest images or the first `count`, and clear the stored features."""
         features, self.features = self.features[:count], None  # releases the graph after the backward pass
         return self(features)
 

@@ -87,7 +87,7 @@ def largest_state_dict(state: dict, path: str | Path) -> dict[str, Tensor]:
 def read_classifier(path: str | Path, num_classes: int) -> tuple[Tensor, Tensor, float | None]:
     """Load the classifier that a network was trained with: weight (C, d), bias (C,), and the scale of a cosine one.
 
-    It is `fc` of a network trained with cross-entropy, and `classifier` of stage 1 (--joint with a linear one).
+    Its keys begin with `fc.` (trained with cross-entropy) or `classifier.` (stage 1: linear --joint, BCL, PaCo).
 
     Raises:
         InputError: As `read_state` and `largest_state_dict`, or if the file has only a projection head, or the

@@ -57,7 +57,7 @@ class TargetModel(nn.Module):
         return None if self.optimal_target is None else remove_copies(self.optimal_target, self.tr)
 
     def class_targets(self) -> Tensor | None:
-        """Return the target of each class in the last TSC step, (C, D); None in KCL, and before that step."""
+        """Return each class's target in the last TSC step, (C, D). None in KCL and before the first TSC step."""
         return self.unique_targets[self.assignment] if self.targeted and self.assignment is not None else None
 
     @torch.no_grad()

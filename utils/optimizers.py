@@ -1,6 +1,6 @@
 """The optimisers of --optimizer, and --clip-grad.
 
-The functions import PyTorch, which takes seconds, and the file does not, because --help lists the optimisers.
+Import PyTorch, which takes seconds, only inside functions: --help lists the optimisers.
 """
 
 from collections.abc import Iterable

@@ -4,8 +4,8 @@
 
 The results are written to benchmarks/RESULTS-gpu.md, which names the parts that are missing.
 Finished parts are stored in a file, separately for each version of the code, GPU and PyTorch.
-If interrupted, run the same command again to continue. To continue on another machine, copy
-the file there. --minutes measures only the parts that fit, in order of importance.
+If interrupted, run the same command again to continue. To continue on another machine with the
+same GPU and PyTorch, copy the file. --minutes measures only the parts that fit, in order.
 """
 
 import signal
@@ -129,11 +129,11 @@ def measure_all(plan: Plan, store: PartStore | None, minutes: float | None = Non
         if missing := [name for name in part.needs if name not in records]:
             log(f"{label}: postponed, because it needs {' and '.join(missing)}")
             continue
-        speed = elapsed / planned if planned else 1.0  # of this machine: seconds per planned second
-        if minutes and elapsed + 60 * part.minutes * speed > 60 * minutes:
-            log(f"{label}: postponed; it needs about {timedelta(seconds=round(60 * part.minutes * speed))}")
+        slowdown = elapsed / planned if planned else 1.0  # measured ÷ planned seconds
+        if minutes and elapsed + 60 * part.minutes * slowdown > 60 * minutes:
+            log(f"{label}: postponed; it needs about {timedelta(seconds=round(60 * part.minutes * slowdown))}")
             continue
-        remaining = 60 * speed * sum(other.minutes for other in PARTS[number - 1 :] if other.name not in records)
+        remaining = 60 * slowdown * sum(other.minutes for other in PARTS[number - 1 :] if other.name not in records)
         log(label + ("" if plan.smoke_test else f"; about {timedelta(seconds=round(remaining))} remaining"))
         metrics = ChainMap({}, *(record["metrics"] for record in records.values()))
         part_started, planned = time.monotonic(), planned + 60 * part.minutes

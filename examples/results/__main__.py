@@ -52,14 +52,14 @@ def get_args_parser() -> Parser:
         "--minutes",
         type=positive_float,
         metavar="M",
-        help="Stop after M minutes. Unfinished runs save a checkpoint, and the page shows what has finished.",
+        help="Stop the runs after M minutes. Unfinished runs save a checkpoint; the page shows the finished runs.",
     )
     parser.add_argument(
         "--archive",
         type=Path,
         metavar="FILE",
-        help="Zip file with all results and the checkpoints of unfinished runs. The study continues from it if it "
-        "exists, also on another machine, and writes it at the end.",
+        help="Zip file for all results and the checkpoints of unfinished runs, written at the end. If the file exists, "
+        "the study continues from it. Use it to continue on another machine.",
     )
     parser.add_argument(
         "--jobs",
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         most_jobs = GPU_JOBS if planned.device.type == "cuda" else math.inf
         jobs = args.jobs or min(devices.usable_cores(), most_jobs)
-        with running.prepare(planned, args.archive):
+        with running.open_study(planned, args.archive):
             planned = budget.fit_to_hours(planned, args.hours, jobs) if args.hours else planned
             running.run_stages(planned, jobs, args.minutes)
     if args.minutes and not planned.has_page():

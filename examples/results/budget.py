@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.results.plan import TRAINED, Plan
+from examples.results.plan import TRAINS_NETWORK, Plan
 from examples.results.running import run_all
 from examples.results.study import Study
 from examples.results.trials import Cell
@@ -62,7 +62,7 @@ def measure_speed(study: Study, jobs: int) -> Speed:
     if file.exists() and (stored := read_json(file)).keys() == {*Speed._fields} and stored["jobs"] == jobs:
         log(f"speed: read from {file}; delete this file to measure again")
         return Speed(**stored)
-    trained = [method for method in study.plan.methods.values() if method.stage1 in TRAINED]
+    trained = [method for method in study.plan.methods.values() if method.stage1 in TRAINS_NETWORK]
     if not trained:
         raise InputError(f"--hours: {study.plan.title} trains no network. Run the plan without --hours")
     shutil.rmtree(folder, ignore_errors=True)

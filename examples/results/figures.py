@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from examples.results import reading, tables
-from examples.results.plan import TRAINED, Sweep
+from examples.results.plan import TRAINS_NETWORK, Sweep
 from examples.results.reading import Results, TrialResult
 from utils.report.style import LIGHT, save_figure
 from utils.report.trials import paired_difference
@@ -19,7 +19,7 @@ MARKS = "osD^v"
 
 def method_colour(results: Results, key: str) -> str:
     """Return the colour of a method, which is the same in all figures. Methods without training are grey."""
-    trained = [method.key for method in results.plan.methods.values() if method.stage1 in TRAINED]
+    trained = [method.key for method in results.plan.methods.values() if method.stage1 in TRAINS_NETWORK]
     return LIGHT[trained.index(key) % len(LIGHT)] if key in trained else "0.6"
 
 

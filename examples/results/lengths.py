@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples.results import figures, reading, tables
-from examples.results.plan import TRAINED
+from examples.results.plan import TRAINS_NETWORK
 from examples.results.reading import Results
 from utils.measure.results import format_markdown_table
 
@@ -52,7 +52,7 @@ def accuracy(results: Results) -> Figure:
             values = [reading.accuracy(runs)[:, column] for runs in groups]
             means, stds = (np.array([statistic(seeds) for seeds in values]) for statistic in (np.mean, np.std))
             colour = figures.method_colour(results, method.key)
-            marker = "o-" if method.stage1 in TRAINED else "--"  # pixels do not depend on the length
+            marker = "o-" if method.stage1 in TRAINS_NETWORK else "--"  # pixels do not depend on the length
             panel.plot(lengths, means, marker, color=colour, lw=1.5, markersize=4, label=method.title)
             panel.fill_between(lengths, means - stds, means + stds, color=colour, alpha=0.15, lw=0)
         panel.set_xscale("log")

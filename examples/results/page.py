@@ -123,8 +123,8 @@ FEATURES = (
 )
 BLOCK_DIFFERENCES = (
     f"Differences in test accuracy, in percentage points, with {CONFIDENCE:.0%} confidence intervals. **Bold** means "
-    "that the interval does not contain 0, so the difference is significant. One interval in 20 is bold by chance "
-    "if no methods differ:"
+    "that the interval does not contain 0, so the difference is significant. If no methods differed, one interval "
+    "in 20 would still be bold:"
 ).replace("%", " %")
 
 

@@ -22,7 +22,7 @@ SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
 }
 HEADS = "main_lincls_imba.py"
 SET_BY_STUDY = {"imbalance", "seed", "run_dir", "resume", "pretrained", "dry_run"}  # arguments of each run
-TRAINED = ("contrast", "cross-entropy")  # values of stage1 that train a network
+TRAINS_NETWORK = ("contrast", "cross-entropy")  # values of stage1 that train a network
 
 
 class StudyMethod(NamedTuple):
@@ -152,7 +152,7 @@ def check_plan(path: Path, plan: Plan) -> None:
             raise InputError(
                 f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
             )
-        trained = plan.lengths and method.stage1 in TRAINED
+        trained = plan.lengths and method.stage1 in TRAINS_NETWORK
         epochs_flag = ("--epochs", str(plan.length)) if trained else ()
         flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *plan.data)
         args = parse_flags(path, f"method {method.key}", SCRIPTS[method.stage1], flags)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from examples.results.plan import TRAINED, Plan
+from examples.results.plan import TRAINS_NETWORK, Plan
 from examples.results.trials import Trial
 from utils.errors import InputError
 from utils.files import format_csv
@@ -97,7 +97,7 @@ def select_results(plan: Plan, groups: Groups, lengths: dict[int, Groups], sweep
 
 def enough_seeds(plan: Plan, groups: Groups) -> bool:
     """Return whether each method has two finished seeds. Pixels need a single run."""
-    return all(len(runs) > (plan.methods[key].stage1 in TRAINED) for (_, key), runs in groups.items())
+    return all(len(runs) > (plan.methods[key].stage1 in TRAINS_NETWORK) for (_, key), runs in groups.items())
 
 
 def read_trial(trial: Trial, seed: int) -> TrialResult:
@@ -159,7 +159,7 @@ def csv_table(results: Results) -> str:
     rows = [["imbalance", "method", "sweep", "seed", "head", *numbers, "length", "device"]]
     cells = {}
     for length, groups in (results.lengths or {"": results.groups}).items():
-        trained = {key: results.plan.methods[key].stage1 in TRAINED for _, key in groups}
+        trained = {key: results.plan.methods[key].stage1 in TRAINS_NETWORK for _, key in groups}
         cells |= {(rho, key, "", length if trained[key] else ""): runs for (rho, key), runs in groups.items()}
     for sweep in results.plan.sweeps:
         for (key, value), runs in results.sweeps[sweep.key].items():

@@ -24,17 +24,17 @@ from utils.run import checkpoint
 from utils.run.folder import lock_owner, lock_run_dir
 
 PR_SET_PDEATHSIG = 1
-# What remains of a finished trial. Its checkpoint and features are needed only by runs that have not finished.
+# Files of a finished trial in the archive. Only unfinished trials need the checkpoint and the cached features.
 RESULT_FILES = ("args.json", "log.jsonl", "results.json", "features.npz")
 SHARED_FILES = ("*.npy", "speed.json")  # targets, and the measured speed
 
 
 @contextmanager
-def prepare(study: Study, archive: Path | None = None) -> Iterator[None]:
-    """Lock the study's folder for the block, and write what the runs share. SIGTERM stops the runs like Ctrl-C.
+def open_study(study: Study, archive: Path | None = None) -> Iterator[None]:
+    """Lock the study's folder for the block, and create the shared lists and targets. SIGTERM acts like Ctrl-C.
 
     Args:
-        archive: File from which the study continues if it exists. It is written when the block ends, also by an error.
+        archive: Zip file. If it exists, the study continues from it. It is written when the block ends, even on error.
     """
     if archive:
         check_output("--archive", archive, overwrite=True)
@@ -95,7 +95,7 @@ def describe_plan(study: Study) -> str:
 
 
 class OutOfTimeError(Exception):
-    """The minutes of a study are over."""
+    """The time limit of a study has passed."""
 
 
 def run_all(trials: list[Trial], jobs: int, deadline: float = math.inf) -> None:
@@ -202,7 +202,7 @@ def failure_reason(process: subprocess.Popen, trial: Trial) -> str:
 
 
 def write_archive(folder: Path, archive: Path) -> None:
-    """Write the results of finished trials, and the checkpoints of others, into a zip file. It is replaced at once.
+    """Write the results of finished trials, and the checkpoints of others, into a zip file, atomically.
 
     Args:
         folder: Folder of the study.
@@ -228,7 +228,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     """Write the files of an archive into the folder of the study. Existing files are kept.
 
     Raises:
-        InputError: The file is not an archive of a study.
+        InputError: The file is not a zip file, or cannot be unpacked.
     """
     try:
         with zipfile.ZipFile(archive) as zipped:
@@ -237,5 +237,5 @@ def unpack_archive(archive: Path, folder: Path) -> None:
                     zipped.extract(name, folder)
     except (zipfile.BadZipFile, OSError) as error:
         raise errors.InputError(
-            f"{archive}: not an archive of a study ({error}). Delete it, or choose another file"
+            f"{archive}: cannot be unpacked into {folder} ({error}). Check the disk, or choose another file"
         ) from None

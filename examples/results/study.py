@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from examples.results import reading, trials
-from examples.results.plan import TRAINED, Plan, stage1_parser, views_per_epoch
+from examples.results.plan import TRAINS_NETWORK, Plan, stage1_parser, views_per_epoch
 from examples.results.reading import Groups, Results, TrialResult
 from examples.results.trials import Cell, StudySettings, Trial
 from imagenet_inat.datasets import get_spec
@@ -84,7 +84,11 @@ class Study:
 
     def rate(self, cell: Cell) -> str | None:
         """Return the learning rate of a cell: the selected one, or the plan's only one. None if flags set it."""
-        if cell.method.stage1 not in TRAINED or not self.plan.rates or "--lr" in (*cell.method.flags, *cell.extra):
+        if (
+            cell.method.stage1 not in TRAINS_NETWORK
+            or not self.plan.rates
+            or "--lr" in (*cell.method.flags, *cell.extra)
+        ):
             return None
         return self.rates(cell.length)[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
 
@@ -137,13 +141,15 @@ class Study:
         plan, counts = self.plan, {}
         for length, seeds in (plan.lengths or {None: plan.seeds}).items():
             counts |= dict.fromkeys(trials.tuning_cells(plan, length), 1)
-            counts |= {cell: seeds if cell.method.stage1 in TRAINED else 1 for cell in trials.main_cells(plan, length)}
+            counts |= {
+                cell: seeds if cell.method.stage1 in TRAINS_NETWORK else 1 for cell in trials.main_cells(plan, length)
+            }
         for sweep in plan.sweeps:
             cells = trials.sweep_cells(plan, sweep).values()
             counts |= {cell: max(counts.get(cell, 0), sweep.seeds) for cell in cells}
         if plan.pairs and plan.more_seeds > plan.seeds:
             pairs = (cell for imbalance in plan.imbalances for cell in self.first_pair(imbalance))
-            counts |= {cell: plan.more_seeds for cell in pairs if cell.method.stage1 in TRAINED}
+            counts |= {cell: plan.more_seeds for cell in pairs if cell.method.stage1 in TRAINS_NETWORK}
         return counts
 
     def trials(self, cells: list[Cell], seeds: range) -> list[Trial]:

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 
 from examples.results import reading
-from examples.results.plan import TRAINED, StudyMethod, Sweep
+from examples.results.plan import TRAINS_NETWORK, StudyMethod, Sweep
 from examples.results.reading import Results, TrialResult
 from utils.measure.metrics import shots
 from utils.measure.monitor import GEOMETRY_MEASURES
@@ -50,7 +50,7 @@ def common_runs(results: Results, imbalance: float, method: StudyMethod) -> list
 
 def num_common_seeds(results: Results, imbalance: float) -> int:
     """Return the number of seeds that all trained methods have at an imbalance."""
-    trained = [key for key, method in results.plan.methods.items() if method.stage1 in TRAINED]
+    trained = [key for key, method in results.plan.methods.items() if method.stage1 in TRAINS_NETWORK]
     return min(len(results.groups[imbalance, key]) for key in trained)
 
 

@@ -10,7 +10,7 @@ from examples import pixels
 from examples.results.plan import (
     HEADS,
     SCRIPTS,
-    TRAINED,
+    TRAINS_NETWORK,
     Plan,
     StudyMethod,
     Sweep,
@@ -63,7 +63,7 @@ class Cell(NamedTuple):
         """Return the training flags that the plan sets."""
         stage1, epochs = self.method.stage1, self.length or plan.epochs.get(self.imbalance)
         flags, own_flags = [*plan.flags[stage1]], [*self.method.flags, *self.extra]
-        if epochs and stage1 in TRAINED:
+        if epochs and stage1 in TRAINS_NETWORK:
             views = views_per_epoch(vars(stage1_parser(stage1).parse_args([*flags, *own_flags])))
             flags += ["--epochs", str(round(2 * epochs / views))]
         return [*flags, *own_flags]
@@ -89,7 +89,9 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
     """
     run_dir, stage1 = settings.folder / f"rho{cell.imbalance:g}" / f"{cell.name}_s{seed}", cell.method.stage1
     data_flags = [*plan.data, "--imbalance", f"{cell.imbalance:g}", *settings.flags]
-    data_flags += ["--seed", str(seed), "--deterministic"] if stage1 in TRAINED else []  # pixels use no random numbers
+    data_flags += (
+        ["--seed", str(seed), "--deterministic"] if stage1 in TRAINS_NETWORK else []
+    )  # pixels use no random numbers
     train_command = [
         *shlex.split(SCRIPTS[stage1]),
         *cell.train_flags(plan),
@@ -109,7 +111,7 @@ def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
     """Return cell -> learning rate, for the selection of learning rates at a length."""
     if len(plan.rates) < 2:
         return {}
-    tuned = (method for method in plan.methods.values() if method.stage1 in TRAINED)
+    tuned = (method for method in plan.methods.values() if method.stage1 in TRAINS_NETWORK)
     return {
         Cell(plan.tune_imbalance, method, ("--lr", rate), length): rate
         for method, rate in itertools.product(tuned, plan.rates)
@@ -119,7 +121,7 @@ def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
 def main_cells(plan: Plan, length: int | None = None) -> list[Cell]:
     """Return one cell per imbalance and method at a length. Pixels have no length, because they are not trained."""
     return [
-        Cell(imbalance, method, length=length if method.stage1 in TRAINED else None)
+        Cell(imbalance, method, length=length if method.stage1 in TRAINS_NETWORK else None)
         for imbalance in plan.imbalances
         for method in plan.methods.values()
     ]
@@ -197,7 +199,7 @@ def resolve_args(script: str, args: Namespace, stored: dict[str, object]) -> Nam
     """Resolve all defaults, so that the arguments are those that a run stores. Return the arguments.
 
     Args:
-        stored: Arguments of the run in the folder, which keeps what it decided from its images; {} for a new run.
+        stored: Arguments stored in the run folder, with decisions that depend on the images; {} for a new run.
     """
     args.device_aug = options.kept_device_aug(args.device_aug, stored)
     vars(args).update(vars(options.DataFlags.from_args(args).resolved()))

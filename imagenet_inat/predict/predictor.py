@@ -36,7 +36,7 @@ class Predictor:
                 bar.update(len(pixels))
         if self.unclassified == total:
             last = predictions[-1]
-            raise InputError(f"0 of {total} images classified; {last.path}: {last.error}")
+            raise InputError(f"0 of {total} images could be classified; the last one, {last.path}: {last.error}")
 
     @torch.no_grad()
     def _predict(self, pixels: torch.Tensor, problems: list[str], where: slice) -> list[Prediction]:

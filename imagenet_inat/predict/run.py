@@ -36,12 +36,12 @@ def predict(
 
     Args:
         classifier_path: run folder, checkpoint or program.
-        image_paths: image files and folders. list_file: a list of images, instead; its paths start from data_root.
+        image_paths: image files and folders. list_file: list to use instead, with paths relative to data_root.
         output: the file, .csv or .jsonl; None: print CSV.
         workers: loader processes; None: one per available core, at most `max_workers`.
 
     Raises:
-        InputError: the classifier, the list or the device cannot be used, or there are no images.
+        InputError: the classifier, list or device cannot be used, or no image exists or can be classified.
     """
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # notes; stdout may receive the predictions

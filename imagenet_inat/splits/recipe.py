@@ -17,7 +17,7 @@ from utils.run.loop import ENOUGH_STEPS
 
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
-MIRRORED_SIZE, MIRRORED_SIDE = 1000, 16  # images that are compared with mirrored ones, and the side of their thumbnails
+MIRROR_SAMPLE, MIRROR_SIDE = 1000, 16  # images that are compared with mirrored ones, and the side of their thumbnails
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
@@ -30,7 +30,7 @@ class ImageFacts(NamedTuple):
         counts: training images of each class, (C,).
         sizes: (width, height) of some images.
         is_grey: whether all of them are grey.
-        mirror_test: of grey images, the accuracies that `mirror_accuracies` returns.
+        mirror_test: result of `mirror_accuracies`; (0, 0) unless all images are grey.
     """
 
     counts: np.ndarray
@@ -45,7 +45,7 @@ class ImageFacts(NamedTuple):
 
     @property
     def mirroring_changes_class(self) -> bool:
-        """Whether mirrored images lose over half of the accuracy above chance, and 15 points or more."""
+        """Whether mirroring costs at least half of the accuracy above chance, and at least 15 points."""
         chance, (original, mirrored) = 100 / len(self.counts), self.mirror_test
         return original - mirrored >= max(15, (original - chance) / 2)
 
@@ -107,7 +107,7 @@ def look_at_images(root: Path, train: list[str], counts: np.ndarray) -> ImageFac
 def mirror_accuracies(root: Path, train: list[str], counts: np.ndarray) -> tuple[float, float]:
     """Classify images, and the same images mirrored, by the nearest other image of a sample of the training images.
 
-    Characters become others when mirrored, or none. Most objects stay what they are.
+    Mirroring a character usually gives another character or none. Most objects keep their class.
 
     Args:
         train: paths of the training images, class by class. counts: training images of each class, (C,).
@@ -115,12 +115,12 @@ def mirror_accuracies(root: Path, train: list[str], counts: np.ndarray) -> tuple
     Returns:
         The accuracy of the original and of the mirrored images in percent, as means over classes.
     """
-    chosen = np.unique(np.linspace(0, len(train) - 1, MIRRORED_SIZE).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(train) - 1, MIRROR_SAMPLE).round().astype(int))
     images, labels = [], []
     all_labels = np.repeat(np.arange(len(counts)), counts)
     for number in tqdm(chosen, desc="mirrored images", unit="image", leave=False, disable=None):
         try:
-            image = open_rgb(root, train[number]).convert("L").resize((MIRRORED_SIDE, MIRRORED_SIDE))
+            image = open_rgb(root, train[number]).convert("L").resize((MIRROR_SIDE, MIRROR_SIDE))
         except UNREADABLE:  # reported by verify
             continue
         images.append(np.asarray(image, dtype=np.float32))
@@ -203,10 +203,10 @@ def _contrast(in_batch: bool, num_classes: int, batch: int, count: int) -> tuple
 def _views(facts: ImageFacts) -> tuple[str, str]:
     if facts.is_grey and facts.mirroring_changes_class:
         original, mirrored = facts.mirror_test
-        reason = f"grey images whose class mirroring changes (nearest neighbour: {original:.0f} % → {mirrored:.0f} %)"
-        return ("--views digit", f"no flip: {reason}")
+        accuracies = f"nearest-neighbour accuracy: {original:.0f} % → {mirrored:.0f} %"
+        return ("--views digit", f"no flip: mirroring changes the class of these grey images ({accuracies})")
     if facts.is_grey:
-        return ("--views grey", "the images are grey: crop and flip; digit does not flip")
+        return ("--views grey", "the images are grey: crop and flip; to avoid flips, use --views digit")
     if facts.side <= 96:
         return ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
     return ("--views simclr", "crops keep 20 % of the image or more; those of the default view, photo, 8 % or more")

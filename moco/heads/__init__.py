@@ -76,7 +76,7 @@ class Head(NamedTuple):
 
 
 def _trained(choose: Callable[[ModuleType], Callable]) -> Callable:
-    """Return the function that `choose` takes from trained.py, which is imported when the function is called."""
+    """Return a function that imports trained.py when called, and then calls the function that `choose` selects."""
 
     def call(*inputs):
         from moco.heads import trained
@@ -87,7 +87,7 @@ def _trained(choose: Callable[[ModuleType], Callable]) -> Callable:
 
 
 def _fitted(choose: Callable[[ModuleType], Callable]) -> Callable:
-    """Return the function that `choose` takes from candidates.py, which is imported when the function is called."""
+    """Return a function that imports candidates.py when called, and then calls the function `choose` selects."""
 
     def call(*inputs):
         from moco.heads import candidates

@@ -72,7 +72,7 @@ METHODS = {
         "other images of the batch (the paper on CIFAR)", _load_batch, (*CONTRAST, method_flags.add_batch_arguments)
     ),
     "bcl": MethodRow(
-        "the batch and class prototypes, and train a classifier too (BCL, one stage)",
+        "the batch and class prototypes; also trains a classifier (BCL, one stage)",
         _load_bcl,
         (*ENCODER, other_flags.add_classifier_view_argument, other_flags.add_bcl_arguments),
     ),

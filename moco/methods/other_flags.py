@@ -44,7 +44,7 @@ def add_joint_arguments(model: Group, loss: Group) -> None:
         type=nonnegative_float,
         default=0.0,
         metavar="W",
-        help="Train a linear classifier together with the encoder: add W times its balanced-softmax cross-entropy to "
+        help="Train with a classifier (--joint-classifier): add W times its balanced-softmax cross-entropy to "
         "the loss. 1 is a good start. Evaluate it with --head own in stage 2.",
         refused=(When("with --accum-steps", lambda args: args.accum_steps > 1),),
         legacy=0.0,
@@ -53,8 +53,8 @@ def add_joint_arguments(model: Group, loss: Group) -> None:
         "--joint-classifier",
         choices=["linear", "targets"],
         default="linear",
-        help="Classifier of --joint. linear: a linear one on the encoder's features. targets: cosines of the projected "
-        "features to the class targets (TSC). This loss starts when the TSC phase assigns the targets.",
+        help="Classifier of --joint. linear: linear layer on the encoder's features. targets: cosines of the projected "
+        "features to the class targets (TSC only); its loss is added from the TSC phase on.",
         rare=True,
         refused=(
             When("without --joint", lambda args: not args.joint),
@@ -72,8 +72,8 @@ def add_classifier_view_argument(model: Group, loss: Group) -> None:
         "--classifier-view",
         choices=list(VIEWS),
         metavar="NAME",
-        help="Augmentation of the first view, which the classifier sees (--contrast bcl or paco), one of those of "
-        "--views (default: that of --views). --crop-scale does not apply to it.",
+        help="Augmentation of the first view, which the classifier sees (--contrast bcl or paco; default: that of "
+        "--views, which lists the names). --crop-scale does not apply to this view.",
         rare=True,
         legacy=None,
     )

@@ -1,4 +1,4 @@
-"""What target_generation.py does: create targets, or read those of a file, and report how evenly they are spread."""
+"""Create targets or read them from a file, and report how evenly they are spread (target_generation.py)."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def read_checked(file: str, num_classes: int | None, dim: int | None) -> Tensor:
 
 
 def report(targets: Tensor, file: Path, temperature: float, plot: str | None, as_json: bool) -> None:
-    """Print the quality report, and with --plot draw it."""
+    """Print the quality report. With --plot, also plot the cosines."""
     if len(targets) < 2:
         raise InputError(f"{file}: holds one target, expected 2 or more to report cosines")
     facts = {"file": str(file)} | target_quality(targets.numpy(), temperature)

@@ -20,7 +20,7 @@ class View:
 
     Attributes:
         geometry: training geometry, one of these classes or an object with the same methods: `prepare` runs once per
-            image, and `draw` then runs for each of the two views.
+            image, and `draw` then runs for each view.
         colour: colour transform of training, called with (pixels, device_aug); returns pixels or a PendingJitter.
             None: no colour transform.
         eval_transform: called with the size; returns the evaluation transform: resize and centre crop, or only resize.

@@ -174,7 +174,7 @@ def test_page_says_which_goals_were_met(make_gpu):
     assert cells == [["1.04", "≤ 1.05", "yes"], ["2.9", "≥ 3", "no"], ["0", "0", "yes"]]
 
 
-def test_damaged_store_is_named(make_gpu):
+def test_error_names_damaged_store(make_gpu):
     make_gpu()
     for text in ("", "{", "[]", f'{{"{make_gpu.key}": {{"b": {{"lines": []}}}}}}'):
         gpu.STORE.write_text(text)

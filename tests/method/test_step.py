@@ -98,7 +98,7 @@ def test_new_model_has_equal_encoders_with_a_relu_and_an_empty_queue_of_unit_col
     assert [type(layer) for layer in model.encoder_q.fc] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
-def test_more_positives_than_exist_are_all_of_them():
+def test_k_above_class_size_uses_all_positives():
     """The class has 12 keys in the queue and 2 copies of its target."""
 
     def loss(num_positive: int) -> float:

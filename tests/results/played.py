@@ -36,7 +36,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     study = SimpleNamespace(folder=folder, prepare=lambda: None, stages=lambda: [("methods", trials(folder))])
     running.unfinished_part = lambda trial: trial  # the scripts never finish
-    with running.prepare(study):
+    with running.open_study(study):
         running.run_stages(study, jobs=2)
 
 

@@ -21,7 +21,7 @@ def unpacked_study(finished_study, tmp_path):
     return study
 
 
-def test_only_what_is_unfinished_runs_again(unpacked_study):
+def test_only_unfinished_trials_run_again(unpacked_study):
     all_trials = unpacked_study.trials(main_cells(unpacked_study.plan), range(2))
     unfinished = [part for trial in all_trials if (part := trials.unfinished_part(trial)).commands]
     assert [part.run_dir.name for part in unfinished] == ["kcl_s1"]

@@ -1,4 +1,4 @@
-"""The plan of a run is read-only, in its own process and in those it starts; and the state that the run starts from."""
+"""The plan of a run is read-only in every process, and the run starts from the expected state."""
 
 import pickle
 from dataclasses import FrozenInstanceError
@@ -42,7 +42,7 @@ def test_seed_is_that_of_the_checkpoint():
 def test_new_run_without_seed_has_a_random_one_that_all_ranks_share(monkeypatch):
     assert resolve_seed(5, RunState()) == 5
     assert resolve_seed(None, RunState()) != resolve_seed(None, RunState())
-    monkeypatch.setattr(distributed, "broadcast_object", lambda seed: 7)  # the main process has drawn 7
+    monkeypatch.setattr(distributed, "broadcast_object", lambda seed: 7)  # the main process's seed
     assert resolve_seed(None, RunState()) == 7
 
 
@@ -53,7 +53,7 @@ def start(*words: str) -> RunState:
     return load_run(plan, ProcessInfo(torch.device("cpu"), 3))
 
 
-def test_state_stores_what_the_process_has_decided(flags, tmp_path):
+def test_state_stores_resolved_device_workers_and_seed(flags, tmp_path):
     at = flags.index("--seed")
     words = [*flags[:at], *flags[at + 2 :], "--device", "auto", "--run-dir", str(tmp_path / "run")]
     state = start(*words, "--start-epoch", "1")

@@ -1,7 +1,7 @@
-"""The processes of a job: rank, waiting for each other, and printing from the main process only.
+"""Rank, barriers, exchange of objects, and printing from the main process only.
 
-A single process has no process group. Every function here and in collectives.py, which exchanges tensors, is then the
-identity, so that the rest of the project needs no special case for it.
+A single process has no process group. Every collective operation, here and in collectives.py (tensors), then returns
+its input, so that the rest of the project needs no special case.
 
 This file does not import PyTorch, which takes seconds, because commands print before they need it.
 """

@@ -53,7 +53,7 @@ class Monitor:
     """Measures an encoder on the validation split, and writes the features of the last measured epoch (features.npz).
 
     Args:
-        freq: --monitor-freq, the epochs between measurements; 0: never. The last epoch is always measured.
+        freq: --monitor-freq, epochs between measurements; the last epoch is also measured. 0: measure no features.
         epochs: epochs of the run.
         class_counts: (C,) training images per class.
         loaders: evaluation loaders of train and val with this rank's images; empty if nothing is ever measured.

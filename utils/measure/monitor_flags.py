@@ -1,4 +1,4 @@
-"""Flags that decide what is measured during stage 1. The methods import PyTorch, and the file does not, for --help."""
+"""Flags that decide what is measured during stage 1. Only functions import PyTorch, so that --help is fast."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
