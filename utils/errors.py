@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
+# By default, forked processes share tqdm's lock, so that one that is killed while it prints would block all others.
+tqdm.set_lock(threading.RLock())
 # Signals that ask a run to stop, and their exit codes.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 if hasattr(signal, "SIGUSR1"):  # not on Windows

@@ -130,3 +130,22 @@ def test_error_in_a_program_that_imports_the_scripts_is_shown():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
     assert sys.excepthook is not startup._interrupted  # pytest imports the scripts too
+
+
+LOG_AFTER_A_KILL = """
+import os, signal
+from tqdm import tqdm
+from utils.distributed import log
+
+log("before")
+if not os.fork():  # such as a loader process that is killed while it prints
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.wait()
+log("after")
+"""
+
+
+def test_process_prints_after_its_child_was_killed_while_printing():
+    command = [sys.executable, "-c", LOG_AFTER_A_KILL]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout == "before\nafter\n"
