@@ -21,6 +21,7 @@ from utils.run.folder import resumable_checkpoints
 
 QUEUE = "-b 16 --epochs 4 --lr 0.1 --moco-dim 16 --moco-k 32"
 BATCH = "-b 16 --epochs 4 --lr 0.1 --moco-dim 16 --contrast batch"
+LOADER = "batch, KCL, -j 2"  # the row with loader processes
 PRETRAINING = {
     "queue, KCL": f"{QUEUE} --K 3 --mlp --cos",
     "queue, TSC": f"{QUEUE} --targeted --sep_t --tw 0.2 -s 2",
@@ -36,7 +37,7 @@ PRETRAINING = {
     "batch, KCL": f"{BATCH} --K 3 --cos --warmup-epochs 1",
     "batch, TSC": f"{BATCH} --targeted --tw 0.5",
     "batch, TSC, --loss-form release": f"{BATCH} --targeted --loss-form release --tr 25",
-    "batch, KCL, -j 2": f"{BATCH} --cache off -j 2",
+    LOADER: f"{BATCH} --cache off -j 2",
 }
 TRAINED = "-b 16 --epochs 3 --lr 1"
 HEADS = {

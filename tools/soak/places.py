@@ -17,12 +17,11 @@ from pathlib import Path
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from tools.soak.base import Base
-from tools.soak.kills import HEADS, PRETRAINING, find_difference, log_tail, reference_run, run_flags
+from tools.soak.kills import HEADS, LOADER, PRETRAINING, find_difference, log_tail, reference_run, run_flags
 from tools.soak.processes import HANG_SECONDS, RunningProcesses, error_log, start_run, watch_operations
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 NOBODY = 65534
-LOADER = "batch, loader process"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)  # from Debian's faketime package
 
 

@@ -11,7 +11,8 @@ from utils.report.page import Section, Table
 from utils.report.runs import Run
 from utils.report.style import draw
 
-MAX_MAP_IMAGES, MIN_MAP_IMAGES = 2000, 10  # number of validation images in the map
+MAX_MAP_IMAGES, MIN_MAP_IMAGES = 2000, 10  # number of validation images in a map
+MAX_IMAGES_OF_ALL_MAPS = 4000  # a map of 1,000 images takes four seconds
 
 
 def features(runs: list[Run]) -> list[Section]:
@@ -79,7 +80,7 @@ def _map(found: dict[str, RunFeatures], names: dict[str, list[str] | None], reas
             reasons = [*reasons, f"{name}: no map, because {len(run.labels)} validation images are too few."]
             continue
         order, classes = _by_frequency(run, names[name])
-        indices = spread_out(len(run.labels), MAX_MAP_IMAGES)
+        indices = spread_out(len(run.labels), min(MAX_MAP_IMAGES, MAX_IMAGES_OF_ALL_MAPS // len(found)))
         points, method = in_two_dimensions(run.features.numpy()[indices])
         ranks = np.argsort(order)[run.labels.numpy()[indices]]
         caption = f"{name}, epoch {run.epoch}: {len(indices)} validation images, {method}; labels are classes"
