@@ -80,7 +80,7 @@ def write_recipe(output: Path, root: Path, train: list[str], counts: np.ndarray)
     start = shlex.join(["python", "main_moco_supcon_imba.py", f"@{output / RECIPE}", "--run-dir", "RUN"])
     files = {
         DATA: ["# Flags of both stages and of examples.cross_entropy.", where, *map("  # ".join, data_flags(facts))],
-        RECIPE: [f"# Stage 1, KCL. Start: {start}", f"@{DATA}", *map("  # ".join, training_flags(facts))],
+        RECIPE: [f"# Stage 1, KCL and a classifier. Start: {start}", f"@{DATA}", *map("  # ".join, training_flags(facts))],
     }
     log(f"images: {facts.description}")
     for name, lines in files.items():
@@ -164,6 +164,7 @@ def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
         ),
         (f"--lr {rate:.3g} --wd 5e-4", "the rate depends on the batch; weight decay of the Fashion-MNIST recipe"),
         ("--mlp --cos", "two-layer projection head and cosine schedule"),
+        ("--joint 1", "also train a classifier, which improves the features; 0: KCL as in the paper"),
     ]
 
 
