@@ -1,8 +1,11 @@
-"""The trials of a plan: their commands, and whether they have finished."""
+"""The trials of a plan: their commands, whether they have finished, and the time that remains."""
 
 import itertools
 import shlex
+import time
 from argparse import Namespace
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,9 +188,11 @@ def is_finished(command: list[str]) -> bool:
         raise errors.InputError(
             f"{args.run_dir}: contains a run with other arguments ({differences}). Choose another --folder or delete it"
         )
-    output = stage.folder / ("features.npz" if getattr(args, "monitor_freq", 0) else "results.json")
+    output = "results.json"
+    if script == SCRIPTS["contrast"]:  # without --monitor-freq, its last output is the checkpoint
+        output = "features.npz" if args.monitor_freq else checkpoint.LAST
     trains = script in (SCRIPTS["contrast"], SCRIPTS["cross-entropy"].removeprefix("-m "))
-    return output.exists() and (not trains or _epochs_done(folder / checkpoint.LAST) == args.epochs)
+    return (stage.folder / output).exists() and (not trains or _epochs_done(folder / checkpoint.LAST) == args.epochs)
 
 
 def _epochs_done(path: Path) -> int:
@@ -212,3 +217,18 @@ def resolve_args(script: str, args: Namespace, stored: dict[str, object]) -> Nam
     if script == SCRIPTS["pixels"].removeprefix("-m "):
         args.arch = pixels.ARCH
     return args
+
+
+class TimeEstimate:
+    """Estimate of the remaining time, from the weights of the trials that have finished so far."""
+
+    def __init__(self, trials: list[Trial], now: Callable[[], float] = time.monotonic):
+        self.now, self.started, self.done = now, now(), 0
+        self.total_weight, self.weight = sum(trial.weight for trial in trials), 0.0
+
+    def add_finished(self, trial: Trial) -> None:
+        self.done, self.weight = self.done + 1, self.weight + trial.weight
+
+    def remaining(self) -> str:
+        seconds = (self.now() - self.started) / self.weight * (self.total_weight - self.weight)
+        return f"about {timedelta(seconds=round(seconds))} remaining in this stage"

@@ -7,14 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.results import __main__ as study_command
 from examples.results import running
-from examples.results.running import OutOfTimeError, TimeEstimate, run_all, wait_for_earlier_runs
-from examples.results.trials import Trial
+from examples.results.plan_file import read_plan
+from examples.results.running import OutOfTimeError, run_all, wait_for_earlier_runs
+from examples.results.study import Study
+from examples.results.trials import Cell, TimeEstimate, Trial, unfinished_part
 from tests.processes import Program
 from tests.refusals import assert_names, refusal
 from tests.results import played
+from tests.results.written import write_run
 from utils.run.folder import lock_run_dir
 
 
@@ -37,6 +41,16 @@ def test_commands_of_a_trial_run_in_order(all_finished, tmp_path, capsys):
     run_all(trials, jobs=2)
     assert [(tmp_path / name / "words").read_text() for name in "abc"] == ["one two"] * 3
     assert_names(capsys.readouterr().out, "1/3", "2/3", "3/3", *(trial.run_dir for trial in trials))
+
+
+def test_run_of_a_plan_without_measures_finishes(write_plan, tmp_path):
+    """Without --monitor-freq, contrastive runs write neither features nor results."""
+    plan = read_plan(str(write_plan((" --monitor-freq 2", ""))))
+    study, cell = Study(plan, tmp_path / "runs", torch.device("cpu")), Cell(10, plan.methods["kcl"])
+    write_run(study, cell, 0, 80, 81)
+    trial = study.trial(cell, 0)
+    (trial.run_dir / "features.npz").unlink()
+    assert not unfinished_part(trial).commands
 
 
 def test_unfinished_run_with_exit_code_0_is_refused(tmp_path, monkeypatch):
