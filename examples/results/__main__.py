@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.folder or f"runs/results_{plan.name}")
     planned = study.Study(plan, folder, devices.pick_device(args.device))
     if args.show:
-        log(running.describe_plan(planned))
+        log(budget.describe_plan(planned))
         return
     if not args.page:
         if not Path("main_moco_supcon_imba.py").is_file():

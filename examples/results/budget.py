@@ -1,4 +1,4 @@
-"""Choose the seeds and lengths of a study that fit a number of hours on this machine."""
+"""Choose the seeds and lengths of a study that fit a number of hours on this machine, and describe its runs."""
 
 import shutil
 import time
@@ -9,11 +9,12 @@ import numpy as np
 
 from examples.results.plan import TRAINS_NETWORK, Plan
 from examples.results.running import run_all
-from examples.results.study import Study
-from examples.results.trials import Cell
+from examples.results.study import TUNING, Study
+from examples.results.trials import Cell, unfinished_part
 from utils.distributed import log
 from utils.errors import InputError
 from utils.files import format_json, write_text
+from utils.measure.results import format_markdown_table
 from utils.report.runs import read_stage
 from utils.safe_load import read_json
 
@@ -107,6 +108,28 @@ def with_seeds(plan: Plan, seeds: dict[int | None, int]) -> Plan:
     """Return the plan with length -> number of seeds (None: the plan has no lengths), without added seeds."""
     smaller = plan._replace(seeds=seeds[None]) if None in seeds else plan.with_lengths(seeds)
     return smaller._replace(more_seeds=smaller.seeds)
+
+
+def describe_plan(study: Study) -> str:
+    """Return a table of the stages of a study with the trials that remain. Seeds that may be added are not counted."""
+    rows, seen, hours, assumed = [], set(), 0.0, False
+    for stage, trials in study.stages():
+        new_trials = [trial for trial in trials if trial.run_dir not in seen]  # a sweep shares runs with the methods
+        seen |= {trial.run_dir for trial in new_trials}
+        remaining = new_trials if assumed else [trial for trial in new_trials if unfinished_part(trial).commands]
+        hours += study.hours(remaining)
+        rows.append([stage, str(len(new_trials)), str(len(remaining)), f"{study.hours(remaining):.1f}"])
+        if remaining and stage.startswith(TUNING):
+            study.assume_rates()
+            assumed = True
+    rows.append(["all", str(len(seen)), str(sum(int(row[2]) for row in rows)), f"{hours:.1f}"])
+    lines = [f"{study.plan.title}: {study.folder}, on {study.device}", ""]
+    lines.append(format_markdown_table(["stage", "trials", "to run", "hours of training on one core"], rows))
+    lines += ["", "methods: " + "; ".join(method.title for method in study.plan.methods.values())]
+    lines.append(
+        "hours: estimated from the runs in the folder (0.0 if there are none), without the fits of the classifiers"
+    )
+    return "\n".join(lines)
 
 
 def describe_choice(plan: Plan, chosen: Plan) -> str:

@@ -3,23 +3,26 @@
 import ctypes
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from examples.results.study import TUNING, Study
-from examples.results.trials import Trial, is_complete, is_finished, unfinished_part
+from examples.results.trials import TimeEstimate, Trial, is_complete, is_finished, unfinished_part
 from utils import errors
 from utils.distributed import log
-from utils.files import check_output
-from utils.measure.results import format_markdown_table
+from utils.files import check_output, check_writable_folder, write_atomically
 from utils.run import checkpoint
 from utils.run.folder import lock_owner, lock_run_dir
 
@@ -27,6 +30,7 @@ PR_SET_PDEATHSIG = 1
 # Files of a finished trial in the archive. Only unfinished trials need the checkpoint and the cached features.
 RESULT_FILES = ("args.json", "log.jsonl", "results.json", "features.npz")
 SHARED_FILES = ("*.npy", "speed.json")  # targets, and the measured speed
+DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)  # of a zip file
 
 
 @contextmanager
@@ -38,11 +42,12 @@ def open_study(study: Study, archive: Path | None = None) -> Iterator[None]:
     """
     if archive:
         check_output("--archive", archive, overwrite=True)
+        check_writable_folder(archive.parent, "folder of --archive", "choose another file")
     for number in errors.EXIT_CODES.keys() - {signal.SIGINT}:
         signal.signal(number, lambda number, _: sys.exit(errors.EXIT_CODES[number]))
     with lock_run_dir(study.folder):
         if archive and archive.exists():
-            unpack_archive(archive, study.folder)
+            unpack_archive(archive, study)
         study.prepare()
         try:
             yield
@@ -70,28 +75,6 @@ def run_stages(study: Study, jobs: int, minutes: float | None = None) -> None:
                 log(study.describe_rates(stage))
     except OutOfTimeError:
         log(f"--minutes {minutes:g}: stopped; run the same command again to continue")
-
-
-def describe_plan(study: Study) -> str:
-    """Return a table of the stages of a study with the trials that remain. Seeds that may be added are not counted."""
-    rows, seen, hours, assumed = [], set(), 0.0, False
-    for stage, trials in study.stages():
-        new_trials = [trial for trial in trials if trial.run_dir not in seen]  # a sweep shares runs with the methods
-        seen |= {trial.run_dir for trial in new_trials}
-        remaining = new_trials if assumed else [trial for trial in new_trials if unfinished_part(trial).commands]
-        hours += study.hours(remaining)
-        rows.append([stage, str(len(new_trials)), str(len(remaining)), f"{study.hours(remaining):.1f}"])
-        if remaining and stage.startswith(TUNING):
-            study.assume_rates()
-            assumed = True
-    rows.append(["all", str(len(seen)), str(sum(int(row[2]) for row in rows)), f"{hours:.1f}"])
-    lines = [f"{study.plan.title}: {study.folder}, on {study.device}", ""]
-    lines.append(format_markdown_table(["stage", "trials", "to run", "hours of training on one core"], rows))
-    lines += ["", "methods: " + "; ".join(method.title for method in study.plan.methods.values())]
-    lines.append(
-        "hours: estimated from the runs in the folder (0.0 if there are none), without the fits of the classifiers"
-    )
-    return "\n".join(lines)
 
 
 class OutOfTimeError(Exception):
@@ -139,21 +122,6 @@ def run_all(trials: list[Trial], jobs: int, deadline: float = math.inf) -> None:
             process.terminate()
         for process in running:
             process.wait()
-
-
-class TimeEstimate:
-    """Estimate of the remaining time, from the weights of the trials that have finished so far."""
-
-    def __init__(self, trials: list[Trial], now: Callable[[], float] = time.monotonic):
-        self.now, self.started, self.done = now, now(), 0
-        self.total_weight, self.weight = sum(trial.weight for trial in trials), 0.0
-
-    def add_finished(self, trial: Trial) -> None:
-        self.done, self.weight = self.done + 1, self.weight + trial.weight
-
-    def remaining(self) -> str:
-        seconds = (self.now() - self.started) / self.weight * (self.total_weight - self.weight)
-        return f"about {timedelta(seconds=round(seconds))} remaining in this stage"
 
 
 def wait_for_earlier_runs(trials: list[Trial], seconds: float = 60) -> None:
@@ -207,11 +175,13 @@ def write_archive(folder: Path, archive: Path) -> None:
     Args:
         folder: Folder of the study.
     """
-    new = archive.with_name(f"{archive.name}.new")
-    with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for file in _archived_files(folder):
-            zipped.write(file, file.relative_to(folder))
-    new.replace(archive)
+
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for file in _archived_files(folder):
+                zipped.write(file, file.relative_to(folder))
+
+    write_atomically(archive, write)
 
 
 def _archived_files(folder: Path) -> list[Path]:
@@ -224,18 +194,55 @@ def _archived_files(folder: Path) -> list[Path]:
     return files
 
 
-def unpack_archive(archive: Path, folder: Path) -> None:
-    """Write the files of an archive into the folder of the study. Existing files are kept.
+def unpack_archive(archive: Path, study: Study) -> None:
+    """Write the trials of an archive into the folder of the study. If the folder has a trial too, keep the later state.
 
     Raises:
-        InputError: The file is not a zip file, or cannot be unpacked.
+        InputError: The file is not an archive of the study. Nothing has been written.
     """
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            for name in zipped.namelist():
-                if not (folder / name).exists():
-                    zipped.extract(name, folder)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise errors.InputError(
-            f"{archive}: cannot be unpacked into {folder} ({error}). Check the disk, or choose another file"
-        ) from None
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=study.folder) as draft:
+        unpacked = Study(study.plan, Path(draft), study.device)
+        try:
+            with zipfile.ZipFile(archive) as zipped:
+                _check_names(zipped.namelist())
+                zipped.extractall(draft)
+            archived = {file.parent for file in unpacked.folder.glob("rho*/*/args.json")}
+            if not archived & _checked_runs(unpacked) and archived:
+                raise errors.InputError(f"it has no run of {study.plan.title}")
+        except (*DAMAGES, errors.InputError) as error:
+            reason = str(error).replace(f"{draft}/", "")
+            raise errors.InputError(
+                f"{archive}: not an archive of this study ({reason}). Choose another file"
+            ) from None
+        _checked_runs(study)  # a run with other arguments is not replaced
+        for new in [*archived, *(file for pattern in SHARED_FILES for file in unpacked.folder.glob(pattern))]:
+            old = study.folder / new.relative_to(draft)
+            if new in archived and _progress(new) > _progress(old):
+                shutil.rmtree(old, ignore_errors=True)
+            if not old.exists():
+                old.parent.mkdir(exist_ok=True)
+                new.replace(old)
+
+
+def _checked_runs(study: Study) -> set[Path]:
+    """Return the folders of all trials of a study. Raise InputError if one contains a run with other arguments."""
+    run_dirs = set()
+    for stage, trials in study.stages():
+        unfinished = [trial for trial in trials if unfinished_part(trial).commands]
+        run_dirs |= {trial.run_dir for trial in trials}
+        if unfinished and stage.startswith(TUNING):  # the learning rates of later stages are not known
+            break
+    return run_dirs
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not any(fnmatch(name, pattern) for pattern in ("rho*/*", *SHARED_FILES)):
+            raise errors.InputError(f"it contains {name}")
+
+
+def _progress(run_dir: Path) -> tuple[bool, bool, int]:
+    """Return the progress of a trial, to compare two states of it: the finished commands, and the logged epochs."""
+    log_file = run_dir / "log.jsonl"
+    epochs = len(log_file.read_bytes().splitlines()) if log_file.exists() else -1
+    return is_complete(run_dir), (run_dir / "results.json").exists(), epochs

@@ -80,7 +80,11 @@ def write_recipe(output: Path, root: Path, train: list[str], counts: np.ndarray)
     start = shlex.join(["python", "main_moco_supcon_imba.py", f"@{output / RECIPE}", "--run-dir", "RUN"])
     files = {
         DATA: ["# Flags of both stages and of examples.cross_entropy.", where, *map("  # ".join, data_flags(facts))],
-        RECIPE: [f"# Stage 1, KCL and a classifier. Start: {start}", f"@{DATA}", *map("  # ".join, training_flags(facts))],
+        RECIPE: [
+            f"# Stage 1, KCL and a classifier. Start: {start}",
+            f"@{DATA}",
+            *map("  # ".join, training_flags(facts)),
+        ],
     }
     log(f"images: {facts.description}")
     for name, lines in files.items():

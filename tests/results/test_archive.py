@@ -1,12 +1,16 @@
 """A study continues from its archive on another machine, which has no other files of it."""
 
+import zipfile
+from pathlib import Path
+
 import pytest
+import torch
 
 from examples.results import tables, trials
 from examples.results.reading import csv_table
 from examples.results.running import unpack_archive, write_archive
 from examples.results.study import Study
-from examples.results.trials import Cell, main_cells
+from examples.results.trials import Cell, Trial, main_cells
 from tests.refusals import refusal
 
 
@@ -16,9 +20,28 @@ def unpacked_study(finished_study, tmp_path):
     kcl = finished_study.trial(Cell(10, finished_study.plan.methods["kcl"]), 1)
     (kcl.run_dir / "heads" / "results.json").unlink()
     write_archive(finished_study.folder, tmp_path / "study.zip")
-    study = Study(finished_study.plan, tmp_path / "elsewhere", finished_study.device)
-    unpack_archive(tmp_path / "study.zip", study.folder)
+    return unpack(tmp_path / "study.zip", Study(finished_study.plan, tmp_path / "elsewhere", finished_study.device))
+
+
+def unpack(archive: Path, study: Study) -> Study:
+    """Unpack an archive into the folder of a study, and return the study."""
+    study.folder.mkdir(exist_ok=True)
+    unpack_archive(archive, study)
     return study
+
+
+def kcl_trial(study: Study) -> Trial:
+    return study.trial(Cell(10, study.plan.methods["kcl"]), 0)
+
+
+def set_back(study: Study) -> None:
+    """Set a finished trial back to the first of its two epochs."""
+    run_dir = kcl_trial(study).run_dir
+    (run_dir / "heads" / "results.json").unlink()
+    (run_dir / "features.npz").unlink()
+    log = run_dir / "log.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    torch.save({"epoch": 1, "state_dict": {}}, run_dir / "last.pth.tar")
 
 
 def test_only_unfinished_trials_run_again(unpacked_study):
@@ -40,9 +63,60 @@ def test_runs_with_other_arguments_are_refused(unpacked_study):
     refusal(lambda: trials.unfinished_part(unpacked_study.trial(Cell(10, method), 0)), "tsc_s0", "tw")
 
 
-def test_other_file_is_refused(tmp_path):
-    (tmp_path / "study.zip").write_text("no zip file")
-    refusal(lambda: unpack_archive(tmp_path / "study.zip", tmp_path / "runs"), tmp_path / "study.zip")
+def test_later_state_of_a_trial_is_kept(finished_study, tmp_path):
+    """The study continued on another machine, whose archive returns to the first one, or the other way round."""
+    write_archive(finished_study.folder, tmp_path / "late.zip")
+    set_back(finished_study)
+    write_archive(finished_study.folder, tmp_path / "early.zip")
+    for archive in ("late.zip", "early.zip"):
+        unpack(tmp_path / archive, finished_study)
+        run_dir = kcl_trial(finished_study).run_dir
+        assert len((run_dir / "log.jsonl").read_text().splitlines()) == 2, archive
+        assert (run_dir / "heads" / "results.json").exists() and not (run_dir / "last.pth.tar").exists(), archive
+
+
+def no_zip(file: Path) -> str:
+    file.write_text("no zip file")
+    return "not an archive"
+
+
+def damaged(file: Path) -> str:
+    """Overwrite some of the data of the archive, but not its table of contents at the end."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 - 200 : len(data) // 2] = b"?" * 200
+    file.write_bytes(data)
+    return "not an archive"
+
+
+def without_runs_of_the_plan(file: Path) -> str:
+    with zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr("rho10/bcl_s0/args.json", "{}")
+    return "Small"
+
+
+def of_something_else(file: Path) -> str:
+    with zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr("photo.png", "")
+    return "photo.png"
+
+
+@pytest.mark.parametrize("write", [no_zip, damaged, without_runs_of_the_plan, of_something_else])
+def test_other_file_is_refused_before_anything_is_unpacked(write, finished_study, tmp_path):
+    archive, study = tmp_path / "study.zip", Study(finished_study.plan, tmp_path / "elsewhere", finished_study.device)
+    write_archive(finished_study.folder, archive)
+    fact = write(archive)
+    refusal(lambda: unpack(archive, study), archive, fact)
+    assert not [*study.folder.iterdir()]
+
+
+def test_archive_with_other_arguments_is_refused_before_anything_is_unpacked(finished_study, tmp_path):
+    write_archive(finished_study.folder, tmp_path / "study.zip")
+    methods = finished_study.plan.methods
+    other = methods | {"tsc": methods["tsc"]._replace(flags=("--targeted", "--tw", "0.5"))}
+    plan = finished_study.plan._replace(methods=other, sweeps=())
+    study = Study(plan, tmp_path / "elsewhere", finished_study.device)
+    refusal(lambda: unpack(tmp_path / "study.zip", study), "study.zip", "tsc_s0", "tw")
+    assert not [*study.folder.iterdir()]
 
 
 def test_minutes_are_those_of_the_most_frequent_device(study_results):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from examples.results import trials
+from examples.results.budget import describe_plan
 from examples.results.plan import StudyMethod
-from examples.results.running import describe_plan
 from examples.results.study import best_rate
 from examples.results.trials import Cell, main_cells, sweep_cells
 from tests.refusals import refusal
