@@ -21,7 +21,8 @@ SCRIPTS = {  # value of stage1 (how a method computes features) -> its script
     "pixels": "-m examples.pixels",
 }
 HEADS = "main_lincls_imba.py"
-SET_BY_STUDY = {"imbalance", "seed", "run_dir", "resume", "pretrained", "dry_run"}  # arguments of each run
+# Arguments of each run, which the study sets.
+SET_BY_STUDY = {"imbalance", "seed", "run_dir", "resume", "pretrained", "targets", "dry_run"}
 TRAINS_NETWORK = ("contrast", "cross-entropy")  # values of stage1 that train a network
 
 
@@ -136,6 +137,8 @@ def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -
     try:
         args = parser.parse_args(list(words))
         refuse_unsupported(parser, list(words), args)
+    except SystemExit:
+        raise_error("--help: prints text instead of running; omit it")
     finally:
         del parser.error  # restore the method of the class
     for name in typed_names(parser, list(words)) & SET_BY_STUDY:

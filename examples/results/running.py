@@ -29,7 +29,7 @@ from utils.run.folder import lock_owner, lock_run_dir
 PR_SET_PDEATHSIG = 1
 # Files of a finished trial in the archive. Only unfinished trials need the checkpoint and the cached features.
 RESULT_FILES = ("args.json", "log.jsonl", "results.json", "features.npz")
-SHARED_FILES = ("*.npy", "speed.json")  # targets, and the measured speed
+SHARED_FILES = ("*.npy",)  # targets
 DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)  # of a zip file
 
 

@@ -17,7 +17,11 @@ from utils.run.loop import ENOUGH_STEPS
 
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
-MIRROR_SAMPLE, MIRROR_SIDE = 1000, 16  # images that are compared with mirrored ones, and the side of their thumbnails
+MIRROR_SAMPLE, MIRROR_FEWEST, MIRROR_SIDE = (
+    1000,
+    50,
+    16,
+)  # images that are compared with mirrored ones, and the side of their thumbnails
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
@@ -104,7 +108,10 @@ def look_at_images(root: Path, train: list[str], counts: np.ndarray) -> ImageFac
     headers = _read_headers(root, [train[number] for number in chosen])
     if not headers:
         return None
-    sizes, is_grey = [size for size, _ in headers], {mode for _, mode in headers} <= GREY_MODES
+    sizes = [size for size, _ in headers]
+    is_grey = {mode for _, mode in headers} <= GREY_MODES or _pixels_are_grey(
+        root, [train[number] for number in chosen]
+    )
     return ImageFacts(counts, sizes, is_grey, mirror_accuracies(root, train, counts) if is_grey else (0.0, 0.0))
 
 
@@ -117,7 +124,8 @@ def mirror_accuracies(root: Path, train: list[str], counts: np.ndarray) -> tuple
         train: paths of the training images, class by class. counts: training images of each class, (C,).
 
     Returns:
-        The accuracy of the original and of the mirrored images in percent, as means over classes.
+        The accuracy of the original and of the mirrored images in percent, as means over classes; (0, 0) if there are
+        too few images.
     """
     chosen = np.unique(np.linspace(0, len(train) - 1, MIRROR_SAMPLE).round().astype(int))
     images, labels = [], []
@@ -129,7 +137,7 @@ def mirror_accuracies(root: Path, train: list[str], counts: np.ndarray) -> tuple
             continue
         images.append(np.asarray(image, dtype=np.float32))
         labels.append(all_labels[number])
-    if len(images) < 2:
+    if len(images) < MIRROR_FEWEST:
         return 0.0, 0.0
     pixels, classes = np.stack(images), np.array(labels)
     return _nearest_accuracy(pixels, pixels, classes), _nearest_accuracy(pixels[:, :, ::-1], pixels, classes)
@@ -215,6 +223,18 @@ def _views(facts: ImageFacts) -> tuple[str, str]:
     if facts.side <= 96:
         return ("--views cifar", "crop, flip, jitter, grey, without blur, for small images")
     return ("--views simclr", "crops keep 20 % of the image or more; those of the default view, photo, 8 % or more")
+
+
+def _pixels_are_grey(root: Path, paths: list[str]) -> bool:
+    """Return whether all images are grey, although they are stored in colour."""
+    for path in paths:
+        try:
+            pixels = np.asarray(open_rgb(root, path))
+        except UNREADABLE:  # reported by verify
+            continue
+        if (pixels != pixels[:, :, :1]).any():
+            return False
+    return True
 
 
 def _read_headers(root: Path, paths: list[str]) -> list[tuple[tuple[int, int], str]]:
