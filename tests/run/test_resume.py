@@ -24,7 +24,7 @@ from tests.stopping import (
     log_of,
     run_until_stopped,
 )
-from utils import distributed
+from utils.distributed import collectives
 from utils.errors import Stopped
 from utils.run import checkpoint
 from utils.run.checkpointer import Checkpointer
@@ -208,7 +208,7 @@ def test_changed_number_of_processes_is_reported(flags, save_changed_checkpoint,
 
 def test_processes_at_different_steps_are_refused(flags, save_changed_checkpoint, monkeypatch):
     words = [*flags, *TSC, *save_changed_checkpoint(step=2)]
-    monkeypatch.setattr(distributed, "gather", lambda mine: torch.cat([mine, mine - torch.tensor([0, 1])]))
+    monkeypatch.setattr(collectives, "gather", lambda mine: torch.cat([mine, mine - torch.tensor([0, 1])]))
     refusal(lambda: stage1.main(words), "[1, 2]", "[1, 1]")
 
 
