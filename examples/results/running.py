@@ -207,7 +207,7 @@ def unpack_archive(archive: Path, study: Study) -> None:
                 _check_names(zipped.namelist())
                 zipped.extractall(draft)
             archived = {file.parent for file in unpacked.folder.glob("rho*/*/args.json")}
-            if not archived & _checked_runs(unpacked) and archived:
+            if archived and not archived & _checked_runs(unpacked):
                 raise errors.InputError(f"it has no run of {study.plan.title}")
         except (*DAMAGES, errors.InputError) as error:
             reason = str(error).replace(f"{draft}/", "")

@@ -86,7 +86,7 @@ def test_invalid_plan_is_refused_before_writing(change, facts, write_plan, tmp_p
 
 
 def test_missing_plan_is_refused(tmp_path):
-    refusal(lambda: read_plan("cloth"), "cloth", "digits, fashion")
+    refusal(lambda: read_plan("cloth"), "cloth", "digits", "fashion")
     refusal(lambda: read_plan(str(tmp_path / "other.ini")), tmp_path / "other.ini")
 
 
