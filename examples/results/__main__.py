@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         with running.open_study(planned, args.archive):
             planned = budget.fit_to_hours(planned, args.hours, jobs) if args.hours else planned
             running.run_stages(planned, jobs, args.minutes)
-    if args.minutes and not planned.has_page():
+    results = planned.page_results() if args.minutes else planned.results()
+    if results is None:
         log(f"no page yet, because a method has fewer than two finished seeds; the runs are in {folder}")
         return
     # The page shows only the flags that affect its numbers, not --output or --jobs.
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     shown_flags += ["--seeds", str(args.seeds)] if args.seeds else []
     shown_flags += ["--hours", f"{args.hours:g}"] if args.hours else []
     command = shlex.join(["python", "-m", "examples.results", *shown_flags])
-    written = page.write(planned.results(), Path(args.output), command)
+    written = page.write(results, Path(args.output), command)
     log(f"wrote {', '.join(map(str, written))}; the runs are in {folder}")
 
 

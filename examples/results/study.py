@@ -211,11 +211,10 @@ class Study:
             sweeps[sweep.key] = {key: self.finished(cell, range(sweep.seeds)) for key, cell in cells.items()}
         return reading.select_results(plan, groups, lengths, sweeps)
 
-    def has_page(self) -> bool:
-        """Return whether the finished trials are enough for a page."""
-        return self.is_tuned(min(self.plan.lengths, default=None)) and reading.enough_seeds(
-            self.plan, self.results().groups
-        )
+    def page_results(self) -> Results | None:
+        """Return the results of all finished trials, or None if they are not enough for a page."""
+        results = self.results() if self.is_tuned(min(self.plan.lengths, default=None)) else None
+        return results if results and reading.enough_seeds(results.plan, results.groups) else None
 
     def groups(self, length: int | None) -> Groups:
         """Return the results of all methods at a length."""

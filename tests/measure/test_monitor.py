@@ -66,6 +66,11 @@ def test_csv_has_columns_of_all_records():
     )
 
 
+def test_last_epoch_is_always_measured(tmp_path):
+    monitor = Monitor(2, 5, np.full(7, 30), {}, tmp_path)
+    assert [epoch for epoch in range(1, 6) if monitor.due(epoch)] == [2, 4, 5]
+
+
 def test_monitor_does_not_change_weights(monitored, unmonitored):
     with_monitor, without = (checkpoint.read_checkpoint(run / "last.pth.tar") for run in (monitored, unmonitored))
     for name, weight in without["state_dict"].items():

@@ -6,7 +6,6 @@ import resource
 import shutil
 import sys
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -15,7 +14,6 @@ from utils.errors import run as run_main
 from utils.measure.feature_file import NAME
 from utils.report import __main__ as report
 from utils.report import build, sections
-from utils.report.features import in_two_dimensions, spread_out
 from utils.report.figures import curves
 from utils.report.page import Section, Table, format_html_page, format_markdown_page
 from utils.report.runs import read_run
@@ -227,21 +225,3 @@ def test_figures_are_deterministic_and_have_two_themes():
     assert first == second
     assert first.light != first.dark
     assert "#e6e8eb" in first.dark and "#e6e8eb" not in first.light
-
-
-def test_spread_out_samples_the_whole_list():
-    assert spread_out(5, 10).tolist() == [0, 1, 2, 3, 4]
-    assert spread_out(101, 3).tolist() == [0, 50, 100]
-
-
-def test_two_dimensional_features_are_not_embedded():
-    plane = np.eye(2)
-    assert in_two_dimensions(plane)[0] is plane
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.eye(5)[:2], 10, axis=0) + 0.01 * rng.normal(size=(20, 5))
-    points, description = in_two_dimensions(groups)
-    distances = np.linalg.norm(points[:, None] - points, axis=2)
-    assert description.startswith("t-SNE")
-    assert (
-        distances.argsort(axis=1)[:, 1] // 10 == np.arange(20) // 10
-    ).all()  # the nearest point is in the same group

@@ -63,6 +63,13 @@ def test_runs_with_other_arguments_are_refused(unpacked_study):
     refusal(lambda: trials.unfinished_part(unpacked_study.trial(Cell(10, method), 0)), "tsc_s0", "tw")
 
 
+def test_page_needs_two_seeds_of_each_method(finished_study):
+    assert finished_study.page_results()
+    trial = finished_study.trial(Cell(10, finished_study.plan.methods["kcl"]), 1)
+    (trial.run_dir / "heads" / "results.json").unlink()
+    assert finished_study.page_results() is None
+
+
 def test_later_state_of_a_trial_is_kept(finished_study, tmp_path):
     """The study continued on another machine, whose archive returns to the first one, or the other way round."""
     write_archive(finished_study.folder, tmp_path / "late.zip")
@@ -120,8 +127,8 @@ def test_archive_with_other_arguments_is_refused_before_anything_is_unpacked(fin
 
 
 def test_minutes_are_those_of_the_most_frequent_device(study_results):
-    """One run of TSC, on a GPU, took no time. The others took a minute on the CPU."""
-    gpu_run = study_results.groups[10, "tsc"][0].stage
-    gpu_run.args["device"], gpu_run.epochs[:] = "cuda:0", [{"seconds": 0, "val": {}}]
+    """Two of the four runs of TSC, on a GPU, took no time. The others took a minute on the CPU."""
+    for run in study_results.groups[10, "tsc"]:
+        run.stage.args["device"], run.stage.epochs[:] = "cuda:0", [{"seconds": 0, "val": {}}]
     header, _, _, _, tsc, _ = tables.summary(study_results).splitlines()
     assert "minutes per run (cpu only)" in header and tsc.endswith("| 1.0 |")

@@ -64,13 +64,17 @@ def test_grey_images_stored_in_colour_get_them_too(tmp_path):
     assert arguments(words).views == "grey"
 
 
-@pytest.mark.parametrize(("bright", "views"), [("above or below", "grey"), ("left or right", "digit")])
-def test_images_are_not_flipped_if_mirroring_changes_their_class(bright, views, tmp_path):
+@pytest.mark.parametrize(
+    ("bright", "count", "views"),
+    [("above or below", 40, "grey"), ("left or right", 40, "digit"), ("left or right", 9, "grey")],
+    ids=["other direction", "mirrored", "too few images"],
+)
+def test_images_are_not_flipped_if_mirroring_changes_their_class(bright, count, views, tmp_path):
     gradient = np.linspace(0, 200, 16)
     gradient = np.tile(gradient, (16, 1)) if bright == "left or right" else np.tile(gradient[:, None], (1, 16))
     for label, pixels in enumerate((gradient, 200 - gradient)):
         (tmp_path / "images" / f"c{label}").mkdir(parents=True)
-        for number in range(40):
+        for number in range(count):
             noisy = pixels + np.random.default_rng(number).integers(0, 50, (16, 16))
             Image.fromarray(noisy.astype(np.uint8)).save(tmp_path / "images" / f"c{label}" / f"{number}.png")
     splits.main(["make", str(tmp_path / "images"), "--output", str(tmp_path / "lists")])

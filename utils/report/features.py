@@ -12,7 +12,7 @@ from utils.report.runs import Run
 from utils.report.style import draw
 
 MAX_MAP_IMAGES, MIN_MAP_IMAGES = 2000, 10  # number of validation images in a map
-MAX_IMAGES_OF_ALL_MAPS = 4000  # a map of 1,000 images takes four seconds
+MAX_IMAGES_OF_ALL_MAPS = 4000  # a map of 1,000 images takes about five seconds
 
 
 def features(runs: list[Run]) -> list[Section]:
