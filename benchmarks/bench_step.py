@@ -85,7 +85,7 @@ def step_functions(
         q, k = (normalize(features, dim=1) for features in encoders())
         if targeted:
             with torch.no_grad():
-                model._update_centroids_and_start_assignment(q, labels)
+                model._update_centroids(q, labels)
                 model._assigned_targets(labels)
         compute.step(textbook_loss(model, q, k, labels), optimizer)
         model._enqueue(k, labels)

@@ -130,9 +130,9 @@ class KCL(TargetModel):
         q = l2_normalise(encode_in_microbatches(self.encoder_q, im_q, self.parts))  # q = f_q(x) / |f_q(x)|: (N, D)
         all_labels = collectives.gather(labels)  # y of the global batch: (B,)
         with torch.no_grad():
-            if self.targeted:
-                # centroids c_y: (C, D); the assignment σ is solved while the keys are encoded
-                self._update_centroids_and_start_assignment(collectives.gather(q.detach()), all_labels)
+            if self.uses_centroids:
+                # centroids c_y: (C, D); in TSC, the assignment σ is solved while the keys are encoded
+                self._update_centroids(collectives.gather(q.detach()), all_labels)
             self._update_key_encoder()  # θ_k ← m θ_k + (1−m) θ_q
             all_k = self._encode_keys(im_k)  # keys k = f_k(x′) / |f_k(x′)| of the global batch: (B, D)
             k = all_k.chunk(distributed.world_size())[distributed.rank()]  # own keys: (N, D)

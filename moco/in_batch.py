@@ -84,9 +84,9 @@ class InBatchKCL(TargetModel):
         views = GatherWithGradient.apply(torch.stack(v.chunk(2), dim=1))  # (B, 2, D)
         y = gather(labels) if self.supervised else torch.arange(len(views), device=labels.device)  # (B,)
         target = None
+        if self.uses_centroids:
+            self._update_centroids(views.detach().flatten(0, 1), y.repeat_interleave(2))  # c_y: (C, D)
         if self.targeted:
-            # centroids c_y: (C, D)
-            self._update_centroids_and_start_assignment(views.detach().flatten(0, 1), y.repeat_interleave(2))
             target = self._assigned_targets(torch.arange(len(self.class_centroid), device=y.device))  # t_σ(c): (C, D)
         loss = self._loss(views, y, target)  # scalars
         self.step += 1

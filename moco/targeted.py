@@ -20,6 +20,7 @@ class TargetModel(nn.Module):
         class_centroid: buffer (C, D), unit vectors.
         optimal_target: buffer (C·r, D), or None.
         targeted: whether the model is in the TSC phase; can be set at any time.
+        centroids_in_kcl: whether the KCL phase also updates the centroids, so that TSC starts from them.
         tr: number r of copies of each target.
         seed, step: determine the random draws of a step. Each step increments `step`; set it when resuming.
         assignment_interval: number of steps between target assignments; 0 keeps target y for class y.
@@ -30,6 +31,7 @@ class TargetModel(nn.Module):
     class_centroid: Tensor
     optimal_target: Tensor | None
     supervised: bool
+    centroids_in_kcl: bool = False
 
     def __init__(self, targeted: bool, tr: int, assignment_interval: int):
         super().__init__()
@@ -60,22 +62,30 @@ class TargetModel(nn.Module):
         """Return each class's target in the last TSC step, (C, D). None in KCL and before the first TSC step."""
         return self.unique_targets[self.assignment] if self.targeted and self.assignment is not None else None
 
-    @torch.no_grad()
-    def _update_centroids_and_start_assignment(self, features: Tensor, labels: Tensor) -> None:
-        """Update the centroids and, every `assignment_interval` steps, start a new target assignment.
+    @property
+    def uses_centroids(self) -> bool:
+        """Whether the steps of the current phase update the class centroids."""
+        return self.targeted or self.centroids_in_kcl
 
-        Args:
-            features: (B, D) of the global batch. labels: (B,).
+    @torch.no_grad()
+    def _update_centroids(self, features: Tensor, labels: Tensor) -> None:
+        """Update the centroids with the (B, D) features and (B,) labels of the global batch.
+
+        In TSC, every `assignment_interval` steps, this also starts a new target assignment.
         """
-        if self.optimal_target is None:
+        if self.targeted and self.optimal_target is None:
             raise ValueError(
                 f"targeted=True requires targets; pass {type(self).__name__}(..., targets=...) of shape (C, D)"
             )
         with torch.autocast(features.device.type, enabled=False):
             self.class_centroid.copy_(update_centroids(self.class_centroid, features, labels))
         collectives.broadcast_tensor(self.class_centroid)  # different GPU types may round, and then assign, differently
+        if self.targeted:
+            self._start_assignment()
+
+    def _start_assignment(self) -> None:
         if not self.assignment_interval:
-            self.assignment = torch.arange(len(self.class_centroid), device=labels.device)
+            self.assignment = torch.arange(len(self.class_centroid), device=self.class_centroid.device)
         elif self.assignment is None or self.step % self.assignment_interval == 0:
             self._solver = self._solver or Assignment(self.unique_targets)
             self._solver.start(self.class_centroid)

@@ -85,6 +85,7 @@ class ContrastMethod(EncoderMethod):
         model_kwargs |= {"assignment_interval": settings.assignment_interval, "parts": settings.accum_steps}
         self.model = self.build_contrast(get_encoder(settings.arch, settings.image_size), model_kwargs, state)
         self.model.seed = state.seed
+        self.model.centroids_in_kcl = settings.targeted and settings.centroid_init == "kcl"
         if settings.joint:
             counts = self.sampled_counts(state)
             self.classifier = add_classifier(self.model, counts, settings.joint, settings.joint_classifier)

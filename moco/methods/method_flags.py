@@ -115,6 +115,16 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         rare=True,
     )
     loss.add_argument(
+        "--centroid-init",
+        choices=["random", "queue", "kcl"],
+        metavar="FROM",
+        default="random",
+        help="Class centroids when TSC starts.\nrandom: as the authors\nqueue: class means of the queue\nkcl: running "
+        "class means, updated in every step of the KCL phase",
+        ignored=(WITHOUT_TARGETED,),
+        rare=True,
+    )
+    loss.add_argument(
         "--targets",
         metavar="FILE",
         help="File of class targets (default: the checkpoint's; in a new run optimal_<C>_<D>.npy in the current "
@@ -189,15 +199,6 @@ def add_queue_target_arguments(model: Group, loss: Group) -> None:
         help="Always use the class's target as a positive, in addition to the K sampled ones (--contrast queue). "
         "Without it, positives are sampled from targets and queue together. All TSC recipes with a queue set it.",
         ignored=(WITHOUT_TARGETED,),
-    )
-    loss.add_argument(
-        "--centroid-init",
-        choices=["random", "queue"],
-        metavar="FROM",
-        default="random",
-        help="Class centroids when TSC starts (--contrast queue): random, or class means of the queue.",
-        ignored=(WITHOUT_TARGETED,),
-        rare=True,
     )
 
 

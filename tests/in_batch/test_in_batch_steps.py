@@ -74,8 +74,9 @@ def expected_step(model, im_q, im_k, labels):
     views, centroids, k = torch.stack(v.chunk(2), 1), model.class_centroid, model.num_positive
     y = labels if model.supervised else torch.arange(len(labels))
     targets, repeat = v[:0], 1
-    if model.targeted:
+    if model.targeted or model.centroids_in_kcl:
         centroids = oracle.centroids(centroids, torch.cat([views[:, 0], views[:, 1]]), [*y.tolist(), *y.tolist()])
+    if model.targeted:
         sigma = oracle.assignment(centroids @ model.optimal_target[:: model.tr].T)
         if not model.assignment_interval:
             sigma = list(range(len(sigma)))
@@ -97,6 +98,7 @@ def expected_step(model, im_q, im_k, labels):
     [
         *("", "--K 0", "--K 1 --mlp", "--unbiased", "--loss MoCo", "--moco-t 0.2"),
         *(TSC, f"{TSC} --K 0", f"{TSC} --unbiased", f"{TSC} --kcl-epochs 0", f"{TSC} --assignment-interval 0"),
+        f"{TSC} --centroid-init kcl",
         *(RELEASE, f"{RELEASE} --K 0", f"{RELEASE} --only_t", f"{RELEASE} --unbiased --kcl-epochs 0"),
     ],
 )
@@ -120,6 +122,7 @@ def loss_form(flags: str) -> str:
         ("", "--moco-t 0.2"),
         (TSC, "--tw 0.5"),
         (TSC, "--kcl-epochs 0"),
+        (f"{TSC} --epochs 32 --kcl-epochs 31", "--centroid-init kcl"),
         (TSC, "--loss-form release"),
         (RELEASE, "--tr 25"),
         (RELEASE, "--only_t"),
@@ -172,6 +175,7 @@ def test_flags_of_other_contrast_are_refused_even_at_defaults(flags, facts, run,
         (f"{TSC} --loss MoCo", ["--loss MoCo", "--targeted"]),
         (f"{TSC} --kcl-epochs 2", ["--kcl-epochs 2", "--epochs"]),
         ("--sync-bn", ["--sync-bn", "GPU"]),
+        (f"{TSC} --centroid-init queue", ["--centroid-init queue", "--contrast batch", "kcl"]),
     ],
 )
 def test_incompatible_flags_are_refused(flags, facts, run, tmp_path):

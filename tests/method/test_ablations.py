@@ -86,9 +86,10 @@ def expected_step(model, im_q, im_k, labels):
         rng = torch_rng(model.seed, Stream.POSITIVES, model.step, 0)
         shape = (len(y), model.num_positive if model.supervised else 0)
         draws = torch.randint(RANDOM_INT_BOUND, shape, generator=rng).tolist()
+    if model.targeted or model.centroids_in_kcl:
+        centroids = oracle.centroids(centroids, q, y)
     if model.targeted:
         fixed_copies, copies = (model.tr, 0) if model.sep_t or draws is None else (0, model.tr)
-        centroids = oracle.centroids(centroids, q, y)
         sigma = oracle.assignment(centroids @ model.optimal_target[:: model.tr].T)
         target_options = {"targets": model.optimal_target, "target_row": [model.tr * row for row in sigma]}
     chosen = oracle.positives(y, model.queue_labels[0].tolist(), draws, copies, fixed_copies)
@@ -108,7 +109,8 @@ TSC_FLAGS = [
         itertools.product((1, 3), ("", "--sep_t"), ("release", "paper"), (0, 6))
     )
 ]
-OTHER_FLAGS = ["--loss MoCo", "--targeted --sep_t --centroid-init queue", "--K 1 --moco-t 0.2 --moco-m 0.5"]
+OTHER_FLAGS = ["--loss MoCo", "--K 1 --moco-t 0.2 --moco-m 0.5"]
+OTHER_FLAGS += [f"--targeted --sep_t --centroid-init {source}" for source in ("queue", "kcl")]
 
 
 @pytest.mark.parametrize("flags", KCL_FLAGS + TSC_FLAGS + OTHER_FLAGS)
@@ -212,6 +214,12 @@ def test_every_flag_is_tested_or_may_differ_on_resume():
 def test_flag_changes_the_loss(flag, run):
     base, change = CHANGES[flag]
     assert run(base).steps != run(f"{base} {change}".strip()).steps
+
+
+def test_centroids_of_the_kcl_phase_change_only_tsc(run):
+    flags = f"{TARGETED} --epochs 8 --kcl-epochs 7"
+    random, kcl = run(flags).steps, run(f"{flags} --centroid-init kcl").steps
+    assert random[:14] == kcl[:14] and random[14:] != kcl[14:]
 
 
 @pytest.mark.parametrize(
