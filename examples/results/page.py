@@ -146,6 +146,8 @@ def introduction(results: Results, command: str) -> str:
     tuned = f"one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
     tuned += ", averaged over each rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
     tuned += " at each length" if results.lengths else ""
+    if results.lengths and plan.longest_tuned < plan.length:
+        tuned += f" up to {plan.longest_tuned:,} epochs, and longer runs use that of {plan.longest_tuned:,} epochs"
     rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [

@@ -75,6 +75,7 @@ class Plan(NamedTuple):
         flags: Value of stage1, or "heads" -> flags of its script.
         seeds: Number of seeds. With lengths, that of the longest.
         rates: Learning rates to select from. Each has one run per length, with tune_seed at tune_imbalance.
+        longest_tuned: The longest of the lengths at which rates are selected; longer runs use the rate of this length.
         pairs: Keys of two methods to compare, the first minus the second.
         more_seeds: Number of seeds of the first pair if its difference is unresolved.
         resolved: A difference is unresolved if its interval contains 0 and is wider than ± this many points.
@@ -93,6 +94,7 @@ class Plan(NamedTuple):
     data: tuple[str, ...]
     flags: dict[str, tuple[str, ...]]
     rates: tuple[str, ...]
+    longest_tuned: int | None
     tune_imbalance: float
     tune_seed: int
     methods: dict[str, StudyMethod]
@@ -103,6 +105,10 @@ class Plan(NamedTuple):
     def length(self) -> int | None:
         """The longest length, or None without lengths."""
         return max(self.lengths, default=None)
+
+    def tuned_length(self, length: int | None) -> int | None:
+        """Return the length at which the learning rates of a length are selected."""
+        return length if length is None else min(length, self.longest_tuned or length)
 
     def with_lengths(self, lengths: dict[int, int]) -> "Plan":
         """Return the plan with other lengths and numbers of seeds."""

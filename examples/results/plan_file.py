@@ -120,6 +120,7 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         data=study.words("data"),
         flags={stage1: study.words(stage1, "") for stage1 in (*SCRIPTS, "heads")},
         rates=study.words("rates", ""),
+        longest_tuned=study.number("longest_tuned", int, str(max(lengths))) if lengths else None,
         tune_imbalance=study.number("tune_imbalance", float, str(imbalances[0])),
         tune_seed=study.number("tune_seed", int, "100"),
         methods=methods,
@@ -130,6 +131,8 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         raise study.input_error(f"seeds {fewest}: expected 2 or more (one seed has no standard deviation)")
     if lengths and (plan.epochs or sweeps):
         raise study.input_error("lengths: not supported with epochs or sweeps. Write two plans")
+    if lengths and plan.longest_tuned not in lengths:
+        raise study.input_error(f"longest_tuned {plan.longest_tuned}: expected one of lengths, {[*lengths]}")
     if plan.more_seeds < seeds:
         raise study.input_error(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
     study.as_numbers("rates", plan.rates, float)

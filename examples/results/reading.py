@@ -196,3 +196,19 @@ def paired_differences(results: Results, imbalance: float, keys: tuple[str, str]
     first, second = (runs * longest if runs[0].stage is None else runs for runs in (first, second))
     shared = min(len(first), len(second))
     return accuracy(first[:shared]) - accuracy(second[:shared])
+
+
+def best_rate(accuracies: dict[str, float]) -> str:
+    """Return the rate with the best mean accuracy over itself and its two neighbours in the grid.
+
+    The mean is used because the noise of one run exceeds the difference between neighbours. The first and the last rate
+    have only one neighbour and are never selected. Of two rates, the better one is selected. Of equal rates, the first
+    one is selected.
+    """
+    rates, values = [*accuracies], [*accuracies.values()]
+    if len(rates) < 3:
+        return max(rates, key=accuracies.get)
+    means = {
+        rate: sum(values[index - 1 : index + 2]) / 3 for index, rate in enumerate(rates) if 0 < index < len(rates) - 1
+    }
+    return max(means, key=means.get)

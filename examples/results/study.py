@@ -90,10 +90,12 @@ class Study:
             or "--lr" in (*cell.method.flags, *cell.extra)
         ):
             return None
-        return self.rates(cell.length)[cell.method.key] if len(self.plan.rates) > 1 else self.plan.rates[0]
+        if len(self.plan.rates) == 1:
+            return self.plan.rates[0]
+        return self.rates(self.plan.tuned_length(cell.length))[cell.method.key]
 
     def rates(self, length: int | None = None) -> dict[str, str]:
-        """Return method key -> learning rate at a length, selected by balanced validation accuracy: see `best_rate`.
+        """Return method key -> learning rate, selected at a length by balanced validation accuracy: see `best_rate`.
 
         Each run is evaluated with the classifier that is selected on validation, like all runs of the study.
 
@@ -110,7 +112,7 @@ class Study:
                     )
                 run = reading.read_trial(trial, self.plan.tune_seed)
                 accuracies.setdefault(cell.method.key, {})[rate] = run.heads["selected"]["val_balanced"]
-            self._selected_rates[length] = {key: best_rate(by_rate) for key, by_rate in accuracies.items()}
+            self._selected_rates[length] = {key: reading.best_rate(by_rate) for key, by_rate in accuracies.items()}
         return self._selected_rates[length]
 
     def describe_rates(self, stage: str) -> str:
@@ -223,27 +225,12 @@ class Study:
         return {(cell.imbalance, cell.method.key): self.finished(cell, seeds) for cell in cells}
 
     def is_tuned(self, length: int | None) -> bool:
-        """Return whether the runs that select the learning rates at a length have finished."""
-        tuning = [self.trial(cell, self.plan.tune_seed) for cell in trials.tuning_cells(self.plan, length)]
+        """Return whether the runs that select the learning rates of a length have finished."""
+        cells = trials.tuning_cells(self.plan, self.plan.tuned_length(length))
+        tuning = [self.trial(cell, self.plan.tune_seed) for cell in cells]
         return not any(trials.unfinished_part(trial).commands for trial in tuning)
 
 
 def stage_name(name: str, length: int | None) -> str:
     """Return, as in `methods, 30 epochs`, the name of a stage."""
     return f"{name}, {length:,} epochs" if length else name
-
-
-def best_rate(accuracies: dict[str, float]) -> str:
-    """Return the rate with the best mean accuracy over itself and its two neighbours in the grid.
-
-    The mean is used because the noise of one run exceeds the difference between neighbours. The first and the last rate
-    have only one neighbour and are never selected. Of two rates, the better one is selected. Of equal rates, the first
-    one is selected.
-    """
-    rates, values = [*accuracies], [*accuracies.values()]
-    if len(rates) < 3:
-        return max(rates, key=accuracies.get)
-    means = {
-        rate: sum(values[index - 1 : index + 2]) / 3 for index, rate in enumerate(rates) if 0 < index < len(rates) - 1
-    }
-    return max(means, key=means.get)

@@ -111,8 +111,8 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
 
 
 def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
-    """Return cell -> learning rate, for the selection of learning rates at a length."""
-    if len(plan.rates) < 2:
+    """Return cell -> learning rate, for the selection of learning rates at a length. Empty if none are selected."""
+    if len(plan.rates) < 2 or plan.tuned_length(length) != length:
         return {}
     tuned = (method for method in plan.methods.values() if method.stage1 in TRAINS_NETWORK)
     return {

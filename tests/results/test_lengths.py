@@ -1,5 +1,7 @@
 """A plan with several lengths of training: its runs, its results, and what fits a number of hours."""
 
+import itertools
+
 import pytest
 
 from examples.results import __main__ as results
@@ -52,6 +54,7 @@ def test_lengths_and_their_seeds_are_read(write_plan):
         (("seeds = 3 2", "seeds = 3 2 2"), ("[study]", "seeds", 3, 2)),
         (("seeds = 3 2", "seeds = 3 1"), ("[study]", "seeds", 1, 2)),
         (("lengths = 4 12", "lengths = 4 4"), ("[study]", "lengths")),
+        (("rates = 0.1", "rates = 0.1 0.4\nlongest_tuned = 8"), ("[study]", "longest_tuned", 8, 4, 12)),
         (("rates = 0.1", "epochs = 4"), ("[study]", "lengths", "epochs")),
         (("--tw 0.2\n", "--tw 0.2 --epochs 8\n"), ("[method tsc]", "--epochs")),
     ],
@@ -87,7 +90,22 @@ def test_rate_is_selected_at_each_length(length_study):
             write_run(length_study, cell, length_study.plan.tune_seed, 50, validation[length, rate])
         assert_names(length_study.describe_rates(name), f"kcl {best}", f"ce {best}")
         name, methods = next(stages)
-        assert {trial.commands[0][trial.commands[0].index("--lr") + 1] for trial in methods[1:]} == {best}
+        assert {rate for trial in methods for rate in rates_in(trial)} == {best}
+
+
+def rates_in(trial) -> list[str]:
+    """Return the learning rates in the commands of a trial."""
+    return [after for words in trial.commands for word, after in itertools.pairwise(words) if word == "--lr"]
+
+
+def test_longer_runs_use_the_rate_of_the_longest_tuned_length(length_study):
+    length_study.plan = length_study.plan._replace(rates=("0.1", "0.4"), longest_tuned=4)
+    for cell, rate in tuning_cells(length_study.plan, 4).items():
+        write_run(length_study, cell, length_study.plan.tune_seed, 50, {"0.1": 70, "0.4": 71}[rate])
+    stages = dict(length_study.stages())
+    assert [*stages] == ["learning rates, 4 epochs", "methods, 4 epochs", "methods, 12 epochs"]
+    assert {rate for trial in stages["methods, 12 epochs"] for rate in rates_in(trial)} == {"0.4"}
+    assert length_study.is_tuned(12)
 
 
 def test_tables_have_a_column_per_length(finished_lengths):

@@ -9,7 +9,7 @@ import torch
 from examples.results import trials
 from examples.results.budget import describe_plan
 from examples.results.plan import StudyMethod
-from examples.results.study import best_rate
+from examples.results.reading import best_rate
 from examples.results.trials import Cell, main_cells, sweep_cells
 from tests.refusals import refusal
 from tests.results.written import write_run
