@@ -54,7 +54,8 @@ class BCL(nn.Module):
         z = l2_normalise(self.encoder_q(torch.cat([im_c, im_1, im_2]))).chunk(3)[1:]  # z = g(f(x)) / |…|: 2 × (N, D)
         class_logits = self.classifier.logits(len(labels))  # scale · cos(f(x), w), of im_c: (N, C)
         loss_ce = self.classifier.loss(class_logits, labels)  # CE(logits + log π, y)
-        prototypes = l2_normalise(self.prototype_head(self.classifier.weight))  # g_c(w_c) / |…|: (C, D)
+        with torch.autocast(labels.device.type, enabled=False):  # only the encoder runs in half precision
+            prototypes = l2_normalise(self.prototype_head(self.classifier.weight))  # g_c(w_c) / |…|: (C, D)
         views = GatherWithGradient.apply(torch.stack(z, dim=1))  # (B, 2, D)
         loss_contrast = bcl_loss(views, gather(labels), prototypes, self.T)
         loss = self.ce_weight * loss_ce + self.contrast_weight * loss_contrast

@@ -43,19 +43,21 @@ def images(size: int = 64, device: torch.device = CUDA) -> tuple[torch.Tensor, .
     return (*torch.randn(2, size, 3, 8, 8, device=device), torch.randint(10, (size,), device=device))
 
 
-def record_steps(model: KCL, batches: list, device: torch.device, dtype: torch.dtype) -> list[dict]:
+def record_steps(model: torch.nn.Module, batches: list, device: torch.device, dtype: torch.dtype) -> list[dict]:
     """Take a step on each batch; return losses, gradients, states and assignments in float64 on the CPU."""
     model = copy.deepcopy(model).to(device, dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     record = []
-    for im_q, im_k, labels in batches:
-        out = model(im_q.to(device, dtype), im_k.to(device, dtype), labels.to(device))
+    for *views, labels in batches:
+        out = model(*(view.to(device, dtype) for view in views), labels.to(device))
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
-        values = {"loss": out.loss, "class": out.loss_class, "target": out.loss_target, **model.state_dict()}
+        values = {name: value for name, value in out._asdict().items() if name.startswith("loss")}
+        values |= model.state_dict()
         values |= {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-        values |= {} if model.assignment is None else {"assignment": model.assignment}
+        assignment = getattr(model, "assignment", None)
+        values |= {} if assignment is None else {"assignment": assignment}
         record.append({n: value.detach().to("cpu", torch.float64, copy=True) for n, value in values.items()})
     return record
 

@@ -1,19 +1,25 @@
 """The operations of a step on a GPU, tested without a GPU by fake tensors."""
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco.bcl import BCL
 from moco.builder import KCL
+from moco.classifier import add_classifier
 from moco.in_batch import InBatchKCL
+from moco.paco import PaCo
+from moco.targeted import TargetModel
 from moco.targets.assignment import Assignment
 from moco.targets.centroids import update_centroids
 from tests.tiny import IMAGE, TinyEncoder, unit_vectors
 from utils import distributed
-from utils.distributed import collectives
 from utils.distributed.collectives import GatherWithGradient
 
 GPU = torch.device("cuda", 0)
@@ -72,60 +78,93 @@ class IdentityAssignment:
         return torch.arange(self.classes, device=GPU)
 
 
-def fake_step(monkeypatch, processes: int = 1, **options) -> OperationRecorder:
-    """Record the forward pass of a step on a GPU: C = 3, D = 4, Q = 12, N = 3 in each process."""
+def record_step(monkeypatch, build: Callable[[], nn.Module], processes: int = 1, views: int = 2) -> OperationRecorder:
+    """Record the forward pass of a step on a GPU, N = 3 in each process. Gradients would need a real GPU."""
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    monkeypatch.setattr(collectives, "gather", lambda tensor: torch.cat([tensor] * processes))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with GPU:
-            model = KCL(TinyEncoder, 4, 12, num_positive=2, num_classes=3, **options)
-            model.optimal_target, model._solver = torch.randn(3, 4), IdentityAssignment()
-            model.uses_shuffle_bn = True  # as with batch norm
-            images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
-        with OperationRecorder() as recorder:
-            model(images, images, labels)
-    return recorder
-
-
-def fake_step_in_batch(monkeypatch, processes: int, **options) -> OperationRecorder:
-    """Record an in-batch step: N = 3 in each process, TSC if a form is given. Gradients would need a real GPU."""
-    monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    monkeypatch.setattr("moco.in_batch.gather", lambda tensor: torch.cat([tensor] * processes))
+    for name in ("utils.distributed.collectives", "moco.in_batch", "moco.paco", "moco.bcl"):
+        monkeypatch.setattr(f"{name}.gather", lambda tensor: torch.cat([tensor] * processes))
     monkeypatch.setattr(GatherWithGradient, "apply", lambda tensor: torch.cat([tensor] * processes))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
-            model = InBatchKCL(
-                TinyEncoder, 4, num_positive=2, targeted="loss_form" in options, num_classes=3, **options
-            )
-            model.optimal_target, model._solver = torch.randn(3 * model.tr, 4), IdentityAssignment()
+            model = build()
             images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
         with OperationRecorder() as recorder, torch.no_grad():
-            model(images, images, labels)
+            model(*[images] * views, labels)
     return recorder
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("targeted", [False, True])
-def test_step_does_not_synchronize_with_gpu(targeted, processes, fake_gpu, monkeypatch):
-    recorder = fake_step(monkeypatch, processes, targeted=targeted, sep_t=True)
+def with_targets(model: TargetModel) -> TargetModel:
+    """Return the model with targets of three classes, which are assigned without waiting."""
+    model.optimal_target, model._solver = torch.randn(3 * model.tr, 4), IdentityAssignment()
+    return model
+
+
+def queue_model(**options) -> KCL:
+    """Return a model with C = 3, D = 4, Q = 12."""
+    model = with_targets(KCL(TinyEncoder, 4, 12, num_positive=2, num_classes=3, **options))
+    model.uses_shuffle_bn = True  # as with batch norm
+    return model
+
+
+def in_batch_model(**options) -> InBatchKCL:
+    """Return a model with C = 3, D = 4: TSC if a form is given."""
+    targeted = "loss_form" in options
+    return with_targets(InBatchKCL(TinyEncoder, 4, num_positive=2, targeted=targeted, num_classes=3, **options))
+
+
+def joint_model(kind: str) -> KCL:
+    model = queue_model(targeted=True)
+    add_classifier(model, torch.ones(3), 1.0, kind)
+    return model
+
+
+def paco_model(momentum_keys: bool) -> PaCo:
+    return PaCo(TinyEncoder, torch.ones(3), dim=4, K=12, num_classes=3, momentum_keys=momentum_keys)
+
+
+EACH_NUMBER_OF_PROCESSES = pytest.mark.parametrize("processes", [1, 2])
+
+
+@EACH_NUMBER_OF_PROCESSES
+@pytest.mark.parametrize("options", [{}, {"targeted": True, "sep_t": True}], ids=["KCL", "TSC"])
+def test_step_does_not_synchronize_with_gpu(options, processes, fake_gpu, monkeypatch):
+    recorder = record_step(monkeypatch, lambda: queue_model(**options), processes)
     assert recorder.products and not recorder.waits
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@EACH_NUMBER_OF_PROCESSES
 @pytest.mark.parametrize("options", [{}, {"loss_form": "paper"}, {"loss_form": "release", "tr": 3}, {"unbiased": True}])
 def test_in_batch_step_does_not_synchronize_with_gpu(options, processes, fake_gpu, monkeypatch):
-    assert (recorder := fake_step_in_batch(monkeypatch, processes, **options)).products and not recorder.waits
+    recorder = record_step(monkeypatch, lambda: in_batch_model(**options), processes)
+    assert recorder.products and not recorder.waits
+
+
+ONE_STAGE = {
+    "KCL and a linear classifier": partial(joint_model, "linear"),
+    "TSC and a classifier of targets": partial(joint_model, "targets"),
+    "PaCo": partial(paco_model, momentum_keys=True),
+    "GPaCo": partial(paco_model, momentum_keys=False),
+    "BCL": lambda: BCL(TinyEncoder, 4, 0.1, torch.ones(3)),
+}
+
+
+@EACH_NUMBER_OF_PROCESSES
+@pytest.mark.parametrize("method", ONE_STAGE)
+def test_one_stage_step_does_not_synchronize_with_gpu(method, processes, fake_gpu, monkeypatch):
+    views = 3 if method == "BCL" else 2
+    recorder = record_step(monkeypatch, ONE_STAGE[method], processes, views)
+    assert recorder.products and not recorder.waits
 
 
 def test_recorder_sees_blocking_copy_in_batch_loss(fake_gpu, monkeypatch):
     monkeypatch.setattr("moco.losses.batch_loss.to_device", lambda draws, device: draws.to(device))
-    assert fake_step_in_batch(monkeypatch, processes=1).waits == ["_to_copy"]
+    assert record_step(monkeypatch, in_batch_model).waits == ["_to_copy"]
 
 
 def test_recorder_sees_blocking_copies(fake_gpu, monkeypatch):
     """The copies are those of the draws and of the shuffle's permutation."""
     monkeypatch.setattr("moco.builder.to_device", lambda draws, device: draws.to(device))
-    assert fake_step(monkeypatch, processes=2).waits == ["_to_copy"] * 2
+    assert record_step(monkeypatch, queue_model, processes=2).waits == ["_to_copy"] * 2
 
 
 def test_centroids_use_float64_on_gpu_which_tf32_does_not_round(fake_gpu):
