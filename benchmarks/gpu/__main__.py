@@ -25,8 +25,9 @@ from benchmarks.gpu.device import require_cuda
 from benchmarks.gpu.part_store import PartStore, code_version, machine_key
 from benchmarks.gpu.plan import FAST_NAME, REFERENCE_NAME, Plan, free_memory, full_plan, smoke_plan
 from utils import errors
+from utils.cli.flags import When
 from utils.cli.numbers import positive_float
-from utils.cli.parser import Parser
+from utils.cli.parser import Parser, parse
 from utils.distributed import log
 from utils.files import write_text
 from utils.run.compute import ComputeConfig
@@ -69,7 +70,13 @@ PARTS = (
 
 def get_args_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--fresh", action="store_true", help="Measure all parts again, including finished ones.")
+    with_rehearse = When("with --rehearse", lambda args: args.rehearse)
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="Measure all parts again, including finished ones.",
+        refused=(with_rehearse,),
+    )
     parser.add_argument(
         "--rehearse",
         action="store_true",
@@ -84,12 +91,13 @@ def get_args_parser() -> Parser:
         default=STORE,
         metavar="FILE",
         help=f"File of the finished parts (default: {STORE}). A later run continues from it.",
+        refused=(with_rehearse,),
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args_parser().parse_args(argv)
+    args = parse(get_args_parser(), argv)
     if args.rehearse:
         plan = smoke_plan()
         log(SMOKE_NOTE)

@@ -12,7 +12,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import data, device, part_store
 from benchmarks.gpu.plan import NEEDS_CUDA, smoke_plan
 from tests import ROOT
-from tests.refusals import line_with, refusal
+from tests.refusals import exit_message, line_with, refusal
 from utils import errors
 
 METRICS = {
@@ -48,6 +48,11 @@ def test_smoke_test_prints_every_row_and_writes_nothing(monkeypatch, tmp_path, c
         assert len(rows) == ROWS.get(part.name, 0), part.name
         if part.name in ROWS_WITHOUT_GPU:
             assert sum(NEEDS_CUDA in line for line in rows or lines) == ROWS_WITHOUT_GPU[part.name]
+
+
+@pytest.mark.parametrize("flag", [["--fresh"], ["--store", "parts.json"]], ids=str)
+def test_smoke_test_refuses_flags_of_the_store(flag, capsys):
+    exit_message(lambda: gpu.main(["--rehearse", *flag]), capsys, flag[0], "--rehearse")
 
 
 def test_without_gpu_prints_one_error_and_writes_nothing(monkeypatch, capsys, tmp_path):
