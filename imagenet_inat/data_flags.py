@@ -30,7 +30,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-root",
         default="data",
         metavar="DIR",
-        help="Folder of the images, from which the paths in the lists start. digits and fashion are written here.",
+        help="Folder of the images, from which the paths in the lists start. digits, fashion and glyphs are "
+        "written here.",
         affects_result=False,
         stored=ENCODER,
     )

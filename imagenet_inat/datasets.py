@@ -1,26 +1,18 @@
 """Registry of the data sets, with one DatasetSpec each.
 
-To add a data set, add a DatasetSpec to REGISTRY and put its lists into imagenet_inat/data/<set_name>. All scripts then
-accept it. A data set that is used only once needs no DatasetSpec; use --dataset custom.
+To add a data set, add a DatasetSpec and put its lists into imagenet_inat/data/<set_name>. All scripts then accept it. A
+data set that is used only once needs no DatasetSpec; use --dataset custom.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_inat.sets import digits, fashion
+from imagenet_inat.sets import digits, fashion, glyphs
+from imagenet_inat.sets.cifar100 import CIFAR100_SUPERCLASSES
 
 LISTS_ROOT = Path(__file__).parent / "data"
 CIFAR = {"image_size": 32, "arch": "resnet32", "view": "cifar", "val_split": "test", "imbalance_ratio": 100.0}
-# The superclass (`coarse_labels`) of each CIFAR-100 class, in label order: 20 groups of 5.
-# fmt: off
-CIFAR100_SUPERCLASSES = (
-    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
-    12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16,
-    12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
-    13,
-)
-# fmt: on
 IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -33,8 +25,7 @@ class DatasetSpec:
         source: where the images come from; shown if they are missing.
         missing_list_advice: what to do if a list is missing: advice, or a template of the command that writes it.
         published: whether the lists can be downloaded.
-        eval_set: set_name of the data set whose validation and test lists are used, and in whose folder all lists are;
-            "": its own.
+        eval_set: set_name of the data set whose evaluation lists are used, in whose folder all lists are; "": its own.
         wnid_folder: see `lists.format.read_split`.
         view: a key of VIEWS in moco/views/rows.py.
         jitter: whether the colour jitter of the view is used; AutoAugment and RandAugment always are.
@@ -99,7 +90,7 @@ class DatasetSpec:
 DOWNLOAD = "python -m imagenet_inat.splits download"
 MAKE = "python -m imagenet_inat.splits make"
 
-# ImageNet-LT0 to LT8 of the KCL authors (Kang et al., ICLR 2021): prefix of each training list in their repository.
+# ImageNet-LT0 to LT8 (Kang et al., ICLR 2021): prefix of each training list in the KCL authors' repository.
 IMAGENET_LADDER = {0: "imagenet_100k"} | {step: f"imagenet_lt{step}" for step in (2, 4, 6, 8)}
 
 
@@ -154,8 +145,8 @@ REGISTRY = {
             missing_list_advice=f"{DOWNLOAD} places --output {{folder}}",
             published=True,
         ),
-        # CIFAR: each data set's own statistics. (The TSC authors' code uses CIFAR-10's for both: --statistics cifar10.)
-        # The official 10,000 test images are the only balanced ones, so they also serve as validation.
+        # The TSC authors' code uses CIFAR-10's statistics for both (--statistics cifar10). The official 10,000 test
+        # images are the only balanced ones, so they also serve as validation.
         DatasetSpec(
             name="cifar10",
             set_name="CIFAR10_LT",
@@ -209,6 +200,20 @@ REGISTRY = {
             largest_class_max=6000 - fashion.VAL_PER_CLASS,
             write_files=fashion.prepare,
             image_folder=fashion.find_image_folder,
+        ),
+        DatasetSpec(
+            name="glyphs",
+            set_name=glyphs.SET_NAME,
+            num_classes=glyphs.NUM_CLASSES,
+            mean=(0.097, 0.097, 0.097),
+            std=(0.270, 0.270, 0.270),
+            source="characters in the installed fonts, rendered at first use",
+            image_size=28,
+            arch="lenet",
+            view="digit",
+            imbalance_ratio=100.0,
+            largest_class=glyphs.LARGEST,
+            write_files=glyphs.prepare,
         ),
     )
 }

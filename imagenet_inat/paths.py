@@ -113,7 +113,8 @@ class ListFlags(FromArgs):
 def find_lists(spec: DatasetSpec, flags: ListFlags) -> Lists:
     """Find the lists from --data-root, --splits and --<split>-txt, otherwise by their default names.
 
-    The lists of digits and fashion are written at first use. A list that serves as two splits may be given as either.
+    The lists of digits, fashion and glyphs are written at first use. A list that serves as two splits may be given as
+    either.
     """
     data_root, imbalance, largest = flags.data_root or "data", flags.imbalance, flags.largest
     root, folder = Path(data_root), spec.lists_folder

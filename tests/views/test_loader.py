@@ -60,6 +60,7 @@ REFERENCE_TRANSFORMS = {
 }
 PHOTOGRAPHS = ("places", *(name for name in REGISTRY if name.startswith("imagenet_lt")))
 REFERENCE_TRANSFORMS |= dict.fromkeys(PHOTOGRAPHS, REFERENCE_TRANSFORMS["imagenet"])
+REFERENCE_TRANSFORMS["glyphs"] = REFERENCE_TRANSFORMS["digits"]
 REFERENCE_TRANSFORMS["fashion"] = lambda size: [T.RandomResizedCrop(size, scale=(0.4, 1)), T.RandomHorizontalFlip()]
 SIMCLR = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), T.RandomGrayscale(p=0.2)]
 REFERENCE_TRANSFORMS |= dict.fromkeys(
@@ -73,10 +74,9 @@ REFERENCE_TRANSFORMS |= dict.fromkeys(
     "shape", [(90, 70), (24, 40), (300, 20)]
 )  # the last has no box of the ratio and uses the fallback
 def test_views_match_torchvision_for_same_draws(name, shape):
-    image = photograph(*shape)
-    size = 16 if name == "digits" else 48
-    image = image.resize((8, 8)) if name == "digits" else image
-    spec = REGISTRY[name]
+    image, size, spec = photograph(*shape), 48, REGISTRY[name]
+    if spec.view == "digit":
+        image, size = image.resize((8, 8)), 16
     ours = TwoCropsTransform(train_transform(spec.view, size, colour=spec.jitter))
     reference = T.Compose(REFERENCE_TRANSFORMS[name](size))
     for seed in range(12):
