@@ -15,12 +15,13 @@ from utils.report.style import LIGHT, save_figure
 from utils.report.trials import paired_difference
 
 MARKS = "osD^v"
+METHOD_COLOURS = (*LIGHT, "#7b3fa0", "#a8323e", "#2f9fd8")
 
 
 def method_colour(results: Results, key: str) -> str:
     """Return the colour of a method, which is the same in all figures. Methods without training are grey."""
     trained = [method.key for method in results.plan.methods.values() if method.stage1 in TRAINS_NETWORK]
-    return LIGHT[trained.index(key) % len(LIGHT)] if key in trained else "0.6"
+    return METHOD_COLOURS[trained.index(key) % len(METHOD_COLOURS)] if key in trained else "0.6"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,6 +1,10 @@
 """The figures of a study, from run folders that are written instead of trained."""
 
+import pytest
+
 from examples.results import figures, page
+from examples.results.plan_file import read_plan
+from examples.results.reading import Results
 
 
 def points_of(figure) -> list[tuple[float, float]]:
@@ -33,3 +37,10 @@ def test_mechanism_figure_needs_targets(study_results, tmp_path):
 def test_each_method_has_a_different_colour(study_results):
     colours = [figures.method_colour(study_results, key) for key in study_results.plan.methods]
     assert len(set(colours)) == len(colours)
+
+
+@pytest.mark.parametrize("name", ["fashion", "length", "family", "glyphs"])
+def test_each_method_of_a_plan_has_its_own_colour(name):
+    plan = read_plan(name)
+    colours = [figures.method_colour(Results(plan, {}, {}, {}), key) for key in plan.methods]
+    assert len({*colours}) == len(colours)
