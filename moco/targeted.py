@@ -51,7 +51,7 @@ class TargetModel(nn.Module):
     @property
     def uses_labels(self) -> bool:
         """Whether a step depends on the labels: always, except in MoCo and SimCLR."""
-        return self.supervised or self.targeted
+        return self.supervised or self.uses_centroids
 
     @property
     def unique_targets(self) -> Tensor | None:

@@ -34,7 +34,7 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
         raise InputError(f"{plan.title}: expected 2 finished seeds of each method. Run the plan without --page first")
     output.mkdir(parents=True, exist_ok=True)
     largest = max(plan.imbalances)
-    drawn_figures = {"lengths": (lengths.accuracy(results), lengths.CAPTION)} if results.lengths else {}
+    drawn_figures = {"lengths": (lengths.accuracy(results), lengths.CAPTION)} if len(results.lengths) > 1 else {}
     drawn_figures |= {
         "accuracy": (
             figures.accuracy(results),
@@ -76,7 +76,7 @@ def write_block(plan: Plan, output: Path) -> list[Path]:
     if not written:
         raise InputError(f"{page}: no such page, or the page has no summary. --page writes it from the runs")
     drawn = {"accuracy": figures.accuracy, "differences": figures.differences}
-    drawn |= {"lengths": lengths.accuracy} if results.lengths else {}
+    drawn |= {"lengths": lengths.accuracy} if len(results.lengths) > 1 else {}
     files = [output / f"{plan.page}_{name}.png" for name in drawn]
     for file, draw in zip(files, drawn.values(), strict=True):
         figures.save(draw(results), file)
@@ -114,6 +114,10 @@ LENGTHS = (
     "epoch. All methods see the same number of views. A method that uses one view therefore trains for twice as many "
     "epochs. A table or figure that does not show the length is from the longest, {} epochs."
 )
+ONE_LENGTH = (
+    "A method that uses two views of each image per epoch trains for {} epochs. All methods see the same number of "
+    "views. A method that uses one view therefore trains for twice as many epochs."
+)
 PROVENANCE = "How this page was made"
 FEATURES = (
     "Measures of the validation features in the last epoch of stage 1: alignment A (lower is tighter), uniformity U "
@@ -145,9 +149,10 @@ def introduction(results: Results, command: str) -> str:
     sizes = [[f"{rho:g}", f"{sum(sizes):,}", ", ".join(map(str, sizes))] for rho, sizes in counts.items()]
     tuned = f"one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
     tuned += ", averaged over each rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
-    tuned += " at each length" if results.lengths else ""
+    tuned += " at each length" if len(results.lengths) > 1 else ""
     if results.lengths and plan.longest_tuned < plan.length:
-        tuned += f" up to {plan.longest_tuned:,} epochs, and longer runs use that of {plan.longest_tuned:,} epochs"
+        longest = f"{plan.longest_tuned:,} epochs"
+        tuned += f" up to {longest}, and longer runs use the rate selected at {longest}"
     rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [
@@ -156,7 +161,11 @@ def introduction(results: Results, command: str) -> str:
             f"`{command}`. The training of all runs took {training_hours(results):.1f} hours in total "
             f"([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
             plan.same,
-            *([LENGTHS.format(f"{plan.length:,}")] if results.lengths else []),
+            *(
+                [(LENGTHS if len(results.lengths) > 1 else ONE_LENGTH).format(f"{plan.length:,}")]
+                if plan.length
+                else []
+            ),
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
             f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are those with the best "
             f"validation accuracy. All methods choose from the same grid.{rates} Intervals are those of paired "

@@ -1,6 +1,6 @@
 """Characters in many fonts: grey images of 28 × 28 pixels in 100 classes, rendered from the fonts of this machine.
 
-A class is a character, and an image is the character in one font. The fonts of validation and test are of other
+A class is a character, and an image is the character in one font. The fonts of validation and test come from other
 families than those of training. Class c has LARGEST · ρ^(−c/99) training images, each of another font. The characters
 and the split of the fonts do not depend on the seed of a run, but the images depend on which fonts are installed.
 images/fonts.txt lists the fonts that were used.
@@ -24,10 +24,12 @@ LARGEST = 300  # training images of the largest class, and number of training fo
 FONTS = {"test": 100, "val": 50, "train": LARGEST}  # in the order in which families are taken
 MOST_PER_FAMILY = 12
 SPLIT_SEED = 0
-MARGIN = 2  # pixels
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-CHARACTERS = LETTERS + "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿß" + "&@#$%?!§"
-ADVICE = "install more fonts (docs/data.md lists packages of Debian and Ubuntu)"
+MARGIN = 2  # pixels between the highest or widest character and the border, before hinting
+FAMILY_LETTERS = (
+    4  # fonts whose family names start with the same letters, such as Noto Sans and Noto Serif, are a family
+)
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿß&@#$%?!§"
+ADVICE = "install more fonts (docs/data.md lists packages of Debian)"
 
 
 def prepare(data_root: Path, imbalance: float, largest: None = None) -> None:
@@ -47,7 +49,7 @@ def prepare(data_root: Path, imbalance: float, largest: None = None) -> None:
 
 
 def characters() -> list[str]:
-    """Return the character of each class, in random order, so that the frequency of a class means nothing."""
+    """Return the character of each class, in random order, so that class sizes do not follow the alphabet."""
     return [CHARACTERS[i] for i in np.random.RandomState(SPLIT_SEED).permutation(NUM_CLASSES)]
 
 
@@ -64,23 +66,23 @@ def choose_fonts(families: dict[str, list[Path]]) -> dict[str, dict[Path, np.nda
         InputError: there are too few fonts.
     """
     chosen: dict[str, dict[Path, np.ndarray]] = {split: {} for split in FONTS}
-    names, seen = sorted(families), set()
+    names, seen = sorted(families), set()  # seen: (class, pixels) of all images so far
     for name in (names[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(names))):
         split = next((split for split, count in FONTS.items() if len(chosen[split]) < count), None)
         if split is None:
             break
-        rendered = _render_family(families[name], seen)
-        chosen[split] |= dict(list(rendered.items())[: FONTS[split] - len(chosen[split])])
-    if len(chosen["train"]) < LARGEST:
+        most = min(MOST_PER_FAMILY, FONTS[split] - len(chosen[split]))
+        chosen[split] |= _render_family(families[name], seen, most)
+    if (found := sum(map(len, chosen.values()))) < sum(FONTS.values()):
         raise InputError(
-            f"glyphs: {len(families)} families of fonts have all {NUM_CLASSES} characters, which is enough for "
-            f"{len(chosen['train'])} training fonts, expected {LARGEST}; {ADVICE}"
+            f"glyphs: found {found} fonts with all {NUM_CLASSES} characters, at most {MOST_PER_FAMILY} of each of "
+            f"{len(families)} families, expected {sum(FONTS.values())}; {ADVICE}"
         )
     return chosen
 
 
 def find_families() -> dict[str, list[Path]]:
-    """Return the installed fonts that have all characters: first word of the family's name -> files."""
+    """Return the installed fonts that have all characters: start of the family's name -> files."""
     from matplotlib import font_manager, ft2font  # here, because they are needed only once
 
     families: dict[str, list[Path]] = {}
@@ -88,8 +90,8 @@ def find_families() -> dict[str, list[Path]]:
         try:
             font = ft2font.FT2Font(file)
             if {*map(ord, CHARACTERS)} <= font.get_charmap().keys():
-                name = re.match(r"\w[a-z]*", font.family_name.lower())
-                families.setdefault(name.group() if name else "", []).append(Path(file))
+                name = re.sub(r"[^a-z]", "", font.family_name.lower())[:FAMILY_LETTERS]
+                families.setdefault(name, []).append(Path(file))
         except (RuntimeError, OSError):  # not a scalable font
             continue
     return families
@@ -105,7 +107,7 @@ def render(file: Path) -> np.ndarray | None:
         boxes = np.array([ImageFont.truetype(file, 100).getbbox(c, anchor="ms") for c in CHARACTERS])
         left, top, right, bottom = *boxes[:, :2].min(0), *boxes[:, 2:].max(0)
         scale = (SIDE - 2 * MARGIN) / max(bottom - top, 2 * max(-left, right), 1)  # of a size of 100 pixels
-        font, baseline = ImageFont.truetype(file, max(1, int(100 * scale))), round(MARGIN - top * scale)
+        font, baseline = ImageFont.truetype(file, max(1, int(100 * scale))), round((SIDE - (top + bottom) * scale) / 2)
         images = []
         for character in characters():
             image = Image.new("L", (SIDE, SIDE))
@@ -116,16 +118,22 @@ def render(file: Path) -> np.ndarray | None:
     return np.stack(images) if len({image.tobytes() for image in images}) == NUM_CLASSES else None
 
 
-def _render_family(files: list[Path], seen: set[bytes]) -> dict[Path, np.ndarray]:
-    """Render up to MOST_PER_FAMILY fonts, spread over the family, that differ from each other and from those `seen`."""
+def _render_family(files: list[Path], seen: set[tuple[int, bytes]], most: int) -> dict[Path, np.ndarray]:
+    """Render up to `most` fonts of a family. Copies of a font, under the same or another name, are not used.
+
+    seen: (class, pixels) of all images so far; those of this family are added. Copies share most of their images.
+    """
     rendered: dict[Path, np.ndarray] = {}
     for file in (files[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(files))):
         images = render(file)
-        if images is None or images.tobytes() in seen:
+        if images is None:
             continue
-        seen.add(images.tobytes())
+        own = {(label, image.tobytes()) for label, image in enumerate(images)}
+        if len(own & seen) > NUM_CLASSES / 2:
+            continue
+        seen |= own
         rendered[file] = images
-        if len(rendered) == MOST_PER_FAMILY:
+        if len(rendered) == most:
             break
     return rendered
 
@@ -137,7 +145,7 @@ def _write_images(folder: Path) -> None:
         header = np.array([0x00000803, *images.shape], dtype=">u4")
         (folder / f"{split}-images-idx3-ubyte").write_bytes(header.tobytes() + images.tobytes())
     lines = [f"{split}\t{file}\n" for split, fonts in chosen.items() for file in fonts]
-    (folder / "fonts.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "fonts.txt").write_text("".join(lines), "utf-8", "surrogateescape")
 
 
 def _write_lists(folder: Path, imbalance: float) -> None:

@@ -21,7 +21,7 @@ class BatchMethod(ContrastMethod):
     def check(self) -> None:
         super().check()
         settings = self.settings
-        if settings.centroid_init == "queue":
+        if settings.targeted and settings.centroid_init == "queue":
             raise InputError("--centroid-init queue: not supported with --contrast batch, which has no queue; use kcl")
         if settings.sync_bn and not torch.cuda.is_available():
             raise InputError("--sync-bn: requires a GPU, and none was found; omit it")

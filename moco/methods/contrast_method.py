@@ -41,6 +41,8 @@ class ContrastMethod(EncoderMethod):
                 f"--kcl-epochs {settings.kcl_epochs}: expected less than --epochs {settings.epochs}; to train "
                 "only KCL, omit --targeted"
             )
+        if settings.targeted and settings.centroid_init == "kcl" and not self.phases()[0].epochs:
+            raise InputError("--centroid-init kcl: the KCL phase has no epochs; increase --kcl-epochs or --epochs")
 
     def check_files(self, num_classes: int) -> None:
         settings, file, self.num_classes = self.settings, target_file(self.settings, num_classes), num_classes

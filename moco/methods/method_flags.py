@@ -119,8 +119,8 @@ def add_contrast_arguments(model: Group, loss: Group) -> None:
         choices=["random", "queue", "kcl"],
         metavar="FROM",
         default="random",
-        help="Class centroids when TSC starts.\nrandom: as the authors\nqueue: class means of the queue\nkcl: running "
-        "class means, updated in every step of the KCL phase",
+        help="Class centroids when TSC starts.\nrandom: as in the authors' code\nqueue: class means of the queue\n"
+        "kcl: running class means, updated in every step of the KCL phase",
         ignored=(WITHOUT_TARGETED,),
         rare=True,
     )

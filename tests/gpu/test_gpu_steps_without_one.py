@@ -79,7 +79,7 @@ class IdentityAssignment:
 
 
 def record_step(monkeypatch, build: Callable[[], nn.Module], processes: int = 1, views: int = 2) -> OperationRecorder:
-    """Record the forward pass of a step on a GPU, N = 3 in each process. Gradients would need a real GPU."""
+    """Record the forward pass of a step on a GPU, N = 3 in each process. The backward pass would need a real GPU."""
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     for name in ("utils.distributed.collectives", "moco.in_batch", "moco.paco", "moco.bcl"):
         monkeypatch.setattr(f"{name}.gather", lambda tensor: torch.cat([tensor] * processes))
@@ -88,7 +88,7 @@ def record_step(monkeypatch, build: Callable[[], nn.Module], processes: int = 1,
         with GPU:
             model = build()
             images, labels = torch.randn(3, *IMAGE), torch.zeros(3, dtype=torch.int64)
-        with OperationRecorder() as recorder, torch.no_grad():
+        with OperationRecorder() as recorder:
             model(*[images] * views, labels)
     return recorder
 

@@ -175,6 +175,7 @@ def test_flags_of_other_contrast_are_refused_even_at_defaults(flags, facts, run,
         (f"{TSC} --loss MoCo", ["--loss MoCo", "--targeted"]),
         (f"{TSC} --kcl-epochs 2", ["--kcl-epochs 2", "--epochs"]),
         ("--sync-bn", ["--sync-bn", "GPU"]),
+        (f"{TSC} --kcl-epochs 0 --centroid-init kcl", ["--centroid-init kcl", "--kcl-epochs"]),
         (f"{TSC} --centroid-init queue", ["--centroid-init queue", "--contrast batch", "kcl"]),
     ],
 )

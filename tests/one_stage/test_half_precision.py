@@ -20,7 +20,7 @@ def test_loss_is_close_to_that_in_float32(method):
     assert all(weight.grad.isfinite().all() for weight in half.parameters() if weight.grad is not None)
 
 
-@pytest.mark.parametrize("method", ["linear classifier", "PaCo", "GPaCo", "BCL"])
+@pytest.mark.parametrize("method", MODELS)
 def test_layers_beside_the_encoder_compute_in_float32(method):
     model, dtypes = MODELS[method]().float(), []
     beside = [module for name, module in model.named_children() if not name.startswith("encoder")]

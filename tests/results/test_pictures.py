@@ -3,6 +3,7 @@
 import pytest
 
 from examples.results import figures, page
+from examples.results.plan import PLANS_DIR
 from examples.results.plan_file import read_plan
 from examples.results.reading import Results
 
@@ -39,7 +40,7 @@ def test_each_method_has_a_different_colour(study_results):
     assert len(set(colours)) == len(colours)
 
 
-@pytest.mark.parametrize("name", ["fashion", "length", "family", "glyphs"])
+@pytest.mark.parametrize("name", sorted(file.stem for file in PLANS_DIR.glob("*.ini")))
 def test_each_method_of_a_plan_has_its_own_colour(name):
     plan = read_plan(name)
     colours = [figures.method_colour(Results(plan, {}, {}, {}), key) for key in plan.methods]

@@ -1,5 +1,6 @@
 """Characters in fonts: which fonts are used, how they are rendered and split. The fonts are those of Matplotlib."""
 
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +11,7 @@ from matplotlib import font_manager
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.images import LongTailDataset
 from imagenet_inat.paths import ListFlags, find_lists
-from imagenet_inat.sets import glyphs, idx
+from imagenet_inat.sets import glyphs
 from imagenet_inat.splits import __main__ as splits
 from tests.refusals import refusal
 
@@ -30,7 +31,6 @@ def few_fonts(monkeypatch):
     monkeypatch.setattr(glyphs, "FONTS", {"test": 1, "val": 1, "train": 2})
     monkeypatch.setattr(glyphs, "LARGEST", 2)
     monkeypatch.setattr(glyphs, "find_families", lambda: {"a": [SANS], "b": [SERIF], "c": [STIX], "d": [MONO]})
-    idx._read_images.cache_clear()
 
 
 def lists_of(data_root: Path):
@@ -41,25 +41,42 @@ def test_fonts_with_all_characters_are_found_by_family(monkeypatch, tmp_path):
     (tmp_path / "broken.ttf").write_bytes(b"not a font")
     files = [MONO, STIX, SANS, INCOMPLETE, tmp_path / "broken.ttf"]
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(file) for file in files])
-    assert glyphs.find_families() == {"dejavu": sorted([MONO, SANS]), "stixgeneral": [STIX]}
+    assert glyphs.find_families() == {"deja": sorted([MONO, SANS]), "stix": [STIX]}
 
 
-def test_splits_have_no_family_in_common_and_no_image_twice():
-    families = {"a": [SANS, BOLD, SANS], "b": [SERIF, BOLD_SERIF], "c": [STIX], "d": [MONO, BOLD_MONO, MONO]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "FONTS", {"test": 1, "val": 1, "train": 3})
-        patch.setattr(glyphs, "LARGEST", 3)
-        chosen = glyphs.choose_fonts(families)
+def test_splits_have_no_family_in_common(monkeypatch):
+    families = {"a": [SANS, BOLD], "b": [SERIF, BOLD_SERIF], "c": [STIX], "d": [MONO, BOLD_MONO]}
+    monkeypatch.setattr(glyphs, "FONTS", {"test": 1, "val": 1, "train": 3})
+    chosen = glyphs.choose_fonts(families)
     assert {split: len(fonts) for split, fonts in chosen.items()} == {"test": 1, "val": 1, "train": 3}
     used = [{next(name for name, files in families.items() if f in files) for f in fonts} for fonts in chosen.values()]
     assert sum(map(len, used)) == len(set.union(*used))
-    images = np.concatenate([image for fonts in chosen.values() for image in fonts.values()])
-    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_family_gives_a_limited_number_of_fonts(monkeypatch):
+    monkeypatch.setattr(glyphs, "MOST_PER_FAMILY", 1)
+    monkeypatch.setattr(glyphs, "FONTS", {"test": 1, "val": 1, "train": 2})
+    families = {"a": [SANS, BOLD], "b": [SERIF, BOLD_SERIF], "c": [STIX], "d": [MONO, BOLD_MONO]}
+    assert [len(fonts) for fonts in glyphs.choose_fonts(families).values()] == [1, 1, 2]
+    refusal(lambda: glyphs.choose_fonts({"a": [SANS, BOLD, SERIF], "b": [STIX], "c": [MONO]}), 3, 4)
+
+
+@pytest.mark.parametrize("changed", [0, 30])
+def test_copies_of_a_font_are_used_once(changed, monkeypatch, tmp_path):
+    """A copy under another name may differ in some characters."""
+    copy, original = Path(shutil.copy(MONO, tmp_path / "copy.ttf")), glyphs.render(MONO)
+    drawn = original.copy()
+    drawn[:changed, 0, 0] = 255
+    monkeypatch.setattr(glyphs, "render", lambda file: {copy: drawn, MONO: original}[file])
+    monkeypatch.setattr(glyphs, "FONTS", {"test": 1, "val": 0, "train": 1})
+    refusal(lambda: glyphs.choose_fonts({"a": [MONO], "b": [copy]}), 1, 2)
+    drawn[:] = 255 - drawn
+    assert [len(fonts) for fonts in glyphs.choose_fonts({"a": [MONO], "b": [copy]}).values()] == [1, 0, 1]
 
 
 def test_too_few_fonts_are_refused_before_writing(few_fonts, monkeypatch, tmp_path):
     monkeypatch.setattr(glyphs, "find_families", lambda: {"a": [SANS], "b": [SERIF], "c": [STIX]})
-    refusal(lambda: lists_of(tmp_path), "glyphs", 3, "families", 1, 2)
+    refusal(lambda: lists_of(tmp_path), "glyphs", 3, 3, 4)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
@@ -93,6 +110,8 @@ def test_lists_name_the_rendered_images(few_fonts, tmp_path):
         for number in range(0, len(data), 7):
             image, label = data[number]
             assert any((image[..., 0] == images[label]).all() for images in rendered)
+        if split == "train":  # the two images of the largest class
+            assert not (data[0][0] == data[1][0]).all() and data[0][1] == data[1][1] == 0
     assert counts["test"] == counts["val"] == [1] * 100
     assert counts["train"] == [2] + [1] * 99  # int(2 · 2^(−c/99))
 
