@@ -104,7 +104,8 @@ def render(file: Path) -> np.ndarray | None:
         (C, SIDE, SIDE) uint8, white on black, or None if two characters look the same or the font cannot be used.
     """
     try:
-        boxes = np.array([ImageFont.truetype(file, 100).getbbox(c, anchor="ms") for c in CHARACTERS])
+        large = ImageFont.truetype(file, 100)
+        boxes = np.array([large.getbbox(character, anchor="ms") for character in CHARACTERS])
         left, top, right, bottom = *boxes[:, :2].min(0), *boxes[:, 2:].max(0)
         scale = (SIDE - 2 * MARGIN) / max(bottom - top, 2 * max(-left, right), 1)  # of a size of 100 pixels
         font, baseline = ImageFont.truetype(file, max(1, int(100 * scale))), round((SIDE - (top + bottom) * scale) / 2)
