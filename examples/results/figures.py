@@ -42,7 +42,7 @@ def panels(count: int, height: float = 3.4, width: float = 3.6) -> tuple[Figure,
 def accuracy(results: Results) -> Figure:
     """Plot accuracy over all and over few-shot classes at each imbalance, one dot per seed and a line at the mean."""
     figure, axes = panels(2, 3.8, 5.2)
-    methods, rhos = results.plan.methods.values(), results.plan.imbalances
+    methods, rhos = results.methods.values(), results.plan.imbalances
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
         for number, method in enumerate(methods):
             shift = 0.8 * ((number + 0.5) / len(methods) - 0.5)
@@ -62,9 +62,9 @@ def accuracy(results: Results) -> Figure:
 
 def differences(results: Results) -> Figure:
     """Plot the paired difference of each pair with its confidence interval, over all and over few-shot classes."""
-    rows = [(pair, rho) for pair in results.plan.pairs for rho in results.plan.imbalances]
+    rows = [(pair, rho) for pair in results.pairs for rho in results.plan.imbalances]
     figure, axes = panels(2, 1.2 + 0.32 * len(rows), 5.2)
-    titles = {method.key: method.title for method in results.plan.methods.values()}
+    titles = {method.key: method.title for method in results.methods.values()}
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
         for row, (pair, rho) in enumerate(rows):
             values = reading.paired_differences(results, rho, pair)[:, column]
@@ -86,7 +86,7 @@ def differences(results: Results) -> Figure:
 def heads(results: Results, imbalance: float) -> Figure:
     """Plot the mean accuracy of each head, one marker per method."""
     figure, (panel,) = panels(1, 4, 8)
-    methods = results.plan.methods.values()
+    methods = results.methods.values()
     titles = list(
         dict.fromkeys(title for method in methods for title in results.groups[imbalance, method.key][0].heads["heads"])
     )

@@ -114,6 +114,7 @@ LENGTHS = (
     "epoch. All methods see the same number of views. A method that uses one view therefore trains for twice as many "
     "epochs. A table or figure that does not show the length is from the longest, {} epochs."
 )
+NOT_TRAINED = " A dash means that a method was not trained for this number of epochs."
 ONE_LENGTH = (
     "A method that uses two views of each image per epoch trains for {} epochs. All methods see the same number of "
     "views. A method that uses one view therefore trains for twice as many epochs."
@@ -153,6 +154,8 @@ def introduction(results: Results, command: str) -> str:
     if results.lengths and plan.longest_tuned < plan.length:
         longest = f"{plan.longest_tuned:,} epochs"
         tuned += f" up to {longest}, and longer runs use the rate selected at {longest}"
+    length_text = (LENGTHS if len(results.lengths) > 1 else ONE_LENGTH).format(f"{plan.length:,}") if plan.length else ""
+    length_text += NOT_TRAINED if len(results.methods) < len(plan.methods) else ""
     rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [
@@ -161,11 +164,7 @@ def introduction(results: Results, command: str) -> str:
             f"`{command}`. The training of all runs took {training_hours(results):.1f} hours in total "
             f"([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
             plan.same,
-            *(
-                [(LENGTHS if len(results.lengths) > 1 else ONE_LENGTH).format(f"{plan.length:,}")]
-                if plan.length
-                else []
-            ),
+            *([length_text] if length_text else []),
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
             f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are those with the best "
             f"validation accuracy. All methods choose from the same grid.{rates} Intervals are those of paired "

@@ -34,12 +34,14 @@ class StudyMethod(NamedTuple):
         title: Name in tables.
         stage1: How it computes features, a key of SCRIPTS.
         flags: Flags that only this method has.
+        longest: The longest of the plan's lengths at which it is trained. None: all lengths.
     """
 
     key: str
     title: str
     stage1: str
     flags: tuple[str, ...]
+    longest: int | None = None
 
 
 class Sweep(NamedTuple):
@@ -105,6 +107,10 @@ class Plan(NamedTuple):
     def length(self) -> int | None:
         """The longest length, or None without lengths."""
         return max(self.lengths, default=None)
+
+    def methods_at(self, length: int | None) -> list[StudyMethod]:
+        """Return the methods that are trained at a length. Without lengths, all."""
+        return [method for method in self.methods.values() if not length or length <= (method.longest or length)]
 
     def tuned_length(self, length: int | None) -> int | None:
         """Return the length at which the learning rates of a length are selected."""

@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from examples.results.plan import PLANS_DIR, SCRIPTS, Plan, StudyMethod, Sweep, check_plan
+from examples.results.plan import PLANS_DIR, SCRIPTS, TRAINS_NETWORK, Plan, StudyMethod, Sweep, check_plan
 from utils.errors import InputError, first_line
 
 MAX_SEEDS, MAX_NUMBER = 1000, 1_000_000  # larger numbers are mistakes
@@ -96,7 +96,9 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         if kind in ("method", "sweep") and key and not KEY.fullmatch(key):
             raise entries.input_error(f"key {key!r}: expected letters, digits, '_', '-' and '.', such as [{kind} kcl]")
         if kind == "method" and key:
-            methods[key] = StudyMethod(key, entries.text("title"), entries.text("stage1"), entries.words("flags", ""))
+            texts = entries.text("title"), entries.text("stage1")
+            longest = entries.number("longest", int) if "longest" in entries.values else None
+            methods[key] = StudyMethod(key, *texts, entries.words("flags", ""), longest)
         elif kind == "sweep" and key:
             sweeps.append(_build_sweep(key, entries))
         elif name != "study":
@@ -129,14 +131,28 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
     )
     if (fewest := min([seeds, *lengths.values()])) < 2:
         raise study.input_error(f"seeds {fewest}: expected 2 or more (one seed has no standard deviation)")
-    if lengths and (plan.epochs or sweeps):
-        raise study.input_error("lengths: not supported with epochs or sweeps. Write two plans")
-    if lengths and plan.longest_tuned not in lengths:
-        raise study.input_error(f"longest_tuned {plan.longest_tuned}: expected one of lengths, {[*lengths]}")
+    _check_lengths(sections, plan)
     if plan.more_seeds < seeds:
         raise study.input_error(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
     study.as_numbers("rates", plan.rates, float)
     return plan
+
+
+def _check_lengths(sections: dict[str, Entries], plan: Plan) -> None:
+    """Raise InputError if an entry that names a length is invalid, or if the plan has both lengths and sweeps."""
+    study = sections["study"]
+    if plan.lengths and (plan.epochs or plan.sweeps):
+        raise study.input_error("lengths: not supported with epochs or sweeps. Write two plans")
+    if plan.lengths and plan.longest_tuned not in plan.lengths:
+        raise study.input_error(f"longest_tuned {plan.longest_tuned}: expected one of lengths, {[*plan.lengths]}")
+    for key, method in plan.methods.items():
+        entries = sections[f"method {key}"]
+        if method.longest and method.longest not in plan.lengths:
+            raise entries.input_error(f"longest {method.longest}: expected one of lengths, {[*plan.lengths]}")
+        if method.longest and method.stage1 not in TRAINS_NETWORK:
+            raise entries.input_error(f"longest: not supported with stage1 {method.stage1}, which trains no network")
+        if plan.pairs and key in plan.pairs[0] and method not in plan.methods_at(plan.length):
+            raise entries.input_error("longest: not supported for the first pair, which is compared at all lengths")
 
 
 def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from examples.results.plan import TRAINS_NETWORK, Plan
+from examples.results.plan import TRAINS_NETWORK, Plan, StudyMethod
 from examples.results.trials import Trial
 from utils.errors import InputError
 from utils.files import format_csv
@@ -77,6 +77,17 @@ class Results(NamedTuple):
     sweeps: dict[str, dict[tuple[str, str], list[TrialResult]]]
     lengths: dict[int, Groups]
 
+    @property
+    def methods(self) -> dict[str, StudyMethod]:
+        """Key -> method, for the methods that have results in `groups`."""
+        with_results = {key for _, key in self.groups}
+        return {key: method for key, method in self.plan.methods.items() if key in with_results}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The plan's pairs of methods that have results in `groups`."""
+        return [pair for pair in self.plan.pairs if self.methods.keys() >= {*pair}]
+
     def at_length(self, length: int) -> "Results":
         """Return the results at one length."""
         return self._replace(groups=self.lengths[length])
@@ -129,8 +140,8 @@ def read_table(plan: Plan, table: Path) -> Results:
     Raises:
         InputError: The table does not exist, or does not belong to the plan.
     """
-    groups: Groups = {(rho, key): [] for rho in plan.imbalances for key in plan.methods}
-    lengths: dict[int, Groups] = {length: {cell: [] for cell in groups} for length in plan.lengths}
+    groups = _no_results(plan, None)
+    lengths = {length: _no_results(plan, length) for length in plan.lengths}
     try:
         with table.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
@@ -141,6 +152,10 @@ def read_table(plan: Plan, table: Path) -> Results:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{table}: not the table of {plan.title} ({type(error).__name__}: {error})") from None
     return select_results(plan, groups, lengths)
+
+
+def _no_results(plan: Plan, length: int | None) -> Groups:
+    return {(rho, method.key): [] for rho in plan.imbalances for method in plan.methods_at(length)}
 
 
 def _from_row(row: dict[str, str]) -> TrialResult:

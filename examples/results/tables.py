@@ -18,7 +18,7 @@ MEASURES = {name: label.split(" (")[0] for name, label in GEOMETRY_MEASURES.item
 
 def methods_of_stage1(results: Results, stage1: str) -> list[StudyMethod]:
     """Return the methods with a value of stage1, in the order of the plan."""
-    return [method for method in results.plan.methods.values() if method.stage1 == stage1]
+    return [method for method in results.methods.values() if method.stage1 == stage1]
 
 
 def summary(results: Results) -> str:
@@ -30,7 +30,7 @@ def summary(results: Results) -> str:
     plan, rows, largest = results.plan, [], max(results.plan.imbalances)
     devices = Counter(run.device for runs in results.groups.values() for run in runs if run.stage)
     device = max(devices, key=devices.get, default="")
-    for method in plan.methods.values():
+    for method in results.methods.values():
         groups = {rho: common_runs(results, rho, method) for rho in plan.imbalances}
         cells = map(all_and_few, groups.values())
         uniformity = measured_values(groups[largest], "uniformity")
@@ -50,7 +50,7 @@ def common_runs(results: Results, imbalance: float, method: StudyMethod) -> list
 
 def num_common_seeds(results: Results, imbalance: float) -> int:
     """Return the number of seeds that all trained methods have at an imbalance."""
-    trained = [key for key, method in results.plan.methods.items() if method.stage1 in TRAINS_NETWORK]
+    trained = [key for key, method in results.methods.items() if method.stage1 in TRAINS_NETWORK]
     return min(len(results.groups[imbalance, key]) for key in trained)
 
 
@@ -133,7 +133,7 @@ def difference_summary(results: Results) -> str:
     plan, rows = results.plan, []
     imbalances = sorted(plan.imbalances, reverse=True)
     contrastive = {method.key for method in methods_of_stage1(results, "contrast")}
-    pairs = [*best_pairs(results), *(pair for pair in plan.pairs if contrastive.issuperset(pair))]
+    pairs = [*best_pairs(results), *(pair for pair in results.pairs if contrastive.issuperset(pair))]
     for pair in dict.fromkeys(pairs):
         cells = [format_difference(overall_difference(results, rho, pair)) for rho in imbalances]
         rows.append([" − ".join(plan.methods[key].title for key in pair), *cells])
@@ -154,8 +154,8 @@ def format_difference(difference: np.ndarray) -> str:
 
 def differences(results: Results) -> str:
     """Return a table of paired differences over many-, medium-, few-shot and all classes, per pair and imbalance."""
-    rows, titles = [], {method.key: method.title for method in results.plan.methods.values()}
-    for first, other in results.plan.pairs:
+    rows, titles = [], {method.key: method.title for method in results.methods.values()}
+    for first, other in results.pairs:
         for rho in results.plan.imbalances:
             values = reading.paired_differences(results, rho, (first, other))
             if len(values) > 1:
@@ -169,7 +169,7 @@ def head_table(results: Results, imbalance: float) -> str:
 
     The last row uses the head that is selected in each run.
     """
-    groups = {method.title: common_runs(results, imbalance, method) for method in results.plan.methods.values()}
+    groups = {method.title: common_runs(results, imbalance, method) for method in results.methods.values()}
     titles = dict.fromkeys(title for runs in groups.values() for title in runs[0].heads["heads"])
     rows = []
     for title in titles:
@@ -235,7 +235,7 @@ def seed_table(results: Results) -> str:
     """Return a table of the accuracy over all classes of each seed."""
     rows = []
     for rho in results.plan.imbalances:
-        for method in results.plan.methods.values():
+        for method in results.methods.values():
             runs = results.groups[rho, method.key]
             values = " ".join(format_percent(value) for value in reading.accuracy(runs)[:, -1])
             rows.append([f"{rho:g}", method.title, learning_rate(runs), values])

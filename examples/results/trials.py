@@ -114,7 +114,7 @@ def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
     """Return cell -> learning rate, for the selection of learning rates at a length. Empty if none are selected."""
     if len(plan.rates) < 2 or plan.tuned_length(length) != length:
         return {}
-    tuned = (method for method in plan.methods.values() if method.stage1 in TRAINS_NETWORK)
+    tuned = (method for method in plan.methods_at(length) if method.stage1 in TRAINS_NETWORK)
     return {
         Cell(plan.tune_imbalance, method, ("--lr", rate), length): rate
         for method, rate in itertools.product(tuned, plan.rates)
@@ -126,7 +126,7 @@ def main_cells(plan: Plan, length: int | None = None) -> list[Cell]:
     return [
         Cell(imbalance, method, length=length if method.stage1 in TRAINS_NETWORK else None)
         for imbalance in plan.imbalances
-        for method in plan.methods.values()
+        for method in plan.methods_at(length)
     ]
 
 

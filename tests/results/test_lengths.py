@@ -57,6 +57,9 @@ def test_lengths_and_their_seeds_are_read(write_plan):
         (("rates = 0.1", "rates = 0.1 0.4\nlongest_tuned = 8"), ("[study]", "longest_tuned", 8, 4, 12)),
         (("rates = 0.1", "epochs = 4"), ("[study]", "lengths", "epochs")),
         (("--tw 0.2\n", "--tw 0.2 --epochs 8\n"), ("[method tsc]", "--epochs")),
+        (("--balance none", "--balance none\nlongest = 8"), ("[method ce]", "longest", 8, 4, 12)),
+        (("--tw 0.2\n", "--tw 0.2\nlongest = 4\n"), ("[method tsc]", "longest", "pair")),
+        (("stage1 = pixels", "stage1 = pixels\nlongest = 4"), ("[method pixels]", "longest", "pixels")),
     ],
 )
 def test_invalid_lengths_are_refused(change, facts, write_plan):
@@ -143,6 +146,36 @@ def test_page_and_its_csv_have_all_lengths(finished_lengths, tmp_path):
     assert lengths.summary(found) in text and lengths.difference_summary(found) in text
     read = reading.read_table(finished_lengths.plan, tmp_path / "docs" / "results_small.csv")
     assert lengths.summary(read) == lengths.summary(found) and page.block(read) == page.block(found)
+
+
+@pytest.fixture
+def shorter_baseline(finished_lengths) -> Study:
+    """Cross-entropy is trained for 4 epochs only."""
+    methods = finished_lengths.plan.methods
+    finished_lengths.plan = finished_lengths.plan._replace(methods=methods | {"ce": methods["ce"]._replace(longest=4)})
+    return finished_lengths
+
+
+def test_method_is_trained_up_to_its_longest_length(shorter_baseline):
+    shorter_baseline.plan = shorter_baseline.plan._replace(rates=("0.1", "0.4"))
+    shorter_baseline.assume_rates()
+    folders = {name: {trial.run_dir.name for trial in trials} for name, trials in shorter_baseline.stages()}
+    has_baseline = {name: any(folder.startswith("ce_") for folder in names) for name, names in folders.items()}
+    assert has_baseline == {f"{stage}, {n} epochs": n == 4 for n in (4, 12) for stage in ("learning rates", "methods")}
+
+
+def test_tables_show_a_dash_where_a_method_was_not_trained(shorter_baseline, tmp_path):
+    found = shorter_baseline.results()
+    page.write(found, tmp_path / "docs", "python -m examples.results small")
+    text = (tmp_path / "docs" / "results_small.md").read_text()
+    assert line_with(lengths.summary(found), "CE").endswith("75.00 ± 0.00 (65.0) | – |")
+    assert line_with(lengths.difference_summary(found), "KCL − CE").endswith("3 seeds) | – |")
+    assert "A dash means" in text and "CE |" not in tables.summary(found)
+    assert "CE |" not in tables.differences(found) + tables.seed_table(found)
+    lines = {line.get_label(): line.get_xdata() for line in lengths.accuracy(found).axes[0].get_lines()}
+    assert [*lines["CE"]] == [4] and [*lines["KCL"]] == [4, 12]
+    read = reading.read_table(shorter_baseline.plan, tmp_path / "docs" / "results_small.csv")
+    assert page.block(read) == page.block(found)
 
 
 def test_smaller_plans_lose_sweeps_then_seeds_then_lengths(plan, write_plan):
