@@ -74,13 +74,15 @@ class HeadData:
     def logistic_path(self, sampling: str, adjustment: str, intercept: bool = True) -> Iterator[Fit]:
         """Yield the logistic regression for each l2 in PENALTIES. Each starts from the one before.
 
-        The fits are kept, because several heads use the same ones.
+        The fits are kept, because several heads use the same ones. --logit-adjustment train needs no fit of its own:
+        the bias is not penalised, so an offset of the logits during the fit is only subtracted from the bias.
         """
         weights, offset, fit = self.image_weights(sampling), self.logit_offset(adjustment), None
         for l2 in PENALTIES:
-            key = l2, sampling, adjustment == "train", intercept
+            key = l2, sampling, intercept
             if key not in self._logistic_fits:
                 self._logistic_fits[key] = fits.fit_logistic(
-                    *self.train, self.num_classes, l2, weights, offset, fit, self.feature_scale, intercept
+                    *self.train, self.num_classes, l2, weights, fit, self.feature_scale, intercept
                 )
-            yield (fit := self._logistic_fits[key])
+            fit = self._logistic_fits[key]
+            yield fit if offset is None else fit._replace(bias=fit.bias - offset)

@@ -50,20 +50,18 @@ def fit_logistic(
     num_classes: int,
     l2: float,
     weights: Tensor | None = None,
-    offset: Tensor | None = None,
     start: Fit | None = None,
     feature_scale: float = 1.0,
     intercept: bool = True,
 ) -> Fit:
     """Fit a multinomial logistic regression: find the W and b that minimise
 
-        mean_i w_i cross_entropy(W z_i + b + offset, y_i) + l2 / 2 · |W / feature_scale|²
+        mean_i w_i cross_entropy(W z_i + b, y_i) + l2 / 2 · |W / feature_scale|²
 
     This is a multiple of scikit-learn's objective, whose parameter `C` is 1 / (n · l2).
 
     Args:
         features, labels, weights: z (n, d), y (n,) and w (n,). Without weights, all images count equally.
-        offset: (C,), such as the log prior (balanced softmax). It is not part of the fitted classifier.
         start: Fit to start from; by default W = 0.
         feature_scale: Penalise W as if the features were multiplied by this factor.
         intercept: Whether to fit b.
@@ -74,8 +72,7 @@ def fit_logistic(
     # Scale each class by its curvature, which is proportional to its share of the loss.
     share = _shares(labels, num_classes, weights)[:, None]
     weight_scale, bias_scale = feature_scale * (share + l2) ** -0.5, share**-0.5  # (C, 1), a diagonal preconditioner
-    offset = torch.zeros(num_classes) if offset is None else offset
-    start = start or Fit(torch.zeros(num_classes, d), intercept * (share[:, 0].log() - offset))
+    start = start or Fit(torch.zeros(num_classes, d), intercept * share[:, 0].log())
 
     def split(x: Tensor) -> tuple[Tensor, Tensor]:
         weight, bias = weight_scale * x[:, :d], (bias_scale * x[:, d:])[:, :1].sum(1)
@@ -83,7 +80,7 @@ def fit_logistic(
 
     def loss(x: Tensor) -> tuple[float, Tensor]:
         weight, bias = split(x.view(num_classes, -1))
-        value, by_weight, by_bias = _cross_entropy(features, labels, weight, bias + offset, weights)
+        value, by_weight, by_bias = _cross_entropy(features, labels, weight, bias, weights)
         value += l2 / 2 * float((weight / feature_scale).square().sum())
         by_weight = weight_scale * (by_weight - by_bias[:, None] * mean + l2 / feature_scale**2 * weight)
         by_bias = bias_scale * by_bias[:, None]
@@ -116,8 +113,11 @@ def fit_cosine(
         mean_i w_i cross_entropy(s · cos(w_c, z_i) + offset, y_i) + l2 / 2 · s²
 
     Without the penalty, s diverges if the classes are separable. The objective is not convex, so `converged` means only
-    that the gradient is small. The fit starts from the class means, or from `start`. The other arguments are those of
-    `fit_logistic`.
+    that the gradient is small. The fit starts from the class means, or from `start`.
+
+    Args:
+        offset: (C,), such as the log prior (balanced softmax). It is not part of the fitted classifier. The other
+            arguments are those of `fit_logistic`.
     """
     unit_features, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features
     offset = torch.zeros(num_classes) if offset is None else offset

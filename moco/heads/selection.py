@@ -62,7 +62,8 @@ def select_head(name: str, sampling: str, adjustment: str, data: HeadData) -> Se
     less confident predictions. The loss of UNCALIBRATED heads means nothing; of their tied candidates the first wins.
 
     Fits that did not converge are reported and skipped. The search ends after two penalties in a row without
-    improvement (one for a large validation split).
+    improvement (one for a large validation split). It also ends at the first penalty with no fit that converged, if an
+    earlier one converged, because fits with weaker penalties converge more slowly.
 
     Raises:
         InputError: No fit converged, or the logits are not finite.
@@ -71,7 +72,7 @@ def select_head(name: str, sampling: str, adjustment: str, data: HeadData) -> Se
     best, best_key, tried, failed, worse = None, (0.0, 0.0), {}, {}, 0
     patience = 1 if len(data.val.labels) > LARGE_VAL_SPLIT else 2
     for candidates in HEADS[name].candidates(data, sampling, adjustment):
-        worse += 1
+        worse, any_converged = worse + 1, False
         for fit in subtract_prior(candidates, data.log_prior) if adjustment == "post" else candidates:
             for parameter, value in fit.hyperparameters.items():
                 tried.setdefault(parameter, {})[value] = None
@@ -79,6 +80,7 @@ def select_head(name: str, sampling: str, adjustment: str, data: HeadData) -> Se
                 of_fit = {k: v for k, v in fit.hyperparameters.items() if k not in POST_FIT_HYPERPARAMETERS}
                 failed[format_settings({"values": of_fit})] = None
                 continue
+            any_converged = True
             classifier = fit.build_module(data.counts).to(data.compute.device)
             on_val = measure(data, data.val, classifier, f"{title}, val")
             key = on_val["balanced"], 0.0 if name in UNCALIBRATED else -on_val["loss"]
@@ -86,7 +88,7 @@ def select_head(name: str, sampling: str, adjustment: str, data: HeadData) -> Se
                 best, best_key, worse = (fit, classifier, on_val), key, 0
         settings = format_settings({"values": fit.hyperparameters})
         log_if_slow(f"{title}: fitted up to {settings}, best accuracy on val {best_key[0]:.2f}", started)
-        if best and worse == patience:
+        if best and (worse == patience or not any_converged):
             break
     for settings in failed:
         log(f"note: {title}: the fit with {settings} did not converge and was skipped")

@@ -8,7 +8,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from moco.heads import fits
 from moco.heads.classifiers import CosineClassifier, linear_classifier
+from moco.heads.data import HeadData
 from moco.losses import log_prior
+from utils.measure.feature_cache import Features
+from utils.run.compute import ComputeConfig
 
 C, D = 4, 6
 COUNTS = [40, 20, 8, 3]
@@ -71,16 +74,17 @@ def test_logistic_converges_on_features_far_from_0(data):
     )
 
 
-def test_logistic_with_offset_of_logits_is_optimal(data):
-    """At the optimum no direction is downhill, and the offset is not part of the classifier."""
+def test_logistic_with_logit_adjustment_train_is_optimal(data):
+    """With the log prior added to the logits no direction is downhill; it is not part of the classifier."""
+    split, offset = Features(*data), log_prior(torch.tensor(COUNTS))
+    head_data = HeadData(split, split, split, np.array(COUNTS), ComputeConfig(torch.device("cpu")), "val")
+    plain, fit = ([*head_data.logistic_path("instance", adjustment)][2] for adjustment in ("off", "train"))
     features, labels = data
-    offset = log_prior(torch.tensor(COUNTS))
-    fit = fits.fit_logistic(features, labels, C, 0.01, offset=offset)
-    best = objective(features, labels, fit.weight, fit.bias, 0.01, offset=offset)
+    l2 = fit.hyperparameters["l2"] / head_data.feature_scale**2
+    best = objective(features, labels, fit.weight, fit.bias, l2, offset=offset)
     for _ in range(20):
         weight, bias = fit.weight + 0.02 * torch.randn(C, D), fit.bias + 0.02 * torch.randn(C)
-        assert objective(features, labels, weight, bias, 0.01, offset=offset) > best
-    plain = fits.fit_logistic(features, labels, C, 0.01)
+        assert objective(features, labels, weight, bias, l2, offset=offset) > best
     predicted = [((features.double() @ f.weight.T + f.bias).argmax(1) == C - 1).sum() for f in (fit, plain)]
     assert predicted[0] > predicted[1]  # predictions of the rarest class
 

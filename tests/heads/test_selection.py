@@ -119,6 +119,14 @@ def test_search_continues_until_a_fit_converges(monkeypatch):
     assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1}
 
 
+def test_search_ends_when_fits_no_longer_converge(monkeypatch):
+    fitted = [Fit(torch.zeros(C, D), torch.tensor(bias), {"l2": 0.1**n}) for n, bias in enumerate((WORSE, BETTER))]
+    path = [[fitted[0]], [fitted[1]._replace(converged=False)], [fitted[1]]]
+    monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter(path)))
+    chosen = select_head("toy", "instance", "off", head_data())
+    assert chosen.entry["values"] == {"l2": 1.0} and chosen.tried == {"l2": [1.0, 0.1]}
+
+
 @pytest.mark.parametrize("name", ["t", "tau"])
 def test_unconverged_fit_is_reported_and_not_selected(name, monkeypatch, capsys):
     better = Fit(torch.zeros(C, D), torch.tensor(BETTER))
