@@ -8,7 +8,55 @@ from examples.results.plan import TRAINS_NETWORK
 from examples.results.reading import Results
 from utils.measure.results import format_markdown_table
 
+VIEWS = (
+    "All methods see the same number of views. A method that uses one view therefore trains for twice as many epochs."
+)
 CAPTION = "Test accuracy over the epochs of contrastive training: mean over seeds, ± one standard deviation."
+
+
+def describe(results: Results) -> str:
+    """Say how long the methods are trained."""
+    longest = f"{results.plan.length:,}"
+    if len(results.lengths) == 1:
+        return f"A method that uses two views of each image per epoch trains for {longest} epochs. {VIEWS}"
+    text = (
+        "Every method is trained at several lengths, given as epochs of a method that uses two views of each image per "
+        f"epoch. {VIEWS} A table or figure that does not show the length is from the longest, {longest} epochs."
+    )
+    dash = " A dash means that a method was not trained for this number of epochs."
+    return text + dash if len(results.methods) < len(results.plan.methods) else text
+
+
+def describe_seeds(results: Results) -> str:
+    """Return `5 seeds at 30 epochs and 3 at 100`."""
+    first, *others = ((num_seeds(results, length), length) for length in results.lengths)
+    parts = [f"{first[0]} seeds at {first[1]:,} epochs", *(f"{number} at {length:,}" for number, length in others)]
+    return tables.listed(parts)
+
+
+def sentences(results: Results) -> list[str]:
+    """Return one sentence per imbalance on the methods that are best on validation at each length."""
+    imbalances = sorted(results.plan.imbalances, reverse=True)
+    return [_best_pairs_sentence(results, rho) for rho in imbalances if tables.best_pair(results, rho)]
+
+
+def _best_pairs_sentence(results: Results, rho: float) -> str:
+    best: dict[str, list[int]] = {}  # names of the two methods -> the lengths at which they are best
+    outcomes: dict[str, list[int]] = {}  # what their difference shows -> lengths
+    for length in results.lengths:
+        at_length = results.at_length(length)
+        pair = tables.best_pair(at_length, rho)
+        titles = " and ".join(results.plan.methods[key].title for key in pair)
+        best.setdefault(titles, []).append(length)
+        text = tables.outcome(tables.overall_difference(at_length, rho, pair))
+        outcomes.setdefault(text, []).append(length)
+    names = tables.listed([f"{titles} after {tables.listed(where)} epochs" for titles, where in best.items()])
+    shown = tables.listed([f"{text} after {tables.listed(where)} epochs" for text, where in outcomes.items()])
+    return (
+        "By validation accuracy (the table shows test accuracy), the best contrastive and the best cross-entropy "
+        f"method at ρ = {rho:g} are {names}. On the test set, compared with the cross-entropy method, the contrastive "
+        f"method is {shown}."
+    )
 
 
 def summary(results: Results) -> str:

@@ -109,16 +109,6 @@ def page_text(results: Results, figure_files: list[tuple[Path, str]], command: s
     return "\n\n".join(parts) + "\n"
 
 
-LENGTHS = (
-    "Every method is trained at several lengths, given as epochs of a method that uses two views of each image per "
-    "epoch. All methods see the same number of views. A method that uses one view therefore trains for twice as many "
-    "epochs. A table or figure that does not show the length is from the longest, {} epochs."
-)
-NOT_TRAINED = " A dash means that a method was not trained for this number of epochs."
-ONE_LENGTH = (
-    "A method that uses two views of each image per epoch trains for {} epochs. All methods see the same number of "
-    "views. A method that uses one view therefore trains for twice as many epochs."
-)
 PROVENANCE = "How this page was made"
 FEATURES = (
     "Measures of the validation features in the last epoch of stage 1: alignment A (lower is tighter), uniformity U "
@@ -136,9 +126,9 @@ BLOCK_DIFFERENCES = (
 def block(results: Results) -> str:
     """Return the part of the page that README also shows: the summary table, its conclusion and the differences."""
     name = results.plan.page
-    conclusion = " ".join([*tables.sentences(results), BLOCK_DIFFERENCES])
-    conclusion = textwrap.fill(conclusion, 120, break_long_words=False, break_on_hyphens=False)
     source = lengths if results.lengths else tables
+    conclusion = " ".join([*source.sentences(results), BLOCK_DIFFERENCES])
+    conclusion = textwrap.fill(conclusion, 120, break_long_words=False, break_on_hyphens=False)
     parts = [BEGIN.format(name), source.summary(results), conclusion, source.difference_summary(results)]
     return "\n\n".join([*parts, END.format(name)])
 
@@ -154,8 +144,6 @@ def introduction(results: Results, command: str) -> str:
     if results.lengths and plan.longest_tuned < plan.length:
         longest = f"{plan.longest_tuned:,} epochs"
         tuned += f" up to {longest}, and longer runs use the rate selected at {longest}"
-    length_text = (LENGTHS if len(results.lengths) > 1 else ONE_LENGTH).format(f"{plan.length:,}") if plan.length else ""
-    length_text += NOT_TRAINED if len(results.methods) < len(plan.methods) else ""
     rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
     return "\n\n".join(
         [
@@ -164,7 +152,7 @@ def introduction(results: Results, command: str) -> str:
             f"`{command}`. The training of all runs took {training_hours(results):.1f} hours in total "
             f"([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
             plan.same,
-            *([length_text] if length_text else []),
+            *([lengths.describe(results)] if results.lengths else []),
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
             f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are those with the best "
             f"validation accuracy. All methods choose from the same grid.{rates} Intervals are those of paired "
@@ -206,13 +194,16 @@ def describe_seeds(results: Results) -> str:
     """Return `5 seeds`, or `5 seeds at ρ = 100 and 3 at ρ = 10`. Add a sentence if the first pair has more seeds."""
     plan = results.plan
     num_seeds = {rho: tables.num_common_seeds(results, rho) for rho in plan.imbalances}
-    *others, last = (f"{number} at ρ = {rho:g}" for rho, number in num_seeds.items())
+    first, *others = (f"{number} seeds at ρ = {rho:g}" for rho, number in num_seeds.items())
     text = f"{num_seeds[plan.imbalances[0]]} seeds"
     if len({*num_seeds.values()}) > 1:
-        text = f"{', '.join(others)} and {last}".replace(" at", " seeds at", 1)
+        text = tables.listed([first, *(other.replace(" seeds", "") for other in others)])
+    if len(results.lengths) > 1:
+        text = lengths.describe_seeds(results)
     pairs = {rho: [results.groups[rho, key] for key in plan.pairs[0]] for rho in num_seeds} if plan.pairs else {}
+    after = f" after {plan.length:,} epochs" if results.lengths else ""
     more = [
-        f"{pair_seeds} seeds at ρ = {rho:g}"
+        f"{pair_seeds} seeds at ρ = {rho:g}{after}"
         for rho, pair in pairs.items()
         if (pair_seeds := min(map(len, pair))) > plan.seeds
     ]

@@ -86,16 +86,18 @@ def sentences(results: Results) -> list[str]:
 
 
 def best_pairs(results: Results) -> dict[tuple[str, str], list[float]]:
-    """Return the best contrastive and the best cross-entropy method on validation, with the imbalances where they are.
-
-    The dict is empty if the plan lacks either kind.
-    """
+    """Return pairs as `best_pair` -> the imbalances where they are best. Empty if the plan lacks either kind."""
     pairs: dict[tuple[str, str], list[float]] = {}
     for rho in sorted(results.plan.imbalances, reverse=True):
-        best = [best_method(results, rho, stage1) for stage1 in ("contrast", "cross-entropy")]
-        if all(best):
-            pairs.setdefault((best[0].key, best[1].key), []).append(rho)
+        if pair := best_pair(results, rho):
+            pairs.setdefault(pair, []).append(rho)
     return pairs
+
+
+def best_pair(results: Results, imbalance: float) -> tuple[str, str] | None:
+    """Return the keys of the best contrastive and the best cross-entropy method on validation, or None."""
+    best = [best_method(results, imbalance, stage1) for stage1 in ("contrast", "cross-entropy")]
+    return (best[0].key, best[1].key) if all(best) else None
 
 
 def _best_pair_sentence(results: Results, pair: tuple[str, str], imbalances: list[float]) -> str:
@@ -103,17 +105,17 @@ def _best_pair_sentence(results: Results, pair: tuple[str, str], imbalances: lis
     outcomes: dict[str, list[float]] = {}
     for rho in imbalances:
         outcomes.setdefault(outcome(overall_difference(results, rho, pair)), []).append(rho)
-    parts = [f"{text} at ρ = {_listed(where)}" for text, where in outcomes.items()]
+    parts = [f"{text} at ρ = {listed(where)}" for text, where in outcomes.items()]
     return (
         f"By validation accuracy (the table shows test accuracy), {first} is the best contrastive method and {other} "
-        f"is the best cross-entropy method at ρ = {_listed(imbalances)}. On the test set, compared with {other}, "
+        f"is the best cross-entropy method at ρ = {listed(imbalances)}. On the test set, compared with {other}, "
         f"{first} is {', and '.join(parts)}."
     )
 
 
-def _listed(numbers: list[float]) -> str:
-    """Format numbers as in `100, 50 and 10`."""
-    *others, last = (f"{number:g}" for number in numbers)
+def listed(parts: list[str | float]) -> str:
+    """Join texts or numbers as in `100, 50 and 10`."""
+    *others, last = (part if isinstance(part, str) else f"{part:,g}" for part in parts)
     return f"{', '.join(others)} and {last}" if others else last
 
 

@@ -53,6 +53,9 @@ axis = weight of the targets
 labels = little much
 caption = TSC over its weight.
 """
+SWEEP = PLAN[PLAN.index("[sweep tw]") :]
+# Changes of PLAN: one imbalance, two lengths, no sweep.
+LENGTHS = (("imbalances = 10 100\nseeds = 2", "imbalances = 100\nlengths = 4 12\nseeds = 3 2"), (SWEEP, ""))
 
 
 @pytest.fixture
@@ -97,3 +100,13 @@ def finished_study(study) -> Study:
 def study_results(finished_study) -> Results:
     """Return the results of `finished_study`."""
     return finished_study.results()
+
+
+@pytest.fixture
+def length_study(write_plan, tmp_path) -> Study:
+    """Return a study of two lengths: three seeds at 4 epochs, two at 12."""
+    plan = read_plan(str(write_plan(*LENGTHS)))
+    plan = plan._replace(data=(*plan.data, "--data-root", str(tmp_path / "data")))
+    study = Study(plan, tmp_path / "runs", "cpu")
+    study.folder.mkdir()
+    return study

@@ -1,31 +1,16 @@
-"""A plan with several lengths of training: its runs, its results, and what fits a number of hours."""
+"""A plan with several lengths of training: its runs and its results."""
 
 import itertools
 
 import pytest
 
-from examples.results import __main__ as results
-from examples.results import budget, lengths, page, reading, tables
-from examples.results.budget import Speed, estimate_hours, fit_to_hours, smaller_plans
+from examples.results import lengths, page, reading, tables
 from examples.results.plan_file import read_plan
 from examples.results.study import Study
-from examples.results.trials import Cell, main_cells, tuning_cells
+from examples.results.trials import main_cells, tuning_cells
 from tests.refusals import assert_names, line_with, refusal
-from tests.results.conftest import PLAN
+from tests.results.conftest import LENGTHS
 from tests.results.written import write_run
-
-SWEEP = PLAN[PLAN.index("[sweep tw]") :]
-LENGTHS = (("imbalances = 10 100\nseeds = 2", "imbalances = 100\nlengths = 4 12\nseeds = 3 2"), (SWEEP, ""))
-
-
-@pytest.fixture
-def length_study(write_plan, tmp_path) -> Study:
-    """Return a study of two lengths: three seeds at 4 epochs, two at 12."""
-    plan = read_plan(str(write_plan(*LENGTHS)))
-    plan = plan._replace(data=(*plan.data, "--data-root", str(tmp_path / "data")))
-    study = Study(plan, tmp_path / "runs", "cpu")
-    study.folder.mkdir()
-    return study
 
 
 def write_length(study: Study, length: int, accuracies: dict[str, tuple[float, ...]]) -> None:
@@ -148,6 +133,21 @@ def test_page_and_its_csv_have_all_lengths(finished_lengths, tmp_path):
     assert lengths.summary(read) == lengths.summary(found) and page.block(read) == page.block(found)
 
 
+def test_sentence_names_the_best_methods_at_each_length(finished_lengths):
+    """On validation, KCL is the best contrastive method at 4 epochs, TSC at 12."""
+    found = finished_lengths.results()
+    (sentence,) = lengths.sentences(found)
+    assert_names(
+        sentence, "KCL and CE after 4 epochs", "TSC and CE after 12 epochs", "significantly worse after 4 epochs"
+    )
+    assert_names(sentence, "not significantly different after 12 epochs")
+    assert sentence in " ".join(page.block(found).split())
+
+
+def test_page_names_the_seeds_of_each_length(finished_lengths):
+    assert page.describe_seeds(finished_lengths.results()) == "3 seeds at 4 epochs and 2 at 12"
+
+
 @pytest.fixture
 def shorter_baseline(finished_lengths) -> Study:
     """Cross-entropy is trained for 4 epochs only."""
@@ -176,73 +176,3 @@ def test_tables_show_a_dash_where_a_method_was_not_trained(shorter_baseline, tmp
     assert [*lines["CE"]] == [4] and [*lines["KCL"]] == [4, 12]
     read = reading.read_table(shorter_baseline.plan, tmp_path / "docs" / "results_small.csv")
     assert page.block(read) == page.block(found)
-
-
-def test_smaller_plans_lose_sweeps_then_seeds_then_lengths(plan, write_plan):
-    sizes = [(len(smaller.sweeps), smaller.seeds, smaller.more_seeds) for smaller in smaller_plans(plan)]
-    assert list(dict.fromkeys(sizes)) == [(1, 2, 2), (0, 2, 2)]
-    several = read_plan(str(write_plan(*LENGTHS)))._replace(more_seeds=6).with_lengths({4: 5, 12: 4})
-    sizes = [(smaller.lengths, smaller.more_seeds) for smaller in smaller_plans(several)]
-    assert sizes[0] == ({4: 5, 12: 4}, 6) and sizes[1] == ({4: 5, 12: 4}, 4)
-    assert [size for size, _ in sizes[3:]] == [{4: 4, 12: 4}, {4: 3, 12: 3}, {4: 5}, {4: 4}, {4: 3}, {4: 2}]
-
-
-def test_hours_count_training_and_the_constant_part_of_each_run(length_study):
-    """At a view a second: 9 runs of 4 epochs and 6 of 12; each, and the pixels, also takes 100 s."""
-    plan, speed = length_study.plan, Speed(jobs=2, view=1.0, run=100.0)
-    kcl, pixels = (length_study.weight(Cell(100, plan.methods[key], length=4)) for key in ("kcl", "pixels"))
-    seconds = 9 * kcl + 6 * 3 * kcl + pixels + 16 * 100
-    assert estimate_hours(length_study, speed) == pytest.approx(seconds / 2 / 3600)
-
-
-def test_added_seeds_and_shared_sweep_runs_count_once(study):
-    """TSC and KCL may have 4 seeds; the sweep's first value is TSC's own run."""
-    study.plan = study.plan._replace(more_seeds=4)
-    counts = {f"{cell.imbalance:g} {cell.name}": count for cell, count in study.most_runs().items()}
-    assert counts == {
-        **{
-            f"{rho} {key}": count
-            for rho in (10, 100)
-            for key, count in (("tsc", 4), ("kcl", 4), ("ce", 2), ("pixels", 1))
-        },
-        "100 tsc_tw_1": 2,
-    }
-
-
-def test_chosen_seeds_and_lengths_fit(length_study, monkeypatch, capsys):
-    """Without training time, 16 runs take an hour each. 10 hours are enough for 4 epochs only."""
-    monkeypatch.setattr(budget, "measure_speed", lambda study, jobs: Speed(jobs, 0.0, 3600.0))
-    assert fit_to_hours(length_study, 16, jobs=1).plan == length_study.plan
-    assert fit_to_hours(length_study, 10, jobs=1).plan.lengths == {4: 3}
-    line_with(
-        capsys.readouterr().out, "--hours 10", "3 of 3 seeds at 4 epochs, 0 of 2 seeds at 12 epochs", "10.0 hours"
-    )
-    assert fit_to_hours(length_study, 8, jobs=1).plan.lengths == {4: 2}
-    assert fit_to_hours(length_study, 4, jobs=2).plan.lengths == {4: 2}
-    refusal(lambda: fit_to_hours(length_study, 6, jobs=1), "--hours 6", 7.0, "2 of 3 seeds at 4 epochs")
-
-
-def test_speed_is_measured_once(length_study, digits_root, monkeypatch):
-    """The first call trains; the second one reads the file, unless the number of simultaneous runs changes."""
-    data = ("--dataset", "digits", "--image-size", "8", "--data-root", str(digits_root))
-    length_study.plan = length_study.plan._replace(data=data)
-    speed = budget.measure_speed(length_study, 1)
-    assert speed.jobs == 1 and 0 < speed.view < speed.run
-
-    def refuse(trials, jobs):
-        raise AssertionError(f"{len(trials)} runs")
-
-    monkeypatch.setattr(budget, "run_all", refuse)
-    assert budget.measure_speed(length_study, 1) == speed
-    with pytest.raises(AssertionError, match="2 runs"):
-        budget.measure_speed(length_study, 2)
-
-
-def test_hours_of_a_plan_without_training_are_refused(length_study):
-    length_study.plan = length_study.plan._replace(methods={"pixels": length_study.plan.methods["pixels"]})
-    refusal(lambda: fit_to_hours(length_study, 1, jobs=1), "--hours", "Small")
-
-
-@pytest.mark.parametrize("flag", ["--plan", "--page", "--block"])
-def test_hours_of_a_command_that_runs_nothing_are_refused(flag, write_plan):
-    refusal(lambda: results.main([str(write_plan()), flag, "--hours", "1"]), "--hours", flag)

@@ -35,11 +35,6 @@ def test_mechanism_figure_needs_targets(study_results, tmp_path):
     assert "mechanism" not in (tmp_path / "results_small.md").read_text()
 
 
-def test_each_method_has_a_different_colour(study_results):
-    colours = [figures.method_colour(study_results, key) for key in study_results.plan.methods]
-    assert len(set(colours)) == len(colours)
-
-
 @pytest.mark.parametrize("name", sorted(file.stem for file in PLANS_DIR.glob("*.ini")))
 def test_each_method_of_a_plan_has_its_own_colour(name):
     plan = read_plan(name)
