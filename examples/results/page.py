@@ -92,6 +92,11 @@ def finished_sweeps(results: Results) -> list[Sweep]:
     return [sweep for sweep in results.plan.sweeps if any(count_finished(sweep, key) > 1 for key in sweep.methods)]
 
 
+def describe_sweep(sweep: Sweep) -> str:
+    after = f", {sweep.length:,} epochs" if sweep.length else ""
+    return f"{sweep.caption} ρ = {sweep.imbalance:g}{after}"
+
+
 def page_text(results: Results, figure_files: list[tuple[Path, str]], command: str) -> str:
     """Return the page. figure_files: the file and the caption of each figure."""
     plan = results.plan
@@ -102,7 +107,7 @@ def page_text(results: Results, figure_files: list[tuple[Path, str]], command: s
     parts += [details("Features", FEATURES + "\n\n" + tables.feature_table(results))]
     parts += [details(f"All classifiers, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
     parts += [
-        details(f"{sweep.caption} ρ = {sweep.imbalance:g}", tables.sweep_table(results, sweep))
+        details(describe_sweep(sweep), tables.sweep_table(results, sweep))
         for sweep in finished_sweeps(results)
     ]
     parts += [details("Accuracy of each seed", tables.seed_table(results)), f"## {PROVENANCE}", provenance(results)]

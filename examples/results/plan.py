@@ -50,6 +50,7 @@ class Sweep(NamedTuple):
     Attributes:
         values: Values of the flag, as typed.
         axis, labels, caption: Axis label, tick labels and caption of its figure.
+        length: One of the plan's lengths, if it has lengths.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Sweep(NamedTuple):
     axis: str
     labels: tuple[str, ...]
     caption: str
+    length: int | None = None
 
 
 class Plan(NamedTuple):

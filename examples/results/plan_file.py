@@ -139,10 +139,10 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
 
 
 def _check_lengths(sections: dict[str, Entries], plan: Plan) -> None:
-    """Raise InputError if an entry that names a length is invalid, or if the plan has both lengths and sweeps."""
+    """Raise InputError if an entry that names a length is invalid."""
     study = sections["study"]
-    if plan.lengths and (plan.epochs or plan.sweeps):
-        raise study.input_error("lengths: not supported with epochs or sweeps. Write two plans")
+    if plan.lengths and plan.epochs:
+        raise study.input_error("lengths: not supported with epochs. Remove one of them")
     if plan.lengths and plan.longest_tuned not in plan.lengths:
         raise study.input_error(f"longest_tuned {plan.longest_tuned}: expected one of lengths, {[*plan.lengths]}")
     for key, method in plan.methods.items():
@@ -153,6 +153,13 @@ def _check_lengths(sections: dict[str, Entries], plan: Plan) -> None:
             raise entries.input_error(f"longest: not supported with stage1 {method.stage1}, which trains no network")
         if plan.pairs and key in plan.pairs[0] and method not in plan.methods_at(plan.length):
             raise entries.input_error("longest: not supported for the first pair, which is compared at all lengths")
+    for sweep in plan.sweeps:
+        entries = sections[f"sweep {sweep.key}"]
+        if sweep.length not in (plan.lengths or [None]):
+            raise entries.input_error(f"length {sweep.length}: expected one of lengths, {[*plan.lengths]}")
+        for key in sweep.methods:
+            if key in plan.methods and plan.methods[key] not in plan.methods_at(sweep.length):
+                raise entries.input_error(f"length {sweep.length}: {key} is not trained at this length")
 
 
 def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:
@@ -191,4 +198,5 @@ def _build_sweep(key: str, entries: Entries) -> Sweep:
         entries.text("axis"),
         labels or values,
         " ".join(entries.text("caption").split()),
+        entries.number("length", int) if "length" in entries.values else None,
     )

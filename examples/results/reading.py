@@ -178,7 +178,7 @@ def csv_table(results: Results) -> str:
         cells |= {(rho, key, "", length if trained[key] else ""): runs for (rho, key), runs in groups.items()}
     for sweep in results.plan.sweeps:
         for (key, value), runs in results.sweeps[sweep.key].items():
-            cells[sweep.imbalance, key, f"{sweep.flag.lstrip('-')} {value}", ""] = runs
+            cells[sweep.imbalance, key, f"{sweep.flag.lstrip('-')} {value}", sweep.length or ""] = runs
     for (*cell, length), runs in cells.items():
         for run in runs:
             selected = run.heads["selected"]

@@ -209,7 +209,7 @@ class Study:
         shortest = min(plan.lengths, default=None)
         groups = lengths[shortest] if shortest in lengths else self.groups(shortest)
         for sweep in plan.sweeps:
-            cells = trials.sweep_cells(plan, sweep)
+            cells = trials.sweep_cells(plan, sweep) if self.is_tuned(sweep.length) else {}
             sweeps[sweep.key] = {key: self.finished(cell, range(sweep.seeds)) for key, cell in cells.items()}
         return reading.select_results(plan, groups, lengths, sweeps)
 

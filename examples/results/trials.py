@@ -136,7 +136,7 @@ def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
     for key, value in itertools.product(sweep.methods, sweep.values):
         method = plan.methods[key]
         extra = tuple(shlex.split(f"{sweep.flag} {value}"))
-        cell = Cell(sweep.imbalance, method)
+        cell = Cell(sweep.imbalance, method, length=sweep.length)
         cells[key, value] = cell if _has_value(plan, cell, extra) else cell._replace(extra=extra)
     return cells
 

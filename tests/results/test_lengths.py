@@ -52,8 +52,29 @@ def test_invalid_lengths_are_refused(change, facts, write_plan):
     refusal(lambda: read_plan(str(path)), "plan", path, *facts)
 
 
-def test_sweeps_of_a_plan_with_lengths_are_refused(write_plan):
-    refusal(lambda: read_plan(str(write_plan(LENGTHS[0]))), "lengths", "sweeps")
+AT_LENGTH = (LENGTHS[0], ("seeds = 2\naxis", "seeds = 2\nlength = 12\naxis"))  # the sweep is kept, at 12 epochs
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        (AT_LENGTH[:1], ("length None", 4, 12)),
+        ((*AT_LENGTH, ("length = 12", "length = 8")), ("length 8", 4, 12)),
+        (AT_LENGTH[1:], ("length 12",)),
+        ((*AT_LENGTH, ("tsc - kcl\n", ""), ("--tw 0.2\n", "--tw 0.2\nlongest = 4\n")), ("length 12", "tsc")),
+    ],
+)
+def test_sweep_needs_a_length_of_the_plan_and_its_methods(changes, facts, write_plan):
+    refusal(lambda: read_plan(str(write_plan(*changes))), "[sweep tw]", *facts)
+
+
+def test_sweep_has_the_length_and_the_rate_of_its_methods(write_plan, tmp_path):
+    study = Study(read_plan(str(write_plan(*AT_LENGTH)))._replace(rates=("0.1", "0.4")), tmp_path / "runs", "cpu")
+    study.assume_rates()
+    trained = dict(study.stages())["sweep tw"]
+    assert [trial.run_dir.name for trial in trained[:2]] == ["tsc_12_epochs_s0", "tsc_12_epochs_tw_1_s0"]
+    assert all(rates_in(trial) == ["0.1"] for trial in trained)
+    assert page.describe_sweep(study.plan.sweeps[0]).endswith("ρ = 100, 12 epochs")
 
 
 def test_every_method_sees_the_same_number_of_views(length_study):
