@@ -17,11 +17,8 @@ from utils.run.loop import ENOUGH_STEPS
 
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
-MIRROR_SAMPLE, MIRROR_FEWEST, MIRROR_SIDE = (
-    1000,
-    50,
-    16,
-)  # images that are compared with mirrored ones, and the side of their thumbnails
+MIRROR_SAMPLE, MIRROR_FEWEST = 1000, 50  # images that are compared with mirrored ones: at most, at least
+MIRROR_SIDE = 16  # of their thumbnails
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
@@ -182,10 +179,12 @@ def training_flags(facts: ImageFacts) -> list[tuple[str, str]]:
 
 def _network(side: int, count: int) -> list[tuple[str, str]]:
     if side <= 40:
-        size = (f"--image-size {max(16, 4 * round(side / 4))}", f"the images' shorter side is {side} pixels")
+        image_size = max(16, 4 * round(side / 4))
+        size = (f"--image-size {image_size}", f"the images' shorter side is {side} pixels")
         if not torch.cuda.is_available():
+            arch = "lenet_strided" if image_size >= 28 else "lenet"  # below 25 pixels the strides leave too little
             reason = "a small network, because no GPU was found; with one, use resnet32"
-            return [size, ("-a lenet", reason), ("--channels-last", "memory format of the Fashion-MNIST recipe")]
+            return [size, (f"-a {arch}", reason), ("--channels-last", "memory format of the Fashion-MNIST recipe")]
         return [size, ("-a resnet32", "0.5 million weights, no early pooling, for small images")]
     if side <= 96:
         return [

@@ -51,7 +51,8 @@ def test_recipe_fits_photos(tmp_path):
 
 
 def test_grey_images_get_views_without_colours(tmp_path):
-    assert arguments(make_pictures(tmp_path, [9, 9], (28, 28), "L")).views == "grey"
+    args = arguments(make_pictures(tmp_path, [9, 9], (28, 28), "L"))
+    assert (args.image_size, args.arch, args.views) == (28, "lenet_strided", "grey")
 
 
 def test_grey_images_stored_in_colour_get_them_too(tmp_path):
