@@ -20,11 +20,14 @@ def describe(results: Results) -> str:
     if len(results.lengths) == 1:
         return f"A method that uses two views of each image per epoch trains for {longest} epochs. {VIEWS}"
     text = (
-        "Every method is trained at several lengths, given as epochs of a method that uses two views of each image per "
-        f"epoch. {VIEWS} A table or figure that does not show the length is from the longest, {longest} epochs."
+        "The methods are trained at several lengths, given as epochs of a method that uses two views of each image per "
+        f"epoch. {VIEWS} A table or figure that does not show the length is from the longest, {longest} epochs"
     )
-    dash = " A dash means that a method was not trained for this number of epochs."
-    return text + dash if len(results.methods) < len(results.plan.methods) else text
+    if len(results.methods) == len(results.plan.methods):
+        return f"{text}."
+    return (
+        f"{text}, and omits methods that were not trained for so long. In the tables over the length, they have a dash."
+    )
 
 
 def describe_seeds(results: Results) -> str:
@@ -35,27 +38,38 @@ def describe_seeds(results: Results) -> str:
 
 
 def sentences(results: Results) -> list[str]:
-    """Return one sentence per imbalance on the methods that are best on validation at each length."""
+    """Return, for each imbalance, which methods are best on validation at each length and how they differ on test."""
     imbalances = sorted(results.plan.imbalances, reverse=True)
-    return [_best_pairs_sentence(results, rho) for rho in imbalances if tables.best_pair(results, rho)]
+    return [text for rho in imbalances if (text := _best_pairs_text(results, rho))]
 
 
-def _best_pairs_sentence(results: Results, rho: float) -> str:
-    best: dict[str, list[int]] = {}  # names of the two methods -> the lengths at which they are best
+def _best_pairs_text(results: Results, rho: float) -> str:
+    """Return the text of `sentences` for an imbalance, or "" if at each length one of the two kinds is missing."""
+    contrast: dict[str, list[int]] = {}  # title of the best contrastive method -> the lengths at which it is best
+    baseline: dict[str, list[int]] = {}  # the same for cross-entropy
     outcomes: dict[str, list[int]] = {}  # what their difference shows -> lengths
     for length in results.lengths:
         at_length = results.at_length(length)
-        pair = tables.best_pair(at_length, rho)
-        titles = " and ".join(results.plan.methods[key].title for key in pair)
-        best.setdefault(titles, []).append(length)
-        text = tables.outcome(tables.overall_difference(at_length, rho, pair))
-        outcomes.setdefault(text, []).append(length)
-    names = tables.listed([f"{titles} after {tables.listed(where)} epochs" for titles, where in best.items()])
-    shown = tables.listed([f"{text} after {tables.listed(where)} epochs" for text, where in outcomes.items()])
+        if pair := tables.best_pair(at_length, rho):
+            outcome = tables.outcome(tables.overall_difference(at_length, rho, pair))
+            titles = (results.plan.methods[key].title for key in pair)
+            for found, text in zip((contrast, baseline, outcomes), (*titles, outcome), strict=True):
+                found.setdefault(text, []).append(length)
+    if not outcomes:
+        return ""
     return (
-        "By validation accuracy (the table shows test accuracy), the best contrastive and the best cross-entropy "
-        f"method at ρ = {rho:g} are {names}. On the test set, compared with the cross-entropy method, the contrastive "
-        f"method is {shown}."
+        f"By validation accuracy (the table shows test accuracy), the best contrastive method at ρ = {rho:g} is "
+        f"{_with_lengths(contrast)}. The best cross-entropy method is {_with_lengths(baseline)}. On the test set, "
+        f"compared with the second, the first is {_with_lengths(outcomes)}."
+    )
+
+
+def _with_lengths(found: dict[str, list[int]]) -> str:
+    """Return, as in `KCL at 30 and 100 epochs and TSC at 300 epochs`, each text with its lengths."""
+    if len(found) == 1:
+        return f"{next(iter(found))} at each length"
+    return tables.listed(
+        [f"{text} at {tables.listed([f'{length:,}' for length in where])} epochs" for text, where in found.items()]
     )
 
 
@@ -85,7 +99,7 @@ def difference_summary(results: Results) -> str:
 
 
 def _table(results: Results, name: str, rows: list[list[str]]) -> str:
-    """Return a table of rows that end with one cell per length. Cells of lengths without results are a dash."""
+    """Return a table of rows that end with cells of the lengths. Missing cells, at the end of a row, get a dash."""
     columns = [f"{length:,} epochs ({num_seeds(results, length)} seeds)" for length in results.lengths]
     header = ["ρ", name, *columns]
     return format_markdown_table(header, [row + ["–"] * (len(header) - len(row)) for row in rows], text_columns=2)

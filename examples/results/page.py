@@ -53,7 +53,7 @@ def write(results: Results, output: Path, command: str) -> list[Path]:
     sweeps = finished_sweeps(results)
     for number, first in enumerate(range(0, len(sweeps), SWEEPS_PER_FIGURE), start=1):
         group = sweeps[first : first + SWEEPS_PER_FIGURE]
-        drawn_figures[f"sweeps_{number}"] = figures.sweeps(results, group), " ".join(sweep.caption for sweep in group)
+        drawn_figures[f"sweeps_{number}"] = figures.sweeps(results, group), " ".join(map(describe_sweep, group))
     figure_files = []
     for name, (figure, caption) in drawn_figures.items():
         figure_files.append((output / f"{plan.page}_{name}.png", caption))
@@ -93,8 +93,9 @@ def finished_sweeps(results: Results) -> list[Sweep]:
 
 
 def describe_sweep(sweep: Sweep) -> str:
+    """Return the caption of a sweep with its imbalance and length."""
     after = f", {sweep.length:,} epochs" if sweep.length else ""
-    return f"{sweep.caption} ρ = {sweep.imbalance:g}{after}"
+    return f"{sweep.caption} ρ = {sweep.imbalance:g}{after}."
 
 
 def page_text(results: Results, figure_files: list[tuple[Path, str]], command: str) -> str:
@@ -106,10 +107,7 @@ def page_text(results: Results, figure_files: list[tuple[Path, str]], command: s
     parts += [details("Paired differences", tables.differences(results))]
     parts += [details("Features", FEATURES + "\n\n" + tables.feature_table(results))]
     parts += [details(f"All classifiers, ρ = {rho:g}", tables.head_table(results, rho)) for rho in plan.imbalances]
-    parts += [
-        details(describe_sweep(sweep), tables.sweep_table(results, sweep))
-        for sweep in finished_sweeps(results)
-    ]
+    parts += [details(describe_sweep(sweep), tables.sweep_table(results, sweep)) for sweep in finished_sweeps(results)]
     parts += [details("Accuracy of each seed", tables.seed_table(results)), f"## {PROVENANCE}", provenance(results)]
     return "\n\n".join(parts) + "\n"
 

@@ -73,8 +73,8 @@ class Plan(NamedTuple):
         same: Description of what all methods have in common, printed on the page.
         epochs: Imbalance -> epochs of a method with two views of each image per epoch, or empty if the flags set them.
             Methods with more or fewer views train for fewer or more epochs, so that all see the same number of views.
-        lengths: The same epochs, ascending -> number of seeds. Every method is trained once per length. Empty if all
-            runs of an imbalance have the same length.
+        lengths: The same epochs, ascending -> number of seeds. Methods are trained anew for each length, up to their
+            longest. Empty if all runs of an imbalance have the same length.
         data: Flags of all commands.
         flags: Value of stage1, or "heads" -> flags of its script.
         seeds: Number of seeds. With lengths, that of the longest.
@@ -169,12 +169,7 @@ def check_plan(path: Path, plan: Plan) -> None:
             raise InputError(
                 f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
             )
-        trained = plan.lengths and method.stage1 in TRAINS_NETWORK
-        epochs_flag = ("--epochs", str(plan.length)) if trained else ()
-        flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *plan.data)
-        args = parse_flags(path, f"method {method.key}", SCRIPTS[method.stage1], flags)
-        if trained and args.epochs != plan.length:
-            raise InputError(f"plan {path}, [method {method.key}]: flags set --epochs, expected only lengths to set it")
+        _check_flags(path, plan, f"method {method.key}", method, plan.length)
     parse_flags(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
     _check_data(path, plan)
     method_uses = [("study", key) for pair in plan.pairs for key in pair]
@@ -190,11 +185,22 @@ def check_plan(path: Path, plan: Plan) -> None:
             raise InputError(f"plan {path}, [study]: pair {' - '.join(pair)}, expected two different methods")
     for sweep in plan.sweeps:
         for key, value in itertools.product(sweep.methods, sweep.values):
-            method = plan.methods[key]
-            flags = (*plan.flags[method.stage1], *method.flags, *_split_flag(path, sweep, value), *plan.data)
-            parse_flags(path, f"sweep {sweep.key}", SCRIPTS[method.stage1], flags)
+            extra = _split_flag(path, sweep, value)
+            _check_flags(path, plan, f"sweep {sweep.key}", plan.methods[key], sweep.length, extra)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
     _check_epochs(path, "study", plan.tune_imbalance, plan)
+
+
+def _check_flags(
+    path: Path, plan: Plan, section: str, method: StudyMethod, length: int | None, extra: list[str] | tuple = ()
+) -> None:
+    """Raise InputError if the script of a method refuses its flags, or if they set --epochs of a plan with lengths."""
+    epochs = length if method.stage1 in TRAINS_NETWORK else None
+    epochs_flag = ("--epochs", str(epochs)) if epochs else ()
+    flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *extra, *plan.data)
+    args = parse_flags(path, section, SCRIPTS[method.stage1], flags)
+    if epochs and args.epochs != epochs:
+        raise InputError(f"plan {path}, [{section}]: flags set --epochs, expected only lengths to set it")
 
 
 def _check_data(path: Path, plan: Plan) -> None:

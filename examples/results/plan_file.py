@@ -39,6 +39,7 @@ def read_plan(name_or_path: str) -> Plan:
     for entries in sections.values():
         entries.refuse_unknown()
     check_plan(path, plan)
+    _check_lengths(sections, plan)
     return plan
 
 
@@ -131,7 +132,6 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
     )
     if (fewest := min([seeds, *lengths.values()])) < 2:
         raise study.input_error(f"seeds {fewest}: expected 2 or more (one seed has no standard deviation)")
-    _check_lengths(sections, plan)
     if plan.more_seeds < seeds:
         raise study.input_error(f"more_seeds {plan.more_seeds}: expected at least the number of seeds, {seeds}")
     study.as_numbers("rates", plan.rates, float)
@@ -140,26 +140,39 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
 
 def _check_lengths(sections: dict[str, Entries], plan: Plan) -> None:
     """Raise InputError if an entry that names a length is invalid."""
-    study = sections["study"]
+    study, known = sections["study"], ", ".join(map(str, plan.lengths))
     if plan.lengths and plan.epochs:
         raise study.input_error("lengths: not supported with epochs. Remove one of them")
     if plan.lengths and plan.longest_tuned not in plan.lengths:
-        raise study.input_error(f"longest_tuned {plan.longest_tuned}: expected one of lengths, {[*plan.lengths]}")
+        raise study.input_error(f"longest_tuned {plan.longest_tuned}: expected one of the lengths {known}")
     for key, method in plan.methods.items():
         entries = sections[f"method {key}"]
-        if method.longest and method.longest not in plan.lengths:
-            raise entries.input_error(f"longest {method.longest}: expected one of lengths, {[*plan.lengths]}")
         if method.longest and method.stage1 not in TRAINS_NETWORK:
             raise entries.input_error(f"longest: not supported with stage1 {method.stage1}, which trains no network")
+        _check_length(entries, "longest", method.longest, plan)
         if plan.pairs and key in plan.pairs[0] and method not in plan.methods_at(plan.length):
-            raise entries.input_error("longest: not supported for the first pair, which is compared at all lengths")
+            raise entries.input_error(
+                f"longest {method.longest}: expected {plan.length}, because seeds are added to the first pair there"
+            )
+    if plan.lengths and not any(method.stage1 in TRAINS_NETWORK for method in plan.methods_at(plan.length)):
+        raise study.input_error(f"lengths: no method is trained for {plan.length} epochs")
     for sweep in plan.sweeps:
         entries = sections[f"sweep {sweep.key}"]
-        if sweep.length not in (plan.lengths or [None]):
-            raise entries.input_error(f"length {sweep.length}: expected one of lengths, {[*plan.lengths]}")
+        if plan.lengths and not sweep.length:
+            raise entries.input_error(f"length is missing, expected one of the lengths {known}")
+        _check_length(entries, "length", sweep.length, plan)
         for key in sweep.methods:
-            if key in plan.methods and plan.methods[key] not in plan.methods_at(sweep.length):
-                raise entries.input_error(f"length {sweep.length}: {key} is not trained at this length")
+            if plan.methods[key] not in plan.methods_at(sweep.length):
+                raise entries.input_error(f"length {sweep.length}: {key} is not trained for so long")
+
+
+def _check_length(entries: Entries, name: str, length: int | None, plan: Plan) -> None:
+    """Raise InputError if an optional entry is not one of the plan's lengths."""
+    if length and not plan.lengths:
+        raise entries.input_error(f"{name} {length}: not supported without lengths. Remove this entry")
+    if length and length not in plan.lengths:
+        known = ", ".join(map(str, plan.lengths))
+        raise entries.input_error(f"{name} {length}: expected one of the lengths {known}")
 
 
 def _epochs(study: Entries, imbalances: tuple[float, ...]) -> tuple[int, ...]:

@@ -67,9 +67,9 @@ class Results(NamedTuple):
     """The results of all finished trials.
 
     Attributes:
-        groups: The results of all methods; with lengths, at the longest one.
+        groups: The results of all methods; with lengths, of those at the longest one.
         sweeps: Sweep key -> (method key, value) -> one result per seed.
-        lengths: Length -> the results of all methods at this length, if the plan has lengths.
+        lengths: Length -> the results of the methods that are trained at this length, if the plan has lengths.
     """
 
     plan: Plan

@@ -219,7 +219,7 @@ class Study:
         return results if results and reading.enough_seeds(results.plan, results.groups) else None
 
     def groups(self, length: int | None) -> Groups:
-        """Return the results of all methods at a length."""
+        """Return the results of the methods that are trained at a length."""
         seeds = range(max(self.plan.more_seeds, self.plan.lengths.get(length, 0)))
         cells = trials.main_cells(self.plan, length)
         return {(cell.imbalance, cell.method.key): self.finished(cell, seeds) for cell in cells}

@@ -86,7 +86,7 @@ def sentences(results: Results) -> list[str]:
 
 
 def best_pairs(results: Results) -> dict[tuple[str, str], list[float]]:
-    """Return pairs as `best_pair` -> the imbalances where they are best. Empty if the plan lacks either kind."""
+    """Map each pair of `best_pair` to the imbalances at which it is best. Empty if the plan lacks either kind."""
     pairs: dict[tuple[str, str], list[float]] = {}
     for rho in sorted(results.plan.imbalances, reverse=True):
         if pair := best_pair(results, rho):
@@ -95,7 +95,7 @@ def best_pairs(results: Results) -> dict[tuple[str, str], list[float]]:
 
 
 def best_pair(results: Results, imbalance: float) -> tuple[str, str] | None:
-    """Return the keys of the best contrastive and the best cross-entropy method on validation, or None."""
+    """Return the keys of the best contrastive and cross-entropy method on validation. None: a kind has no method."""
     best = [best_method(results, imbalance, stage1) for stage1 in ("contrast", "cross-entropy")]
     return (best[0].key, best[1].key) if all(best) else None
 
@@ -113,9 +113,9 @@ def _best_pair_sentence(results: Results, pair: tuple[str, str], imbalances: lis
     )
 
 
-def listed(parts: list[str | float]) -> str:
+def listed(parts: list[str] | list[float]) -> str:
     """Join texts or numbers as in `100, 50 and 10`."""
-    *others, last = (part if isinstance(part, str) else f"{part:,g}" for part in parts)
+    *others, last = (f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
     return f"{', '.join(others)} and {last}" if others else last
 
 

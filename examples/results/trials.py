@@ -122,12 +122,16 @@ def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
 
 
 def main_cells(plan: Plan, length: int | None = None) -> list[Cell]:
-    """Return one cell per imbalance and method at a length. Pixels have no length, because they are not trained."""
+    """Return one cell per imbalance and method that is trained at a length. Pixels are at all lengths."""
     return [
-        Cell(imbalance, method, length=length if method.stage1 in TRAINS_NETWORK else None)
+        Cell(imbalance, method, length=_cell_length(method, length))
         for imbalance in plan.imbalances
         for method in plan.methods_at(length)
     ]
+
+
+def _cell_length(method: StudyMethod, length: int | None) -> int | None:
+    return length if method.stage1 in TRAINS_NETWORK else None  # pixels are not trained
 
 
 def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
@@ -136,7 +140,7 @@ def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
     for key, value in itertools.product(sweep.methods, sweep.values):
         method = plan.methods[key]
         extra = tuple(shlex.split(f"{sweep.flag} {value}"))
-        cell = Cell(sweep.imbalance, method, length=sweep.length)
+        cell = Cell(sweep.imbalance, method, length=_cell_length(method, sweep.length))
         cells[key, value] = cell if _has_value(plan, cell, extra) else cell._replace(extra=extra)
     return cells
 

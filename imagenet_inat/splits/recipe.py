@@ -18,7 +18,7 @@ from utils.run.loop import ENOUGH_STEPS
 RECIPE, DATA = "recipe.txt", "data.txt"  # flags of stage 1; flags that both stages and the baseline share
 SAMPLE_SIZE = 200  # images whose headers are read
 MIRROR_SAMPLE, MIRROR_FEWEST = 1000, 50  # images that are compared with mirrored ones: at most, at least
-MIRROR_SIDE = 16  # of their thumbnails
+MIRROR_SIDE = 16  # pixels; these images are shrunk to this side
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 LARGE_DATA = 50_000  # images from which ResNet-50 at 224 pixels is chosen
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
@@ -182,7 +182,7 @@ def _network(side: int, count: int) -> list[tuple[str, str]]:
         image_size = max(16, 4 * round(side / 4))
         size = (f"--image-size {image_size}", f"the images' shorter side is {side} pixels")
         if not torch.cuda.is_available():
-            arch = "lenet_strided" if image_size >= 28 else "lenet"  # below 25 pixels the strides leave too little
+            arch = "lenet_strided" if image_size >= 28 else "lenet"  # the former needs 25 pixels
             reason = "a small network, because no GPU was found; with one, use resnet32"
             return [size, (f"-a {arch}", reason), ("--channels-last", "memory format of the Fashion-MNIST recipe")]
         return [size, ("-a resnet32", "0.5 million weights, no early pooling, for small images")]

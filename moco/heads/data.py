@@ -74,9 +74,11 @@ class HeadData:
     def logistic_path(self, sampling: str, adjustment: str, intercept: bool = True) -> Iterator[Fit]:
         """Yield the logistic regression for each l2 in PENALTIES. Each starts from the one before.
 
-        The fits are kept, because several heads use the same ones. --logit-adjustment train needs no fit of its own:
-        the bias is not penalised, so an offset of the logits during the fit is only subtracted from the bias.
+        The fits are kept, because several heads use the same ones. --logit-adjustment train uses the same fit as off:
+        the bias is not penalised, so adding the log prior to the logits during the fit is equivalent to subtracting it
+        from the fitted bias. Without a bias (intercept=False), train is not supported.
         """
+        assert intercept or adjustment != "train"
         weights, offset, fit = self.image_weights(sampling), self.logit_offset(adjustment), None
         for l2 in PENALTIES:
             key = l2, sampling, intercept

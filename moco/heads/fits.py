@@ -116,8 +116,8 @@ def fit_cosine(
     that the gradient is small. The fit starts from the class means, or from `start`.
 
     Args:
-        offset: (C,), such as the log prior (balanced softmax). It is not part of the fitted classifier. The other
-            arguments are those of `fit_logistic`.
+        features, labels, num_classes, l2, weights, start: As in `fit_logistic`.
+        offset: (C,), such as the log prior (balanced softmax). It is not part of the fitted classifier.
     """
     unit_features, d = normalize(features, dim=1), features.shape[1]  # (n, d), the only copy of the features
     offset = torch.zeros(num_classes) if offset is None else offset

@@ -14,7 +14,7 @@ from moco.heads.classifiers import ABSENT_CLASS_LOGIT, Fit, fitted_classifier
 from moco.heads.data import HeadData
 from moco.heads.head_flags import compared_settings
 from moco.heads.selection import head_title, select_head
-from tests.refusals import line_with, refusal
+from tests.refusals import assert_names, line_with, refusal
 from utils.measure.feature_cache import Features
 from utils.run.compute import ComputeConfig
 
@@ -119,12 +119,20 @@ def test_search_continues_until_a_fit_converges(monkeypatch):
     assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1}
 
 
-def test_search_ends_when_fits_no_longer_converge(monkeypatch):
+def test_search_ends_when_fits_no_longer_converge(monkeypatch, capsys):
     fitted = [Fit(torch.zeros(C, D), torch.tensor(bias), {"l2": 0.1**n}) for n, bias in enumerate((WORSE, BETTER))]
     path = [[fitted[0]], [fitted[1]._replace(converged=False)], [fitted[1]]]
     monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter(path)))
     chosen = select_head("toy", "instance", "off", head_data())
     assert chosen.entry["values"] == {"l2": 1.0} and chosen.tried == {"l2": [1.0, 0.1]}
+    assert_names(line_with(capsys.readouterr().out, "did not converge"), "l2 0.1", "weaker penalties")
+
+
+def test_search_continues_if_one_of_several_fits_converges(monkeypatch):
+    worse, better = (Fit(torch.zeros(C, D), torch.tensor(bias)) for bias in (WORSE, BETTER))
+    path = [[worse], [worse._replace(converged=False), worse], [better._replace(hyperparameters={"l2": 0.1})]]
+    monkeypatch.setitem(HEADS, "toy", Head("", candidates=lambda *_: iter(path)))
+    assert select_head("toy", "instance", "off", head_data()).entry["values"] == {"l2": 0.1}
 
 
 @pytest.mark.parametrize("name", ["t", "tau"])
@@ -197,8 +205,11 @@ def test_heads_that_share_a_regression_fit_it_once(monkeypatch):
     chosen = select_head("logistic", "instance", "post", data)
     best = chosen.entry["values"]["l2"]
     assert fitted[-1] == pytest.approx(max(best / 100, 1e-5))  # the path ends two penalties after the best
+    plain = next(data.logistic_path("instance", "off")).bias.clone()
+    select_head("logistic", "instance", "train", data)
     select_head("lws", "instance", "off", data)
     assert len(set(fitted)) == len(fitted)  # each penalty is fitted at most once
+    assert torch.equal(next(data.logistic_path("instance", "off")).bias, plain)
 
 
 def test_slow_search_reports_its_minutes(capsys):

@@ -1,5 +1,6 @@
 """A plan with several lengths of training: its runs and its results."""
 
+import csv
 import itertools
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from examples.results import lengths, page, reading, tables
 from examples.results.plan_file import read_plan
 from examples.results.study import Study
-from examples.results.trials import main_cells, tuning_cells
+from examples.results.trials import main_cells, sweep_cells, tuning_cells
 from tests.refusals import assert_names, line_with, refusal
 from tests.results.conftest import LENGTHS
 from tests.results.written import write_run
@@ -58,23 +59,52 @@ AT_LENGTH = (LENGTHS[0], ("seeds = 2\naxis", "seeds = 2\nlength = 12\naxis"))  #
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        (AT_LENGTH[:1], ("length None", 4, 12)),
+        (AT_LENGTH[:1], ("length", "missing", 4, 12)),
         ((*AT_LENGTH, ("length = 12", "length = 8")), ("length 8", 4, 12)),
         (AT_LENGTH[1:], ("length 12",)),
         ((*AT_LENGTH, ("tsc - kcl\n", ""), ("--tw 0.2\n", "--tw 0.2\nlongest = 4\n")), ("length 12", "tsc")),
+        ((*AT_LENGTH, ("flag = --tw", "flag = --epochs"), ("values = 0.2 1", "values = 2 12")), ("--epochs",)),
     ],
 )
 def test_sweep_needs_a_length_of_the_plan_and_its_methods(changes, facts, write_plan):
     refusal(lambda: read_plan(str(write_plan(*changes))), "[sweep tw]", *facts)
 
 
+def test_some_method_is_trained_for_the_longest_length(write_plan):
+    ends = [("\n\n[method tsc]", "\nlongest = 4\n\n[method tsc]"), ("--tw 0.2\n", "--tw 0.2\nlongest = 4\n")]
+    ends += [("--balance none", "--balance none\nlongest = 4"), ("pairs =\n    tsc - kcl\n    kcl - ce\n", "")]
+    refusal(lambda: read_plan(str(write_plan(*LENGTHS, *ends))), "[study]", "lengths", 12)
+
+
 def test_sweep_has_the_length_and_the_rate_of_its_methods(write_plan, tmp_path):
-    study = Study(read_plan(str(write_plan(*AT_LENGTH)))._replace(rates=("0.1", "0.4")), tmp_path / "runs", "cpu")
-    study.assume_rates()
+    study = Study(read_plan(str(write_plan(*AT_LENGTH))), tmp_path / "runs", "cpu")
+    study.plan = study.plan._replace(rates=("0.1", "0.4"))
+    for length, best in ((4, "0.1"), (12, "0.4")):
+        for cell, rate in tuning_cells(study.plan, length).items():
+            write_run(study, cell, study.plan.tune_seed, 50, 70 + (rate == best))
     trained = dict(study.stages())["sweep tw"]
     assert [trial.run_dir.name for trial in trained[:2]] == ["tsc_12_epochs_s0", "tsc_12_epochs_tw_1_s0"]
-    assert all(rates_in(trial) == ["0.1"] for trial in trained)
-    assert page.describe_sweep(study.plan.sweeps[0]).endswith("ρ = 100, 12 epochs")
+    assert all(rates_in(trial) == ["0.4"] for trial in trained)
+
+
+def test_page_has_the_length_of_a_sweep(write_plan, tmp_path):
+    study = Study(read_plan(str(write_plan(*AT_LENGTH))), tmp_path / "runs", "cpu")
+    write_length(study, 4, {"kcl": (71, 73), "tsc": (70, 70), "ce": (75, 75)})
+    write_length(study, 12, {"kcl": (80, 82), "tsc": (82, 84), "ce": (78, 78)})
+    write_run(study, sweep_cells(study.plan, study.plan.sweeps[0])["tsc", "1"], 0, 90, 90)
+    page.write(study.results(), tmp_path / "docs", "python -m examples.results small")
+    text = (tmp_path / "docs" / "results_small.md").read_text()
+    assert text.count("TSC over its weight. ρ = 100, 12 epochs.") == 2  # figure and table
+    rows = csv.DictReader((tmp_path / "docs" / "results_small.csv").read_text().splitlines())
+    assert {(row["sweep"], row["length"]) for row in rows if row["sweep"]} == {("tw 0.2", "12"), ("tw 1", "12")}
+
+
+def test_sweep_of_a_length_without_rates_is_left_out(write_plan, tmp_path):
+    study = Study(read_plan(str(write_plan(*AT_LENGTH))), tmp_path / "runs", "cpu")
+    study.plan = study.plan._replace(rates=("0.1", "0.4"))
+    for cell in tuning_cells(study.plan, 4):
+        write_run(study, cell, study.plan.tune_seed, 50, 70)
+    assert study.results().sweeps == {"tw": {}}
 
 
 def test_every_method_sees_the_same_number_of_views(length_study):
@@ -149,6 +179,7 @@ def test_page_and_its_csv_have_all_lengths(finished_lengths, tmp_path):
     page.write(found, tmp_path / "docs", "make results")
     text = (tmp_path / "docs" / "results_small.md").read_text()
     line_with(text, "results_small_lengths.png")
+    assert "have a dash" not in text
     assert lengths.summary(found) in text and lengths.difference_summary(found) in text
     read = reading.read_table(finished_lengths.plan, tmp_path / "docs" / "results_small.csv")
     assert lengths.summary(read) == lengths.summary(found) and page.block(read) == page.block(found)
@@ -158,11 +189,20 @@ def test_sentence_names_the_best_methods_at_each_length(finished_lengths):
     """On validation, KCL is the best contrastive method at 4 epochs, TSC at 12."""
     found = finished_lengths.results()
     (sentence,) = lengths.sentences(found)
-    assert_names(
-        sentence, "KCL and CE after 4 epochs", "TSC and CE after 12 epochs", "significantly worse after 4 epochs"
-    )
-    assert_names(sentence, "not significantly different after 12 epochs")
+    assert_names(sentence, "KCL at 4 epochs and TSC at 12 epochs", "CE at each length")
+    assert_names(sentence, "significantly worse at 4 epochs and not significantly different at 12 epochs")
     assert sentence in " ".join(page.block(found).split())
+
+
+def test_sentence_groups_lengths_with_the_same_method(finished_lengths):
+    found = finished_lengths.results()
+    found = found._replace(lengths={4: found.lengths[4], 8: found.lengths[4], 1200: found.lengths[12]})
+    assert_names(lengths.sentences(found)[0], "KCL at 4 and 8 epochs and TSC at 1,200 epochs")
+
+
+def test_lengths_without_baseline_are_left_out_of_the_sentence(shorter_baseline):
+    (sentence,) = lengths.sentences(shorter_baseline.results())
+    assert_names(sentence, "KCL at each length", "CE at each length", "significantly worse at each length")
 
 
 def test_page_names_the_seeds_of_each_length(finished_lengths):
@@ -191,7 +231,7 @@ def test_tables_show_a_dash_where_a_method_was_not_trained(shorter_baseline, tmp
     text = (tmp_path / "docs" / "results_small.md").read_text()
     assert line_with(lengths.summary(found), "CE").endswith("75.00 ± 0.00 (65.0) | – |")
     assert line_with(lengths.difference_summary(found), "KCL − CE").endswith("3 seeds) | – |")
-    assert "A dash means" in text and "CE |" not in tables.summary(found)
+    assert "have a dash" in text and "CE |" not in tables.summary(found)
     assert "CE |" not in tables.differences(found) + tables.seed_table(found)
     lines = {line.get_label(): line.get_xdata() for line in lengths.accuracy(found).axes[0].get_lines()}
     assert [*lines["CE"]] == [4] and [*lines["KCL"]] == [4, 12]

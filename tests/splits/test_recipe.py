@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main_lincls_imba as stage2
 import main_moco_supcon_imba as stage1
 from imagenet_inat.splits import __main__ as splits
 from imagenet_inat.splits.recipe import ImageFacts, data_flags, training_flags
+from moco.encoders import get_encoder
 from tests.refusals import line_with
 from utils.cli.parser import parse
 
@@ -50,9 +52,21 @@ def test_recipe_fits_photos(tmp_path):
     assert (args.image_size, args.arch, args.views) == (128, "resnet18", "simclr")
 
 
+@pytest.mark.parametrize(
+    ("has_gpu", "side", "arch"),
+    [(False, 24, "lenet"), (False, 28, "lenet_strided"), (False, 40, "lenet_strided"), (True, 28, "resnet32")],
+)
+def test_network_fits_the_size_of_the_images_and_the_machine(has_gpu, side, arch, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    facts = ImageFacts(np.array([9, 9]), [(side, side)], is_grey=True)
+    flags = dict(flag.split(" ", 1) for flag, _ in data_flags(facts) if " " in flag)
+    assert flags["-a"] == arch
+    network = get_encoder(arch, int(flags["--image-size"]))(num_classes=2).eval()
+    assert network(torch.zeros(1, 3, side, side)).shape == (1, 2)
+
+
 def test_grey_images_get_views_without_colours(tmp_path):
-    args = arguments(make_pictures(tmp_path, [9, 9], (28, 28), "L"))
-    assert (args.image_size, args.arch, args.views) == (28, "lenet_strided", "grey")
+    assert arguments(make_pictures(tmp_path, [9, 9], (28, 28), "L")).views == "grey"
 
 
 def test_grey_images_stored_in_colour_get_them_too(tmp_path):
