@@ -11,6 +11,7 @@ from utils.measure.results import format_markdown_table
 VIEWS = (
     "All methods see the same number of views. A method that uses one view therefore trains for twice as many epochs."
 )
+SHIFT = 1.02  # between the lines of two methods
 CAPTION = "Test accuracy over the epochs of contrastive training: mean over seeds, ± one standard deviation."
 
 
@@ -116,19 +117,24 @@ def num_seeds(results: Results, length: int) -> int:
 
 
 def accuracy(results: Results) -> Figure:
-    """Plot accuracy over all and over few-shot classes at the largest imbalance, one line and band per method."""
+    """Plot accuracy over all and over few-shot classes at the largest imbalance, one line per method.
+
+    The lines are shifted sideways by a few percent, so that their error bars do not overlap.
+    """
     figure, axes = figures.panels(2, 3.8, 5.2)
     rho = max(results.plan.imbalances)
     for panel, (label, column) in zip(axes, (("all", -1), ("few", -2)), strict=True):
-        for method in results.plan.methods.values():
+        for number, method in enumerate(results.plan.methods.values()):
             lengths = trained_lengths(results, method.key)
             groups = [tables.common_runs(results.at_length(length), rho, method) for length in lengths]
             values = [reading.accuracy(runs)[:, column] for runs in groups]
-            means, stds = (np.array([statistic(seeds) for seeds in values]) for statistic in (np.mean, np.std))
+            means = np.array([seeds.mean() for seeds in values])
+            stds = [seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values]  # as in the tables
             colour = figures.method_colour(results, method.key)
             marker = "o-" if method.stage1 in TRAINS_NETWORK else "--"  # pixels do not depend on the length
-            panel.plot(lengths, means, marker, color=colour, lw=1.5, markersize=4, label=method.title)
-            panel.fill_between(lengths, means - stds, means + stds, color=colour, alpha=0.15, lw=0)
+            x = np.array(lengths) * SHIFT ** (number - (len(results.plan.methods) - 1) / 2)
+            style = {"lw": 1.5, "elinewidth": 1, "capsize": 2, "markersize": 4}
+            panel.errorbar(x, means, stds, fmt=marker, color=colour, label=method.title, **style)
         panel.set_xscale("log")
         panel.set_xticks([*results.lengths], [f"{length:,}" for length in results.lengths])
         panel.minorticks_off()

@@ -161,10 +161,11 @@ def test_tables_have_a_column_per_length(finished_lengths):
 
 def test_figure_has_a_point_per_length(finished_lengths):
     panel = lengths.accuracy(finished_lengths.results()).axes[0]
-    lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
-    assert lines["TSC"] == [[4, 70], [12, 83]] and lines["pixels"] == [[4, 60], [12, 60]]
-    band = panel.collections[1].get_paths()[0].vertices  # of KCL at 12 epochs: 81 ± 1
-    assert {80, 82} <= {round(y, 6) for x, y in band if x == 12}
+    bars = {bar.get_label(): bar for bar in panel.containers}
+    points = {label: bar.lines[0].get_xydata().round(0).tolist() for label, bar in bars.items()}
+    assert points["TSC"] == [[4, 70], [12, 83]] and points["pixels"] == [[4, 60], [12, 60]]
+    bar_at_12 = bars["KCL"].lines[2][0].get_segments()[1]
+    assert bar_at_12[:, 1].tolist() == pytest.approx([81 - 2**0.5, 81 + 2**0.5])
 
 
 def test_unfinished_length_is_omitted(length_study):
@@ -233,7 +234,7 @@ def test_tables_show_a_dash_where_a_method_was_not_trained(shorter_baseline, tmp
     assert line_with(lengths.difference_summary(found), "KCL − CE").endswith("3 seeds) | – |")
     assert "have a dash" in text and "CE |" not in tables.summary(found)
     assert "CE |" not in tables.differences(found) + tables.seed_table(found)
-    lines = {line.get_label(): line.get_xdata() for line in lengths.accuracy(found).axes[0].get_lines()}
-    assert [*lines["CE"]] == [4] and [*lines["KCL"]] == [4, 12]
+    bars = {bar.get_label(): bar.lines[0].get_xdata().round() for bar in lengths.accuracy(found).axes[0].containers}
+    assert [*bars["CE"]] == [4] and [*bars["KCL"]] == [4, 12]
     read = reading.read_table(shorter_baseline.plan, tmp_path / "docs" / "results_small.csv")
     assert page.block(read) == page.block(found)
