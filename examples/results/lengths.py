@@ -61,14 +61,12 @@ def _best_pairs_text(results: Results, rho: float) -> str:
     return (
         f"By validation accuracy (the table shows test accuracy), the best contrastive method at ρ = {rho:g} is "
         f"{_with_lengths(contrast)}. The best cross-entropy method is {_with_lengths(baseline)}. On the test set, "
-        f"compared with the second, the first is {_with_lengths(outcomes)}."
+        f"compared with the cross-entropy method, the contrastive method is {_with_lengths(outcomes)}."
     )
 
 
 def _with_lengths(found: dict[str, list[int]]) -> str:
     """Return, as in `KCL at 30 and 100 epochs and TSC at 300 epochs`, each text with its lengths."""
-    if len(found) == 1:
-        return f"{next(iter(found))} at each length"
     return tables.listed(
         [f"{text} at {tables.listed([f'{length:,}' for length in where])} epochs" for text, where in found.items()]
     )

@@ -190,7 +190,7 @@ def test_sentence_names_the_best_methods_at_each_length(finished_lengths):
     """On validation, KCL is the best contrastive method at 4 epochs, TSC at 12."""
     found = finished_lengths.results()
     (sentence,) = lengths.sentences(found)
-    assert_names(sentence, "KCL at 4 epochs and TSC at 12 epochs", "CE at each length")
+    assert_names(sentence, "KCL at 4 epochs and TSC at 12 epochs", "CE at 4 and 12 epochs")
     assert_names(sentence, "significantly worse at 4 epochs and not significantly different at 12 epochs")
     assert sentence in " ".join(page.block(found).split())
 
@@ -203,7 +203,7 @@ def test_sentence_groups_lengths_with_the_same_method(finished_lengths):
 
 def test_lengths_without_baseline_are_left_out_of_the_sentence(shorter_baseline):
     (sentence,) = lengths.sentences(shorter_baseline.results())
-    assert_names(sentence, "KCL at each length", "CE at each length", "significantly worse at each length")
+    assert_names(sentence, "KCL at 4 epochs.", "CE at 4 epochs.", "significantly worse at 4 epochs.")
 
 
 def test_page_names_the_seeds_of_each_length(finished_lengths):
