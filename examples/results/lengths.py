@@ -9,7 +9,8 @@ from examples.results.reading import Results
 from utils.measure.results import format_markdown_table
 
 VIEWS = (
-    "All methods see the same number of views. A method that uses one view therefore trains for twice as many epochs."
+    "Methods that use one view, such as cross-entropy, train for twice as many, so that all methods see the same "
+    "number of views."
 )
 SHIFT = 1.02  # between the lines of two methods
 CAPTION = "Test accuracy over the epochs of contrastive training: mean over seeds, ± one standard deviation."
@@ -21,14 +22,12 @@ def describe(results: Results) -> str:
     if len(results.lengths) == 1:
         return f"A method that uses two views of each image per epoch trains for {longest} epochs. {VIEWS}"
     text = (
-        "The methods are trained at several lengths, given as epochs of a method that uses two views of each image per "
-        f"epoch. {VIEWS} A table or figure that does not show the length is from the longest, {longest} epochs"
+        f"A number of epochs is that of a method that uses two views of each image per epoch. {VIEWS} Tables and "
+        f"figures without a number of epochs are those of {longest} epochs."
     )
     if len(results.methods) == len(results.plan.methods):
-        return f"{text}."
-    return (
-        f"{text}, and omits methods that were not trained for so long. In the tables over the length, they have a dash."
-    )
+        return text
+    return f"{text} They omit methods that were not trained for so long, which have a dash in the other tables."
 
 
 def describe_seeds(results: Results) -> str:
@@ -60,8 +59,8 @@ def _best_pairs_text(results: Results, rho: float) -> str:
         return ""
     return (
         f"By validation accuracy (the table shows test accuracy), the best contrastive method at ρ = {rho:g} is "
-        f"{_with_lengths(contrast)}. The best cross-entropy method is {_with_lengths(baseline)}. On the test set, "
-        f"compared with the cross-entropy method, the contrastive method is {_with_lengths(outcomes)}."
+        f"{_with_lengths(contrast)}. The best method without contrast is {_with_lengths(baseline)}. On the test "
+        f"set, compared with the method without contrast, the contrastive method is {_with_lengths(outcomes)}."
     )
 
 

@@ -120,9 +120,9 @@ FEATURES = (
     "averaged over all and over few-shot classes, and the share of images whose nearest target is that of their class."
 )
 BLOCK_DIFFERENCES = (
-    f"Differences in test accuracy, in percentage points, with {CONFIDENCE:.0%} confidence intervals. **Bold** means "
-    "that the interval does not contain 0, so the difference is significant. If no methods differed, one interval "
-    "in 20 would still be bold:"
+    f"The next table shows differences in test accuracy, in percentage points, with {CONFIDENCE:.0%} confidence "
+    "intervals. **Bold** means that the interval does not contain 0, so the difference is significant. If no methods "
+    "differed, one interval in 20 would still be bold:"
 ).replace("%", " %")
 
 
@@ -141,26 +141,30 @@ def introduction(results: Results, command: str) -> str:
     plan = results.plan
     counts = {rho: runs[0].heads["train_counts"] for (rho, _), runs in results.groups.items() if runs}
     sizes = [[f"{rho:g}", f"{sum(sizes):,}", ", ".join(map(str, sizes))] for rho, sizes in counts.items()]
-    tuned = f"one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
+    tuned = f"from {', '.join(plan.rates)} by one run per rate (seed {plan.tune_seed}, ρ = {plan.tune_imbalance:g})"
     tuned += ", averaged over each rate and its neighbours in the grid" if len(plan.rates) > 2 else ""
     tuned += " at each length" if len(results.lengths) > 1 else ""
     if results.lengths and plan.longest_tuned < plan.length:
         longest = f"{plan.longest_tuned:,} epochs"
         tuned += f" up to {longest}, and longer runs use the rate selected at {longest}"
-    rates = f" The learning rate of each method is selected by {tuned}." if len(plan.rates) > 1 else ""
+    rates = f" The learning rate of each method is selected {tuned}." if len(plan.rates) > 1 else ""
+    hours = (
+        f"The training of the {len(training_runs(results))} networks in the tables took {training_hours(results):.1f}"
+    )
+    hours += " hours, without the runs that select learning rates" if rates else " hours"
     return "\n\n".join(
         [
             f"This page compares {len(plan.methods)} methods, with {describe_seeds(results)}. ρ is the imbalance: the "
             "number of training images of the largest class divided by that of the smallest. To repeat the study, run "
-            f"`{command}`. The training of all runs took {training_hours(results):.1f} hours in total "
-            f"([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
+            f"`{command}`. {hours} ([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
             plan.same,
             *([lengths.describe(results)] if results.lengths else []),
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
-            f"in parentheses. {SHOT_NOTE}. In each run, the classifier and its hyperparameters are those with the best "
-            f"validation accuracy. All methods choose from the same grid.{rates} Intervals are those of paired "
-            "differences, from Student's t distribution. An interval that contains 0 does not show which method is "
-            "better.",
+            f"in parentheses. {SHOT_NOTE}. They are accuracies of classifiers that are fitted to the features of the "
+            "trained network, or were trained with it. In each run, the classifier and its hyperparameters with the "
+            f"best validation accuracy are selected, from the same candidates for all methods.{rates} Intervals are "
+            "those of the difference between two methods with the same seeds (Student's t distribution). An interval "
+            "that contains 0 does not show which method is better.",
             format_markdown_table(["ρ", "training images", "images of each class"], sizes),
         ]
     )

@@ -242,8 +242,8 @@ def test_seed_table_has_learning_rates(study_results):
 
 
 def test_readme_matches_the_results_page():
-    marks = [mark.format("results") for mark in (page.BEGIN, page.END)]
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")]
+    marks = [mark.format("results_length") for mark in (page.BEGIN, page.END)]
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results_length.md")]
     readme, page_block = (text.split(marks[0])[1].split(marks[1])[0] for text in texts)
     assert readme == page_block
-    assert_names(readme, *(f"| {method.title} |" for method in read_plan("fashion").methods.values()))
+    assert_names(readme, *(f"| {method.title} |" for method in read_plan("length").methods.values()))
