@@ -73,8 +73,8 @@ class Plan(NamedTuple):
         same: Description of what all methods have in common, printed on the page.
         epochs: Imbalance -> epochs of a method with two views of each image per epoch, or empty if the flags set them.
             Methods with more or fewer views train for fewer or more epochs, so that all see the same number of views.
-        lengths: The same epochs, ascending -> number of seeds. Methods are trained anew for each length, up to their
-            longest. Empty if all runs of an imbalance have the same length.
+        lengths: Maps each number of epochs, in ascending order, to the number of seeds. Each length has runs of its
+            own, of all methods that are trained that long. Empty if all runs of an imbalance have the same length.
         data: Flags of all commands.
         flags: Value of stage1, or "heads" -> flags of its script.
         seeds: Number of seeds. With lengths, that of the longest.

@@ -90,9 +90,9 @@ def select_head(name: str, sampling: str, adjustment: str, data: HeadData) -> Se
         log_if_slow(f"{title}: fitted up to {settings}, best accuracy on val {best_key[0]:.2f}", started)
         if best and (worse == patience or not any_converged):
             break
-    untried = "" if any_converged or not best else "; weaker penalties were not tried"
+    ended = "" if any_converged or not best else "; the search ended there"
     for settings in failed:
-        log(f"note: {title}: the fit with {settings} did not converge and was skipped{untried}")
+        log(f"note: {title}: the fit with {settings} did not converge and was skipped{ended}")
     if best is None:
         raise InputError(f"{title}: no fit converged; the features may be damaged. Choose another --head")
     fit, classifier, on_val = best
