@@ -137,7 +137,7 @@ class DataFlags(ListFlags):
         """Return the flags with the defaults that depend on the data set. No file is read or written.
 
         Raises:
-            InputError: the view is unknown, or the imbalance or largest class is not possible.
+            InputError: the view is unknown, or `with_class_sizes` raises it.
         """
         from moco.loader import view_named  # here, because PyTorch takes seconds to import
 
@@ -146,9 +146,9 @@ class DataFlags(ListFlags):
         view_named(views, self.crop_scale)
         resolved = replace(self, views=views, arch=arch, image_size=image_size).with_class_sizes(spec)
         if self.name_all_lists:  # a note, not an error, because a recipe may contain the flag
-            for name in ("imbalance", "largest"):
+            for name in ("imbalance", "largest", "split_seed"):
                 if getattr(self, name) is not None:
-                    log(f"note: --{name}: ignored, because the flags name all lists")
+                    log(f"note: --{name.replace('_', '-')}: ignored, because the flags name all lists")
         return resolved
 
     @property

@@ -41,7 +41,7 @@ class DatasetSpec:
             (see `generated_folders`); None if the lists are fixed.
         largest_class: default number of training images of the largest class of a generated data set.
         largest_class_max: maximum of --largest; 0 if the size of the largest class is fixed.
-        write_files: writes the generated files for (--data-root, imbalance, --largest), unless they exist.
+        write_files: writes the generated files for (--data-root, imbalance, --largest, --split-seed) once.
         image_folder: returns the folder of images that are not generated, for (--data-root).
     """
 
@@ -68,7 +68,7 @@ class DatasetSpec:
     imbalance_ratio: float | None = None
     largest_class: int = 0
     largest_class_max: int = 0
-    write_files: Callable[[Path, float, int | None], object] | None = None
+    write_files: Callable[[Path, float, int | None, int], object] | None = None
     image_folder: Callable[[Path], Path] | None = None
 
     def list_name(self, split: str) -> str:

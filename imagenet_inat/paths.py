@@ -8,7 +8,7 @@ from imagenet_inat import datasets
 from imagenet_inat.datasets import DatasetSpec
 from imagenet_inat.lists.format import generated_folders
 from utils.cli.flags import ENCODER, Group
-from utils.cli.numbers import positive_float, positive_int
+from utils.cli.numbers import number_type, positive_float, positive_int
 from utils.cli.parser import Parser
 from utils.configs import FromArgs
 from utils.errors import InputError
@@ -76,6 +76,17 @@ def add_list_arguments(group: Parser | Group) -> None:
         legacy=None,
         stored=ENCODER,
     )
+    generated = _written_at_first_use()
+    group.add_argument(
+        "--split-seed",
+        type=number_type("seed", int, lambda value: 0 <= value < 2**32, "0 to 4294967295"),
+        metavar="SEED",
+        help=f"Random seed that selects the images of the lists of {', '.join(generated)} (default: 0). --seed does not "
+        "change them.",
+        rare=True,
+        legacy=lambda args: 0 if args.dataset in generated else None,
+        stored=ENCODER,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,7 @@ class ListFlags(FromArgs):
     test_txt: str | None = None
     imbalance: float | None = None
     largest: int | None = None
+    split_seed: int | None = None
 
     @property
     def files(self) -> dict[str, str | None]:
@@ -101,13 +113,14 @@ class ListFlags(FromArgs):
         return bool(self.splits) or all(self.files.values())
 
     def with_class_sizes(self, spec: DatasetSpec) -> "ListFlags":
-        """Return the flags with the data set's defaults of --imbalance and --largest.
+        """Return the flags with the data set's defaults of --imbalance, --largest and --split-seed.
 
         Raises:
-            InputError: the imbalance or the largest class is not possible.
+            InputError: the imbalance or the largest class is not possible, or the selection of images is fixed.
         """
-        largest = resolve_largest(spec, self.largest)
-        return replace(self, largest=largest, imbalance=resolve_imbalance(spec, self.imbalance, largest))
+        largest, split_seed = resolve_largest(spec, self.largest), resolve_split_seed(spec, self.split_seed)
+        imbalance = resolve_imbalance(spec, self.imbalance, largest)
+        return replace(self, largest=largest, imbalance=imbalance, split_seed=split_seed)
 
 
 def find_lists(spec: DatasetSpec, flags: ListFlags) -> Lists:
@@ -116,13 +129,14 @@ def find_lists(spec: DatasetSpec, flags: ListFlags) -> Lists:
     The lists of digits, fashion and glyphs are written at first use. A list that serves as two splits may be given as
     either.
     """
-    data_root, imbalance, largest = flags.data_root or "data", flags.imbalance, flags.largest
+    data_root, imbalance = flags.data_root or "data", flags.imbalance
+    selection = imbalance, flags.largest, flags.split_seed or 0
     root, folder = Path(data_root), spec.lists_folder
     # Nothing is written if the flags name all lists and the images are not generated.
     if spec.write_files and not (flags.name_all_lists and spec.image_folder):
-        spec.write_files(root, imbalance, largest)
+        spec.write_files(root, *selection)
     if spec.imbalance_ratio:
-        root, folder = generated_folders(spec.set_name, root, imbalance, largest)
+        root, folder = generated_folders(spec.set_name, root, *selection)
     if spec.image_folder:
         root = spec.image_folder(Path(data_root))
     folder, given = Path(flags.splits or folder), flags.files
@@ -174,3 +188,21 @@ def resolve_imbalance(spec: DatasetSpec, given: float | None, largest: int | Non
     if imbalance and not 1 <= imbalance <= most:
         raise InputError(f"--imbalance {imbalance:g}: expected 1 to {most}")
     return imbalance
+
+
+def resolve_split_seed(spec: DatasetSpec, given: int | None) -> int | None:
+    """Return the seed of the selection of images, or None if --split-seed does not select them.
+
+    Raises:
+        InputError: a seed is given, and the selection is fixed.
+    """
+    if spec.write_files:
+        return given or 0
+    if given is not None:
+        supported = ", ".join(_written_at_first_use())
+        raise InputError(f"--split-seed {given}: the lists of {spec.name} are fixed; use it only with {supported}")
+    return None
+
+
+def _written_at_first_use() -> list[str]:
+    return [name for name, spec in datasets.REGISTRY.items() if spec.write_files]

@@ -22,7 +22,7 @@ from utils.run import checkpoint
 from utils.safe_load import is_plain
 
 LISTS = tuple(f"{split}_txt" for split in SPLITS)
-OF_ONE_DATA_SET = ("data_root", "splits", *LISTS, "imbalance", "largest", "holdout")
+OF_ONE_DATA_SET = ("data_root", "splits", *LISTS, "imbalance", "largest", "split_seed", "holdout")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _defaults(stored: StoredArgs, without_stored: dict[str, object]) -> dict[str
         omitted |= {*LISTS}
     values = {name: value for name, value in values.items() if name not in omitted}
     if ListFlags.from_args(argparse.Namespace(**without_stored | values)).name_all_lists:
-        values |= {"imbalance": None, "largest": None}  # the lists decide
+        values |= {"imbalance": None, "largest": None, "split_seed": None}  # the lists decide
     return values
 
 

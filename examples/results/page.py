@@ -15,6 +15,10 @@ from utils.report.trials import CONFIDENCE
 BEGIN, END = "<!-- {}: written by python -m examples.results -->", "<!-- end of {} -->"
 README = "README.md"
 SWEEPS_PER_FIGURE = 4
+IMAGES = {  # value of split_per_seed -> what differs between seeds
+    False: "All seeds use the same training and validation images.",
+    True: "Each seed also selects its own training and validation images, the same ones for all methods.",
+}
 
 
 def write(results: Results, output: Path, command: str) -> list[Path]:
@@ -157,7 +161,7 @@ def introduction(results: Results, command: str) -> str:
             f"This page compares {len(plan.methods)} methods, with {describe_seeds(results)}. ρ is the imbalance: the "
             "number of training images of the largest class divided by that of the smallest. To repeat the study, run "
             f"`{command}`. {hours} ([machines and versions](#{PROVENANCE.lower().replace(' ', '-')})).",
-            plan.same,
+            f"{plan.same} {IMAGES[plan.split_per_seed]}".strip(),
             *([lengths.describe(results)] if results.lengths else []),
             "The tables show test accuracy in percent, as mean ± standard deviation over seeds, with few-shot accuracy "
             f"in parentheses. {SHOT_NOTE}. They are accuracies of classifiers that are fitted to the features of the "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_inat.datasets import default_imbalances, get_spec
-from imagenet_inat.paths import resolve_imbalance, resolve_largest
+from imagenet_inat.paths import resolve_imbalance, resolve_largest, resolve_split_seed
 from moco.methods import METHODS
 from utils.cli.parser import Parser, refuse_unsupported, typed_names
 from utils.errors import InputError
@@ -83,6 +83,7 @@ class Plan(NamedTuple):
         pairs: Keys of two methods to compare, the first minus the second.
         more_seeds: Number of seeds of the first pair if its difference is unresolved.
         resolved: A difference is unresolved if its interval contains 0 and is wider than ± this many points.
+        split_per_seed: Whether each seed also selects its own training and validation images (--split-seed).
     """
 
     name: str
@@ -104,6 +105,7 @@ class Plan(NamedTuple):
     methods: dict[str, StudyMethod]
     pairs: tuple[tuple[str, str], ...]
     sweeps: tuple[Sweep, ...]
+    split_per_seed: bool = False
 
     @property
     def length(self) -> int | None:
@@ -214,6 +216,9 @@ def _check_data(path: Path, plan: Plan) -> None:
         largest = resolve_largest(spec, data_args.largest)
         for imbalance in plan.imbalances:
             resolve_imbalance(spec, imbalance, largest)
+        if plan.split_per_seed and data_args.split_seed is not None:
+            raise InputError("data sets --split-seed, expected only split_per_seed to set it")
+        resolve_split_seed(spec, 0 if plan.split_per_seed else data_args.split_seed)
     except InputError as error:
         raise InputError(f"plan {path}, [study]: {error}") from None
 

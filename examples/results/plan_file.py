@@ -83,6 +83,12 @@ class Entries:
             raise self.input_error(f"{name}: found {len(values)} numbers, expected one")
         return values[0]
 
+    def yes_or_no(self, name: str) -> bool:
+        """Return whether an entry is `yes`. The default is `no`."""
+        if (value := self.text(name, "no")) not in ("yes", "no"):
+            raise self.input_error(f"{name}: found {value}, expected yes or no")
+        return value == "yes"
+
     def refuse_unknown(self) -> None:
         if self.values:
             raise self.input_error(f"unknown entry {', '.join(self.values)}")
@@ -129,6 +135,7 @@ def _build_plan(path: Path, sections: dict[str, Entries]) -> Plan:
         methods=methods,
         pairs=tuple(tuple(pair.split(" - ")) for pair in pairs),
         sweeps=tuple(sweeps),
+        split_per_seed=study.yes_or_no("split_per_seed"),
     )
     if (fewest := min([seeds, *lengths.values()])) < 2:
         raise study.input_error(f"seeds {fewest}: expected 2 or more (one seed has no standard deviation)")

@@ -37,16 +37,17 @@ class Study:
         data_args = stage1_parser("contrast").parse_args([*plan.data])
         self.spec, self.data_root = get_spec(data_args.dataset), Path(data_args.data_root)
         self.largest = data_args.largest or (self.spec.largest_class if self.spec.largest_class_max else None)
+        self.split_seed = data_args.split_seed or 0
         self._selected_rates: dict[int | None, dict[str, str]] = {}
 
     def prepare(self) -> None:
-        """Write the lists and targets before the runs start, so that simultaneous runs do not write them."""
+        """Write lists and targets before the runs start, so that simultaneous runs do not write them."""
         cells = [*trials.main_cells(self.plan)]
         for sweep in self.plan.sweeps:
             cells += trials.sweep_cells(self.plan, sweep).values()
         for imbalance in sorted({cell.imbalance for cell in cells}):
-            if self.spec.write_files:
-                self.spec.write_files(self.data_root, imbalance, self.largest)
+            if self.spec.write_files:  # with split_per_seed, the runs of the other seeds write their own lists
+                self.spec.write_files(self.data_root, imbalance, self.largest, self.split_seed)
         for file, dim in {(self.target_file(dim), dim) for dim in map(self.target_dim, cells) if dim}:
             if not file.exists():
                 generate_file(file, self.spec.num_classes, dim)

@@ -95,6 +95,7 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
     data_flags += (
         ["--seed", str(seed), "--deterministic"] if stage1 in TRAINS_NETWORK else []
     )  # pixels use no random numbers
+    data_flags += ["--split-seed", str(seed)] if plan.split_per_seed else []
     train_command = [
         *shlex.split(SCRIPTS[stage1]),
         *cell.train_flags(plan),

@@ -96,13 +96,17 @@ def format_split(paths: list[str], labels: list[int]) -> str:
 
 
 def generated_folders(
-    set_name: str, data_root: Path, imbalance: float, largest: int | None = None
+    set_name: str, data_root: Path, imbalance: float, largest: int | None = None, split_seed: int = 0
 ) -> tuple[Path, Path]:
     """Return two folders of a generated data set: the root of the lists' paths, and the folder of the lists.
 
     Args:
         imbalance: --imbalance.
         largest: images of the largest class, or None without --largest.
+        split_seed: --split-seed.
     """
     root = Path(data_root) / set_name
-    return root, root / (f"imbalance_{imbalance:g}" + (f"_largest_{largest}" if largest else ""))
+    parts = [f"imbalance_{imbalance:g}"]
+    parts += [f"largest_{largest}"] if largest else []
+    parts += [f"split_{split_seed}"] if split_seed else []
+    return root, root / "_".join(parts)

@@ -1,7 +1,7 @@
 """The digits data set: a long-tailed split of scikit-learn's handwritten digits.
 
 The scikit-learn package contains 1,797 real images of 8×8 pixels. They are written once,
-as PNG files with split lists, and then read like any other data set. The split is fixed:
+as PNG files with split lists, and then read like any other data set. --split-seed selects
 40 test images and 14 validation images per class, and 120·imbalance^(-c/9) of the other
 120 images of class c for training, so that digit 0 is the most frequent and 9 the rarest.
 """
@@ -18,7 +18,6 @@ from utils.files import write_folder
 
 NUM_CLASSES = 10
 TEST_PER_CLASS, VAL_PER_CLASS, TRAIN_LARGEST = 40, 14, 120
-SPLIT_SEED = 0
 
 
 def load_digits():
@@ -33,16 +32,18 @@ def train_counts(imbalance: float) -> list[int]:
     return class_sizes("exp", NUM_CLASSES, imbalance, TRAIN_LARGEST)
 
 
-def prepare(data_root: Path, imbalance: float, largest: None = None) -> tuple[Path, Path]:
+def prepare(data_root: Path, imbalance: float, largest: None = None, split_seed: int = 0) -> tuple[Path, Path]:
     """Write images and lists below data_root unless they exist. Return their folders, as `generated_folders`.
 
-    largest: unused, because the largest class is always TRAIN_LARGEST.
+    Args:
+        largest: unused, because the largest class is always TRAIN_LARGEST.
+        split_seed: random seed of the selection of the images of each list.
     """
-    root, splits = generated_folders("digits_LT", data_root, imbalance)
+    root, splits = generated_folders("digits_LT", data_root, imbalance, split_seed=split_seed)
     if not splits.is_dir():
         log(f"data: writing the lists {splits}, and the images unless they exist")
     write_folder(root / "images", _write_images)
-    write_folder(splits, lambda folder: _write_lists(folder, imbalance))
+    write_folder(splits, lambda folder: _write_lists(folder, imbalance, split_seed))
     return root, splits
 
 
@@ -59,9 +60,9 @@ def _write_images(folder: Path) -> None:
         Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)).save(path)
 
 
-def _write_lists(folder: Path, imbalance: float) -> None:
+def _write_lists(folder: Path, imbalance: float, split_seed: int) -> None:
     labels = load_digits().target
     images = [[_image_name(c, number) for number in np.flatnonzero(labels == c)] for c in range(NUM_CLASSES)]
-    splits = sample_splits(images, train_counts(imbalance), VAL_PER_CLASS, TEST_PER_CLASS, SPLIT_SEED)
+    splits = sample_splits(images, train_counts(imbalance), VAL_PER_CLASS, TEST_PER_CLASS, split_seed)
     for split, content in splits.items():
         (folder / f"digits_LT_{split}.txt").write_text(format_split(*content), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 Fashion-MNIST has 60,000 training and 10,000 test images of 28 × 28 grey pixels in ten classes of clothes (Xiao et al.
 2017). All test images are used for test, and 100 training images of each class for validation. Class c keeps
-largest · ρ^(−c/9) of its other images for training, as in long-tailed CIFAR. The split does not depend on the seed.
+largest · ρ^(−c/9) of its other images for training, as in long-tailed CIFAR. --split-seed selects them, not --seed.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from utils.errors import InputError
 from utils.files import write_folder
 
 SET_NAME, NUM_CLASSES = "Fashion_MNIST_LT", 10
-VAL_PER_CLASS, SPLIT_SEED = 100, 0
+VAL_PER_CLASS = 100
 TRAIN, TEST = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -65,23 +65,25 @@ def find_image_folder(data_root: Path) -> Path:
     return downloaded
 
 
-def prepare(data_root: Path, imbalance: float, largest: int) -> None:
+def prepare(data_root: Path, imbalance: float, largest: int, split_seed: int = 0) -> None:
     """Write the lists below data_root, unless they exist.
 
     Args:
         largest: training images of the largest class.
+        split_seed: random seed of the selection of training and validation images.
 
     Raises:
         InputError: as `find_image_folder`; a file is invalid; a class has too few images; or existing lists were
             generated from other labels.
     """
     folder = find_image_folder(data_root)
-    lists = generated_folders(SET_NAME, data_root, imbalance, largest)[1]
+    lists = generated_folders(SET_NAME, data_root, imbalance, largest, split_seed)[1]
     labels = {name: idx.content(idx.find_file(folder / name)) for _, name in (TRAIN, TEST)}
     digest = hashlib.sha256(b"".join(labels.values())).hexdigest()
     if not lists.is_dir():
         log(f"data: writing the lists {lists}")
-    write_folder(lists, lambda draft: _write_lists(draft, folder, imbalance, largest, digest))
+    made = {"source": str(folder), "profile": "exp", "imbalance": imbalance, "largest": largest, "labels": digest}
+    write_folder(lists, lambda draft: _write_lists(draft, folder, made | {"split_seed": split_seed}))
     try:
         stored_digest = json.loads((lists / MADE).read_text(encoding="utf-8"))["labels"]
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -90,7 +92,8 @@ def prepare(data_root: Path, imbalance: float, largest: int) -> None:
         raise InputError(f"{lists}: generated from other labels than those in {folder}; delete it to create it again")
 
 
-def _write_lists(draft: Path, folder: Path, imbalance: float, largest: int, digest: str) -> None:
+def _write_lists(draft: Path, folder: Path, made: dict) -> None:
+    """Write the lists and made.json, which has the entries `made`, into a draft folder. folder: the IDX files."""
     labels = {}
     for part in (TRAIN, TEST):
         files = [idx.find_file(folder / name) for name in part]
@@ -98,13 +101,12 @@ def _write_lists(draft: Path, folder: Path, imbalance: float, largest: int, dige
         if len(images) != len(labels[part]):
             raise InputError(f"{files[0]}: {len(images)} images, expected {len(labels[part])} as in {files[1].name}")
         _note_unknown_content(dict(zip(part, files, strict=True)))
-    sizes = class_sizes("exp", NUM_CLASSES, imbalance, largest)
+    sizes = class_sizes("exp", NUM_CLASSES, made["imbalance"], made["largest"])
     _check_class_sizes(labels[TRAIN], sizes, idx.find_file(folder / TRAIN[1]))
     images_of_class = [[_path(TRAIN, i) for i in np.flatnonzero(labels[TRAIN] == c)] for c in range(NUM_CLASSES)]
-    parts = sample_splits(images_of_class, sizes, VAL_PER_CLASS, 0, SPLIT_SEED)
+    parts = sample_splits(images_of_class, sizes, VAL_PER_CLASS, 0, made["split_seed"])
     parts["test"] = [_path(TEST, i) for i in range(len(labels[TEST]))], labels[TEST].tolist()
     texts = {f"{SET_NAME}_{split}.txt": format_split(*part) for split, part in parts.items()}
-    made = {"source": str(folder), "profile": "exp", "imbalance": imbalance, "largest": largest, "labels": digest}
     write_lists(draft, texts, made)
 
 

@@ -23,7 +23,7 @@ SET_NAME, NUM_CLASSES, SIDE = "glyphs_LT", 100, 28
 LARGEST = 300  # training images of the largest class, and number of training fonts
 FONTS = {"test": 100, "val": 50, "train": LARGEST}  # in the order in which families are taken
 MOST_PER_FAMILY = 12
-SPLIT_SEED = 0
+FONTS_SEED = 0  # of the order of characters, families and fonts
 MARGIN = 2  # pixels between the highest or widest character and the border, before hinting
 FAMILY_LETTERS = (
     4  # fonts whose family names start with the same letters, such as Noto Sans and Noto Serif, are a family
@@ -32,25 +32,26 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789àá
 ADVICE = "install more fonts (docs/data.md lists packages of Debian)"
 
 
-def prepare(data_root: Path, imbalance: float, largest: None = None) -> None:
+def prepare(data_root: Path, imbalance: float, largest: None = None, split_seed: int = 0) -> None:
     """Write images and lists below data_root, unless they exist.
 
     Args:
         largest: unused, because the largest class is always LARGEST.
+        split_seed: random seed of the selection of the training fonts of each class. Those of a split are fixed.
 
     Raises:
         InputError: too few fonts are installed.
     """
-    root, lists = generated_folders(SET_NAME, data_root, imbalance)
+    root, lists = generated_folders(SET_NAME, data_root, imbalance, split_seed=split_seed)
     if not (root / "images").is_dir():
         log(f"data: rendering {NUM_CLASSES} characters in {sum(FONTS.values())} fonts to {root / 'images'}")
     write_folder(root / "images", _write_images)
-    write_folder(lists, lambda folder: _write_lists(folder, imbalance))
+    write_folder(lists, lambda folder: _write_lists(folder, imbalance, split_seed))
 
 
 def characters() -> list[str]:
     """Return the character of each class, in random order, so that class sizes do not follow the alphabet."""
-    return [CHARACTERS[i] for i in np.random.RandomState(SPLIT_SEED).permutation(NUM_CLASSES)]
+    return [CHARACTERS[i] for i in np.random.RandomState(FONTS_SEED).permutation(NUM_CLASSES)]
 
 
 def choose_fonts(families: dict[str, list[Path]]) -> dict[str, dict[Path, np.ndarray]]:
@@ -67,7 +68,7 @@ def choose_fonts(families: dict[str, list[Path]]) -> dict[str, dict[Path, np.nda
     """
     chosen: dict[str, dict[Path, np.ndarray]] = {split: {} for split in FONTS}
     names, seen = sorted(families), set()  # seen: (class, pixels) of all images so far
-    for name in (names[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(names))):
+    for name in (names[i] for i in np.random.RandomState(FONTS_SEED).permutation(len(names))):
         split = next((split for split, count in FONTS.items() if len(chosen[split]) < count), None)
         if split is None:
             break
@@ -125,7 +126,7 @@ def _render_family(files: list[Path], seen: set[tuple[int, bytes]], most: int) -
     seen: (class, pixels) of all images so far; those of this family are added. Copies share most of their images.
     """
     rendered: dict[Path, np.ndarray] = {}
-    for file in (files[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(files))):
+    for file in (files[i] for i in np.random.RandomState(FONTS_SEED).permutation(len(files))):
         images = render(file)
         if images is None:
             continue
@@ -149,8 +150,8 @@ def _write_images(folder: Path) -> None:
     (folder / "fonts.txt").write_text("".join(lines), "utf-8", "surrogateescape")
 
 
-def _write_lists(folder: Path, imbalance: float) -> None:
-    rng, texts = np.random.RandomState(SPLIT_SEED), {}
+def _write_lists(folder: Path, imbalance: float, split_seed: int) -> None:
+    rng, texts = np.random.RandomState(split_seed), {}
     for split, count in FONTS.items():
         sizes = class_sizes("exp", NUM_CLASSES, imbalance, LARGEST) if split == "train" else [count] * NUM_CLASSES
         paths, labels = [], []
@@ -159,5 +160,6 @@ def _write_lists(folder: Path, imbalance: float) -> None:
             paths += [f"images/{split}-images-idx3-ubyte/{font * NUM_CLASSES + label:05d}" for font in fonts]
             labels += [label] * size
         texts[f"{SET_NAME}_{split}.txt"] = format_split(paths, labels)
-    made = {"source": "images/fonts.txt", "profile": "exp", "imbalance": imbalance, "classes": characters()}
+    made = {"source": "images/fonts.txt", "profile": "exp", "imbalance": imbalance, "split_seed": split_seed}
+    made |= {"classes": characters()}
     write_lists(folder, texts, made)

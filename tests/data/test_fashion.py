@@ -227,16 +227,18 @@ def test_given_lists_are_used_and_none_are_written(tmp_path):
 
 
 def test_stage_2_takes_the_lists_from_the_checkpoint(tmp_path):
-    """A checkpoint from before --largest existed has no value for it."""
+    """A checkpoint from before --largest existed has no value for it. Its images are those of --split-seed 0."""
     write_fashion_mnist(tmp_path, 140, 1)
-    flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10"
+    flags = f"--dataset fashion --data-root {tmp_path} --largest 30 --imbalance 10 --split-seed 3"
     parser = stage1.get_args_parser()
     args = parser.parse_args(flags.split())
     flags = options.DataFlags.from_args(args).resolved()
     assert (flags.arch, flags.image_size, flags.views, flags.largest) == ("lenet", 28, "grey", 30)
-    assert describe_arguments(parser, args).legacy["largest"] is None
+    legacy = describe_arguments(parser, args).legacy
+    assert (legacy["largest"], legacy["split_seed"]) == (None, 0)
     torch.save({"args": describe_arguments(parser, args).values}, tmp_path / "run.pth")
     again, _ = stored_flags.parse(stage2.get_args_parser(), ["--pretrained", str(tmp_path / "run.pth")])
     data = options.build_data_config(flags)
     assert options.build_data_config(options.DataFlags.from_args(again).resolved()).lists == data.lists
+    assert data.lists.files["train"].parent.name.endswith("_split_3")
     assert data.open("train").class_counts.tolist() == SIZES

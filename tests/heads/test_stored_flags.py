@@ -89,11 +89,11 @@ def test_typed_flag_that_agrees_is_not_reported(typed, tmp_path, capsys):
 
 def test_other_data_set_keeps_its_own_lists_but_the_size_and_statistics_of_the_encoder(tmp_path, capsys):
     stored = {"image_size": 24, "data_root": "DIGITS", "splits": "LISTS", "imbalance": 20.0, "holdout": 0.1}
-    stored |= {"largest": 30}
+    stored |= {"largest": 30, "split_seed": 2}
     args = stored_and_typed(tmp_path, stored, "--dataset fashion")
     assert (args["image_size"], args["statistics"]) == (24, "digits")
     assert (args["data_root"], args["splits"], args["imbalance"], args["holdout"]) == ("data", None, None, None)
-    assert args["largest"] is None
+    assert (args["largest"], args["split_seed"]) == (None, None)
     line_with(capsys.readouterr().out, "note", "--dataset fashion", "digits")
 
 

@@ -172,6 +172,7 @@ TESTED_ELSEWHERE = {
     "dataset",
     "imbalance",
     "largest",
+    "split_seed",
     "assignment_interval",
     "amp",
     "channels_last",

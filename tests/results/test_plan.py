@@ -1,10 +1,13 @@
 """Reading a plan file, and refusing an invalid one."""
 
+from itertools import pairwise
+
 import pytest
 
 from examples.results import __main__ as results
 from examples.results.plan import PLANS_DIR
 from examples.results.plan_file import read_plan
+from examples.results.trials import main_cells
 from tests.refusals import refusal
 
 
@@ -46,6 +49,9 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("rates = 0.1", "speed = 0.1"), (STUDY, "speed")),
         (("rates = 0.1", "rates = fast"), (STUDY, "rates")),
         (("rates = 0.1", "heads = --typo"), (STUDY, "--typo")),
+        (("rates = 0.1", "split_per_seed = maybe"), (STUDY, "split_per_seed", "maybe", "yes", "no")),
+        (("--image-size 8", "--split-seed 1\nsplit_per_seed = yes"), (STUDY, "--split-seed")),
+        (("--dataset digits --image-size 8", "--dataset cifar10\nsplit_per_seed = yes"), (STUDY, "cifar10", "digits")),
         (("rates = 0.1", "more_seeds = 1"), (STUDY, "more_seeds", 1, 2)),
         (("imbalances = 10 100", "imbalances = 10 10"), (STUDY, "imbalances")),
         (("imbalances = 10 100", "imbalances = 10 500"), (STUDY, "--imbalance", 500, 120)),
@@ -103,3 +109,12 @@ def test_invalid_flag_value_is_refused(flags, facts, write_plan, tmp_path):
     words = [str(write_plan()), *flags.split(), "--folder", str(tmp_path / "runs")]
     refusal(lambda: results.main(words), *facts)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("per_seed", [True, False])
+def test_seed_of_the_split_is_that_of_the_run_if_the_plan_says_so(per_seed, study):
+    study.plan = study.plan._replace(split_per_seed=per_seed)
+    for trial in study.trials(main_cells(study.plan), range(2)):
+        for command in trial.commands:
+            words = [word for before, word in pairwise(command) if before == "--split-seed"]
+            assert words == ([trial.run_dir.name[-1]] if per_seed else [])

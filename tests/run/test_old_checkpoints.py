@@ -22,7 +22,7 @@ from tests.checkpoints import make
 OLD_CHECKPOINTS = ROOT / "tests" / "checkpoints" / "b954aa5"
 # Entries that newer checkpoints have in addition.
 VIEWS = {"args.views": str, "args.crop_scale": type(None), "args.statistics": type(None)}
-VIEWS |= {"args.holdout": type(None), "args.largest": type(None)}
+VIEWS |= {"args.holdout": type(None), "args.largest": type(None), "args.split_seed": int}
 LOADING = {"args.dist_timeout": int, "args.cache": str, "args.batch_views": bool, "args.images_as_shown": bool}
 SCHEDULE = {"args.lr_end": float, "args.warmup_epochs": int, "args.warmup_from": float}
 SCHEDULE |= {"args.dry_run": bool, "args.optimizer": str, "args.clip_grad": type(None)}

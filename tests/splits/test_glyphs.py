@@ -116,6 +116,14 @@ def test_lists_name_the_rendered_images(few_fonts, tmp_path):
     assert counts["train"] == [2] + [1] * 99  # int(2 · 2^(−c/99))
 
 
+def test_split_seed_selects_other_fonts_of_small_classes(few_fonts, tmp_path):
+    """Images, and the lists of validation and test, which use all fonts, are the same."""
+    first = lists_of(tmp_path).files
+    other = find_lists(SPEC, ListFlags(data_root=str(tmp_path), imbalance=2, split_seed=1)).files
+    assert other["train"].read_text() != first["train"].read_text()
+    assert all(other[split].read_text() == first[split].read_text() for split in ("val", "test"))
+
+
 def test_lists_are_verified_and_name_their_classes(few_fonts, tmp_path, capsys):
     splits.main(["verify", "glyphs", "--data-root", str(tmp_path), "--imbalance", "2"])
     made = (lists_of(tmp_path).root / "imbalance_2" / "made.json").read_text(encoding="utf-8")
