@@ -81,8 +81,8 @@ def add_list_arguments(group: Parser | Group) -> None:
         "--split-seed",
         type=number_type("seed", int, lambda value: 0 <= value < 2**32, "0 to 4294967295"),
         metavar="SEED",
-        help=f"Random seed that selects the images of the lists of {', '.join(generated)} (default: 0). --seed does not "
-        "change them.",
+        help=f"Random seed that selects the images in the lists of {', '.join(generated)} (default: 0). --seed does "
+        "not change them.",
         rare=True,
         legacy=lambda args: 0 if args.dataset in generated else None,
         stored=ENCODER,
@@ -116,7 +116,7 @@ class ListFlags(FromArgs):
         """Return the flags with the data set's defaults of --imbalance, --largest and --split-seed.
 
         Raises:
-            InputError: the imbalance or the largest class is not possible, or the selection of images is fixed.
+            InputError: the imbalance or the largest class is not possible, or --split-seed is not supported.
         """
         largest, split_seed = resolve_largest(spec, self.largest), resolve_split_seed(spec, self.split_seed)
         imbalance = resolve_imbalance(spec, self.imbalance, largest)
@@ -194,13 +194,13 @@ def resolve_split_seed(spec: DatasetSpec, given: int | None) -> int | None:
     """Return the seed of the selection of images, or None if --split-seed does not select them.
 
     Raises:
-        InputError: a seed is given, and the selection is fixed.
+        InputError: a seed is given, and the data set does not support it.
     """
     if spec.write_files:
         return given or 0
     if given is not None:
         supported = ", ".join(_written_at_first_use())
-        raise InputError(f"--split-seed {given}: the lists of {spec.name} are fixed; use it only with {supported}")
+        raise InputError(f"--split-seed {given}: not supported with {spec.name}; use it only with {supported}")
     return None
 
 

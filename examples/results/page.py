@@ -17,7 +17,7 @@ README = "README.md"
 SWEEPS_PER_FIGURE = 4
 IMAGES = {  # value of split_per_seed -> what differs between seeds
     False: "All seeds use the same training and validation images.",
-    True: "Each seed also selects its own training and validation images, the same ones for all methods.",
+    True: "Each seed also selects its own images (`--split-seed`), the same ones for all methods.",
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_inat.datasets import default_imbalances, get_spec
-from imagenet_inat.paths import resolve_imbalance, resolve_largest, resolve_split_seed
+from imagenet_inat.paths import ListFlags, resolve_imbalance, resolve_largest, resolve_split_seed
 from moco.methods import METHODS
 from utils.cli.parser import Parser, refuse_unsupported, typed_names
 from utils.errors import InputError
@@ -83,7 +83,7 @@ class Plan(NamedTuple):
         pairs: Keys of two methods to compare, the first minus the second.
         more_seeds: Number of seeds of the first pair if its difference is unresolved.
         resolved: A difference is unresolved if its interval contains 0 and is wider than ± this many points.
-        split_per_seed: Whether each seed also selects its own training and validation images (--split-seed).
+        split_per_seed: Whether each seed also selects its own images (--split-seed).
     """
 
     name: str
@@ -196,11 +196,13 @@ def check_plan(path: Path, plan: Plan) -> None:
 def _check_flags(
     path: Path, plan: Plan, section: str, method: StudyMethod, length: int | None, extra: list[str] | tuple = ()
 ) -> None:
-    """Raise InputError if the script of a method refuses its flags, or if they set --epochs of a plan with lengths."""
+    """Raise InputError if the script of a method refuses its flags, or if they set what an entry of [study] sets."""
     epochs = length if method.stage1 in TRAINS_NETWORK else None
     epochs_flag = ("--epochs", str(epochs)) if epochs else ()
     flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *extra, *plan.data)
     args = parse_flags(path, section, SCRIPTS[method.stage1], flags)
+    if plan.split_per_seed and args.split_seed is not None:
+        raise InputError(f"plan {path}, [{section}]: flags set --split-seed, expected only split_per_seed to set it")
     if epochs and args.epochs != epochs:
         raise InputError(f"plan {path}, [{section}]: flags set --epochs, expected only lengths to set it")
 
@@ -216,9 +218,11 @@ def _check_data(path: Path, plan: Plan) -> None:
         largest = resolve_largest(spec, data_args.largest)
         for imbalance in plan.imbalances:
             resolve_imbalance(spec, imbalance, largest)
-        if plan.split_per_seed and data_args.split_seed is not None:
-            raise InputError("data sets --split-seed, expected only split_per_seed to set it")
         resolve_split_seed(spec, 0 if plan.split_per_seed else data_args.split_seed)
+        if plan.split_per_seed and ListFlags.from_args(data_args).name_all_lists:
+            raise InputError("split_per_seed: not supported with flags that name all lists")
+        if plan.split_per_seed and any(method.stage1 == "pixels" for method in plan.methods.values()):
+            raise InputError("split_per_seed: not supported with stage1 pixels, which has one run for all seeds")
     except InputError as error:
         raise InputError(f"plan {path}, [study]: {error}") from None
 

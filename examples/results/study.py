@@ -41,12 +41,12 @@ class Study:
         self._selected_rates: dict[int | None, dict[str, str]] = {}
 
     def prepare(self) -> None:
-        """Write lists and targets before the runs start, so that simultaneous runs do not write them."""
+        """Write the lists and targets before the runs start, so that simultaneous runs do not write them."""
         cells = [*trials.main_cells(self.plan)]
         for sweep in self.plan.sweeps:
             cells += trials.sweep_cells(self.plan, sweep).values()
         for imbalance in sorted({cell.imbalance for cell in cells}):
-            if self.spec.write_files:  # with split_per_seed, the runs of the other seeds write their own lists
+            if self.spec.write_files:  # with split_per_seed, runs also write lists of other seeds
                 self.spec.write_files(self.data_root, imbalance, self.largest, self.split_seed)
         for file, dim in {(self.target_file(dim), dim) for dim in map(self.target_dim, cells) if dim}:
             if not file.exists():

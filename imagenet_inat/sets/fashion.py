@@ -2,7 +2,7 @@
 
 Fashion-MNIST has 60,000 training and 10,000 test images of 28 × 28 grey pixels in ten classes of clothes (Xiao et al.
 2017). All test images are used for test, and 100 training images of each class for validation. Class c keeps
-largest · ρ^(−c/9) of its other images for training, as in long-tailed CIFAR. --split-seed selects them, not --seed.
+largest · ρ^(−c/9) of its other images for training, as in long-tailed CIFAR. `split_seed` selects the images.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ SET_NAME, NUM_CLASSES, SIDE = "glyphs_LT", 100, 28
 LARGEST = 300  # training images of the largest class, and number of training fonts
 FONTS = {"test": 100, "val": 50, "train": LARGEST}  # in the order in which families are taken
 MOST_PER_FAMILY = 12
-FONTS_SEED = 0  # of the order of characters, families and fonts
+FONTS_SEED = 0  # random seed of the order of characters, families and fonts
 MARGIN = 2  # pixels between the highest or widest character and the border, before hinting
 FAMILY_LETTERS = (
     4  # fonts whose family names start with the same letters, such as Noto Sans and Noto Serif, are a family
@@ -37,7 +37,7 @@ def prepare(data_root: Path, imbalance: float, largest: None = None, split_seed:
 
     Args:
         largest: unused, because the largest class is always LARGEST.
-        split_seed: random seed of the selection of the training fonts of each class. Those of a split are fixed.
+        split_seed: random seed of the selection of the training fonts of each class.
 
     Raises:
         InputError: too few fonts are installed.

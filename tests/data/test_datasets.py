@@ -206,10 +206,11 @@ def test_two_processes_can_write_digits_at_once(tmp_path):
     assert len(list((tmp_path / "digits_LT" / "images").glob("*/*.png"))) == 1797
 
 
-def test_note_reports_imbalance_that_named_lists_ignore(capsys):
-    args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", "--imbalance", "20"])
+@pytest.mark.parametrize("flag", ["--imbalance", "--split-seed"])
+def test_note_reports_flag_that_named_lists_ignore(flag, capsys):
+    args = stage1.get_args_parser().parse_args(["--dataset", "digits", "--splits", "LISTS", flag, "20"])
     options.DataFlags.from_args(args).resolved()
-    line_with(capsys.readouterr().out, "note", "--imbalance")
+    line_with(capsys.readouterr().out, "note", flag)
 
 
 def test_refused_imbalance_is_not_called_ignored(capsys):

@@ -98,8 +98,9 @@ def test_other_data_set_keeps_its_own_lists_but_the_size_and_statistics_of_the_e
 
 
 def test_typed_folder_of_lists_replaces_stored_lists(tmp_path):
-    args = stored_and_typed(tmp_path, {"train_txt": "t.txt", "imbalance": 20.0}, "--splits LISTS")
-    assert (args["splits"], args["train_txt"], args["imbalance"]) == ("LISTS", None, None)
+    args = stored_and_typed(tmp_path, {"train_txt": "t.txt", "imbalance": 20.0, "split_seed": 3}, "--splits LISTS")
+    names = "splits", "train_txt", "imbalance", "split_seed"
+    assert [args[name] for name in names] == ["LISTS", None, None, None]
 
 
 def test_checkpoint_from_before_views_was_a_flag(tmp_path):

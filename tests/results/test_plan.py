@@ -50,7 +50,9 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("rates = 0.1", "rates = fast"), (STUDY, "rates")),
         (("rates = 0.1", "heads = --typo"), (STUDY, "--typo")),
         (("rates = 0.1", "split_per_seed = maybe"), (STUDY, "split_per_seed", "maybe", "yes", "no")),
-        (("--image-size 8", "--split-seed 1\nsplit_per_seed = yes"), (STUDY, "--split-seed")),
+        (("--image-size 8", "--split-seed 1\nsplit_per_seed = yes"), ("[method pixels]", "--split-seed")),
+        (("--image-size 8", "--splits LISTS\nsplit_per_seed = yes"), (STUDY, "split_per_seed", "lists")),
+        (("--image-size 8", "\nsplit_per_seed = yes"), (STUDY, "split_per_seed", "pixels")),
         (("--dataset digits --image-size 8", "--dataset cifar10\nsplit_per_seed = yes"), (STUDY, "cifar10", "digits")),
         (("rates = 0.1", "more_seeds = 1"), (STUDY, "more_seeds", 1, 2)),
         (("imbalances = 10 100", "imbalances = 10 10"), (STUDY, "imbalances")),
@@ -112,7 +114,7 @@ def test_invalid_flag_value_is_refused(flags, facts, write_plan, tmp_path):
 
 
 @pytest.mark.parametrize("per_seed", [True, False])
-def test_seed_of_the_split_is_that_of_the_run_if_the_plan_says_so(per_seed, study):
+def test_seed_of_the_split_is_that_of_the_run_with_split_per_seed(per_seed, study):
     study.plan = study.plan._replace(split_per_seed=per_seed)
     for trial in study.trials(main_cells(study.plan), range(2)):
         for command in trial.commands:

@@ -123,8 +123,8 @@ def test_finished_runs_are_known_and_other_runs_refused(finished_study):
         trial = finished_study.trial(cell, 0)
         assert not trials.unfinished_part(trial).commands
     words, head_words = finished_study.trial(Cell(10, finished_study.plan.methods["ce"]), 1).commands
-    for change in (["--lr", "0.3"], ["--seed", "4"], ["--epochs", "13"]):
-        assert_refused_as_other_run([*words, *change], change[0][2:], change[1])
+    for change in (["--lr", "0.3"], ["--seed", "4"], ["--epochs", "13"], ["--split-seed", "2"]):
+        assert_refused_as_other_run([*words, *change], change[0][2:].replace("-", "_"), change[1])
     assert_refused_as_other_run([*head_words, "--feature-views", "2"], "feature_views", "0", "2")
 
 
