@@ -105,7 +105,7 @@ class Plan(NamedTuple):
     methods: dict[str, StudyMethod]
     pairs: tuple[tuple[str, str], ...]
     sweeps: tuple[Sweep, ...]
-    split_per_seed: bool = False
+    split_per_seed: bool
 
     @property
     def length(self) -> int | None:

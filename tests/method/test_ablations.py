@@ -167,7 +167,7 @@ CHANGES = {
     "crop_scale": ("", "--crop-scale 0.5 1"),
     "statistics": ("", "--statistics digits"),
 }
-# Flags tested in tests/data, tests/views, test_step.py, tests/machine/test_compute.py and tests/in_batch.
+# Flags tested in tests/data, tests/splits, tests/views, test_step.py, tests/machine/test_compute.py and tests/in_batch.
 TESTED_ELSEWHERE = {
     "dataset",
     "imbalance",

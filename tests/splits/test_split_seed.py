@@ -5,11 +5,9 @@ from pathlib import Path
 
 from imagenet_inat.datasets import REGISTRY
 from imagenet_inat.lists.format import read_split
-from imagenet_inat.paths import ListFlags, find_lists, resolve_split_seed
+from imagenet_inat.paths import SPLITS, ListFlags, find_lists, resolve_split_seed
 from tests.idx_files import write_fashion_mnist
 from tests.refusals import refusal
-
-SPLITS = ("train", "val", "test")
 
 
 def files_of(name: str, data_root: Path, split_seed: int | None) -> dict[str, Path]:
@@ -25,7 +23,7 @@ def images_of(files: dict[str, Path]) -> list[set[str]]:
 
 
 def test_other_images_of_fashion_mnist_are_selected(tmp_path):
-    """The test images are the same. The training and validation images have none in common."""
+    """The test images are the same. No image is in both the training and the validation list of a seed."""
     write_fashion_mnist(tmp_path, 140, 1)
     first, same, other = (files_of("fashion", tmp_path, seed) for seed in (None, 0, 7))
     assert first == same and other["train"].parent.name == f"{first['train'].parent.name}_split_7"
