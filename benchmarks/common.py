@@ -19,6 +19,8 @@ import scipy
 import torch
 import torchvision
 
+from utils.devices import processor_name
+
 HEADER = "| measurement | time | floor | time ÷ floor | textbook ÷ time | notes |\n|---|--:|--:|--:|--:|---|"
 
 
@@ -90,11 +92,9 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
 
 def describe_machine() -> str:
     """Return a Markdown list of the processor, its cores, the load and the library versions."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
     cores = len(os.sched_getaffinity(0))
     lines = [
-        f"- {names[0] if names else platform.processor()}, {cores} cores, {torch.get_num_threads()} threads",
+        f"- {processor_name('cpu')}, {cores} cores, {torch.get_num_threads()} threads",
         f"- load average over the last minute at the start: {os.getloadavg()[0]:.1f} (0 if nothing else was running)",
         f"- Python {platform.python_version()}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"NumPy {np.__version__}, SciPy {scipy.__version__}",

@@ -1,6 +1,7 @@
-"""Choose and check devices (--device, --gpu), count usable CPU cores, and check memory sizes."""
+"""Choose, check and name devices (--device, --gpu), count usable CPU cores, and check memory sizes."""
 
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def machine_memory() -> int | None:
         with suppress(OSError, ValueError):  # no such file, or "max"
             sizes.append(int(file.read_text()))
     return min(sizes)
+
+
+def processor_name(device: str) -> str:
+    """Return the name of the GPU, if --device is one, or of the CPU. It is "" if the system does not tell."""
+    if resolve_device(device).type == "cuda":
+        return torch.cuda.get_device_name(device if device != "auto" else None)
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        if names := [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]:
+            return names[0]
+    return platform.processor()
 
 
 def pick_device(name: str) -> torch.device:

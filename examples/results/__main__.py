@@ -15,6 +15,7 @@ from utils import startup  # before imports that take seconds
 
 # isort: split
 
+import argparse
 import math
 import shlex
 from pathlib import Path
@@ -59,7 +60,8 @@ def get_args_parser() -> Parser:
         type=Path,
         metavar="FILE",
         help="Zip file for all results and the checkpoints of unfinished runs, written at the end. If the file exists, "
-        "the study continues from it. Use it to continue on another machine.",
+        "the study continues from it. Use it to continue on another machine. With --page: only read the results from "
+        "it.",
     )
     parser.add_argument(
         "--jobs",
@@ -73,18 +75,28 @@ def get_args_parser() -> Parser:
     return parser
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise InputError if flags contradict each other, or if the archive to read does not exist."""
+    if args.seeds == 1:
+        raise errors.InputError("--seeds 1: expected 2 or more (one seed has no standard deviation)")
+    for name in ("hours", "minutes"):
+        if getattr(args, name) and (args.show or args.page or args.block):
+            raise errors.InputError(f"--{name}: not supported with --plan, --page and --block, which run nothing")
+    if args.archive and (args.show or args.block):
+        raise errors.InputError("--archive: not supported with --plan and --block")
+    if args.archive and args.page and not args.archive.is_file():
+        raise errors.InputError(f"--archive {args.archive}: no such file")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     with startup.slow_imports():
         from examples.results import budget, page, plan_file, running, study
         from utils import devices
+        from utils.run import folder as folders
 
     plan = plan_file.read_plan(args.plan)
-    if args.seeds == 1:
-        raise errors.InputError("--seeds 1: expected 2 or more (one seed has no standard deviation)")
-    for name in ("hours", "minutes", "archive"):
-        if getattr(args, name) and (args.show or args.page or args.block):
-            raise errors.InputError(f"--{name}: not supported with --plan, --page and --block, which run nothing")
+    check_flags(args)
     if args.seeds:
         lengths = dict.fromkeys(plan.lengths, args.seeds)
         plan = plan._replace(seeds=args.seeds, more_seeds=args.seeds, lengths=lengths)
@@ -106,6 +118,9 @@ def main(argv: list[str] | None = None) -> None:
         with running.open_study(planned, args.archive):
             planned = budget.fit_to_hours(planned, args.hours, jobs) if args.hours else planned
             running.run_stages(planned, jobs, args.minutes)
+    elif args.archive:
+        with folders.lock_run_dir(folder):
+            running.unpack_archive(args.archive, planned)
     results = planned.page_results() if args.minutes else planned.results()
     if results is None:
         log(f"no page yet, because a method has fewer than two finished seeds; the runs are in {folder}")

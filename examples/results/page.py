@@ -190,7 +190,8 @@ def provenance(results: Results) -> str:
     stages = training_runs(results)
     machines = sorted(
         {
-            f"{run.about['machine'].split('-')[0]}, {run.args['device']}, PyTorch {run.about['versions']['torch']}"
+            f"{run.about['machine'].split('-')[0]}, {run.about.get('processor') or run.args['device']}, "
+            f"PyTorch {run.about['versions']['torch']}"
             for run in stages
         }
     )

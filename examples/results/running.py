@@ -23,12 +23,13 @@ from examples.results.trials import TimeEstimate, Trial, is_complete, is_finishe
 from utils import errors
 from utils.distributed import log
 from utils.files import check_output, check_writable_folder, write_atomically
+from utils.measure import feature_file
+from utils.report.runs import read_stage
 from utils.run import checkpoint
 from utils.run.folder import lock_owner, lock_run_dir
 
 PR_SET_PDEATHSIG = 1
-# Files of a finished trial in the archive. Only unfinished trials need the checkpoint and the cached features.
-RESULT_FILES = ("args.json", "log.jsonl", "results.json", "features.npz")
+RESULT_FILES = ("args.json", "log.jsonl", "results.json")  # of each command of a trial
 SHARED_FILES = ("*.npy",)  # targets
 DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)  # of a zip file
 
@@ -170,11 +171,7 @@ def failure_reason(process: subprocess.Popen, trial: Trial) -> str:
 
 
 def write_archive(folder: Path, archive: Path) -> None:
-    """Write the results of finished trials, and the checkpoints of others, into a zip file, atomically.
-
-    Args:
-        folder: Folder of the study.
-    """
+    """Write the results of a study's finished trials, and the checkpoints of others, into a zip file, atomically."""
 
     def write(stream: BinaryIO) -> None:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -187,10 +184,12 @@ def write_archive(folder: Path, archive: Path) -> None:
 def _archived_files(folder: Path) -> list[Path]:
     files = [file for pattern in SHARED_FILES for file in folder.glob(pattern)]
     for run_dir in sorted({file.parent for file in folder.glob("rho*/*/args.json")}):
-        parts = [run_dir, run_dir / "heads"]
-        files += [part / name for part in parts for name in RESULT_FILES if (part / name).exists()]
-        if not is_complete(run_dir) and (run_dir / checkpoint.LAST).exists():
-            files.append(run_dir / checkpoint.LAST)
+        run_files = [part / name for part in (run_dir, run_dir / "heads") for name in RESULT_FILES]
+        if not is_complete(run_dir):  # it continues with these files
+            run_files += [run_dir / checkpoint.LAST, run_dir / feature_file.NAME]
+        elif read_stage(run_dir).args.get("targeted"):  # the page compares the features with the targets
+            run_files.append(run_dir / feature_file.NAME)
+        files += [file for file in run_files if file.exists()]
     return files
 
 

@@ -52,9 +52,11 @@ def test_only_unfinished_trials_run_again(unpacked_study):
 
 
 def test_results_are_those_of_the_first_machine(unpacked_study, finished_study):
-    """Both lack KCL with seed 1 at imbalance 10. Checkpoints of finished trials are not in the archive."""
+    """Both lack KCL with seed 1 at imbalance 10. Of finished trials, only TSC's features are in the archive."""
     assert csv_table(unpacked_study.results()) == csv_table(finished_study.results())
     assert [path.parent.name for path in unpacked_study.folder.rglob("last.pth.tar")] == ["kcl_s1"]
+    with_features = {path.parent.name.partition("_")[0] for path in unpacked_study.folder.rglob("features.npz")}
+    assert with_features == {"kcl", "tsc"}
 
 
 def test_runs_with_other_arguments_are_refused(unpacked_study):

@@ -26,7 +26,7 @@ def write_run(study: Study, cell: Cell, seed: int, acc1: float, val: float, unif
     heads = {"logistic, post": entry(acc1, val), "ncm": entry(acc1 - 5, val - 5)}
     heads |= {"own, post": entry(acc1 - 1, val - 1)} if cell.method.stage1 == "cross-entropy" else {}
     results = {"selected": entry(acc1, val), "heads": heads, "train_counts": COUNTS, "chosen": {"on": "val"}}
-    record = {"git": "c0ffee", "machine": "box-1", "versions": {"torch": "2"}}
+    record = {"git": "c0ffee", "machine": "box-1", "processor": "Fast CPU", "versions": {"torch": "2"}}
     for number, command in enumerate(trial.commands):
         script, *flags = command[1:] if command[0] == "-m" else command
         args = vars(resolve_args(script, script_parser(script).parse_args(flags), {}))

@@ -37,7 +37,7 @@ def test_stage_1_writes_a_complete_run_folder(tsc_run):
     record = json.loads((tsc_run / "args.json").read_text())
     assert record["args"]["seed"] == 1 and record["args"]["tw"] == 0.2
     assert record["args"]["arch"] == "resnet20"  # default of the data set
-    assert set(record) == {"command", "args", "processes", "versions", "git", "machine"}
+    assert set(record) == {"command", "args", "processes", "versions", "git", "machine", "processor"}
 
     epochs = log_of(tsc_run)
     assert [(e["epoch"], e["phase"]) for e in epochs] == [(1, "KCL"), (2, "TSC")]

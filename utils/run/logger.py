@@ -13,6 +13,7 @@ import torchvision
 
 from utils import distributed
 from utils.cli import recipes
+from utils.devices import processor_name
 from utils.distributed import log
 from utils.errors import InputError, short_repr
 from utils.files import check_regular, format_csv, format_json, unused_name, write_text
@@ -135,7 +136,7 @@ def format_csv_table(records: list[dict]) -> str:
 
 
 def describe_run(args: dict) -> dict:
-    """Return the contents of args.json: command (recipes expanded), arguments, processes, versions, commit, machine."""
+    """Return the contents of args.json: command (recipes expanded), arguments, versions, commit, machine and others."""
     return {
         "command": shlex.join([Path(sys.executable).name, *recipes.expand(sys.argv)]),
         "args": args,
@@ -144,6 +145,7 @@ def describe_run(args: dict) -> dict:
         | {library.__name__: library.__version__ for library in (torch, torchvision, np)},
         "git": _git_state(),
         "machine": platform.platform(),
+        "processor": processor_name(args.get("device", "cpu")),
     }
 
 
