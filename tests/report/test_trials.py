@@ -53,6 +53,40 @@ def test_mean_std_and_paired_interval_by_hand(runs):
     assert [row[1] for row in rows[:3]] == ["0", "1", "2"]
 
 
+def compare_heads(folder, acc1, val):
+    """Replace the probe of a run by --compare-heads, which selects ncm."""
+    shutil.rmtree(folder / "probe")
+    (folder / "heads").mkdir()
+    entry = {"values": {"C": 2}, "acc1": acc1, "acc5": 100.0, "many": acc1, "medium": None, "few": acc1}
+    entry |= {"per_class": [acc1, acc1], "val_balanced": val}
+    heads = {"logistic, post": entry | {"acc1": 99, "val_balanced": val - 1}, "ncm": entry}
+    results = {"selected": entry, "heads": heads, "train_counts": [100, 2], "chosen": {"on": "val"}}
+    args = {"pretrained": str(folder / "last.pth.tar"), "seed": 0, "compare_heads": True}
+    (folder / "heads" / "args.json").write_text(json.dumps({"args": args}))
+    (folder / "heads" / "results.json").write_text(json.dumps(results))
+
+
+def test_runs_without_probe_have_the_results_of_compare_heads(runs, capsys):
+    """The accuracies are those of the classifier that is selected on validation."""
+    for folder in runs.iterdir():
+        compare_heads(folder, read_run(folder).results["selected"]["acc1"], 80)
+    report.main(["--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
+    text = capsys.readouterr().out
+    assert "| kcl_s0 | 0 | ncm | 50.00 |" in text
+    line_with(text, "`tsc_s*` − `kcl_s*`", "+1.00 [-1.48, +3.48]")
+
+
+def test_groups_with_different_kinds_of_classifiers_are_refused(runs):
+    for seed in range(3):
+        compare_heads(runs / f"kcl_s{seed}", 50, 80)
+    refusal(lambda: kcl_and_tsc_groups(runs), "kcl_s*: --compare-heads", "tsc_s*: probe")
+
+
+def test_run_without_classifier_is_refused(runs):
+    shutil.rmtree(runs / "kcl_s1" / "probe")
+    refusal(lambda: read_group(f"{runs}/kcl_s*"), "kcl_s1", "--compare-heads")
+
+
 def test_paired_interval_matches_scipy():
     values = np.array([0.3, -1.2, 2.0, 0.7, 0.1])
     mean, *interval = paired_difference(values)

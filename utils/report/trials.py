@@ -1,4 +1,8 @@
-"""Trials: groups of runs that differ only in the seed, and paired comparisons of groups."""
+"""Trials: groups of runs that differ only in the seed, and paired comparisons of groups.
+
+A run has the results of its only probe or, without a probe, those of --compare-heads with the classifier that is
+selected on validation.
+"""
 
 import glob
 import itertools
@@ -9,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from utils.errors import InputError
-from utils.measure.results import CHOICES, SHOTS, accuracies, format_percent, format_settings
+from utils.measure.results import CHOICES, SHOTS, accuracies, best_head, format_percent, format_settings
 from utils.report.page import Section, Table
 from utils.report.runs import Run, differences, read_run, short_names
 
@@ -34,6 +38,9 @@ class Group(NamedTuple):
 def read_groups(patterns: list[str]) -> list[Group]:
     """Read one group per pattern. Raise InputError unless all groups have the same seeds, by which they are paired."""
     groups = [read_group(pattern) for pattern in patterns]
+    if len({bool(run.probe) for group in groups for run in group.runs}) > 1:
+        kinds = ", ".join(f"{group.name}: {'probe' if group.runs[0].probe else '--compare-heads'}" for group in groups)
+        raise InputError(f"the groups have different classifiers ({kinds}), expected the same kind in all runs")
     first = groups[0]
     for other in groups[1:]:
         first_seeds, other_seeds = ({run.seeds for run in group.runs} for group in (first, other))
@@ -75,10 +82,7 @@ def read_folders_as_group(name: str, folders: list[str]) -> Group:
         InputError: a run has no results, two runs have the same seed, or runs differ in more than the seed; the message
             lists the differences.
     """
-    runs = [read_run(folder) for folder in folders]
-    for run in runs:
-        if run.results is None:
-            raise InputError(f"{run.name}: has no results.json, because its probe has not finished")
+    runs = [_read_results_of(folder) for folder in folders]
     if changed := differences(runs):
         listed = "; ".join(f"{argument}: {_format_by_run(runs, values)}" for argument, values in changed.items())
         raise InputError(f"{name}: the runs differ in more than the seed: {listed}")
@@ -87,6 +91,19 @@ def read_folders_as_group(name: str, folders: list[str]) -> Group:
         if one.seeds == next_one.seeds:
             raise InputError(f"{one.name} and {next_one.name}: same seed {_format_seed(one)}, expected different seeds")
     return Group(name, runs)
+
+
+def _read_results_of(folder: str) -> Run:
+    """Read a run with the results of its probe or, if it has no probe, those of --compare-heads."""
+    run = read_run(folder)
+    if run.probe is None and run.heads:
+        return run._replace(results=run.heads)
+    if run.results is None:
+        reason = (
+            "its probe has not finished" if run.probe else "no classifier was fitted; add --compare-heads to stage 2"
+        )
+        raise InputError(f"{run.name}: has no results.json, because {reason}")
+    return run
 
 
 def _format_by_run(runs: list[Run], values: list) -> str:
@@ -116,14 +133,16 @@ def table(groups: list[Group], choice: str) -> tuple[list[str], list[list[str]]]
     runs = [run for group in groups for run in group.runs]
     for folder, run in zip(short_names([run.name for run in runs]), runs, strict=True):
         entry = run.results[choice]
-        rows.append([folder, _format_seed(run), format_settings(entry), *map(format_percent, accuracies(entry))])
+        heads = run.results.get("heads")
+        classifier = best_head(heads) if heads else format_settings(entry)
+        rows.append([folder, _format_seed(run), classifier, *map(format_percent, accuracies(entry))])
     measured = [group.accuracy(choice) for group in groups]
     for name, values in zip(names, measured, strict=True):
         rows.append([name, f"{len(values)} trials", "mean ± std", *map(format_mean_and_std, values.T)])
     for name, values in zip(names[1:], measured[1:], strict=True):
         cells = map(format_interval, (values - measured[0]).T)
         rows.append([f"{name} − {names[0]}", "paired", "mean [95 %]", *cells])
-    return ["run", "seed", "epoch", *SHOTS, "all"], rows
+    return ["run", "seed", "epoch or classifier", *SHOTS, "all"], rows
 
 
 def format_mean_and_std(values: np.ndarray) -> str:
