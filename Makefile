@@ -9,7 +9,7 @@
 # make test-gpu      run the tests that need it
 # make gpu           write benchmarks/RESULTS-gpu.md; takes at most 40 minutes (MINUTES=8: the parts that fit)
 # make results-gpu   write docs/results_fashion_gpu.md (ResNet-32, 1,000 epochs). MINUTES=8 stops after 8 minutes.
-#                    To continue on another machine, copy runs/results_gpu.zip there and run the command again.
+#                    To continue on another machine, copy runs/fashion_gpu.zip there and run the command again.
 #
 # Slow, run from time to time: make test-slow, test-versions, test-browser (Chromium), test-cluster (Slurm), test-tools
 # (the soak programs in tools/).
@@ -38,7 +38,8 @@ results: venv
 
 results-gpu: venv
 	@$(PY) -m benchmarks.gpu.device
-	$(PY) -m examples.results $(or $(PLAN),fashion_gpu) --archive runs/results_gpu.zip \
+	@mkdir -p runs
+	$(PY) -m examples.results $(or $(PLAN),fashion_gpu) --archive runs/$(basename $(notdir $(or $(PLAN),fashion_gpu))).zip \
 		$(if $(MINUTES),--minutes $(MINUTES))
 
 test: venv

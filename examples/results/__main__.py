@@ -18,12 +18,19 @@ from utils import startup  # before imports that take seconds
 import argparse
 import math
 import shlex
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import errors
 from utils.cli.numbers import positive_float, positive_int
 from utils.cli.parser import Parser
 from utils.distributed import log
+from utils.files import file_problem
+
+if TYPE_CHECKING:
+    from examples.results.reading import Results
+    from examples.results.study import Study
 
 DEFAULT = "fashion"
 GPU_JOBS = 8  # simultaneous runs; one small network leaves most of a GPU idle
@@ -84,16 +91,42 @@ def check_flags(args: argparse.Namespace) -> None:
             raise errors.InputError(f"--{name}: not supported with --plan, --page and --block, which run nothing")
     if args.archive and (args.show or args.block):
         raise errors.InputError("--archive: not supported with --plan and --block")
-    if args.archive and args.page and not args.archive.is_file():
-        raise errors.InputError(f"--archive {args.archive}: no such file")
+    if args.archive and args.page and (problem := file_problem(args.archive)):
+        raise errors.InputError(f"--archive {args.archive}: {problem}")
+
+
+def run_study(planned: "Study", args: argparse.Namespace) -> "Study":
+    """Run what is left of a study. Return the study, which is smaller with --hours."""
+    from examples.results import budget, running
+    from utils import devices
+
+    if not Path("main_moco_supcon_imba.py").is_file():
+        raise errors.InputError(
+            f"{Path.cwd()}: not this project's folder; start the study in {Path(__file__).parents[2]}"
+        )
+    most_jobs = GPU_JOBS if planned.device.type == "cuda" else math.inf
+    jobs = args.jobs or min(devices.usable_cores(), most_jobs)
+    with running.open_study(planned, args.archive):
+        planned = budget.fit_to_hours(planned, args.hours, jobs) if args.hours else planned
+        running.run_stages(planned, jobs, args.minutes)
+    return planned
+
+
+def archived_results(planned: "Study", archive: Path) -> "Results":
+    """Return the results of a study's archive. Neither the archive nor the study's folder is changed."""
+    from examples.results import running, study
+
+    with tempfile.TemporaryDirectory() as folder:
+        archived = study.Study(planned.plan, Path(folder), planned.device)
+        running.unpack_archive(archive, archived)
+        return archived.results()
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     with startup.slow_imports():
-        from examples.results import budget, page, plan_file, running, study
+        from examples.results import budget, page, plan_file, study
         from utils import devices
-        from utils.run import folder as folders
 
     plan = plan_file.read_plan(args.plan)
     check_flags(args)
@@ -108,20 +141,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.show:
         log(budget.describe_plan(planned))
         return
-    if not args.page:
-        if not Path("main_moco_supcon_imba.py").is_file():
-            raise errors.InputError(
-                f"{Path.cwd()}: not this project's folder; start the study in {Path(__file__).parents[2]}"
-            )
-        most_jobs = GPU_JOBS if planned.device.type == "cuda" else math.inf
-        jobs = args.jobs or min(devices.usable_cores(), most_jobs)
-        with running.open_study(planned, args.archive):
-            planned = budget.fit_to_hours(planned, args.hours, jobs) if args.hours else planned
-            running.run_stages(planned, jobs, args.minutes)
-    elif args.archive:
-        with folders.lock_run_dir(folder):
-            running.unpack_archive(args.archive, planned)
-    results = planned.page_results() if args.minutes else planned.results()
+    if args.page and args.archive:
+        results, folder = archived_results(planned, args.archive), args.archive
+    else:
+        planned = planned if args.page else run_study(planned, args)
+        results = planned.page_results() if args.minutes else planned.results()
     if results is None:
         log(f"no page yet, because a method has fewer than two finished seeds; the runs are in {folder}")
         return

@@ -73,6 +73,7 @@ def measure_speed(study: Study, jobs: int) -> Speed:
     method = min(trained, key=lambda method: method.stage1 != "contrast")
     flags = ["--epochs", str(EPOCHS), *(["--monitor-freq", str(EPOCHS)] if method.stage1 == "contrast" else [])]
     flags += ["--lr", study.plan.rates[0]] if study.plan.rates else []
+    flags += ["--warmup-epochs", "0"]  # a warm-up may be longer than the measured runs
     cell = Cell(study.plan.imbalances[0], method, tuple(flags))
     log(f"measuring the speed with {jobs} runs of {EPOCHS} epochs")
     runs, started = [measured.trial(cell, seed) for seed in range(jobs)], time.monotonic()
@@ -100,7 +101,8 @@ def smaller_plans(plan: Plan) -> Iterator[Plan]:
     plan, lengths = plan._replace(sweeps=()), [*(plan.lengths or {None: plan.seeds}).items()]
     for number in range(len(lengths), 0, -1):
         kept = dict(lengths[:number])
-        for most in range(max(kept.values()), (FEWEST_SEEDS if number > 1 else 2) - 1, -1):
+        fewest = min(FEWEST_SEEDS, max(kept.values())) if number > 1 else 2
+        for most in range(max(kept.values()), fewest - 1, -1):
             yield with_seeds(plan, {length: min(most, seeds) for length, seeds in kept.items()})
 
 

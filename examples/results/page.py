@@ -4,12 +4,12 @@ import textwrap
 from pathlib import Path
 
 from examples.results import figures, lengths, reading, tables
-from examples.results.plan import Plan, Sweep
+from examples.results.plan import Plan, Sweep, sets_rate
 from examples.results.reading import Results
 from utils.errors import InputError
 from utils.files import write_text
 from utils.measure.results import SHOT_NOTE, format_markdown_table
-from utils.report.runs import Stage
+from utils.report.runs import Stage, short_commit
 from utils.report.trials import CONFIDENCE
 
 BEGIN, END = "<!-- {}: written by python -m examples.results -->", "<!-- end of {} -->"
@@ -76,6 +76,10 @@ def write_block(plan: Plan, output: Path) -> list[Path]:
         InputError: The page or its table does not exist.
     """
     results, page = reading.read_table(plan, output / f"{plan.page}.csv"), output / f"{plan.page}.md"
+    if not reading.enough_seeds(results.plan, results.groups):
+        raise InputError(
+            f"{page.with_suffix('.csv')}: a method has fewer than two seeds. --page writes it from the runs"
+        )
     written = _replace_block(results, page)
     if not written:
         raise InputError(f"{page}: no such page, or the page has no summary. --page writes it from the runs")
@@ -151,7 +155,8 @@ def introduction(results: Results, command: str) -> str:
     if results.lengths and plan.longest_tuned < plan.length:
         longest = f"{plan.longest_tuned:,} epochs"
         tuned += f" up to {longest}, and longer runs use the rate selected at {longest}"
-    rates = f" The learning rate of each method is selected {tuned}." if len(plan.rates) > 1 else ""
+    which = "each method without a rate of its own" if any(map(sets_rate, plan.methods.values())) else "each method"
+    rates = f" The learning rate of {which} is selected {tuned}." if len(plan.rates) > 1 else ""
     hours = (
         f"The training of the {len(training_runs(results))} networks in the tables took {training_hours(results):.1f}"
     )
@@ -195,7 +200,7 @@ def provenance(results: Results) -> str:
             for run in stages
         }
     )
-    commits = sorted({str(stage.about["git"])[:10] for stage in stages})
+    commits = sorted({short_commit(stage.about) for stage in stages})
     return (
         f"{len(stages)} networks were trained in {training_hours(results):.1f} hours. Machines: {'; '.join(machines)}. "
         f"Commits: {' and '.join(commits)}."

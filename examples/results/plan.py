@@ -131,6 +131,11 @@ def stage1_parser(stage1: str) -> Parser:
     return script_parser(SCRIPTS[stage1].removeprefix("-m "))
 
 
+def sets_rate(method: StudyMethod, extra: tuple[str, ...] = ()) -> bool:
+    """Return whether the flags of a method, or additional ones, set the learning rate instead of the plan's rates."""
+    return "lr" in typed_names(stage1_parser(method.stage1), [*method.flags, *extra])
+
+
 def views_per_epoch(args: dict) -> int:
     """Return the number of views of each image that an epoch uses, from the arguments of a training."""
     return METHODS[args["contrast"]].load().num_views if "contrast" in args else 1
@@ -164,14 +169,14 @@ def parse_flags(path: Path, section: str, script: str, words: tuple[str, ...]) -
 
 def check_plan(path: Path, plan: Plan) -> None:
     """Raise InputError if a method or a value of stage1 is unknown, or if a script does not accept its flags."""
-    if not plan.methods:
-        raise InputError(f"plan {path}: no section [method KEY]")
+    if not any(method.stage1 != "pixels" for method in plan.methods.values()):
+        raise InputError(f"plan {path}: no section [method KEY] that trains a network")
     for method in plan.methods.values():
         if method.stage1 not in SCRIPTS:
             raise InputError(
                 f"plan {path}, [method {method.key}]: stage1 {method.stage1}, expected {', '.join(SCRIPTS)}"
             )
-        _check_flags(path, plan, f"method {method.key}", method, plan.length)
+        _check_flags(path, plan, f"method {method.key}", method)
     parse_flags(path, "study", HEADS, (*plan.flags["heads"], *plan.data))
     _check_data(path, plan)
     method_uses = [("study", key) for pair in plan.pairs for key in pair]
@@ -188,23 +193,25 @@ def check_plan(path: Path, plan: Plan) -> None:
     for sweep in plan.sweeps:
         for key, value in itertools.product(sweep.methods, sweep.values):
             extra = _split_flag(path, sweep, value)
-            _check_flags(path, plan, f"sweep {sweep.key}", plan.methods[key], sweep.length, extra)
+            _check_flags(path, plan, f"sweep {sweep.key}", plan.methods[key], extra)
         _check_epochs(path, f"sweep {sweep.key}", sweep.imbalance, plan)
     _check_epochs(path, "study", plan.tune_imbalance, plan)
 
 
-def _check_flags(
-    path: Path, plan: Plan, section: str, method: StudyMethod, length: int | None, extra: list[str] | tuple = ()
-) -> None:
+def _check_flags(path: Path, plan: Plan, section: str, method: StudyMethod, extra: list[str] | tuple = ()) -> None:
     """Raise InputError if the script of a method refuses its flags, or if they set what an entry of [study] sets."""
-    epochs = length if method.stage1 in TRAINS_NETWORK else None
-    epochs_flag = ("--epochs", str(epochs)) if epochs else ()
-    flags = (*plan.flags[method.stage1], *epochs_flag, *method.flags, *extra, *plan.data)
-    args = parse_flags(path, section, SCRIPTS[method.stage1], flags)
-    if plan.split_per_seed and args.split_seed is not None:
-        raise InputError(f"plan {path}, [{section}]: flags set --split-seed, expected only split_per_seed to set it")
-    if epochs and args.epochs != epochs:
-        raise InputError(f"plan {path}, [{section}]: flags set --epochs, expected only lengths to set it")
+    parser, shared, own = stage1_parser(method.stage1), [*plan.flags[method.stage1]], [*method.flags, *extra]
+    args = parse_flags(path, section, SCRIPTS[method.stage1], (*shared, *own, *plan.data))
+    without_data = parser.parse_args([*shared, *own])
+    typed, in_data = typed_names(parser, [*shared, *own]), typed_names(parser, [*plan.data])
+    set_by = {name: "data" for name in typed & in_data if getattr(without_data, name) != getattr(args, name)}
+    if plan.split_per_seed and "split_seed" in typed | in_data:
+        set_by["split_seed"] = "split_per_seed"
+    if plan.lengths and "epochs" in typed_names(parser, own):
+        set_by["epochs"] = "lengths"
+    for name, entry in sorted(set_by.items()):
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(f"plan {path}, [{section}]: flags set {flag}, expected only {entry} to set it")
 
 
 def _check_data(path: Path, plan: Plan) -> None:
@@ -216,7 +223,7 @@ def _check_data(path: Path, plan: Plan) -> None:
         raise InputError(f"plan {path}, [study]: data has --dataset {data_args.dataset}, expected one of {known}")
     try:
         largest = resolve_largest(spec, data_args.largest)
-        for imbalance in plan.imbalances:
+        for imbalance in (*plan.imbalances, plan.tune_imbalance, *(sweep.imbalance for sweep in plan.sweeps)):
             resolve_imbalance(spec, imbalance, largest)
         resolve_split_seed(spec, 0 if plan.split_per_seed else data_args.split_seed)
         if plan.split_per_seed and ListFlags.from_args(data_args).name_all_lists:

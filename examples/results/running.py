@@ -209,6 +209,8 @@ def unpack_archive(archive: Path, study: Study) -> None:
             if archived and not archived & _checked_runs(unpacked):
                 raise errors.InputError(f"it has no run of {study.plan.title}")
         except (*DAMAGES, errors.InputError) as error:
+            if isinstance(error, OSError) and error.errno in errors.DISK_FULL:
+                raise
             reason = str(error).replace(f"{draft}/", "")
             raise errors.InputError(
                 f"{archive}: not an archive of this study ({reason}). Choose another file"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from examples.results import reading, trials
-from examples.results.plan import TRAINS_NETWORK, Plan, stage1_parser, views_per_epoch
+from examples.results.plan import TRAINS_NETWORK, Plan, sets_rate, stage1_parser, views_per_epoch
 from examples.results.reading import Groups, Results, TrialResult
 from examples.results.trials import Cell, StudySettings, Trial
 from imagenet_inat.datasets import get_spec
@@ -39,6 +39,7 @@ class Study:
         self.largest = data_args.largest or (self.spec.largest_class if self.spec.largest_class_max else None)
         self.split_seed = data_args.split_seed or 0
         self._selected_rates: dict[int | None, dict[str, str]] = {}
+        self._rates_are_assumed = False
 
     def prepare(self) -> None:
         """Write the lists and targets before the runs start, so that simultaneous runs do not write them."""
@@ -85,11 +86,7 @@ class Study:
 
     def rate(self, cell: Cell) -> str | None:
         """Return the learning rate of a cell: the selected one, or the plan's only one. None if flags set it."""
-        if (
-            cell.method.stage1 not in TRAINS_NETWORK
-            or not self.plan.rates
-            or "--lr" in (*cell.method.flags, *cell.extra)
-        ):
+        if cell.method.stage1 not in TRAINS_NETWORK or not self.plan.rates or sets_rate(cell.method, cell.extra):
             return None
         if len(self.plan.rates) == 1:
             return self.plan.rates[0]
@@ -125,6 +122,7 @@ class Study:
         """Use the plan's first rate for all methods, to count the runs before the rates are selected."""
         assumed = dict.fromkeys(self.plan.methods, self.plan.rates[0])
         self._selected_rates = dict.fromkeys(self.plan.lengths or [None], assumed)
+        self._rates_are_assumed = True
 
     def stages(self) -> Iterator[tuple[str, list[Trial]]]:
         """Yield the name and trials of each stage in order. Some stages need the results of earlier ones."""
@@ -180,8 +178,11 @@ class Study:
         return [cell for key in self.plan.pairs[0] for cell in cells if cell.method.key == key]
 
     def unresolved(self) -> list[float]:
-        """Return the imbalances at which the interval of the first pair's difference contains 0 and is too wide."""
-        if not self.plan.pairs or self.plan.more_seeds <= self.plan.seeds:
+        """Return the imbalances at which the interval of the first pair's difference contains 0 and is too wide.
+
+        The runs cannot be read while their learning rates are only assumed. No imbalance is returned then.
+        """
+        if not self.plan.pairs or self.plan.more_seeds <= self.plan.seeds or self._rates_are_assumed:
             return []
         unresolved = []
         for imbalance in self.plan.imbalances:

@@ -227,7 +227,8 @@ def sweep_table(results: Results, sweep: Sweep) -> str:
             target_match = [run.target_match.nearest.mean() for run in runs if run.target_match]
             nearest = f"{np.mean(target_match):.1f}" if target_match else "–"
             row = [results.plan.methods[method].title, label, str(len(runs)), all_and_few(runs)]
-            rows.append([*row, f"{measured_values(runs, 'uniformity').mean():.2f}", nearest])
+            uniformity = measured_values(runs, "uniformity")
+            rows.append([*row, "–" if np.isnan(uniformity).any() else f"{uniformity.mean():.2f}", nearest])
     return format_markdown_table(
         ["method", sweep.axis, "seeds", "all (few)", "U", "nearest target, %"], rows, text_columns=2
     )

@@ -18,6 +18,7 @@ from examples.results.plan import (
     StudyMethod,
     Sweep,
     script_parser,
+    sets_rate,
     stage1_parser,
     views_per_epoch,
 )
@@ -60,7 +61,8 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Name of the run folder, without the seed."""
         length = [f"{self.length}_epochs"] if self.length else []
-        return "_".join([self.method.key, *length, *(word.lstrip("-").replace("-", "_") for word in self.extra)])
+        extra = (word.lstrip("-").replace("-", "_").replace("/", "_") for word in self.extra)
+        return "_".join([self.method.key, *length, *extra])
 
     def train_flags(self, plan: Plan) -> list[str]:
         """Return the training flags that the plan sets."""
@@ -108,14 +110,16 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
     if stage1 == "pixels":
         return Trial(run_dir, (train_command,))
     heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data_flags, "--pretrained", str(run_dir / "last.pth.tar")]
-    return Trial(run_dir, (train_command, [*heads, "--run-dir", str(run_dir / "heads")]))
+    heads += ["--run-dir", str(run_dir / "heads"), "--resume", "auto"]  # after another training, fit again
+    return Trial(run_dir, (train_command, heads))
 
 
 def tuning_cells(plan: Plan, length: int | None = None) -> dict[Cell, str]:
     """Return cell -> learning rate, for the selection of learning rates at a length. Empty if none are selected."""
     if len(plan.rates) < 2 or plan.tuned_length(length) != length:
         return {}
-    tuned = (method for method in plan.methods_at(length) if method.stage1 in TRAINS_NETWORK)
+    trained = (method for method in plan.methods_at(length) if method.stage1 in TRAINS_NETWORK)
+    tuned = (method for method in trained if not sets_rate(method))
     return {
         Cell(plan.tune_imbalance, method, ("--lr", rate), length): rate
         for method, rate in itertools.product(tuned, plan.rates)

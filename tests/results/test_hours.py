@@ -18,6 +18,9 @@ def test_smaller_plans_lose_sweeps_then_seeds_then_lengths(plan, write_plan):
     sizes = [(smaller.lengths, smaller.more_seeds) for smaller in smaller_plans(several)]
     assert sizes[0] == ({4: 5, 12: 4}, 6) and sizes[1] == ({4: 5, 12: 4}, 4)
     assert [size for size, _ in sizes[3:]] == [{4: 4, 12: 4}, {4: 3, 12: 3}, {4: 5}, {4: 4}, {4: 3}, {4: 2}]
+    three_lengths = several.with_lengths({4: 2, 8: 2, 12: 2})
+    lengths = [[*smaller.lengths] for smaller in smaller_plans(three_lengths)]
+    assert [*map(list, dict.fromkeys(map(tuple, lengths)))] == [[4, 8, 12], [4, 8], [4]]
 
 
 def test_hours_count_training_and_the_constant_part_of_each_run(length_study):
@@ -56,9 +59,14 @@ def test_chosen_seeds_and_lengths_fit(length_study, monkeypatch, capsys):
 
 
 def test_speed_is_measured_once(length_study, digits_root, monkeypatch):
-    """The first call trains; the second one reads the file, unless the number of simultaneous runs changes."""
+    """The first call trains; the second one reads the file, unless the number of simultaneous runs changes.
+
+    The warm-up of the plan is longer than the measured runs.
+    """
     data = ("--dataset", "digits", "--image-size", "8", "--data-root", str(digits_root))
-    length_study.plan = length_study.plan._replace(data=data)
+    contrast = (*length_study.plan.flags["contrast"], "--warmup-epochs", "10")
+    flags = length_study.plan.flags | {"contrast": contrast}
+    length_study.plan = length_study.plan._replace(data=data, flags=flags)
     speed = budget.measure_speed(length_study, 1)
     assert speed.jobs == 1 and 0 < speed.view < speed.run
 
@@ -69,6 +77,12 @@ def test_speed_is_measured_once(length_study, digits_root, monkeypatch):
     assert budget.measure_speed(length_study, 1) == speed
     with pytest.raises(AssertionError, match="2 runs"):
         budget.measure_speed(length_study, 2)
+
+
+def test_described_plan_needs_no_learning_rates(finished_study):
+    """The runs have the rate 0.1. Until rates are selected, 0.3 is assumed, and no seeds are added."""
+    finished_study.plan = finished_study.plan._replace(rates=("0.3", "0.1"), more_seeds=4)
+    assert "more seeds" not in budget.describe_plan(finished_study)
 
 
 def test_hours_of_a_plan_without_training_are_refused(length_study):

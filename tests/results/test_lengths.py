@@ -43,6 +43,7 @@ def test_lengths_and_their_seeds_are_read(write_plan):
         (("rates = 0.1", "rates = 0.1 0.4\nlongest_tuned = 8"), ("[study]", "longest_tuned", 8, 4, 12)),
         (("rates = 0.1", "epochs = 4"), ("[study]", "lengths", "epochs")),
         (("--tw 0.2\n", "--tw 0.2 --epochs 8\n"), ("[method tsc]", "--epochs")),
+        (("--tw 0.2\n", "--tw 0.2 --epochs 12\n"), ("[method tsc]", "--epochs", "lengths")),
         (("--balance none", "--balance none\nlongest = 8"), ("[method ce]", "longest", 8, 4, 12)),
         (("--tw 0.2\n", "--tw 0.2\nlongest = 4\n"), ("[method tsc]", "longest", "pair")),
         (("stage1 = pixels", "stage1 = pixels\nlongest = 4"), ("[method pixels]", "longest", "pixels")),

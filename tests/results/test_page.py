@@ -135,7 +135,7 @@ def test_page_is_complete(study_results, tmp_path):
     text = (tmp_path / "docs" / "results_small.md").read_text()
     line_with(text, "`make results`", 0.3, page.describe_seeds(study_results))
     assert page.IMAGES[False] in text and page.IMAGES[True] not in text
-    line_with(text, 14, 0.3, "box, cpu, PyTorch 2", "c0ffee")
+    line_with(text, 14, 0.3, "box, Fast CPU, PyTorch 2", "c0ffee")
     assert (tmp_path / "docs" / "results_small.csv").read_bytes().decode() == reading.csv_table(study_results)
     assert text.count("<details>") == text.count("</details>") == 6 and text.count("![") == 5
     first_folded = text.index("<details>")

@@ -1,4 +1,4 @@
-"""What the page says about its images and machines, and that it can be written from an archive."""
+"""What the page says about its images, machines and learning rates; and a page that is written from an archive."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from examples.results import __main__ as command
 from examples.results import page
 from examples.results.reading import csv_table
 from examples.results.running import write_archive
+from examples.results.trials import Cell
 from tests.refusals import refusal
 
 
@@ -32,14 +33,40 @@ def test_page_names_all_processors(finished_study, tmp_path):
     assert "Machines: box, Fast CPU, PyTorch 2; box, cpu, PyTorch 2." in page_text(finished_study.results(), tmp_path)
 
 
+def test_page_names_uncommitted_changes(finished_study, tmp_path):
+    record = finished_study.folder / "rho10" / "tsc_s0" / "args.json"
+    record.write_text(record.read_text().replace("c0ffee", "c0ffee000000000-dirty"))
+    assert "Commits: c0ffee and c0ffee0000-dirty." in page_text(finished_study.results(), tmp_path)
+
+
+def test_page_names_methods_with_their_own_learning_rate(study_results, tmp_path):
+    plan = study_results.plan._replace(rates=("0.1", "0.3"))
+    methods = plan.methods | {"ce": plan.methods["ce"]._replace(flags=("--balance", "none", "--lr", "0.7"))}
+    of_all, of_some = "rate of each method is selected", "rate of each method without a rate of its own is selected"
+    for results, sentence in ((plan, of_all), (plan._replace(methods=methods), of_some)):
+        assert sentence in page_text(study_results._replace(plan=results), tmp_path)
+
+
+def test_block_of_a_method_without_runs_is_refused(study_results, write_plan, tmp_path):
+    page.write(study_results, tmp_path / "docs", "make results")
+    plan = str(write_plan(("[method kcl]", "[method new]\ntitle = New\nstage1 = contrast\n\n[method kcl]")))
+    refusal(lambda: command.main([plan, "--block", "--output", str(tmp_path / "docs")]), "results_small.csv", "--page")
+
+
+def test_sweep_over_files_has_one_folder_per_run(plan):
+    """A slash in a value does not create a folder, which an archive would not contain."""
+    assert Cell(10, plan.methods["kcl"], ("--init-from", "runs/a")).name == "kcl_init_from_runs_a"
+
+
 def test_page_is_written_from_an_archive(finished_study, tmp_path):
     archive = tmp_path / "study.zip"
     write_archive(finished_study.folder, archive)
     content = archive.read_bytes()
-    folders = ["--folder", str(tmp_path / "elsewhere"), "--output", str(tmp_path / "docs")]
+    folder = tmp_path / "elsewhere"
+    folders = ["--folder", str(folder), "--output", str(tmp_path / "docs")]
     command.main([str(tmp_path / "small.ini"), "--page", "--archive", str(archive), *folders])
     assert (tmp_path / "docs" / "results_small.csv").read_text() == csv_table(finished_study.results())
-    assert archive.read_bytes() == content
+    assert archive.read_bytes() == content and not folder.exists()
 
 
 def test_page_from_a_missing_archive_is_refused(write_plan, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from examples.results import __main__ as results
 from examples.results.plan import PLANS_DIR
 from examples.results.plan_file import read_plan
-from examples.results.trials import main_cells
+from examples.results.trials import Cell, main_cells, tuning_cells
 from tests.refusals import refusal
 
 
@@ -69,6 +69,8 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         ),
         (("--tw 0.2\n", "--tw 0.2 --imbalance 10\n"), (TSC, "--imbalance")),
         (("--tw 0.2\n", "--tw 0.2 --targets my.npy\n"), (TSC, "--targets")),
+        (("--tw 0.2\n", "--tw 0.2 --image-size 16\n"), (TSC, "--image-size", "data")),
+        (("imbalance = 100", "imbalance = 500"), (STUDY, "--imbalance", 500, 120)),
         (("rates = 0.1", "heads = --resume auto"), (STUDY, "--resume")),
         (("--tw 0.2\n", "--weight 0.2\n"), (TSC, "--weight 0.2")),
         (("--tw 0.2\n", "--tw 0.2 --help\n"), (TSC, "--help")),
@@ -93,6 +95,14 @@ def test_invalid_plan_is_refused_before_writing(change, facts, write_plan, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_plan_of_pixels_alone_is_refused(write_plan):
+    """It trains no network, so it has nothing to compare."""
+    text = write_plan().read_text()
+    start, end = text.index("pairs ="), text.index("[method pixels]")
+    path = write_plan((text[start:end], ""), (text[text.index("[method kcl]") :], ""))
+    refusal(lambda: read_plan(str(path)), path, "[method KEY]")
+
+
 def test_missing_plan_is_refused(tmp_path):
     refusal(lambda: read_plan("cloth"), "cloth", "digits", "fashion")
     refusal(lambda: read_plan(str(tmp_path / "other.ini")), tmp_path / "other.ini")
@@ -111,6 +121,16 @@ def test_invalid_flag_value_is_refused(flags, facts, write_plan, tmp_path):
     words = [str(write_plan()), *flags.split(), "--folder", str(tmp_path / "runs")]
     refusal(lambda: results.main(words), *facts)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flags", [("--lr", "0.7"), ("--lr=0.7",), ("@recipes/fashion_kcl.txt",)])
+def test_learning_rate_of_method_is_kept(flags, study):
+    """The method also takes no part in the selection of learning rates."""
+    study.plan = study.plan._replace(rates=("0.1", "0.3"))
+    study.plan.methods["tsc"] = study.plan.methods["tsc"]._replace(flags=("--targeted", *flags))
+    words = study.trial(Cell(10, study.plan.methods["tsc"]), 0).commands[0]
+    assert not {"0.1", "0.3"} & {*words}
+    assert {cell.method.key for cell in tuning_cells(study.plan)} == {"kcl", "ce"}
 
 
 @pytest.mark.parametrize("per_seed", [True, False])

@@ -136,12 +136,6 @@ def test_flag_removed_from_plan_is_refused(finished_study):
     assert_refused_as_other_run([word for word in words if word != "--mlp"], "mlp", "True", "False")
 
 
-def test_learning_rate_of_method_is_kept(study):
-    study.plan.methods["tsc"] = study.plan.methods["tsc"]._replace(flags=("--targeted", "--lr", "0.7"))
-    words = study.trial(Cell(10, study.plan.methods["tsc"]), 0).commands[0]
-    assert words.count("--lr") == 1 and "0.7" in words
-
-
 def test_sweep_flags_follow_method_flags(study):
     """The last value of a flag wins."""
     words = Cell(100, study.plan.methods["tsc"], ("--tw", "1")).train_flags(study.plan)

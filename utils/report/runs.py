@@ -28,6 +28,12 @@ class Stage(NamedTuple):
         return str(self.about.get("command", "unknown"))
 
 
+def short_commit(about: dict) -> str:
+    """Return the first ten digits of the commit in the contents of args.json, and -dirty if files differed from it."""
+    commit = str(about.get("git", "unknown"))
+    return commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
 class Run(NamedTuple):
     """A pre-training and its linear probe, or only one of them.
 

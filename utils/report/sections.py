@@ -7,7 +7,7 @@ import numpy as np
 from utils.measure.results import CHOICES, HEADS_NOTE, SHOT_NOTE, best_head, heads_rows, results_rows
 from utils.report import figures as plots
 from utils.report.page import Section, Table
-from utils.report.runs import Run, Stage, differences, transpose
+from utils.report.runs import Run, Stage, differences, short_commit, transpose
 from utils.report.style import LIGHT, draw
 from utils.report.typed import typed_flags
 from utils.run.logger import flatten_record
@@ -49,9 +49,8 @@ def _list_commands(runs: list[Run], format_command: Callable[[str], str]) -> tup
 def _facts(stage: Stage) -> list[str]:
     """Return the seed, the epochs done of those requested, the minutes of training, and the commit."""
     minutes = sum(record.get("seconds") or 0 for record in stage.epochs) / 60
-    commit = str(stage.about.get("git", "unknown"))
-    short = commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
-    return [str(stage.args["seed"]), f"{len(stage.epochs)}/{stage.args.get('epochs', '?')}", f"{minutes:.1f}", short]
+    epochs = f"{len(stage.epochs)}/{stage.args.get('epochs', '?')}"
+    return [str(stage.args["seed"]), epochs, f"{minutes:.1f}", short_commit(stage.about)]
 
 
 def arguments(runs: list[Run]) -> Section:

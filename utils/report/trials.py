@@ -168,12 +168,12 @@ def paired_difference(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def notes(groups: list[Group]) -> list[str]:
-    """Return lines with the arguments that differ between groups, and with differing commits, machines and versions."""
+    """Return lines with the arguments, commits, machines, processors and versions that differ between groups."""
     firsts = [group.runs[0]._replace(name=name) for name, group in zip(_short_group_names(groups), groups, strict=True)]
     lines = [f"{argument}: {_format_by_run(firsts, values)}" for argument, values in differences(firsts).items()]
     runs = [run for group in groups for run in group.runs]
     for what in ("git", "machine", "processor", "versions", "processes"):
-        values = [str((run.pretraining or run.probe).about.get(what)) for run in runs]
+        values = [str((run.pretraining or run.probe).about.get(what, "unknown")) for run in runs]
         if len(set(values)) > 1:
             lines.append(f"{what} differs between runs: {_format_by_run(runs, values)}")
     return lines

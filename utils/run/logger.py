@@ -136,7 +136,7 @@ def format_csv_table(records: list[dict]) -> str:
 
 
 def describe_run(args: dict) -> dict:
-    """Return the contents of args.json: command (recipes expanded), arguments, versions, commit, machine and others."""
+    """Return the contents of args.json: command (recipes expanded), arguments, processes, versions, commit, machine."""
     return {
         "command": shlex.join([Path(sys.executable).name, *recipes.expand(sys.argv)]),
         "args": args,
