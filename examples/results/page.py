@@ -195,12 +195,13 @@ def provenance(results: Results) -> str:
     stages = training_runs(results)
     machines = sorted(
         {
-            f"{run.about['machine'].split('-')[0]}, {run.about.get('processor') or run.args['device']}, "
-            f"PyTorch {run.about['versions']['torch']}"
+            f"{start['machine'].split('-')[0]}, {start.get('processor') or run.args['device']}, "
+            f"PyTorch {start['versions']['torch']}"
             for run in stages
+            for start in run.starts
         }
     )
-    commits = sorted({short_commit(stage.about) for stage in stages})
+    commits = sorted({short_commit(start) for stage in stages for start in stage.starts})
     return (
         f"{len(stages)} networks were trained in {training_hours(results):.1f} hours. Machines: {'; '.join(machines)}. "
         f"Commits: {' and '.join(commits)}."

@@ -25,12 +25,15 @@ def test_page_says_which_seeds_share_images(split_per_seed, sentence, study_resu
 
 
 def test_page_names_all_processors(finished_study, tmp_path):
-    """The record of a run from before processors were stored has none, so the page names its device."""
+    """One run began on another machine, and was continued when records did not name processors."""
     record = finished_study.folder / "rho10" / "tsc_s0" / "args.json"
     about = json.loads(record.read_text())
     del about["processor"]
+    about["earlier"] = [{"git": "beef", "machine": "farm-7", "processor": "GPU", "versions": {"torch": "3"}}]
     record.write_text(json.dumps(about))
-    assert "Machines: box, Fast CPU, PyTorch 2; box, cpu, PyTorch 2." in page_text(finished_study.results(), tmp_path)
+    text = page_text(finished_study.results(), tmp_path)
+    assert "Machines: box, Fast CPU, PyTorch 2; box, cpu, PyTorch 2; farm, GPU, PyTorch 3." in text
+    assert "Commits: beef and c0ffee." in text
 
 
 def test_page_names_uncommitted_changes(finished_study, tmp_path):

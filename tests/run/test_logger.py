@@ -15,6 +15,7 @@ from tests.refusals import line_with, refusal
 from utils.cli.flags import plain_values
 from utils.measure.metrics import Means
 from utils.measure.progress import Progress, format_means
+from utils.run import logger
 from utils.run.logger import RunLog, describe_run, read_log
 
 
@@ -70,6 +71,17 @@ def test_resumed_log_drops_repeated_epochs(tmp_path):
     RunLog(tmp_path, args, ("train",), epochs_done=2).record(epoch=3, again=1)
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": 1}]
+
+
+def test_resumed_run_records_its_earlier_machines(tmp_path, monkeypatch):
+    """The run starts on a GPU and continues twice on CPU A, then on CPU B. A new run has no record of them."""
+    for epochs_done, processor in enumerate(("GPU", "CPU A", "CPU A", "CPU B")):
+        monkeypatch.setattr(logger, "processor_name", lambda *_, name=processor: name)
+        RunLog(tmp_path, {}, (), epochs_done)
+    record = json.loads((tmp_path / "args.json").read_text())
+    assert record["processor"] == "CPU B" and [start["processor"] for start in record["earlier"]] == ["GPU", "CPU A"]
+    RunLog(tmp_path, {}, (), 0)
+    assert "earlier" not in json.loads((tmp_path / "args.json").read_text())
 
 
 def test_dropped_epochs_are_backed_up(tmp_path, capsys):

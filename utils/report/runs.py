@@ -24,6 +24,13 @@ class Stage(NamedTuple):
         return self.about["args"]
 
     @property
+    def starts(self) -> list[dict]:
+        """Return commit, machine and versions of the last start (the contents of args.json) and of earlier ones."""
+        earlier = self.about.get("earlier")
+        starts = earlier if isinstance(earlier, list) else []
+        return [self.about, *(start for start in starts if isinstance(start, dict) and "machine" in start)]
+
+    @property
     def command(self) -> str:
         return str(self.about.get("command", "unknown"))
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from utils.measure.monitor import format_measures
 from utils.measure.progress import Progress, format_means
 from utils.run.loop import Epoch
 from utils.run.state import RunState
-from utils.safe_load import is_count, is_number, parse_json
+from utils.safe_load import is_count, is_number, parse_json, read_json
+
+ORIGIN = ("git", "machine", "processor", "versions")  # entries of args.json
 
 # With the protobuf setting of utils/__init__.py, scalars and histograms work, but log_images does not. The import
 # prints deprecation warnings about the library's own code (old protobuf calls, scipy.misc), which users cannot act on.
@@ -51,7 +54,9 @@ class RunLog:
         if distributed.is_main():
             records = read_log(self.path)  # first, so that a damaged log stops the run before anything is written
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_text(run_dir / "args.json", format_json(describe_run(args), indent=2) + "\n")
+            about = describe_run(args)
+            about |= {"earlier": earlier} if epochs_done and (earlier := _earlier_starts(run_dir, about)) else {}
+            write_text(run_dir / "args.json", format_json(about, indent=2) + "\n")
             self._drop_records_after(epochs_done, args, records)
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
 
@@ -147,6 +152,17 @@ def describe_run(args: dict) -> dict:
         "machine": platform.platform(),
         "processor": processor_name(args.get("device", "cpu")),
     }
+
+
+def _earlier_starts(run_dir: Path, about: dict) -> list[dict]:
+    """Return commit, machine, processor and versions of earlier starts of a run, each once, if they differ from now."""
+    now = {name: about[name] for name in ORIGIN}
+    with suppress(InputError):
+        before = read_json(run_dir / "args.json")
+        earlier = before.get("earlier")
+        starts = [*(earlier if isinstance(earlier, list) else []), {name: before.get(name) for name in ORIGIN}]
+        return [start for number, start in enumerate(starts) if start != now and start not in starts[:number]]
+    return []  # args.json is missing or damaged
 
 
 def _git_state() -> str:
