@@ -75,7 +75,7 @@ def machine_memory() -> int | None:
 
 
 def processor_name(device: str) -> str:
-    """Return the name of the CUDA GPU, if --device is one, or of the CPU. It is "" if the system does not tell."""
+    """Return the name of the GPU if the device is a CUDA device, otherwise that of the CPU. "": it is unknown."""
     if resolve_device(device).type == "cuda":
         return torch.cuda.get_device_name(device if device != "auto" else None)
     with suppress(OSError):

@@ -112,14 +112,14 @@ def run_study(planned: "Study", args: argparse.Namespace) -> "Study":
     return planned
 
 
-def archived_results(planned: "Study", archive: Path) -> "Results":
-    """Return the results of a study's archive. Neither the archive nor the study's folder is changed."""
+def archived_results(planned: "Study", archive: Path) -> "Results | None":
+    """Return the results of a study's archive, or None if they are not enough for a page. Nothing is changed."""
     from examples.results import running, study
 
     with tempfile.TemporaryDirectory() as folder:
         archived = study.Study(planned.plan, Path(folder), planned.device)
         running.unpack_archive(archive, archived)
-        return archived.results()
+        return archived.page_results()
 
 
 def main(argv: list[str] | None = None) -> None:

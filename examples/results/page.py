@@ -73,12 +73,12 @@ def write_block(plan: Plan, output: Path) -> list[Path]:
     """Rewrite the summary on the page and in README, and two figures, from the CSV table of the page.
 
     Raises:
-        InputError: The page or its table does not exist.
+        InputError: The page or its table does not exist, or a method has fewer than two seeds in it.
     """
     results, page = reading.read_table(plan, output / f"{plan.page}.csv"), output / f"{plan.page}.md"
     if not reading.enough_seeds(results.plan, results.groups):
         raise InputError(
-            f"{page.with_suffix('.csv')}: a method has fewer than two seeds. --page writes it from the runs"
+            f"{page.with_suffix('.csv')}: a method has fewer than two seeds. --page writes this table from the runs"
         )
     written = _replace_block(results, page)
     if not written:
@@ -155,7 +155,7 @@ def introduction(results: Results, command: str) -> str:
     if results.lengths and plan.longest_tuned < plan.length:
         longest = f"{plan.longest_tuned:,} epochs"
         tuned += f" up to {longest}, and longer runs use the rate selected at {longest}"
-    which = "each method without a rate of its own" if any(map(sets_rate, plan.methods.values())) else "each method"
+    which = "each method whose flags set none" if any(map(sets_rate, plan.methods.values())) else "each method"
     rates = f" The learning rate of {which} is selected {tuned}." if len(plan.rates) > 1 else ""
     hours = (
         f"The training of the {len(training_runs(results))} networks in the tables took {training_hours(results):.1f}"

@@ -132,7 +132,7 @@ def stage1_parser(stage1: str) -> Parser:
 
 
 def sets_rate(method: StudyMethod, extra: tuple[str, ...] = ()) -> bool:
-    """Return whether the flags of a method, or additional ones, set the learning rate instead of the plan's rates."""
+    """Return whether a method's flags, or additional ones, set the learning rate, so that plan.rates are not used."""
     return "lr" in typed_names(stage1_parser(method.stage1), [*method.flags, *extra])
 
 
@@ -205,13 +205,13 @@ def _check_flags(path: Path, plan: Plan, section: str, method: StudyMethod, extr
     without_data = parser.parse_args([*shared, *own])
     typed, in_data = typed_names(parser, [*shared, *own]), typed_names(parser, [*plan.data])
     set_by = {name: "data" for name in typed & in_data if getattr(without_data, name) != getattr(args, name)}
-    if plan.split_per_seed and "split_seed" in typed | in_data:
-        set_by["split_seed"] = "split_per_seed"
-    if plan.lengths and "epochs" in typed_names(parser, own):
-        set_by["epochs"] = "lengths"
+    own_names = typed_names(parser, own)
+    set_by |= {"split_seed": "split_per_seed"} if plan.split_per_seed and "split_seed" in typed | in_data else {}
+    set_by |= {"epochs": "lengths"} if plan.lengths and "epochs" in own_names | in_data else {}
+    set_by |= {"lr": "rates"} if plan.rates and "lr" in in_data else {}
     for name, entry in sorted(set_by.items()):
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"plan {path}, [{section}]: flags set {flag}, expected only {entry} to set it")
+        flag, where = f"--{name.replace('_', '-')}", section if name in own_names else "study"
+        raise InputError(f"plan {path}, [{where}]: flags set {flag}, expected only {entry} to set it")
 
 
 def _check_data(path: Path, plan: Plan) -> None:
@@ -221,9 +221,12 @@ def _check_data(path: Path, plan: Plan) -> None:
     if not spec.imbalance_ratio:
         known = ", ".join(default_imbalances())
         raise InputError(f"plan {path}, [study]: data has --dataset {data_args.dataset}, expected one of {known}")
+    section, imbalances = "study", [(f"sweep {sweep.key}", sweep.imbalance) for sweep in plan.sweeps]
+    imbalances += [("study", imbalance) for imbalance in (*plan.imbalances, plan.tune_imbalance)]
     try:
         largest = resolve_largest(spec, data_args.largest)
-        for imbalance in (*plan.imbalances, plan.tune_imbalance, *(sweep.imbalance for sweep in plan.sweeps)):
+        for where, imbalance in imbalances:
+            section = where
             resolve_imbalance(spec, imbalance, largest)
         resolve_split_seed(spec, 0 if plan.split_per_seed else data_args.split_seed)
         if plan.split_per_seed and ListFlags.from_args(data_args).name_all_lists:
@@ -231,7 +234,7 @@ def _check_data(path: Path, plan: Plan) -> None:
         if plan.split_per_seed and any(method.stage1 == "pixels" for method in plan.methods.values()):
             raise InputError("split_per_seed: not supported with stage1 pixels, which has one run for all seeds")
     except InputError as error:
-        raise InputError(f"plan {path}, [study]: {error}") from None
+        raise InputError(f"plan {path}, [{section}]: {error}") from None
 
 
 def _split_flag(path: Path, sweep: Sweep, value: str) -> list[str]:

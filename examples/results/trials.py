@@ -110,7 +110,7 @@ def build_trial(plan: Plan, cell: Cell, seed: int, settings: StudySettings, extr
     if stage1 == "pixels":
         return Trial(run_dir, (train_command,))
     heads = [HEADS, "--compare-heads", *plan.flags["heads"], *data_flags, "--pretrained", str(run_dir / "last.pth.tar")]
-    heads += ["--run-dir", str(run_dir / "heads"), "--resume", "auto"]  # after another training, fit again
+    heads += ["--run-dir", str(run_dir / "heads"), "--resume", "auto"]  # if the training is repeated, so is the fit
     return Trial(run_dir, (train_command, heads))
 
 
@@ -152,6 +152,8 @@ def sweep_cells(plan: Plan, sweep: Sweep) -> dict[tuple[str, str], Cell]:
 
 def _has_value(plan: Plan, cell: Cell, extra: tuple[str, ...]) -> bool:
     """Return whether additional flags do not change the arguments of a cell."""
+    if plan.rates and sets_rate(cell.method, extra) and not sets_rate(cell.method):
+        return False  # the method has the plan's rate
     parser, flags = stage1_parser(cell.method.stage1), cell.train_flags(plan)
     return parser.parse_args(flags) == parser.parse_args([*flags, *extra])
 

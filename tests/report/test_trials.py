@@ -10,7 +10,7 @@ from scipy import stats
 from tests.refusals import line_with, refusal
 from utils.report import __main__ as report
 from utils.report.runs import read_run
-from utils.report.trials import paired_difference, read_group, read_groups, section, table
+from utils.report.trials import paired_difference, read_groups, section, table
 
 
 def write_run(folder, seed, acc1, stage_1=(), stage_2=(), seed_2=None):
@@ -35,8 +35,12 @@ def runs(tmp_path):
     return tmp_path
 
 
-def kcl_and_tsc_groups(runs):
-    return read_groups([f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
+def kcl_and_tsc_groups(runs, other="tsc"):
+    return read_groups([f"{runs}/kcl_s*", f"{runs}/{other}_s*"])
+
+
+def read_group(pattern):
+    return read_groups([pattern])[0]
 
 
 def test_mean_std_and_paired_interval_by_hand(runs):
@@ -53,38 +57,59 @@ def test_mean_std_and_paired_interval_by_hand(runs):
     assert [row[1] for row in rows[:3]] == ["0", "1", "2"]
 
 
-def compare_heads(folder, acc1, val):
-    """Replace the probe of a run by --compare-heads, which selects ncm."""
-    shutil.rmtree(folder / "probe")
+def compare_heads(folder, acc1, **stage_2):
+    """Write the results of --compare-heads, which selects ncm, into a run folder. Its seed is random."""
     (folder / "heads").mkdir()
     entry = {"values": {"C": 2}, "acc1": acc1, "acc5": 100.0, "many": acc1, "medium": None, "few": acc1}
-    entry |= {"per_class": [acc1, acc1], "val_balanced": val}
-    heads = {"logistic, post": entry | {"acc1": 99, "val_balanced": val - 1}, "ncm": entry}
+    entry |= {"per_class": [acc1, acc1], "val_balanced": 80}
+    heads = {"logistic, post": entry | {"acc1": 99, "val_balanced": 79}, "ncm": entry}
     results = {"selected": entry, "heads": heads, "train_counts": [100, 2], "chosen": {"on": "val"}}
-    args = {"pretrained": str(folder / "last.pth.tar"), "seed": 0, "compare_heads": True}
+    args = {"pretrained": str(folder / "last.pth.tar"), "seed": acc1, "compare_heads": True} | stage_2
     (folder / "heads" / "args.json").write_text(json.dumps({"args": args}))
     (folder / "heads" / "results.json").write_text(json.dumps(results))
 
 
-def test_runs_without_probe_have_the_results_of_compare_heads(runs, capsys):
-    """The accuracies are those of the classifier that is selected on validation."""
-    for folder in runs.iterdir():
-        compare_heads(folder, read_run(folder).results["selected"]["acc1"], 80)
-    report.main(["--trials", f"{runs}/kcl_s*", f"{runs}/tsc_s*"])
-    text = capsys.readouterr().out
-    assert "| kcl_s0 | 0 | ncm | 50.00 |" in text
-    line_with(text, "`tsc_s*` − `kcl_s*`", "+1.00 [-1.48, +3.48]")
-
-
-def test_groups_with_different_kinds_of_classifiers_are_refused(runs):
+@pytest.fixture
+def compared_runs(runs):
+    """Write three runs of KCL with --compare-heads alone, and of cross-entropy, which also has its own last layer."""
     for seed in range(3):
-        compare_heads(runs / f"kcl_s{seed}", 50, 80)
-    refusal(lambda: kcl_and_tsc_groups(runs), "kcl_s*: --compare-heads", "tsc_s*: probe")
+        shutil.rmtree(runs / f"kcl_s{seed}" / "probe")
+        compare_heads(runs / f"kcl_s{seed}", 50 + seed)
+        ce = runs / f"ce_s{seed}"
+        shutil.copytree(runs / f"tsc_s{seed}" / "probe", ce)
+        (ce / "args.json").write_text(json.dumps({"args": {"pretrained": None, "seed": seed}}))
+        compare_heads(ce, 60 + 3 * seed)
+    return runs
 
 
-def test_run_without_classifier_is_refused(runs):
-    shutil.rmtree(runs / "kcl_s1" / "probe")
-    refusal(lambda: read_group(f"{runs}/kcl_s*"), "kcl_s1", "--compare-heads")
+@pytest.mark.parametrize("within", ["", "/heads"])
+def test_comparisons_are_paired_by_the_seed_of_the_training(within, compared_runs, capsys):
+    """KCL: 50, 51, 52. Cross-entropy: 60, 63, 66. Differences 10, 12, 14: 12 ± 4.303 · 2 / √3."""
+    report.main(["--trials", f"{compared_runs}/kcl_s*{within}", f"{compared_runs}/ce_s*{within}"])
+    text = capsys.readouterr().out
+    assert "| kcl_s0 | 0 | ncm | 50.00 |" in text and "| ce_s2 | 2 | ncm | 66.00 |" in text
+    line_with(text, "`ce_s*` − `kcl_s*`", "+12.00 [+7.03, +16.97]")
+
+
+def test_comparisons_on_different_lists_are_refused(compared_runs):
+    shutil.rmtree(compared_runs / "kcl_s1" / "heads")
+    compare_heads(compared_runs / "kcl_s1", 51, test_list="other")
+    refusal(lambda: kcl_and_tsc_groups(compared_runs, "ce"), "test_list", "other", "kcl_s1")
+
+
+def test_run_without_comparison_is_refused(compared_runs):
+    """Without it, the accuracies are those of single classifiers, which the runs of KCL do not have."""
+    shutil.rmtree(compared_runs / "ce_s1" / "heads")
+    refusal(lambda: kcl_and_tsc_groups(compared_runs, "ce"), "kcl_s0", "--compare-heads")
+
+
+def test_comparisons_precede_saved_classifiers_if_all_runs_have_one(runs):
+    for folder in (runs / f"{name}_s{seed}" for name in ("kcl", "tsc") for seed in range(3)):
+        compare_heads(folder, 70)
+    kcl, tsc = kcl_and_tsc_groups(runs)
+    assert [run.results["selected"]["acc1"] for run in kcl.runs + tsc.runs] == [70] * 6
+    shutil.rmtree(runs / "tsc_s2" / "heads")
+    assert [run.results["selected"]["acc1"] for run in kcl_and_tsc_groups(runs)[0].runs] == [50, 52, 54]
 
 
 def test_paired_interval_matches_scipy():

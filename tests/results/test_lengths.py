@@ -54,6 +54,13 @@ def test_invalid_lengths_are_refused(change, facts, write_plan):
     refusal(lambda: read_plan(str(path)), "plan", path, *facts)
 
 
+@pytest.mark.parametrize(("flag", "facts"), [("--epochs 12", ("--epochs", "lengths")), ("--lr 0.3", ("--lr", "rates"))])
+def test_flag_in_data_that_an_entry_sets_is_refused(flag, facts, write_plan):
+    pixels = "[method pixels]\ntitle = pixels\nstage1 = pixels\n\n"  # it accepts neither flag
+    path = write_plan(*LENGTHS, (pixels, ""), ("--image-size 8", f"--image-size 8 {flag}"))
+    refusal(lambda: read_plan(str(path)), "[study]", *facts)
+
+
 AT_LENGTH = (LENGTHS[0], ("seeds = 2\naxis", "seeds = 2\nlength = 12\naxis"))  # the sweep is kept, at 12 epochs
 
 

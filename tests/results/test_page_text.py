@@ -45,7 +45,7 @@ def test_page_names_uncommitted_changes(finished_study, tmp_path):
 def test_page_names_methods_with_their_own_learning_rate(study_results, tmp_path):
     plan = study_results.plan._replace(rates=("0.1", "0.3"))
     methods = plan.methods | {"ce": plan.methods["ce"]._replace(flags=("--balance", "none", "--lr", "0.7"))}
-    of_all, of_some = "rate of each method is selected", "rate of each method without a rate of its own is selected"
+    of_all, of_some = "rate of each method is selected", "rate of each method whose flags set none is selected"
     for results, sentence in ((plan, of_all), (plan._replace(methods=methods), of_some)):
         assert sentence in page_text(study_results._replace(plan=results), tmp_path)
 

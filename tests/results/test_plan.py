@@ -7,7 +7,7 @@ import pytest
 from examples.results import __main__ as results
 from examples.results.plan import PLANS_DIR
 from examples.results.plan_file import read_plan
-from examples.results.trials import Cell, main_cells, tuning_cells
+from examples.results.trials import Cell, main_cells, sweep_cells, tuning_cells
 from tests.refusals import refusal
 
 
@@ -50,7 +50,7 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("rates = 0.1", "rates = fast"), (STUDY, "rates")),
         (("rates = 0.1", "heads = --typo"), (STUDY, "--typo")),
         (("rates = 0.1", "split_per_seed = maybe"), (STUDY, "split_per_seed", "maybe", "yes", "no")),
-        (("--image-size 8", "--split-seed 1\nsplit_per_seed = yes"), ("[method pixels]", "--split-seed")),
+        (("--image-size 8", "--split-seed 1\nsplit_per_seed = yes"), (STUDY, "--split-seed")),
         (("--image-size 8", "--splits LISTS\nsplit_per_seed = yes"), (STUDY, "split_per_seed", "lists")),
         (("--image-size 8", "\nsplit_per_seed = yes"), (STUDY, "split_per_seed", "pixels")),
         (("--dataset digits --image-size 8", "--dataset cifar10\nsplit_per_seed = yes"), (STUDY, "cifar10", "digits")),
@@ -70,7 +70,7 @@ STUDY, TSC, TW = "[study]", "[method tsc]", "[sweep tw]"
         (("--tw 0.2\n", "--tw 0.2 --imbalance 10\n"), (TSC, "--imbalance")),
         (("--tw 0.2\n", "--tw 0.2 --targets my.npy\n"), (TSC, "--targets")),
         (("--tw 0.2\n", "--tw 0.2 --image-size 16\n"), (TSC, "--image-size", "data")),
-        (("imbalance = 100", "imbalance = 500"), (STUDY, "--imbalance", 500, 120)),
+        (("imbalance = 100", "imbalance = 500"), (TW, "--imbalance", 500, 120)),
         (("rates = 0.1", "heads = --resume auto"), (STUDY, "--resume")),
         (("--tw 0.2\n", "--weight 0.2\n"), (TSC, "--weight 0.2")),
         (("--tw 0.2\n", "--tw 0.2 --help\n"), (TSC, "--help")),
@@ -131,6 +131,12 @@ def test_learning_rate_of_method_is_kept(flags, study):
     words = study.trial(Cell(10, study.plan.methods["tsc"]), 0).commands[0]
     assert not {"0.1", "0.3"} & {*words}
     assert {cell.method.key for cell in tuning_cells(study.plan)} == {"kcl", "ce"}
+
+
+def test_sweep_of_learning_rates_has_runs_of_its_own(plan):
+    """0.03 is the default of --lr, but the method has the rate of the plan."""
+    sweep = plan.sweeps[0]._replace(methods=("kcl",), flag="--lr", values=("0.03", "0.5"))
+    assert [cell.name for cell in sweep_cells(plan, sweep).values()] == ["kcl_lr_0.03", "kcl_lr_0.5"]
 
 
 @pytest.mark.parametrize("per_seed", [True, False])

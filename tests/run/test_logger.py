@@ -74,10 +74,10 @@ def test_resumed_log_drops_repeated_epochs(tmp_path):
 
 
 def test_resumed_run_records_its_earlier_machines(tmp_path, monkeypatch):
-    """The run starts on a GPU and continues twice on CPU A, then on CPU B. A new run has no record of them."""
+    """The run starts on a GPU and continues on CPU A, within its first epoch, and on CPU B. A new run has no record."""
     for epochs_done, processor in enumerate(("GPU", "CPU A", "CPU A", "CPU B")):
         monkeypatch.setattr(logger, "processor_name", lambda *_, name=processor: name)
-        RunLog(tmp_path, {}, (), epochs_done)
+        RunLog(tmp_path, {}, (), epochs_done // 2, resumed=epochs_done > 0)
     record = json.loads((tmp_path / "args.json").read_text())
     assert record["processor"] == "CPU B" and [start["processor"] for start in record["earlier"]] == ["GPU", "CPU A"]
     RunLog(tmp_path, {}, (), 0)

@@ -47,6 +47,7 @@ class Run(NamedTuple):
     Attributes:
         results: results of the probe, if it has finished.
         heads: results of --compare-heads in the same folder.
+        comparison: the folder of --compare-heads.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Run(NamedTuple):
     probe: Stage | None
     results: dict | None
     heads: dict | None = None
+    comparison: Stage | None = None
 
     @property
     def stages(self) -> dict[int, Stage]:
@@ -62,7 +64,8 @@ class Run(NamedTuple):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(stage.args["seed"] for stage in self.stages.values())
+        """Return the seed of each stage. --compare-heads uses no random numbers."""
+        return tuple(stage.args["seed"] for stage in self.stages.values() if not _is_comparison(stage))
 
     @property
     def class_names(self) -> list[str] | None:
@@ -99,7 +102,7 @@ def read_run(path: str | Path) -> Run:
     else:
         pretraining, probe = stage, _only_probe_in(stage.folder)
     results = read_results(probe.folder / "results.json") if probe else None
-    return Run(str(path).rstrip("/"), pretraining, probe, results, find_comparison(stage.folder))
+    return Run(str(path).rstrip("/"), pretraining, probe, results, *_find_comparison(stage.folder))
 
 
 def read_stage(folder: Path) -> Stage:
@@ -118,9 +121,12 @@ def read_stage(folder: Path) -> Stage:
 
 
 def _pretraining_of(probe: Stage) -> Stage | None:
-    """Return stage 1 from the parent folder of the probe or of its checkpoint; None if neither is a run folder."""
+    """Return stage 1 from the parent folder of the probe or of its checkpoint; None if neither is a run folder.
+
+    Cross-entropy training counts as stage 1 of the classifiers in its folder.
+    """
     for folder in (probe.folder.parent, Path(probe.args["pretrained"] or "").parent):
-        if (folder / "args.json").exists() and "pretrained" not in (stage := read_stage(folder)).args:
+        if (folder / "args.json").exists() and (stage := read_stage(folder)).args.get("pretrained") is None:
             return stage
     return None
 
@@ -133,13 +139,16 @@ def _only_probe_in(folder: Path) -> Stage | None:
     return probes[0] if probes else None
 
 
-def find_comparison(folder: Path) -> dict | None:
-    """Return the newest results.json of --compare-heads in a run folder, or None."""
-    files = [stage.folder / "results.json" for stage in _stages_in(folder) if _is_comparison(stage)]
-    newest = max((path for path in files if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
-    if newest and "heads" not in (results := read_results(newest)):
+def _find_comparison(folder: Path) -> tuple[dict | None, Stage | None]:
+    """Return the newest results.json of --compare-heads in a run folder, and the folder of these results."""
+    compared = [stage for stage in _stages_in(folder) if _is_comparison(stage)]
+    finished = {stage.folder / "results.json": stage for stage in compared if (stage.folder / "results.json").exists()}
+    if not finished:
+        return None, None
+    newest = max(finished, key=lambda path: path.stat().st_mtime)
+    if "heads" not in (results := read_results(newest)):
         raise InputError(f"{newest}: has no heads, expected a file written by --compare-heads")
-    return newest and results
+    return results, finished[newest]
 
 
 def find_probes(checkpoint: Path, lists: dict[str, str]) -> dict[Path, dict]:

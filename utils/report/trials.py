@@ -1,7 +1,7 @@
 """Trials: groups of runs that differ only in the seed, and paired comparisons of groups.
 
-A run has the results of its only probe or, without a probe, those of --compare-heads with the classifier that is
-selected on validation.
+If all runs have results of --compare-heads, a run has the accuracy of the classifier that was selected on validation.
+Otherwise it has that of the only classifier in its folder.
 """
 
 import glob
@@ -36,11 +36,16 @@ class Group(NamedTuple):
 
 
 def read_groups(patterns: list[str]) -> list[Group]:
-    """Read one group per pattern. Raise InputError unless all groups have the same seeds, by which they are paired."""
-    groups = [read_group(pattern) for pattern in patterns]
-    if len({bool(run.probe) for group in groups for run in group.runs}) > 1:
-        kinds = ", ".join(f"{group.name}: {'probe' if group.runs[0].probe else '--compare-heads'}" for group in groups)
-        raise InputError(f"the groups have different classifiers ({kinds}), expected the same kind in all runs")
+    """Read one group of finished runs per pattern, such as `runs/kcl_s*`.
+
+    Raises:
+        InputError: Fewer than two folders match a pattern, a run has no results, the runs of a group differ in more
+            than the seed, or groups have different seeds, by which they are paired.
+    """
+    runs = [[read_run(folder) for folder in _folders_of(pattern)] for pattern in patterns]
+    if all(run.comparison for group in runs for run in group):
+        runs = [list(map(_compared, group)) for group in runs]
+    groups = [_build_group(pattern, group) for pattern, group in zip(patterns, runs, strict=True)]
     first = groups[0]
     for other in groups[1:]:
         first_seeds, other_seeds = ({run.seeds for run in group.runs} for group in (first, other))
@@ -53,19 +58,15 @@ def read_groups(patterns: list[str]) -> list[Group]:
     return groups
 
 
-def read_group(pattern: str) -> Group:
-    """Read the finished runs whose folders match a shell pattern.
-
-    Raises:
-        InputError: fewer than two folders match; see also `read_folders_as_group`.
-    """
+def _folders_of(pattern: str) -> list[str]:
+    """Return the folders that match a shell pattern. Raise InputError if they are fewer than two."""
     folders = _matching_folders(pattern.rstrip("/"))
     if len(folders) < 2:
         matches = f"matches only {folders[0]}" if folders else "matches no folder"
         raise InputError(
             f"--trials {pattern}: {matches}, expected two or more runs; put the pattern in quotation marks"
         )
-    return read_folders_as_group(pattern, folders)
+    return folders
 
 
 def _matching_folders(pattern: str) -> list[str]:
@@ -75,35 +76,28 @@ def _matching_folders(pattern: str) -> list[str]:
     return max((sorted(glob.glob(os.path.join(*reading))) for reading in readings), key=len)  # noqa: PTH118, PTH207
 
 
-def read_folders_as_group(name: str, folders: list[str]) -> Group:
-    """Read the finished runs in these folders.
+def _compared(run: Run) -> Run:
+    """Return the run with the results of --compare-heads instead of those of a single classifier."""
+    return run._replace(pretraining=run.pretraining or run.probe, probe=run.comparison, results=run.heads)
 
-    Raises:
-        InputError: a run has no results, two runs have the same seed, or runs differ in more than the seed; the message
-            lists the differences.
-    """
-    runs = [_read_results_of(folder) for folder in folders]
+
+def _build_group(name: str, runs: list[Run]) -> Group:
+    """Check and sort the runs of a group. Raise InputError as `read_groups` does; the message lists differences."""
+    for run in runs:
+        if run.results is None:
+            raise InputError(
+                f"{run.name}: has no results.json, because its probe has not finished"
+                if run.probe
+                else f"{run.name}: has no results of a classifier; fit one, or run --compare-heads for all runs"
+            )
     if changed := differences(runs):
         listed = "; ".join(f"{argument}: {_format_by_run(runs, values)}" for argument, values in changed.items())
         raise InputError(f"{name}: the runs differ in more than the seed: {listed}")
-    runs.sort(key=lambda run: run.seeds)
+    runs = sorted(runs, key=lambda run: run.seeds)
     for one, next_one in itertools.pairwise(runs):
         if one.seeds == next_one.seeds:
             raise InputError(f"{one.name} and {next_one.name}: same seed {_format_seed(one)}, expected different seeds")
     return Group(name, runs)
-
-
-def _read_results_of(folder: str) -> Run:
-    """Read a run with the results of its probe or, if it has no probe, those of --compare-heads."""
-    run = read_run(folder)
-    if run.probe is None and run.heads:
-        return run._replace(results=run.heads)
-    if run.results is None:
-        reason = (
-            "its probe has not finished" if run.probe else "no classifier was fitted; add --compare-heads to stage 2"
-        )
-        raise InputError(f"{run.name}: has no results.json, because {reason}")
-    return run
 
 
 def _format_by_run(runs: list[Run], values: list) -> str:

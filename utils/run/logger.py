@@ -46,16 +46,17 @@ class RunLog:
         epochs_done: completed epochs in the checkpoint that the run resumes from. Records of later epochs, which are
             trained again, move to log.jsonl.bak-<n>. With --resume auto, a single record after `epochs_done` is dropped
             instead: its epoch was logged but not saved, and is trained and logged again.
+        resumed: whether the run continues from a checkpoint. args.json then keeps the machines of its earlier starts.
     """
 
-    def __init__(self, run_dir: Path, args: dict, splits: tuple[str, ...], epochs_done: int):
+    def __init__(self, run_dir: Path, args: dict, splits: tuple[str, ...], epochs_done: int, resumed: bool = False):
         self.path = run_dir / "log.jsonl"
         self.boards = {}
         if distributed.is_main():
             records = read_log(self.path)  # first, so that a damaged log stops the run before anything is written
             run_dir.mkdir(parents=True, exist_ok=True)
             about = describe_run(args)
-            about |= {"earlier": earlier} if epochs_done and (earlier := _earlier_starts(run_dir, about)) else {}
+            about |= {"earlier": earlier} if resumed and (earlier := _earlier_starts(run_dir, about)) else {}
             write_text(run_dir / "args.json", format_json(about, indent=2) + "\n")
             self._drop_records_after(epochs_done, args, records)
             self.boards = {split: tensorboard_logger.Logger(str(run_dir / split)) for split in splits}
@@ -177,7 +178,7 @@ def _git_state() -> str:
 def open_log(run_dir: Path, state: RunState, loader, splits: tuple[str, ...]) -> tuple["RunLog", Progress]:
     """Open the log files and the progress display of a new or resumed run, and print its first line."""
     args, steps = state.args, len(loader)
-    run_log = RunLog(run_dir, args, splits, state.epoch)
+    run_log = RunLog(run_dir, args, splits, state.epoch, resumed=state.source is not None)
     log(f"{len(loader.dataset)} images, {steps} steps per epoch, seed {state.seed}, {args['device']}: {run_dir}")
     done = state.epoch * steps + state.step
     return run_log, Progress(args["epochs"] * steps, done, args["print_freq"])
