@@ -17,7 +17,7 @@ def write_run(folder, seed, acc1, stage_1=(), stage_2=(), seed_2=None):
     """Write a minimal stage-1 folder with its probe."""
     entry = {"epoch": 3, "acc1": acc1, "acc5": 100.0, "many": acc1 + 1, "medium": None, "few": acc1 - 1}
     entry["per_class"] = [acc1, acc1]
-    record = {"args": {"lr": 0.1, "run_dir": str(folder), "seed": seed} | dict(stage_1), "git": "c0ffee"}
+    record = {"args": {"lr": 0.1, "tw": 0, "run_dir": str(folder), "seed": seed} | dict(stage_1), "git": "c0ffee"}
     args = {"pretrained": str(folder / "last.pth.tar"), "seed": seed if seed_2 is None else seed_2, "lr": 1}
     results = {"selected": entry, "last": entry | {"acc1": 0.0}, "best_on_test": entry, "train_counts": [100, 2]}
     (folder / "probe").mkdir(parents=True)
@@ -31,7 +31,7 @@ def runs(tmp_path):
     """Write three trials of two methods, with accuracies 50, 52, 54 (KCL) and 51, 54, 54 (TSC)."""
     for seed, (kcl, tsc) in enumerate(((50, 51), (52, 54), (54, 54))):
         write_run(tmp_path / f"kcl_s{seed}", seed, kcl)
-        write_run(tmp_path / f"tsc_s{seed}", seed, tsc, {"targeted": True})
+        write_run(tmp_path / f"tsc_s{seed}", seed, tsc, {"targeted": True, "tw": 0.2})
     return tmp_path
 
 
@@ -134,7 +134,8 @@ def test_each_epoch_selection_has_a_table(runs, capsys):
     selected, last, best = text.split("\n### ")[1:]
     assert selected.startswith("selected: ") and last.startswith("last: ") and best.startswith("best_on_test: ")
     assert "| 0.00 |" in last and "| 0.00 |" not in selected
-    line_with(text, "targeted", "None", "`kcl_s*`", "True", "`tsc_s*`")
+    line_with(text, "arguments that some of the groups do not have", "targeted (stage 1)")
+    line_with(text, "tw (stage 1)", "0 in `kcl_s*`", "0.2 in `tsc_s*`")
     assert "| kcl_s0 | 0 | 3 |" in selected
     line_with(selected, "`tsc_s*` − `kcl_s*`", "+1.00 [-1.48, +3.48]")
 

@@ -164,7 +164,10 @@ def paired_difference(values: np.ndarray) -> tuple[float, float, float]:
 def notes(groups: list[Group]) -> list[str]:
     """Return lines with the arguments, commits, machines, processors and versions that differ between groups."""
     firsts = [group.runs[0]._replace(name=name) for name, group in zip(_short_group_names(groups), groups, strict=True)]
-    lines = [f"{argument}: {_format_by_run(firsts, values)}" for argument, values in differences(firsts).items()]
+    changed, common = differences(firsts), set.intersection(*({*run.deciding_arguments()} for run in firsts))
+    lines = [f"{name}: {_format_by_run(firsts, values)}" for name, values in changed.items() if name in common]
+    if others := [name for name in changed if name not in common]:
+        lines.append(f"arguments that some of the groups do not have: {', '.join(others)}")
     runs = [run for group in groups for run in group.runs]
     for what in ("git", "machine", "processor", "versions", "processes"):
         values = [str((run.pretraining or run.probe).about.get(what, "unknown")) for run in runs]
