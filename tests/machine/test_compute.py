@@ -56,7 +56,6 @@ def test_precision_flags_stay_close_to_float32(flag, flags, float32_probe, tsc_r
     stage1.main([*flags, *TSC, *flag.split(), "--run-dir", str(tmp_path / "run")])
     for ours, theirs in zip(log_of(tmp_path / "run"), log_of(tsc_run), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=5e-3)
-    assert log_of(tmp_path / "run")[0]["loss"] != log_of(tsc_run)[0]["loss"]  # the flag reaches the encoders
     ours, theirs = (
         checkpoint.read_checkpoint(run / "last.pth.tar")["state_dict"] for run in (tmp_path / "run", tsc_run)
     )
@@ -69,9 +68,11 @@ def test_precision_flags_stay_close_to_float32(flag, flags, float32_probe, tsc_r
         assert ours[split]["loss"] == pytest.approx(theirs[split]["loss"], rel=5e-3)
     weights = [checkpoint.read_checkpoint(tmp_path / name / "last.pth.tar")["state_dict"] for name in ("run", "fast")]
     kernels = [weights[0]["module.encoder_q.conv1.weight"], weights[1]["module.conv1.weight"]]
+    # The flag reaches the encoders of both stages. On some CPUs, the memory format does not change any number.
     if flag == "--channels-last":
         assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     else:
+        assert log_of(tmp_path / "run")[0]["loss"] != log_of(tsc_run)[0]["loss"]
         assert ours["train"]["loss"] != theirs["train"]["loss"]
 
 
