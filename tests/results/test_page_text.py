@@ -25,11 +25,12 @@ def test_page_says_which_seeds_share_images(split_per_seed, sentence, study_resu
 
 
 def test_page_names_all_processors(finished_study, tmp_path):
-    """One run began on another machine, and was continued when records did not name processors."""
+    """One run began on another machine, and was continued when records did not name processors. Damage is skipped."""
     record = finished_study.folder / "rho10" / "tsc_s0" / "args.json"
     about = json.loads(record.read_text())
     del about["processor"]
     about["earlier"] = [{"git": "beef", "machine": "farm-7", "processor": "GPU", "versions": {"torch": "3"}}]
+    about["earlier"] += ["damaged", {"machine": "farm-7"}]
     record.write_text(json.dumps(about))
     text = page_text(finished_study.results(), tmp_path)
     assert "Machines: box, Fast CPU, PyTorch 2; box, cpu, PyTorch 2; farm, GPU, PyTorch 3." in text

@@ -27,8 +27,8 @@ class Stage(NamedTuple):
     def starts(self) -> list[dict]:
         """Return commit, machine and versions of the last start (the contents of args.json) and of earlier ones."""
         earlier = self.about.get("earlier")
-        starts = earlier if isinstance(earlier, list) else []
-        return [self.about, *(start for start in starts if isinstance(start, dict) and "machine" in start)]
+        starts = [start for start in earlier if isinstance(start, dict)] if isinstance(earlier, list) else []
+        return [self.about, *(start for start in starts if {"machine", "versions"} <= start.keys())]
 
     @property
     def command(self) -> str:
